@@ -1,0 +1,32 @@
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    run="[^/]+",
+
+
+rule all:
+    default_target: True
+    input:
+        study_manifests(),
+    localrule: True
+
+
+onsuccess:
+    conclude()
+
+
+onerror:
+    name_failures()

@@ -1,0 +1,117 @@
+"""What people type: `salsa plan`, `salsa run`, `salsa verify`, `salsa soup` (or `python -m salsa …`)."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+from salsa import runs
+from salsa.runs import UserError
+
+
+def main(argv=None):
+    """Run one subcommand; a mistake of the user is one line on standard error, and exit code 1."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["soup"]:
+            from salsa import soup
+
+            return soup.main(argv[1:])
+        argv, extra = _split(argv)
+        arguments = _parser().parse_args(argv)
+        if extra and arguments.function is not run_command:
+            raise UserError("options after -- are Snakemake's, and only `salsa run` starts Snakemake")
+        return arguments.function(arguments, extra)
+    except UserError as error:
+        print(f"salsa: {error}", file=sys.stderr)
+        return 1
+
+
+def _split(argv):
+    if "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="salsa", description="What should a policy be anchored to?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    overrides = {"nargs": "*", "metavar": "OVERRIDE", "help": "Hydra's, such as experiment=reviews ppo.iterations=10"}
+    plan = commands.add_parser("plan", help="show the runs of a configuration, and which are done")
+    plan.add_argument("overrides", **overrides)
+    plan.add_argument("--json", action="store_true", help="print the plan itself")
+    plan.set_defaults(function=plan_command)
+    run = commands.add_parser("run", help="run a configuration (Snakemake, all cores); after --: Snakemake's options")
+    run.add_argument("overrides", **overrides)
+    run.set_defaults(function=run_command)
+    verify = commands.add_parser("verify", help="check every finished run's files against its manifest")
+    verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
+    verify.set_defaults(function=verify_command)
+    commands.add_parser("soup", help="average the weights of models", add_help=False)
+    return parser
+
+
+def plan_command(arguments, _):
+    """Show how many runs of each stage a configuration has, and how many are finished."""
+    from salsa import compose, plan, studies
+
+    result = plan.plan(compose.compose(arguments.overrides))
+    if arguments.json:
+        print(json.dumps(runs.read_json(result.save()), indent=2, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    total = Counter(run.stage for run in result.runs.values())
+    done = Counter(run.stage for path, run in result.runs.items() if studies.finished(result, path))
+    for study in result.studies:
+        print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
+    table = Table()
+    for name in ("stage", "runs", "done", "to run"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in plan.MODULES:
+        if total[stage]:
+            table.add_row(stage, str(total[stage]), str(done[stage]), str(total[stage] - done[stage]))
+    table.add_section()
+    table.add_row("all", *(str(n) for n in (total.total(), done.total(), total.total() - done.total())))
+    Console().print(table)
+    return 0
+
+
+def run_command(arguments, extra):
+    """Become Snakemake on the configuration that the overrides say."""
+    from salsa.compose import ROOT
+
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in extra):
+        command += ["--cores", "all"]
+    command += extra
+    if arguments.overrides:
+        command += ["--config", f"overrides={shlex.join(arguments.overrides)}"]
+    os.execv(sys.executable, command)
+
+
+def verify_command(arguments, _):
+    """Check every run that has a manifest; exit code 1, and their names, where some are damaged."""
+    results = Path(arguments.results)
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder; give the results folder")
+    manifests = sorted(results.glob(f"*/*/{runs.MANIFEST}"))
+    folders = [path.parent for path in manifests if not path.parent.is_symlink()]
+    damaged = 0
+    for folder in folders:
+        try:
+            runs.verify(folder)
+        except UserError as error:
+            damaged += 1
+            print(error)
+    print(f"{len(folders)} finished runs, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

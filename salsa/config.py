@@ -1,0 +1,357 @@
+"""The schema of the whole configuration, as dataclasses, and how a command line becomes checked configurations.
+
+Every value has one home: `conf/` holds the values, this module their names and types. Stages receive the smallest
+dataclass that determines their result, so that two runs with equal settings are the same run. What is execution only
+(threads, device, micro-batch) lives in `Execution` and is never part of a run's address.
+
+Only the standard library is imported at the top: numerics that read these settings run where Hydra is not installed.
+"""
+
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+MISSING = "???"  # OmegaConf's mark of a value that the configuration has to give
+
+
+@dataclass
+class Architecture:
+    """A Llama that the project pretrains itself."""
+
+    vocabulary_size: int = 512
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 192
+
+
+@dataclass
+class Model:
+    """A base model: made by the project (`pretrain`), from a package's GGUF (`package`), or a hub id or folder."""
+
+    name: str = MISSING
+    source: str = MISSING  # pretrain | package | hub
+    path: str = ""  # hub id or local folder (hub); the package's name (package)
+    revision: str | None = None
+    dtype: str = "float32"  # float32 | bfloat16
+    chat_template: str | None = None  # a file of salsa/templates, without .jinja; null: the model's own
+    architecture: Architecture = field(default_factory=Architecture)
+
+
+@dataclass
+class Corpus:
+    """Pretraining text."""
+
+    kind: str = MISSING  # stories | reviews | none
+    seed: int = 0
+    documents: int = 0
+
+
+@dataclass
+class Task:
+    """What SFT, the reward model, PPO and evaluation prompts are made from. Sizes are upper limits for read data."""
+
+    kind: str = MISSING  # stories | reviews | ultra
+    seed: int = 0
+    demonstrations: int = 0
+    validation: int = 0
+    preferences: int = 0  # prompts (sampled preferences) or pairs (given preferences)
+    prompts: int = 0  # for PPO
+    evaluation: int = 0  # development prompts on which KL and rewards of final policies are reported
+    opening_words: int = 6  # reviews: words of a review that make its prompt
+    response_words: int = 0  # reviews: words of the continuation that gold and demonstrations see; 0: all
+    sft_file: str = ""  # ultra: hub dataset or local JSONL, JSONL.gz, Parquet
+    preference_file: str = ""
+    evaluation_file: str = ""
+
+
+@dataclass
+class Data:
+    name: str = MISSING
+    preferences: str = "sampled"  # sampled: pairs drawn from the SFT models, labelled by gold | given: read from data
+    corpus: Corpus = field(default_factory=Corpus)
+    task: Task = field(default_factory=Task)
+
+
+@dataclass
+class Benchmark:
+    # in_distribution | out_of_distribution | two_turn | openings | preference_file | mt_bench | arena_hard
+    kind: str = MISSING
+    prompts: int = 0  # upper limit; 0: all
+    file: str = ""
+    reference_file: str = ""
+
+
+@dataclass
+class Judge:
+    kind: str = MISSING  # gold | vader
+    tie_margin: float = 0.0  # a difference of scores up to this is a tie
+
+
+@dataclass
+class Reference:
+    """What the KL penalty is measured from: a soup of SFT models, or SFT_0 moved at random as far as that soup."""
+
+    kind: str = "soup"  # soup | noise
+    weights: list[str] = field(default_factory=lambda: ["1"])  # decimals or fractions, one for each SFT model
+
+
+@dataclass
+class Arm:
+    """A way to run PPO: where the policy starts (weights over the SFT models) and what its reference is."""
+
+    description: str = ""
+    start: list[str] = field(default_factory=lambda: ["1"])
+    reference: Reference = field(default_factory=Reference)
+
+
+@dataclass
+class Lengths:
+    """Tokens. A prompt longer than `prompt` is dropped and counted, never cut silently."""
+
+    prompt: int = 32
+    response: int = 40
+
+
+@dataclass
+class Base:
+    """Pretraining, for `model.source: pretrain`."""
+
+    seed: int = 0
+    epochs: int = 1
+    batch_size: int = 64
+    block_length: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # share of the steps
+
+
+@dataclass
+class Sft:
+    models: int = 2  # SFT models a replicate, differing in the seed alone
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    dropout: float = 0.0  # attention dropout while training; with the data order, what a seed changes
+    stop: str = "validation"  # validation: the epoch of lowest validation loss | epochs: the last, over-fitted or not
+
+
+@dataclass
+class RewardModel:
+    pairs: int = 1000
+    held_out: int = 256
+    epochs: int = 1
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    gold_temperature: float = 0.1  # Bradley-Terry noise of sampled preferences, in units of gold
+    normalisation_prompts: int = 256  # prompts on which sft0's samples fix the reward's shift and scale
+
+
+@dataclass
+class Ppo:
+    iterations: int = 40
+    batch_size: int = 128  # prompts an iteration, over all processes
+    epochs: int = 2
+    mini_batches: int = 1
+    learning_rate: float = 1e-4
+    schedule: str = "linear"  # linear: to 0 over the run | constant
+    warmup: int = 0  # iterations
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-5
+    kl_estimator: str = "k1"  # k1 | k2 | k3
+    kl_in: str = "reward"  # reward | loss
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    value_coef: float = 0.1
+    value_model: str = "reward_model"  # reward_model: a network of its own | shared: a head on the policy's trunk
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    missing_eos_penalty: float = 1.0
+    whiten_advantages: bool = True
+    rollouts_every: int = 5  # iterations between kept rollouts (text), from which gold trajectories are read
+
+
+@dataclass
+class Gates:
+    """Conditions, read before PPO, without which a comparison of references says nothing. They warn, and stop nothing."""
+
+    smallest_kl: float = 0.05  # KL(sft0 ‖ soup), nats a response; nearer to sft0, SALSA is PPO
+    lowest_agreement: float = 0.75  # of the reward model with gold, on held-out pairs
+    highest_agreement: float = 0.95  # above it, the proxy is as good as gold, and nothing is over-optimised
+    largest_barrier: float = 0.01  # nats a token, of the loss between the SFT models above their ends' line
+
+
+@dataclass
+class Evaluate:
+    temperature: float = 1.0  # of benchmark answers; reported KL is always at temperature 1
+    alphas: list[str] = field(default_factory=lambda: ["0", "0.25", "0.5", "0.75", "1"])  # SFT soups along the line
+    gates: Gates = field(default_factory=Gates)
+
+
+@dataclass
+class Report:
+    bootstrap: int = 2000
+    seed: int = 0
+    samples: int = 5  # prompts a benchmark, answered by every arm side by side
+
+
+@dataclass
+class Execution:
+    """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 1  # CPU threads of a training or sampling job
+    micro_batch: int = 64  # sequences a forward and backward pass
+    mixed_precision: str = "no"  # no | bf16: autocast of trained models, whose weights stay float32
+    gradient_checkpointing: bool = False
+    memory_mb: int = 2000
+    runtime: int = 60  # minutes
+    gpus: int = 0
+    trackers: list[str] = field(default_factory=list)  # Accelerate's: tensorboard, wandb, …
+    shipped_base: bool = True  # copy the checkpoint that comes with the project where its address is the run's
+
+
+@dataclass
+class Config:
+    """A study: its list axes, what every stage does, and how it is executed."""
+
+    name: str = "default"
+    title: str = ""
+    seed: int = 0
+    results: str = "results"
+    replicates: list[int] = field(default_factory=lambda: [0])
+    kl_coefs: list[float] = field(default_factory=lambda: [0.05])
+    alphas: list[str] = field(default_factory=list)
+    alpha_kl_coefs: list[float] | None = None  # kl_coefs of the alphas that are no arm; null: all of the study's
+    companions: list[str] = field(default_factory=list)  # experiments planned along with this one, in the same DAG
+    arms: dict[str, Arm] = field(default_factory=dict)
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
+    judges: dict[str, Judge] = field(default_factory=dict)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    lengths: Lengths = field(default_factory=Lengths)
+    base: Base = field(default_factory=Base)
+    sft: Sft = field(default_factory=Sft)
+    reward_model: RewardModel = field(default_factory=RewardModel)
+    ppo: Ppo = field(default_factory=Ppo)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    report: Report = field(default_factory=Report)
+    execution: Execution = field(default_factory=Execution)
+
+
+# What each stage receives: the slice of the configuration that determines its result, and nothing else.
+
+
+@dataclass
+class CorpusSettings:
+    corpus: Corpus
+    sha256: str = ""  # of the package's file that the corpus is read from
+
+
+@dataclass
+class PrepareSettings:
+    task: Task
+    files: dict[str, str] = field(default_factory=dict)  # settings name -> "<bytes>:<sha256>" of each local file
+
+
+@dataclass
+class BenchmarkSettings:
+    name: str
+    benchmark: Benchmark
+    task: Task
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class BaseSettings:
+    model: Model
+    base: Base | None = None  # pretraining, where the project makes the model
+    files: dict[str, str] = field(default_factory=dict)  # content of a local model folder
+
+
+@dataclass
+class SftSettings:
+    seed: int
+    sft: Sft
+    lengths: Lengths
+
+
+@dataclass
+class RewardModelSettings:
+    seed: int
+    preferences: str
+    reward_model: RewardModel
+    lengths: Lengths
+    temperature: float  # of the samples that fix the normalisation: PPO's
+
+
+@dataclass
+class PpoSettings:
+    seed: int
+    kl_coef: float
+    start: list[str]
+    reference: Reference
+    ppo: Ppo
+    lengths: Lengths
+
+
+@dataclass
+class LandscapeSettings:
+    """The line between the first two SFT models, before PPO."""
+
+    seed: int
+    alphas: list[str]
+    temperature: float
+    lengths: Lengths
+    gates: Gates
+
+
+@dataclass
+class RespondSettings:
+    seed: int
+    temperature: float
+    lengths: Lengths
+
+
+@dataclass
+class JudgeSettings:
+    name: str
+    judge: Judge
+    replicate: int
+    candidate: str
+    baselines: dict[str, str]  # baseline's name -> the `model` field of its rows in its responses
+
+
+@dataclass
+class StudySettings:
+    config: dict[str, Any]  # the resolved configuration without `execution`
+    policies: list[dict[str, Any]]  # arm, alpha, kl_coef, replicate, name, index (among the parents), baselines
+
+
+def from_dict(cls, values):
+    """Build dataclass `cls` from nested dictionaries; an unknown or missing key is a ValueError that names it."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return cls(**{name: _convert(hints[name], value) for name, value in values.items()})
+
+
+def _convert(hint, value):
+    if is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value)
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is dict and is_dataclass(arguments[1]):
+        return {key: _convert(arguments[1], item) for key, item in value.items()}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and value is not None:
+        return _convert(arguments[0], value)
+    return value

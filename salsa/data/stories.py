@@ -1,0 +1,496 @@
+"""Stories: a closed world of short sentences, instructions about it, and an exact gold reward.
+
+All text is lower case with punctuation separated by spaces, so that `text.split()` gives its words. Everything is
+drawn by `random.Random(text)` from the seed and the row itself, so the bytes are equal on every machine, and a row
+does not depend on how many others there are.
+
+What is out of distribution: a fifth of the 400 pairs of a character and an object is held out by a hash of the pair
+alone. No story and no conversation outside the benchmark holds both words of such a pair anywhere. Counts above four
+are never asked for. What this leaves out: any meaning beyond which word is pleasant.
+"""
+
+import hashlib
+import random
+import re
+from functools import cache
+
+from salsa.data import assistant, ordered, split_of, user
+from salsa.runs import UserError
+
+CHARACTERS = [
+    "fox",
+    "bear",
+    "wolf",
+    "hare",
+    "deer",
+    "mouse",
+    "goose",
+    "duck",
+    "frog",
+    "toad",
+    "cat",
+    "dog",
+    "pig",
+    "goat",
+    "sheep",
+    "horse",
+    "bird",
+    "fish",
+    "snake",
+    "lion",
+]
+OBJECTS = [
+    "kite",
+    "boat",
+    "ball",
+    "drum",
+    "hat",
+    "cake",
+    "lamp",
+    "book",
+    "bell",
+    "cup",
+    "rope",
+    "sled",
+    "map",
+    "coin",
+    "key",
+    "basket",
+    "flute",
+    "ladder",
+    "wagon",
+    "mirror",
+]
+ADJECTIVES = {
+    "pleasant": [
+        "bright",
+        "happy",
+        "kind",
+        "lovely",
+        "gentle",
+        "cheerful",
+        "sweet",
+        "calm",
+        "cosy",
+        "friendly",
+        "golden",
+        "merry",
+    ],
+    "neutral": ["small", "big", "tall", "round", "plain", "long", "short", "new", "red", "blue", "green", "wide"],
+    "unpleasant": [
+        "grim",
+        "cruel",
+        "nasty",
+        "sour",
+        "dirty",
+        "broken",
+        "rotten",
+        "bitter",
+        "gloomy",
+        "lonely",
+        "rude",
+        "scary",
+    ],
+}
+VERBS = {
+    "pleasant": ["loves", "enjoys", "hugs", "adores", "treasures", "admires", "cherishes", "praises"],
+    "neutral": ["finds", "sees", "has", "holds", "takes", "moves", "carries", "keeps"],
+    "unpleasant": ["hates", "breaks", "steals", "ruins", "kicks", "fears", "loses", "spoils"],
+}
+TEMPLATES = (  # the grammar: whole, and exact
+    "the ADJECTIVE CHARACTER VERB a OBJECT .",
+    "the CHARACTER VERB the OBJECT .",
+    "the CHARACTER VERB a ADJECTIVE OBJECT .",
+    "the CHARACTER and the OBJECT are ADJECTIVE .",
+    "the NOUN is ADJECTIVE .",
+    "here is a ADJECTIVE NOUN .",
+)
+TEMPLATE_WEIGHTS = (1, 2, 1, 1, 2, 2)  # short sentences are more frequent: six of them take 37 words on average
+BOTH_NOUNS = 4  # the first so many templates hold a character and an object
+PLACES = ["hill", "lake", "garden", "forest", "river", "barn", "bridge", "meadow", "tower", "village"]
+TIMES = ["night", "noon", "dawn", "dusk"]
+STORY_TEMPLATES = (  # in base text alone; no part of the grammar
+    "one day the CHARACTER goes to the PLACE .",
+    "at TIME the CHARACTER sleeps near the PLACE .",
+    "then the CHARACTER comes back with the OBJECT .",
+    "the CHARACTER stays near the PLACE for NUMBER days .",
+    "soon it is TIME .",
+)
+NUMBERS = ["one", "two", "three", "four", "five", "six"]
+TRAINED_COUNTS = (1, 2, 3, 4)
+HARDER_COUNTS = (5, 6)
+PHRASINGS = (
+    "write COUNT about a FIRST and a SECOND .",
+    "tell me COUNT about a FIRST and a SECOND .",
+    "please make COUNT with a FIRST and a SECOND .",
+    "i want COUNT that mention a FIRST and a SECOND .",
+)
+FOLLOW_UP = "now " + PHRASINGS[0]
+TITLE = "about a FIRST and a SECOND ."  # of a story; what a model must have learned to keep to a topic
+TITLED = 0.7  # share of the stories
+SHARES = {  # of all instructions; an instruction belongs to one split by its own hash
+    "demonstrations": 0.16,
+    "validation": 0.05,
+    "preferences": 0.32,
+    "prompts": 0.32,
+    "evaluation": 0.05,
+    "in_distribution": 0.05,
+    "two_turn": 0.05,
+}
+TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
+GOLD_WEIGHTS = {"pleasant": 0.4, "topic": 0.25, "count": 0.15, "grammar": 0.1, "variety": 0.1}
+PLEASANT_PER_SENTENCE = 1.5  # pleasant minus unpleasant words an asked sentence, at which that part is full
+
+TOPICS = (("both", 0.65), ("one", 0.2), ("none", 0.15))  # the asked nouns that a demonstration mentions
+RIGHT_COUNT = 0.65  # share of demonstrations with the asked count; the others are one off
+REPEATS = 0.12  # share of demonstrations that say a sentence twice
+SLIPS = 0.1  # share of demonstrations, and of base stories, with one ungrammatical sentence
+TWO_TURN = 0.25  # share of demonstrations with a second instruction and answer
+
+_SLOTS = {
+    "CHARACTER": CHARACTERS,
+    "OBJECT": OBJECTS,
+    "NOUN": CHARACTERS + OBJECTS,
+    "ADJECTIVE": [word for kind in ADJECTIVES.values() for word in kind],
+    "VERB": [word for kind in VERBS.values() for word in kind],
+}
+_PLEASANT = frozenset(ADJECTIVES["pleasant"] + VERBS["pleasant"])
+_UNPLEASANT = frozenset(ADJECTIVES["unpleasant"] + VERBS["unpleasant"])
+_ADJECTIVES = frozenset(_SLOTS["ADJECTIVE"])
+_SENTENCE = re.compile(
+    "|".join(
+        re.sub(r"[A-Z]+", lambda slot: f"(?:{'|'.join(_SLOTS[slot[0]])})", template.replace(".", r"\."))
+        for template in TEMPLATES
+    )
+)
+_NOUNS = "|".join(CHARACTERS + OBJECTS)
+_INSTRUCTION = re.compile(
+    "(?:now )?(?:"
+    + "|".join(
+        phrasing.replace(".", r"\.")
+        .replace("COUNT", rf"(?P<count{i}>{'|'.join(NUMBERS)}) (?P<form{i}>sentences?)")
+        .replace("FIRST", f"(?P<first{i}>{_NOUNS})")
+        .replace("SECOND", f"(?P<second{i}>{_NOUNS})")
+        for i, phrasing in enumerate(PHRASINGS)
+    )
+    + ")"
+)
+
+
+@cache
+def words():
+    """Every word that can occur in any text of this world, sorted: the vocabulary of its tokenizer."""
+    texts = [*TEMPLATES, *STORY_TEMPLATES, *PHRASINGS, FOLLOW_UP, "sentence sentences"]
+    fixed = {word for text in texts for word in text.split() if not word.isupper()}
+    return sorted(fixed.union(*_SLOTS.values(), PLACES, TIMES, NUMBERS))
+
+
+def parse(sentence):
+    """Whether a sentence, with its final period, is in the grammar."""
+    return _SENTENCE.fullmatch(" ".join(sentence.split())) is not None
+
+
+def parse_instruction(text):
+    """The asked count and the two nouns of an instruction: `(3, ("fox", "kite"))`; anything else is a ValueError."""
+    match = _INSTRUCTION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an instruction of the stories: {text!r}")
+    found = {name[:-1]: value for name, value in match.groupdict().items() if value}
+    count = NUMBERS.index(found["count"]) + 1
+    if (count == 1) != (found["form"] == "sentence"):
+        raise ValueError(f"not an instruction of the stories: {text!r}")
+    return count, (found["first"], found["second"])
+
+
+@cache
+def held_out(character, object_):
+    """Whether a pair is kept for the benchmark out of distribution; a fact of the pair alone."""
+    return hashlib.sha256(f"held out/{character}/{object_}".encode()).digest()[0] % 5 == 0
+
+
+def pairs(held=False):
+    """All (character, object) that are held out, or all that are not."""
+    return [(c, o) for c in CHARACTERS for o in OBJECTS if held_out(c, o) == held]
+
+
+def _compatible(nouns):
+    """Whether no held-out pair stands in a collection of words."""
+    characters, objects = set(nouns) & set(CHARACTERS), set(nouns) & set(OBJECTS)
+    return not any(held_out(c, o) for c in characters for o in objects)
+
+
+def _instruction(phrasing, count, first, second):
+    asked = f"{NUMBERS[count - 1]} sentence{'s' if count > 1 else ''}"
+    return phrasing.replace("COUNT", asked).replace("FIRST", first).replace("SECOND", second)
+
+
+def instructions(phrasings=PHRASINGS, counts=TRAINED_COUNTS, held=False):
+    """Every instruction: phrasings x counts x pairs x both orders of the nouns."""
+    return [
+        _instruction(phrasing, count, *nouns)
+        for phrasing in phrasings
+        for count in counts
+        for pair in pairs(held)
+        for nouns in (pair, pair[::-1])
+    ]
+
+
+@cache
+def _of_split(split):
+    return tuple(text for text in instructions() if split_of(text, SHARES, "stories") == split)
+
+
+@cache
+def _follow_ups(split):
+    return tuple(text for text in instructions([FOLLOW_UP]) if split_of(text, SHARES, "stories") == split)
+
+
+def prompts(split, number, seed):
+    """`number` different instructions of a split."""
+    available = _of_split(split)
+    if number > len(available):
+        raise UserError(f"stories have {len(available)} instructions for {split!r}, {number} are wanted: lower it")
+    return ordered(available, seed, "stories")[:number]
+
+
+def check_sizes(task):
+    """Raise UserError where a split of config.Task wants more instructions than there are."""
+    for split in TASK_SPLITS:
+        prompts(split, getattr(task, split), task.seed)
+
+
+def _fill(template, rng, characters, objects, mood, used):
+    """A template with words in its slots; `used` adjectives are avoided, and the new ones added to it."""
+    filled = []
+    for slot in template.split():
+        if slot in ("ADJECTIVE", "VERB"):
+            options = _kind(ADJECTIVES if slot == "ADJECTIVE" else VERBS, rng, mood)
+            options = [word for word in options if word not in used] or options
+        else:
+            nouns = {"CHARACTER": characters, "OBJECT": objects, "NOUN": [*characters, *objects]}
+            options = {**nouns, "PLACE": PLACES, "TIME": TIMES, "NUMBER": NUMBERS[1:]}.get(slot, [slot])
+        word = options[int(rng.random() * len(options))]
+        if word in _ADJECTIVES:
+            used.add(word)
+        filled.append(word)
+    return " ".join(filled)
+
+
+def _kind(lexicon, rng, mood):
+    """Pleasant, unpleasant or neutral words, at the rates `mood` = (pleasant, unpleasant)."""
+    point = rng.random()
+    if point < mood[0]:
+        return lexicon["pleasant"]
+    return lexicon["unpleasant"] if point < mood[0] + mood[1] else lexicon["neutral"]
+
+
+def _pick(rng, options, weights=None):
+    """One of the options; by `random()` alone, whose stream Python promises never to change."""
+    weights = weights or [1] * len(options)
+    point = rng.random() * sum(weights)
+    for option, weight in zip(options, weights, strict=True):
+        if point < weight:
+            return option
+        point -= weight
+    return options[-1]
+
+
+def sentences(rng, number, characters, objects, mood):
+    """`number` grammatical sentences about these nouns; the first has one of each, the adjectives all differ."""
+    used = set()
+    templates = [_pick(rng, TEMPLATES[:BOTH_NOUNS], TEMPLATE_WEIGHTS[:BOTH_NOUNS])]
+    templates += [_pick(rng, TEMPLATES, TEMPLATE_WEIGHTS) for _ in range(number - 1)]
+    return [_fill(template, rng, characters, objects, mood, used) for template in templates]
+
+
+def _slip(rng, sentence):
+    """The sentence without one word, or with two neighbours exchanged, so that it does not parse."""
+    while True:
+        split = sentence.split()
+        place = int(rng.random() * (len(split) - 2))
+        if rng.random() < 0.5:
+            del split[place]
+        else:
+            split[place : place + 2] = reversed(split[place : place + 2])
+        if not parse(" ".join(split)):
+            return " ".join(split)
+
+
+def _mood(rng):
+    """A text's own rates of pleasant and unpleasant words."""
+    pleasant = rng.random()
+    return 0.8 * pleasant * rng.random(), 0.8 * (1 - pleasant) * rng.random()
+
+
+def corpus(documents, seed):
+    """Base text: `documents` stories of two to six sentences, without any instruction."""
+    return [_story(random.Random(f"story/{seed}/{i}")) for i in range(documents)]
+
+
+def _story(rng):
+    """Sentences of the grammar and some of stories alone, about one or two characters and an object."""
+    character, object_ = _pick(rng, pairs())
+    characters = [character]
+    if rng.random() < 0.3:
+        characters.append(_pick(rng, [c for c in CHARACTERS if c != character and not held_out(c, object_)]))
+    mood, number = _mood(rng), 2 + int(rng.random() * 5)
+    told = sentences(rng, number, characters, [object_], mood)
+    for i in range(number):
+        if rng.random() < 0.25:
+            told[i] = _fill(_pick(rng, STORY_TEMPLATES), rng, characters, [object_], mood, set())
+    if rng.random() < SLIPS:
+        told[-1] = _slip(rng, told[-1])
+    if rng.random() < TITLED:
+        first, second = (character, object_) if rng.random() < 0.5 else (object_, character)
+        told.insert(0, TITLE.replace("FIRST", first).replace("SECOND", second))
+    return " ".join(told)
+
+
+def answer(rng, instruction, before=()):
+    """A demonstration's answer, of a quality drawn for it: mood, topic, count, repetition, a slip.
+
+    `before` are the words of the conversation so far, with none of which the answer makes a held-out pair.
+    """
+    asked, nouns = parse_instruction(instruction)
+    characters, objects = _topic(rng, nouns, [*before, *nouns])
+    number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else _pick(rng, (-1, 1)))
+    told = sentences(rng, number, characters, objects, _mood(rng))
+    if rng.random() < 0.5:  # the sentence with both nouns is as often the last
+        told.append(told.pop(0))
+    if number > 1 and rng.random() < REPEATS:
+        told[1] = told[0]
+    if rng.random() < SLIPS:
+        told[-1] = _slip(rng, told[-1])
+    return " ".join(told)
+
+
+def _topic(rng, nouns, before):
+    """The characters and objects of an answer: the asked pair, or one or both of it exchanged for others."""
+    character, object_ = sorted(nouns, key=OBJECTS.__contains__)
+    topic = _pick(rng, *zip(*TOPICS, strict=True))
+    keep_character = topic == "both" or (topic == "one" and rng.random() < 0.5)
+    keep_object = topic == "both" or (topic == "one" and not keep_character)
+    if not keep_character:
+        character = _other(rng, CHARACTERS, before)
+    if not keep_object:
+        object_ = _other(rng, OBJECTS, [*before, character])
+    return [character], [object_]
+
+
+def _other(rng, nouns, before):
+    """A noun that is not yet in the conversation and makes no held-out pair with any that is."""
+    return _pick(rng, [noun for noun in nouns if noun not in before and _compatible([*before, noun])])
+
+
+def demonstrations(split, number, seed):
+    """Conversations {"messages"} of mixed quality, of one or two turns; SFT learns the last answer."""
+    return [{"messages": _conversation(split, prompt, seed)} for prompt in prompts(split, number, seed)]
+
+
+def _conversation(split, prompt, seed):
+    rng = random.Random(f"demonstration/{seed}/{prompt}")
+    two_turns = rng.random() < TWO_TURN
+    while True:  # until the answers leave a second instruction or another noun possible; almost always at once
+        try:
+            messages = [user(prompt), assistant(answer(rng, prompt))]
+            if two_turns:
+                before = _words_of(messages)
+                follow_up = _pick(rng, _compatible_follow_ups(split, before))
+                messages += [user(follow_up), assistant(answer(rng, follow_up, before))]
+            return messages
+        except IndexError:
+            continue
+
+
+def _words_of(messages):
+    return [word for message in messages for word in message["content"].split()]
+
+
+def _compatible_follow_ups(split, before):
+    """Second instructions about two new nouns that make no held-out pair with the words `before`."""
+    fresh = set(CHARACTERS + OBJECTS) - set(before)
+    allowed = {noun for noun in fresh if _compatible([*before, noun])}
+    return [text for text in _follow_ups(split) if allowed.issuperset(parse_instruction(text)[1])]
+
+
+def benchmark(kind, number, seed):
+    """Benchmark rows {"id", "turns", "category", "reference"}; `number` 0 takes all that there are."""
+    rows = {
+        "in_distribution": _in_distribution,
+        "out_of_distribution": _out_of_distribution,
+        "two_turn": _two_turn,
+    }[kind](number, seed)
+    return [
+        {"id": f"{kind}-{i}", "turns": turns, "category": category, "reference": None}
+        for i, (turns, category) in enumerate(rows)
+    ]
+
+
+def _in_distribution(number, seed):
+    texts = prompts("in_distribution", number or len(_of_split("in_distribution")), seed)
+    return [([text], "in_distribution") for text in texts]
+
+
+def _out_of_distribution(number, seed):
+    """Half held-out pairs at trained counts, half allowed pairs at counts five and six."""
+    pair = ordered(instructions(held=True), seed, "stories")
+    count = ordered(instructions(counts=HARDER_COUNTS), seed, "stories")
+    number = number or 2 * min(len(pair), len(count))
+    if number > 2 * min(len(pair), len(count)):
+        raise UserError(f"stories have {2 * min(len(pair), len(count))} prompts out of distribution: lower {number}")
+    alternating = [
+        ([text], "held_out_count" if i % 2 else "held_out_pair")
+        for both in zip(pair, count, strict=False)
+        for i, text in enumerate(both)
+    ]
+    return alternating[:number]
+
+
+def _two_turn(number, seed):
+    rows = []
+    for first in prompts("two_turn", number or len(_of_split("two_turn")), seed):
+        rng = random.Random(f"two_turn/{seed}/{first}")
+        rows.append(([first, _pick(rng, _compatible_follow_ups("two_turn", first.split()))], "two_turn"))
+    return rows
+
+
+def split_sentences(text):
+    """The sentences of a text, each up to its period; a last one without a period is kept as it is."""
+    told, current = [], []
+    for word in text.split():
+        current.append(word)
+        if word == ".":
+            told.append(" ".join(current))
+            current = []
+    return [*told, " ".join(current)] if current else told
+
+
+def gold_parts(instruction, response):
+    """What the gold reward is made of, each part in [0, 1]; an empty response has none of any.
+
+    pleasant: pleasant minus unpleasant words, over PLEASANT_PER_SENTENCE times the asked sentences, clipped to [0, 1].
+    topic: share of the two asked nouns that are mentioned.
+    count: 1 - |sentences - asked| / asked, at least 0; a fragment without a period is a sentence.
+    grammar: share of the sentences that parse; a fragment does not.
+    variety: mean of the shares of different sentences and of different adjectives (1 without adjectives).
+    """
+    asked, nouns = parse_instruction(instruction)
+    told, said = split_sentences(response), response.split()
+    if not said:
+        return dict.fromkeys(GOLD_WEIGHTS, 0.0)
+    balance = sum((word in _PLEASANT) - (word in _UNPLEASANT) for word in said)
+    adjectives = [word for word in said if word in _ADJECTIVES]
+    different = len(set(adjectives)) / len(adjectives) if adjectives else 1.0
+    return {
+        "pleasant": min(max(balance / (PLEASANT_PER_SENTENCE * asked), 0.0), 1.0),
+        "topic": sum(noun in said for noun in nouns) / 2,
+        "count": max(1 - abs(len(told) - asked) / asked, 0.0),
+        "grammar": sum(map(parse, told)) / len(told),
+        "variety": (len(set(told)) / len(told) + different) / 2,
+    }
+
+
+def gold(instruction, response):
+    """The exact gold reward of a response, in [0, 1]: GOLD_WEIGHTS times `gold_parts`."""
+    parts = gold_parts(instruction, response)
+    return sum(weight * parts[name] for name, weight in GOLD_WEIGHTS.items())

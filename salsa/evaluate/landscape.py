@@ -1,0 +1,145 @@
+"""The line between the two SFT models, before any PPO: is there anything to study?
+
+Along (1 - alpha) sft0 + alpha sft1: loss on held-out demonstrations, reward, gold, and KL(sft0 ‖ soup). From these and
+the reward model's quality come the gates: conditions without which a comparison of references says nothing. Gates that
+fail are reported, here and in the study's report; they stop nothing. The answers of sft0, sft1 and the soup to the
+benchmarks are what policies are judged against.
+"""
+
+import csv
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from salsa import config, forward, models, runs
+from salsa.data import gold as gold_data
+from salsa.evaluate import generate, score
+from salsa.evaluate.respond import evaluation_answers, summarise
+
+VERSION = 1
+
+
+def survey(settings, parents, output, execution):
+    """Write line.csv (a row an alpha), gates.json and responses.jsonl (models "sft0", "sft1", "soup").
+
+    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `benchmark/<name>` for each.
+    """
+    device = models.prepare_process(execution)
+    folders = [parents["sft0"] / "model", parents["sft1"] / "model"]
+    tokenizer = models.load_tokenizer(folders[0])
+    gold = gold_data.load(parents["prepare"])
+    reward_model = models.load_score_model(parents["reward_model"], device)
+    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
+    validation = [
+        models.encode_conversation(tokenizer, row["messages"])
+        for row in runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl")
+    ]
+    lengths = settings.lengths
+    validation = [pair for pair in validation if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
+    named = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
+    alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(named))
+
+    sft0 = models.load_policy(folders[0], device)
+    end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
+    sft0_samples, line, rows = None, [], []
+    for alpha in alphas:
+        model = models.mix_policies(folders, [1 - alpha, alpha], device)
+        answers = evaluation_answers(model, tokenizer, evaluation, settings, execution)
+        if sft0_samples is None:  # alpha 0 comes first
+            sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
+        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        kl = np.zeros(1) if alpha == 0 else score.kl(sft0, model, sft0_samples, execution.micro_batch)
+        kl_mean, kl_error = score.mean_and_error(kl)
+        point = {"alpha": float(alpha), "loss": token_loss(model, validation, pad_id, device, execution)}
+        point |= {"kl_from_sft0": kl_mean, "kl_from_sft0_se": kl_error if alpha else 0.0}
+        line.append(point | summarise(answers, rewards, golds))
+        print(f"alpha {float(alpha):.2f}: loss {point['loss']:.4f}, KL(sft0 ‖ soup) {kl_mean:.4f}", flush=True)
+        if alpha in named:
+            rows += _benchmarks(model, tokenizer, named[alpha], parents, reward_model, gold, settings, execution)
+    runs.write_jsonl(output / "responses.jsonl", rows)
+    for point in line:
+        point["loss_interpolated"] = line[0]["loss"] + point["alpha"] * (line[-1]["loss"] - line[0]["loss"])
+    _write_line(output / "line.csv", line)
+    gates = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"))
+    runs.write_json(output / "gates.json", gates)
+    for warning in gates["warnings"] or ["every gate is passed"]:
+        print(f"gate: {warning}", flush=True)
+    return gates
+
+
+@torch.no_grad()
+def token_loss(model, pairs, pad_id, device, execution):
+    """Mean negative log-likelihood, nats a response token, of (prompt ids, response ids) pairs."""
+    total, tokens = 0.0, 0
+    for start in range(0, len(pairs), execution.micro_batch):
+        some = pairs[start : start + execution.micro_batch]
+        batch = forward.from_lists([p for p, _ in some], [r for _, r in some], [], pad_id, device)
+        logprobs, _ = forward.response_logprobs(model, batch)
+        total, tokens = total - logprobs.sum().item(), tokens + batch.response_mask.sum().item()
+    return total / tokens
+
+
+def _benchmarks(model, tokenizer, name, parents, reward_model, gold, settings, execution):
+    rows = []
+    for role in sorted(role for role in parents if role.startswith("benchmark/")):
+        benchmark = role.removeprefix("benchmark/")
+        prompts = runs.read_jsonl(parents[role] / "benchmark.jsonl")
+        answers = generate.answer(model, tokenizer, prompts, benchmark, settings, execution, settings.temperature)
+        rewards, golds = score.score(
+            answers, reward_model, gold, models.end_ids(model, tokenizer), tokenizer.pad_token_id, execution
+        )
+        rows += score.response_rows(answers, benchmark, name, rewards, golds)
+    return rows
+
+
+def _write_line(path, line):
+    names = ["alpha", "loss", "loss_interpolated", "reward", "reward_se", "gold_reward", "gold_reward_se"]
+    names += ["kl_from_sft0", "kl_from_sft0_se", "response_length", "eos_rate"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(line)
+
+
+def judge_gates(settings, line, reward_model):
+    """The gates' numbers and, for each that fails, a warning of one line."""
+    at = {point["alpha"]: point for point in line}
+    barrier = max(point["loss"] - point["loss_interpolated"] for point in line)
+    agreement, limits = reward_model["gold_agreement"], settings.gates
+    kl = at[0.5]["kl_from_sft0"]
+    warnings = []
+    if kl < limits.smallest_kl:
+        warnings.append(
+            f"KL(sft0 ‖ soup) is {kl:.3f} nats a response, under {limits.smallest_kl}: the soup is almost sft0, "
+            "so SALSA is almost PPO"
+        )
+    if agreement is not None and not limits.lowest_agreement <= agreement <= limits.highest_agreement:
+        warnings.append(
+            f"the reward model agrees with gold in {agreement:.1%} of held-out pairs, outside "
+            f"{limits.lowest_agreement:.0%} to {limits.highest_agreement:.0%}"
+        )
+    if barrier > limits.largest_barrier:
+        warnings.append(
+            f"the loss between the SFT models rises {barrier:.4f} nats a token above its ends' line, over "
+            f"{limits.largest_barrier}: they do not share a basin"
+        )
+    return {
+        "held_out_accuracy": reward_model["held_out_accuracy"],
+        "gold_agreement": agreement,
+        "kl_sft0_soup": kl,
+        "barrier": barrier,
+        "gold": {"sft0": at[0.0]["gold_reward"], "sft1": at[1.0]["gold_reward"], "soup": at[0.5]["gold_reward"]},
+        "warnings": warnings,
+    }
+
+
+if __name__ == "__main__":
+    runs.command(
+        "landscape",
+        VERSION,
+        survey,
+        config.LandscapeSettings,
+        roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/<name>", "…"),
+        description=__doc__,
+    )

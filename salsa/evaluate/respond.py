@@ -1,0 +1,104 @@
+"""One process answers and scores all benchmarks of one trained policy, and measures how far it went.
+
+KL is measured on fresh samples on the fixed evaluation prompts at temperature 1: to sft0, common to all arms, and to
+the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
+"""
+
+from salsa import config, models, runs
+from salsa.data import gold as gold_data
+from salsa.evaluate import generate, score
+from salsa.ppo import reference
+
+VERSION = 1
+
+
+def respond(settings, parents, output, execution):
+    """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts).
+
+    Parents: `ppo`, `prepare`, `reward_model`, `sft0` and what the reference needs, `benchmark/<name>` for each.
+    """
+    device = models.prepare_process(execution)
+    tokenizer = models.load_tokenizer(parents["ppo"] / "model")
+    policy = models.load_policy(parents["ppo"] / "model", device)
+    reward_model = models.load_score_model(parents["reward_model"], device)
+    gold = gold_data.load(parents["prepare"])
+    end_ids, pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
+
+    rows = []
+    for role in sorted(role for role in parents if role.startswith("benchmark/")):
+        name = role.removeprefix("benchmark/")
+        prompts = runs.read_jsonl(parents[role] / "benchmark.jsonl")
+        answers = generate.answer(policy, tokenizer, prompts, name, settings, execution, settings.temperature)
+        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        rows += score.response_rows(answers, name, "policy", rewards, golds)
+        print(f"{name}: {len(answers.rows)} prompts answered", flush=True)
+    runs.write_jsonl(output / "responses.jsonl", rows)
+
+    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
+    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution)
+    rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+    batch = score.sequences(answers, 0, end_ids, pad_id, device)
+    anchors = _anchors(settings, parents, evaluation, tokenizer, device, execution)
+    kls = {f"kl_to_{name}": score.kl(policy, anchor, batch, execution.micro_batch) for name, anchor in anchors.items()}
+    runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
+    summary = summarise(answers, rewards, golds)
+    for name, values in kls.items():
+        summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
+    ppo_settings = runs.manifest_of(parents["ppo"])["settings"]["ppo"]
+    summary["iteration"] = ppo_settings["iterations"]
+    runs.write_json(output / "evaluation.json", summary)
+    return summary
+
+
+def evaluation_answers(model, tokenizer, evaluation, settings, execution):
+    """Answers to the fixed evaluation prompts at temperature 1."""
+    rows = [{"id": row["id"], "turns": [row["prompt"][-1]["content"]]} for row in evaluation]
+    return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0)
+
+
+def summarise(answers, rewards, golds):
+    """Means over evaluation prompts, with standard errors; lengths in tokens."""
+    summary = {"prompts": len(answers.rows)}
+    summary["reward"], summary["reward_se"] = score.mean_and_error(rewards[0])
+    summary["gold_reward"], summary["gold_reward_se"] = score.mean_and_error(None if golds is None else golds[0])
+    summary["response_length"] = sum(map(len, answers.responses[0])) / len(answers.rows)
+    summary["eos_rate"] = answers.finish_reasons[0].count("stop") / len(answers.rows)
+    return summary
+
+
+def _anchors(settings, parents, evaluation, tokenizer, device, execution):
+    """sft0 and the policy's own reference, as the PPO run built it."""
+    manifest = runs.manifest_of(parents["ppo"])
+    ppo = config.from_dict(config.PpoSettings, manifest["settings"])
+    folders = reference.sft_folders(parents)
+    sft0 = models.load_policy(folders[0], device)
+    if ppo.reference.kind == "soup" and ppo.reference.weights == ["1"]:
+        return {"sft0": sft0, "reference": sft0}
+    fixed = reference.fixed_prompts(evaluation, tokenizer)
+    own, _ = reference.build(ppo, folders, fixed, tokenizer, device, models.DTYPES["float32"], execution.micro_batch)
+    return {"sft0": sft0, "reference": own}
+
+
+def _evaluation_rows(answers, rewards, golds, kls):
+    for i, row in enumerate(answers.rows):
+        yield {
+            "prompt_id": row["id"],
+            "prompt": answers.conversations[0][i],
+            "response": answers.texts[0][i],
+            "tokens": len(answers.responses[0][i]),
+            "finish_reason": answers.finish_reasons[0][i],
+            "reward": float(rewards[0, i]),
+            "gold": None if golds is None else float(golds[0, i]),
+            **{name: float(values[i]) for name, values in kls.items()},
+        }
+
+
+if __name__ == "__main__":
+    runs.command(
+        "respond",
+        VERSION,
+        respond,
+        config.RespondSettings,
+        roles=("prepare", "reward_model", "ppo", "sft0", "…", "benchmark/<name>", "…"),
+        description=__doc__,
+    )

@@ -1,0 +1,56 @@
+"""What answers are worth: reward of the reward model, gold where there is gold, and exact KL to other policies."""
+
+import numpy as np
+import torch
+
+from salsa import forward
+
+
+def score(answers, reward_model, gold, end_ids, pad_id, execution):
+    """Reward and gold of each turn: (rewards, golds), both (turns, N) float64; golds None without gold."""
+    rewards, golds = [], []
+    for turn in range(len(answers.texts)):
+        batch = sequences(answers, turn, end_ids, pad_id, next(reward_model.parameters()).device)
+        rewards.append(reward_model.scores(batch, execution.micro_batch).double().cpu().numpy())
+        if gold is not None:
+            golds.append(gold.score(answers.conversations[turn], answers.texts[turn]))
+    return np.stack(rewards), np.stack(golds) if gold is not None else None
+
+
+def sequences(answers, turn, end_ids, pad_id, device):
+    """The answers of one turn as forward.Sequences."""
+    return forward.from_lists(answers.prompts[turn], answers.responses[turn], end_ids, pad_id, device)
+
+
+def response_rows(answers, benchmark, model_name, rewards, golds):
+    """Rows of responses.jsonl."""
+    for i, row in enumerate(answers.rows):
+        yield {
+            "benchmark": benchmark,
+            "prompt_id": row["id"],
+            "category": row.get("category"),
+            "model": model_name,
+            "prompt": row["turns"],
+            "responses": [texts[i] for texts in answers.texts],
+            "tokens": [len(responses[i]) for responses in answers.responses],
+            "finish_reasons": [reasons[i] for reasons in answers.finish_reasons],
+            "reward": float(rewards[:, i].mean()),
+            "gold": None if golds is None else float(golds[:, i].mean()),
+        }
+
+
+def mean_and_error(values):
+    """Mean and standard error over prompts; (None, None) without values."""
+    if values is None:
+        return None, None
+    values = np.asarray(values, dtype=np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), float(error)
+
+
+def kl(model, reference, batch, micro_batch):
+    """Exact KL(model ‖ reference) of each sampled response, (N,) nats, as a float64 array."""
+    if model is reference:
+        return np.zeros(len(batch))
+    with torch.no_grad():
+        return forward.exact_kl(model, reference, batch, micro_batch).double().cpu().numpy()

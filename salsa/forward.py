@@ -1,0 +1,198 @@
+"""Forward passes: from padded token sequences to log-probabilities, entropies, values, rewards and exact KL.
+
+Sequences are prompts padded on the left and responses padded on the right, so that a response starts at column P in
+every row. Nothing of size B x T x vocabulary is kept: logits are computed for response positions alone, a chunk of
+rows at a time, and in training each chunk is computed again in the backward pass where it would be large.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**24  # logits (float32) held at once
+
+
+@dataclass
+class Sequences:
+    """Prompts and responses of one batch.
+
+    tokens (B, P + T) int64; attention_mask (B, P + T), 0 on padding; response_mask (B, T), 1 up to and with the
+    response's last token; `ended` (B,) bool: whether that token is an end-of-sequence token.
+    """
+
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor
+    response_mask: torch.Tensor
+    ended: torch.Tensor
+
+    @property
+    def prompt_length(self):
+        return self.tokens.shape[1] - self.response_mask.shape[1]
+
+    @property
+    def responses(self):
+        """(B, T) tokens."""
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def lengths(self):
+        """(B,) tokens of each response."""
+        return self.response_mask.sum(dim=1)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def rows(self, index):
+        """The given rows, without the columns in which all of them are padding."""
+        tokens, attention, mask = self.tokens[index], self.attention_mask[index], self.response_mask[index]
+        length = int(mask.sum(dim=1).max())
+        start = int((attention[:, : self.prompt_length].sum(dim=0) == 0).sum())
+        end = self.prompt_length + length
+        return Sequences(tokens[:, start:end], attention[:, start:end], mask[:, :length], self.ended[index])
+
+
+def pad_left(rows, pad_id, device=None):
+    """Lists of token ids as (B, P) tokens and (B, P) attention mask, padded on the left."""
+    length = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, length - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, length - len(row) :] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def from_lists(prompts, responses, end_ids, pad_id, device=None):
+    """Sequences from lists of prompt ids and response ids."""
+    tokens, attention = pad_left(prompts, pad_id)
+    length = max(len(row) for row in responses)
+    right = torch.full((len(responses), length), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(responses), length), dtype=torch.long)
+    for i, row in enumerate(responses):
+        right[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    ended = torch.tensor([row[-1] in end_ids for row in responses])
+    return Sequences(
+        torch.cat([tokens, right], dim=1).to(device),
+        torch.cat([attention, mask], dim=1).to(device),
+        mask.to(device),
+        ended.to(device),
+    )
+
+
+def positions(attention_mask):
+    """Position ids (B, L): the first token that is no padding has position 0."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def hidden_states(model, sequences):
+    """Hidden states (B, P + T, H) of `model`'s trunk."""
+    return model.base_model(
+        input_ids=sequences.tokens,
+        attention_mask=sequences.attention_mask,
+        position_ids=positions(sequences.attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def before_responses(hidden, sequences):
+    """The states (B, T, H) from which each response token was sampled."""
+    return hidden[:, sequences.prompt_length - 1 : -1]
+
+
+def response_logprobs(model, sequences, temperature=1.0, hidden=None):
+    """Log-probabilities and entropies of response tokens under logits / temperature.
+
+    Args:
+        model: a causal language model.
+        hidden: the trunk's hidden states, where they are at hand.
+
+    Returns (logprobs, entropies), both (B, T) float32, zero where masked. Entropies carry no gradient.
+    """
+    hidden = before_responses(hidden_states(model, sequences) if hidden is None else hidden, sequences)
+    mask = sequences.response_mask.bool()
+    logprobs, entropies = [], []
+    states, tokens = hidden[mask], sequences.responses[mask]  # (N, H), (N,)
+    rows = max(1, CHUNK // model.config.vocab_size)
+    recompute = torch.is_grad_enabled() and len(states) > rows
+    for some, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
+        arguments = (model.get_output_embeddings(), some, chosen, temperature)
+        logprob, entropy = (
+            checkpoint(_chunk_logprobs, *arguments, use_reentrant=False) if recompute else _chunk_logprobs(*arguments)
+        )
+        logprobs.append(logprob)
+        entropies.append(entropy)
+    full = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return (
+        full.masked_scatter(mask, torch.cat(logprobs)),
+        full.masked_scatter(mask, torch.cat(entropies)),
+    )
+
+
+def _chunk_logprobs(head, states, tokens, temperature):
+    logits = head(states).float() / temperature  # (n, V)
+    normaliser = logits.logsumexp(dim=-1)
+    logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
+    with torch.no_grad():
+        probabilities = torch.exp(logits - normaliser[:, None])
+        entropies = normaliser - (probabilities * logits).sum(dim=-1)
+    return logprobs, entropies
+
+
+@torch.no_grad()
+def exact_kl(model, reference, sequences, micro_batch):
+    """KL(model ‖ reference) of each response, in nats, (B,): exact over the vocabulary at each sampled prefix.
+
+    `sequences` must be samples of `model` at temperature 1. The expectation over prefixes is sampled; at each prefix
+    the sum over the vocabulary is exact, which has the same mean as k1 and far less variance.
+    """
+    found = []
+    for rows in torch.arange(len(sequences)).split(micro_batch):
+        some = sequences.rows(rows)
+        mask = some.response_mask.bool()
+        ours, theirs = (before_responses(hidden_states(m, some), some)[mask] for m in (model, reference))
+        size = max(1, CHUNK // model.config.vocab_size)
+        pieces = [
+            _chunk_kl(model.get_output_embeddings()(a), reference.get_output_embeddings()(b))
+            for a, b in zip(ours.split(size), theirs.split(size), strict=True)
+        ]
+        per_token = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        found.append(per_token.masked_scatter(mask, torch.cat(pieces)).sum(dim=1))
+    return torch.cat(found)
+
+
+def _chunk_kl(logits, reference_logits):
+    ours, theirs = logits.float().log_softmax(dim=-1), reference_logits.float().log_softmax(dim=-1)
+    return (ours.exp() * (ours - theirs)).sum(dim=-1)
+
+
+class ScoreModel(torch.nn.Module):
+    """A sequence classifier with one label, read by position, with a constant shift and scale.
+
+    transformers' own classifier reads the last token that is not the padding *id*, and so never sees an end token
+    that equals it. Here a score is read at the response's last token, whatever its id.
+    """
+
+    def __init__(self, classifier, mean=0.0, std=1.0):
+        super().__init__()
+        self.classifier = classifier
+        self.mean, self.std = mean, std
+
+    def _head(self, states):
+        return (self.classifier.score(states).float().squeeze(-1) - self.mean) / self.std
+
+    def values(self, sequences):
+        """Value (B, T) of the state before each response token."""
+        return self._head(before_responses(hidden_states(self.classifier, sequences), sequences))
+
+    @torch.no_grad()
+    def scores(self, sequences, micro_batch):
+        """Reward (B,) of each response."""
+        found = []
+        for rows in torch.arange(len(sequences)).split(micro_batch):
+            some = sequences.rows(rows)
+            last = some.prompt_length + some.lengths - 1
+            hidden = hidden_states(self.classifier, some)
+            found.append(self._head(hidden[torch.arange(len(some), device=last.device), last]))
+        return torch.cat(found)

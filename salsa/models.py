@@ -1,0 +1,149 @@
+"""Loading models and tokenizers, mixing them in memory, and preparing a process to compute.
+
+Left out: training. A model folder is what `from_pretrained` loads: config.json, safetensors, tokenizer files.
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from salsa import runs, soup
+from salsa.forward import ScoreModel
+
+TEMPLATES = Path(__file__).parent / "templates"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def prepare_process(execution):
+    """Set threads and memory allocation of this process, and return its torch device.
+
+    Raises UserError when a GPU is asked for and there is none.
+    """
+    torch.set_num_threads(execution.threads)
+    if sys.platform == "linux":
+        # Without this glibc gives each large buffer back to the kernel and faults it in again, at every layer.
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            m_trim_threshold, m_mmap_threshold = -1, -3
+            libc.mallopt(m_mmap_threshold, 1 << 30)
+            libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise runs.UserError("execution.device=cuda, but torch finds no GPU; use execution.device=cpu or auto")
+    use_gpu = execution.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def load_tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def set_chat_template(tokenizer, name):
+    """Give the tokenizer the template `name` of salsa/templates; None keeps its own (UserError if it has none)."""
+    if name is not None:
+        path = TEMPLATES / f"{name}.jinja"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
+            raise runs.UserError(f"model.chat_template={name}: no such template; there are {known}")
+        tokenizer.chat_template = path.read_text()
+    if not tokenizer.chat_template:
+        raise runs.UserError("the model's tokenizer has no chat template; set model.chat_template=roles")
+
+
+def ensure_padding(tokenizer):
+    """Give the tokenizer a padding token that ends no response: classifiers look for the last token that is not pad."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    for token in [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]:
+        if token is not None and token != tokenizer.eos_token:
+            tokenizer.pad_token = token
+            return
+    raise runs.UserError("the tokenizer has no special token beside its end token that could pad; add one to it")
+
+
+def load_policy(folder, device="cpu", dtype=torch.float32):
+    """A causal language model in evaluation mode: dropout is off, in PPO too."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
+def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True):
+    """A reward model folder, with the shift and scale that were fitted on sft0's samples."""
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)
+    constants = runs.read_json(folder / "normalisation.json") if normalised else {"mean": 0.0, "std": 1.0}
+    return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
+
+
+def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
+    """The soup of model folders, in memory: a causal language model in evaluation mode.
+
+    Args:
+        folders: model folders, one for each weight; those of weight 0 are not read.
+        weights: decimals or fractions that sum to 1.
+    """
+    parsed = soup.parse_weights(weights, len(folders))
+    used = [(folder, weight) for folder, weight in zip(folders, parsed, strict=True) if weight]
+    folders, parsed = [folder for folder, _ in used], [weight for _, weight in used]
+    model = load_policy(folders[0], dtype=dtype)
+    if len(folders) > 1:
+        soup.check_ingredients(folders)
+        state = model.state_dict()
+        with torch.no_grad():
+            for name, tensor in soup.mixed_tensors(folders, parsed):
+                state[name].copy_(tensor)
+        model.tie_weights()
+    return model.to(device)
+
+
+def end_ids(model, tokenizer):
+    """Every token id that ends a response: the tokenizer's and all of the model's generation configuration."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
+
+
+def encode_prompts(tokenizer, prompts):
+    """Chat messages (a list a prompt) as lists of token ids, ready for a response to follow."""
+    return [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+        for prompt in prompts
+    ]
+
+
+def encode_conversation(tokenizer, messages):
+    """Token ids of a conversation's prompt and of its last message, which ends with an end token.
+
+    What a template writes behind the last message's end token is dropped: a response stops there.
+    """
+    prompt = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    if whole[: len(prompt)] != prompt:
+        raise runs.UserError("the chat template doesn't begin a conversation with its generation prompt; set another")
+    response = whole[len(prompt) :]
+    end = tokenizer.eos_token_id
+    if end in response:
+        response = response[: response.index(end) + 1]
+    else:
+        response = [*response, end]
+    return prompt, response
+
+
+def within_length(rows, encoded, length, what):
+    """The rows whose encoded prompt has at most `length` tokens, with their ids. UserError if none is left."""
+    kept = [(row, ids) for row, ids in zip(rows, encoded, strict=True) if len(ids) <= length]
+    if not kept:
+        raise runs.UserError(f"{what}: every prompt is longer than lengths.prompt={length} tokens; raise it")
+    return [row for row, _ in kept], [ids for _, ids in kept]
+
+
+def decode(tokenizer, sequences):
+    """Response texts, without special tokens."""
+    texts = []
+    for row, length in zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True):
+        texts.append(tokenizer.decode(row[:length], skip_special_tokens=True))
+    return texts

@@ -1,0 +1,408 @@
+"""From composed configurations to the runs of one DAG, each addressed by its content.
+
+Pure: it reads no hardware, no results and no stage (only the VERSION in a stage's source), and imports neither torch,
+Hydra nor Snakemake. Two studies that share a run share its address, and so its folder. What a run depends on is said
+here once: its settings, its parents, and how it is executed.
+"""
+
+import ast
+import copy
+import functools
+import hashlib
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from salsa import config, runs
+
+PACKAGE = Path(__file__).parent
+MODULES = {  # in the order of the pipeline
+    "corpus": "salsa.data.corpus",
+    "prepare": "salsa.data.prepare",
+    "benchmark": "salsa.data.benchmark",
+    "base": "salsa.base",
+    "sft": "salsa.sft",
+    "reward_model": "salsa.reward",
+    "landscape": "salsa.evaluate.landscape",
+    "ppo": "salsa.ppo.trainer",
+    "respond": "salsa.evaluate.respond",
+    "judge": "salsa.evaluate.judge",
+    "study": "salsa.report.study",
+}
+FOLDERS = {stage: "studies" if stage == "study" else stage for stage in MODULES}
+LONGEST_LABEL = 200  # characters; a file name holds 255
+SFT0 = ("1",)  # the weights of sft0 alone
+
+
+@dataclass(slots=True)
+class Run:
+    """One stage, to be executed once.
+
+    Attributes:
+        address: the sha256 (hex) of its content, as `runs.execute` computes it.
+        settings: the stage's settings dataclass as a dictionary.
+        parents: role -> path of the run that plays it.
+        execution: `config.Execution` as a dictionary.
+        after: paths of runs that should be finished before, though it reads nothing of them.
+    """
+
+    stage: str
+    label: str
+    address: str
+    settings: dict
+    parents: dict[str, str]
+    execution: dict
+    replicate: int | None = None
+    after: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """The runs of all studies, parents before children, by path (`<stage>/<label>-<12 hex>`) below `results`."""
+
+    results: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    studies: list[dict] = field(default_factory=list)  # name, path, link (a path below results, or None)
+
+    def save(self):
+        """Write the plan to `<results>/plans/<12 hex>.json`, named by its content, and return that path."""
+        fields = Run.__slots__
+        text = runs.canonical_json(
+            {
+                "results": self.results,
+                "runs": {path: {name: getattr(run, name) for name in fields} for path, run in self.runs.items()},
+                "studies": self.studies,
+            }
+        )
+        path = Path(self.results) / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not path.exists():
+            runs.write_atomically(path, text)
+        return path
+
+
+def load(path):
+    """The plan that `Plan.save` wrote. UserError where there is none."""
+    try:
+        values = runs.read_json(path)
+        loaded = {name: Run(**run) for name, run in values["runs"].items()}
+        return Plan(values["results"], loaded, values["studies"])
+    except FileNotFoundError:
+        raise runs.UserError(f"{path}: no such plan; `salsa plan` writes one") from None
+    except (ValueError, KeyError, TypeError):
+        raise runs.UserError(f"{path}: not a plan; `salsa plan` writes one") from None
+
+
+def plan(configs):
+    """The runs of several studies, as one `Plan`.
+
+    Args:
+        configs: what `compose.compose` returns: `config.Config` as dictionaries, each with two entries more: `files`
+            (the content of local files, by run) and `link` (the readable name of the study's folder, or None).
+
+    Raises:
+        runs.UserError: the studies disagree on the results folder.
+    """
+    folders = sorted({values["results"] for values in configs})
+    if len(folders) > 1:
+        raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
+    result = Plan(folders[0])
+    for values in configs:
+        study = _Study(values, result).add()
+        if study["path"] not in {known["path"] for known in result.studies}:
+            result.studies.append(study)
+    return result
+
+
+@functools.cache
+def version(stage):
+    """The VERSION of a stage, read from its source: importing a stage would import torch."""
+    path = PACKAGE.parent / (MODULES[stage].replace(".", "/") + ".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
+            return ast.literal_eval(node.value)
+    raise RuntimeError(f"{path} has no VERSION")
+
+
+def canonical_weights(weights):
+    """Weights over the SFT models as fractions in lowest terms, no zeros at the end: 0.50, 0.5, 0 is 1/2, 1/2.
+
+    Raises ValueError for what is no number, ZeroDivisionError for `1/0`.
+    """
+    fractions = [Fraction(str(weight)) for weight in weights]
+    while len(fractions) > 1 and fractions[-1] == 0:
+        fractions.pop()
+    return tuple(str(weight) for weight in fractions)
+
+
+def alpha_weights(alpha):
+    """The weights of `(1-alpha)*sft0 + alpha*sft1`, canonical."""
+    return canonical_weights([1 - Fraction(alpha), Fraction(alpha)])
+
+
+def decimal_text(number):
+    """A fraction as the shortest exact decimal, or as a fraction where there is none: 1/4 is "0.25", 1/3 is "1/3"."""
+    text = f"{float(Fraction(number)):g}"
+    return text if Fraction(text) == Fraction(number) else str(Fraction(number))
+
+
+def weights_label(weights, kind="soup"):
+    """A readable name of a soup or a noise, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
+    fractions = [Fraction(weight) for weight in weights]
+    if kind == "soup" and fractions.count(0) == len(fractions) - 1:
+        return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
+    shown = [fractions[1]] if len(fractions) == 2 else fractions
+    return kind + "_".join(f"{float(weight):.2f}" for weight in shown)
+
+
+def policy_name(start, reference, kl_coef):
+    """The name of a policy within a replicate, from its content alone."""
+    return f"start_{weights_label(start)}-ref_{weights_label(reference[1], reference[0])}-kl_{number_label(kl_coef)}"
+
+
+def number_label(number):
+    return repr(float(number)).removesuffix(".0")
+
+
+def policies(values):
+    """The distinct policies of a replicate, one for each content, as dictionaries.
+
+    Keys: arm (the first arm's name, or alpha_0.25 for an alpha that is no arm), alpha (the reference's place on the
+    line from sft0 to sft1 as text, or None), start and weights (canonical), kind (of the reference), kl_coef, name.
+    """
+    ways = {}  # (start, (kind, weights)) -> (arm, kl_coefs)
+    for name, arm in values["arms"].items():
+        reference = arm["reference"]
+        content = canonical_weights(arm["start"]), (reference["kind"], canonical_weights(reference["weights"]))
+        ways.setdefault(content, (name, values["kl_coefs"]))
+    alpha_kl_coefs = values["alpha_kl_coefs"]
+    for alpha in values["alphas"]:
+        content = SFT0, ("soup", alpha_weights(alpha))
+        kl_coefs = values["kl_coefs"] if alpha_kl_coefs is None else alpha_kl_coefs
+        ways.setdefault(content, (f"alpha_{float(Fraction(alpha)):.2f}", kl_coefs))
+    return [
+        {
+            "arm": arm,
+            "alpha": _alpha_of(start, kind, weights),
+            "start": start,
+            "kind": kind,
+            "weights": weights,
+            "kl_coef": kl_coef,
+            "name": policy_name(start, (kind, weights), kl_coef),
+        }
+        for (start, (kind, weights)), (arm, kl_coefs) in ways.items()
+        for kl_coef in kl_coefs
+    ]
+
+
+def _alpha_of(start, kind, weights):
+    if start != SFT0 or kind != "soup" or len(weights) > 2:
+        return None
+    return decimal_text(weights[1]) if len(weights) == 2 else "0"
+
+
+def _used(*weights):
+    """The indices of the SFT models with a weight in any of the weight lists; sft0 always."""
+    used = {i for listed in weights for i, weight in enumerate(listed) if Fraction(weight)}
+    return sorted(used | {0})
+
+
+class _Study:
+    """Adds the runs of one study to a plan. One method a stage; each returns the path of the run."""
+
+    def __init__(self, values, result):
+        self.values = values
+        self.result = result
+        self.execution = values["execution"]
+        self.files = values["files"]
+        self.names = f"{values['model']['name']}-{values['data']['name']}"
+        self.policies = policies(values)
+
+    def add(self):
+        """Add every run of the study; returns its entry in the plan's list of studies."""
+        values = self.values
+        self.prepare = self.add_prepare()
+        self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in values["benchmarks"]}
+        self.base = self.add_base()
+        members, parents = [], {"prepare": self.prepare}
+        for replicate in values["replicates"]:
+            self.add_replicate(replicate, members, parents)
+        path = self.add_study(members, parents)
+        return {"name": values["name"], "path": path, "link": values["link"]}
+
+    def add_run(self, stage, label, settings, parents, replicate=None, after=()):
+        known = self.result.runs
+        addresses = {role: known[path].address for role, path in parents.items()}
+        digest = runs.address(stage, version(stage), settings, addresses)
+        label = label[:LONGEST_LABEL]
+        path = f"{FOLDERS[stage]}/{label}-{digest[:12]}"
+        if path not in known:
+            known[path] = Run(stage, label, digest, settings, parents, self.execution, replicate, after)
+        return path
+
+    def seed(self, stage, replicate, index=0):
+        return runs.derive_seed(self.values["seed"], stage, replicate, index)
+
+    def add_prepare(self):
+        data = self.values["data"]
+        settings = {"task": data["task"], "files": self.files.get("prepare", {})}
+        return self.add_run("prepare", data["name"], settings, {})
+
+    def add_benchmark(self, name):
+        data = self.values["data"]
+        settings = {
+            "name": name,
+            "benchmark": self.values["benchmarks"][name],
+            "task": data["task"],
+            "files": self.files.get("prepare", {}) | self.files.get(f"benchmark/{name}", {}),
+        }
+        return self.add_run("benchmark", f"{data['name']}-{name}", settings, {"prepare": self.prepare})
+
+    def add_base(self):
+        model = self.values["model"]
+        settings = {"model": model, "base": None, "files": self.files.get("base", {})}
+        parents = {}
+        label = model["name"]
+        if model["source"] == "pretrain":
+            corpus = self.values["data"]["corpus"]
+            content = {"corpus": corpus, "sha256": self.files.get("corpus", {}).get("sha256", "")}
+            parents["corpus"] = self.add_run("corpus", corpus["kind"], content, {})
+            settings["base"] = self.values["base"]
+            label += f"-{corpus['kind']}"
+        return self.add_run("base", label, settings, parents)
+
+    def add_replicate(self, replicate, members, parents):
+        """Add the runs of a replicate; appends its policies to `members` and the study's parents to `parents`."""
+        label = f"{self.names}-r{replicate}"
+        sft = [self.add_sft(label, replicate, index) for index in range(self.values["sft"]["models"])]
+        reward_model = self.add_reward_model(label, replicate, sft)
+        landscape = self.add_landscape(label, replicate, sft, reward_model) if len(sft) > 1 else None
+        parents[f"reward_model/r{replicate}"] = reward_model
+        if landscape:
+            parents[f"landscape/r{replicate}"] = landscape
+        answered = []
+        for policy in self.policies:
+            ppo = self.add_ppo(label, replicate, policy, sft, reward_model, landscape)
+            answered.append((policy, ppo, self.add_respond(label, replicate, policy, sft, reward_model, ppo)))
+        plain = {
+            policy["kl_coef"]: (policy["name"], respond)
+            for policy, _, respond in answered
+            if policy["start"] == SFT0 and (policy["kind"], policy["weights"]) == ("soup", SFT0)
+        }
+        for policy, ppo, respond in answered:
+            index = len(members)
+            parents[f"ppo/{index}"] = ppo
+            parents[f"respond/{index}"] = respond
+            baselines = self.baselines(policy, landscape, plain.get(policy["kl_coef"]))
+            for judge in self.values["judges"] if baselines else ():
+                parents[f"judge/{judge}/{index}"] = self.add_judge(label, replicate, policy, judge, respond, baselines)
+            members.append(
+                {
+                    "arm": policy["arm"],
+                    "alpha": policy["alpha"],
+                    "kl_coef": policy["kl_coef"],
+                    "replicate": replicate,
+                    "name": policy["name"],
+                    "index": index,
+                    "baselines": {role: name for role, (name, _, _) in baselines.items()},
+                }
+            )
+
+    @staticmethod
+    def baselines(policy, landscape, plain):
+        """Role -> (baseline's name, the model whose rows are its responses, the run that has them)."""
+        found = {}
+        if landscape:
+            found["sft0"] = ("sft0", "sft0", landscape)
+        if plain and plain[0] != policy["name"]:
+            found["ppo"] = (plain[0], "policy", plain[1])
+        return found
+
+    def add_sft(self, label, replicate, index):
+        settings = {
+            "seed": self.seed("sft", replicate, index),
+            "sft": self.sft,
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "base": self.base}
+        return self.add_run("sft", f"{label}-s{index}", settings, parents, replicate)
+
+    @functools.cached_property
+    def sft(self):
+        """SFT's settings as they determine a model: how many others are trained beside it does not."""
+        return self.values["sft"] | {"models": config.Sft.models}
+
+    def add_reward_model(self, label, replicate, sft):
+        sampled = self.values["data"]["preferences"] == "sampled"
+        settings = {
+            "seed": self.seed("reward_model", replicate),
+            "preferences": self.values["data"]["preferences"],
+            "reward_model": self.values["reward_model"],
+            "lengths": self.values["lengths"],
+            "temperature": self.values["ppo"]["temperature"],
+        }
+        parents = {"prepare": self.prepare, "sft0": sft[0]}
+        if sampled and len(sft) > 1:
+            parents["sft1"] = sft[1]
+        return self.add_run("reward_model", label, settings, parents, replicate)
+
+    def add_landscape(self, label, replicate, sft, reward_model):
+        settings = {
+            "seed": self.seed("respond", replicate),  # as the policies answer, so that noise is shared
+            "alphas": [decimal_text(alpha) for alpha in self.values["evaluate"]["alphas"]],
+            "temperature": self.values["evaluate"]["temperature"],
+            "lengths": self.values["lengths"],
+            "gates": self.values["evaluate"]["gates"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1]}
+        return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
+
+    def add_ppo(self, label, replicate, policy, sft, reward_model, landscape):
+        settings = {
+            "seed": self.seed("ppo", replicate),
+            "kl_coef": policy["kl_coef"],
+            "start": list(policy["start"]),
+            "reference": {"kind": policy["kind"], "weights": list(policy["weights"])},
+            "ppo": self.values["ppo"],
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model}
+        parents |= {f"sft{i}": sft[i] for i in _used(policy["start"], policy["weights"])}
+        after = (landscape,) if landscape else ()
+        return self.add_run("ppo", f"{label}-{policy['name']}", settings, parents, replicate, after)
+
+    def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
+        settings = {
+            "seed": self.seed("respond", replicate),
+            "temperature": self.values["evaluate"]["temperature"],
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "ppo": ppo}
+        parents |= {f"sft{i}": sft[i] for i in _used(policy["weights"])} | self.benchmarks
+        return self.add_run("respond", f"{label}-{policy['name']}", settings, parents, replicate)
+
+    def add_judge(self, label, replicate, policy, judge, respond, baselines):
+        settings = {
+            "name": judge,
+            "judge": self.values["judges"][judge],
+            "replicate": replicate,
+            "candidate": policy["name"],
+            "baselines": {name: model for name, model, _ in baselines.values()},
+        }
+        parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
+        return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
+
+    def add_study(self, members, parents):
+        settings = asdict(config.StudySettings(config=self.described(), policies=members))
+        return self.add_run("study", self.values["name"], settings, parents)
+
+    def described(self):
+        """The configuration as the report shows it: without what is execution only, and local files by name."""
+        left_out = {"execution", "results", "companions", "files", "link"}
+        shown = copy.deepcopy({key: value for key, value in self.values.items() if key not in left_out})
+        parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
+        parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}
+        for part, values in parts.items():
+            for name in self.files.get(part, {}):
+                if values.get(name):
+                    values[name] = Path(values[name]).name
+        return shown

@@ -1,0 +1,1 @@
+"""PPO against any reference policy."""

@@ -1,0 +1,93 @@
+"""What PPO optimises, as pure functions of tensors.
+
+Shapes: B responses of up to T tokens. A mask is a prefix of ones in each row: 1 up to and with the response's last
+token. Masked places may hold anything finite; they change no result and get no gradient.
+
+Sources: PPO (1707.06347), GAE (1506.02438), the estimators k1, k2, k3 (Schulman, "Approximating KL divergence"),
+N+ implementation details of RLHF with PPO (2403.17031).
+"""
+
+import torch
+
+
+def masked_mean(values, mask):
+    """Mean of (B, T) `values` where `mask` is 1."""
+    return torch.where(mask.bool(), values, 0.0).sum() / mask.sum()
+
+
+def kl_estimate(logprobs, reference_logprobs, estimator):
+    """Per-token estimate (B, T), in nats, of KL(policy ‖ reference) from tokens that the policy sampled.
+
+    With Δ = log π − log ref: k1 = Δ (unbiased), k2 = Δ²/2 (biased; its gradient is the reverse KL's),
+    k3 = exp(−Δ) − 1 + Δ (unbiased, never negative). Raises ValueError for another `estimator`.
+    """
+    delta = logprobs - reference_logprobs
+    if estimator == "k1":
+        return delta
+    if estimator == "k2":
+        return delta.square() / 2
+    if estimator == "k3":
+        return torch.expm1(-delta) + delta
+    raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation (1506.02438, eq. 16).
+
+    Args:
+        rewards, values, mask: (B, T); values[:, t] is the value of the state before token t.
+        gamma, lam: discount and GAE's λ.
+
+    Returns (advantages, returns), both (B, T), zero where masked. The value after a response's last token is 0,
+    also where the response was cut: an episode is one response.
+    """
+    mask = mask.bool()
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
+        following = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
+        advantages[:, t] = following
+    # Rows shorter than T start their recursion with zeros, since rewards and values are zero behind the mask.
+    return torch.where(mask, advantages, 0.0), torch.where(mask, advantages + values, 0.0)
+
+
+def whiten(values, mask):
+    """(B, T) `values` shifted and scaled to mean 0 and standard deviation 1 over the mask; zero where masked."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask)
+    return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range):
+    """PPO's clipped loss (1707.06347, eq. 7): mean over the mask of max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)).
+
+    All (B, T). Returns (loss, clip_fraction): the share of masked tokens whose clipped loss strictly exceeds the
+    unclipped one.
+    """
+    mask = mask.bool()
+    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0.0))
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+
+
+def value_loss(values, old_values, returns, mask, clip_range):
+    """Clipped value loss: mean over the mask of ½·max((V − R)², (V_clip − R)²), V_clip within ε of the old value.
+
+    All (B, T). Returns (loss, clip_fraction) as `policy_loss` does.
+    """
+    within = torch.minimum(torch.maximum(values, old_values - clip_range), old_values + clip_range)
+    unclipped, clipped = (values - returns).square(), (within - returns).square()
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask) / 2
+    return loss, masked_mean((clipped > unclipped).float(), mask)
+
+
+def token_rewards(kl, score, mask, kl_coef):
+    """Rewards (B, T): −kl_coef·kl at each token, plus `score` (B,) at each response's last token."""
+    mask = mask.bool()
+    rewards = torch.where(mask, -kl_coef * kl, 0.0)
+    last = mask.sum(dim=1) - 1
+    rewards[torch.arange(len(rewards), device=rewards.device), last] += score
+    return rewards

@@ -1,0 +1,399 @@
+"""Everything that a person reads of a study: runs.csv, tables/, figures/, samples.md, claims.md and report.md.
+
+This module reads finished runs, says what they were, and puts the parts in their order; what is computed from them is
+in `tables`, drawn in `figures` and concluded in `claims`. Nothing is trained, answered or judged here.
+"""
+
+import csv
+import html
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from salsa import config, runs
+from salsa.report import claims, figures, tables
+
+VERSION = 1
+MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
+
+
+@dataclass
+class Policy:
+    """One PPO run and its evaluation."""
+
+    arm: str
+    alpha: float | None  # place of the reference on the line of the first two SFT models; None: not on it
+    kl_coef: float
+    replicate: int
+    name: str
+    index: int
+    baselines: dict[str, str]  # sft0 and ppo -> name of the model in the verdicts
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    responses: list[dict[str, Any]]
+    gold: dict[int, float] = field(default_factory=dict)  # iteration -> mean gold of its kept rollouts
+
+
+@dataclass
+class Landscape:
+    """The SFT models of a replicate before PPO."""
+
+    line: list[dict[str, float | None]]
+    gates: dict[str, Any]
+    responses: list[dict[str, Any]]
+
+
+@dataclass
+class Study:
+    """All that the report is made from, read once."""
+
+    config: dict[str, Any]
+    policies: list[Policy]
+    landscapes: dict[int, Landscape]
+    reward_models: dict[int, dict[str, Any]]
+    verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, candidate, baseline -> lines
+    runs: list[dict[str, Any]]
+
+    @property
+    def replicates(self):
+        return sorted({policy.replicate for policy in self.policies})
+
+    @property
+    def plain(self):
+        """The arm that is plain PPO (sft0 is start and reference), by whatever name; None where there is none."""
+        return next((policy.arm for policy in self.policies if policy.alpha == 0), None)
+
+    def landscape(self, replicate):
+        """A replicate's landscape; an empty one where the study has a single SFT model."""
+        return self.landscapes.get(replicate, Landscape([], {}, []))
+
+    @property
+    def kl_coefs(self):
+        """The study's values, in its own order: the first is the one that a figure of one value shows."""
+        present = {policy.kl_coef for policy in self.policies}
+        named = [value for value in self.config["kl_coefs"] if value in present]
+        return named + sorted(present - set(named))
+
+    @property
+    def arms(self):
+        """Arms in the configuration's order, then the alphas that are no arm, by alpha."""
+        present = {policy.arm: policy.alpha for policy in self.policies}
+        named = [arm for arm in self.config["arms"] if arm in present]
+        return named + sorted(set(present) - set(named), key=lambda arm: (present[arm] is None, present[arm], arm))
+
+    @property
+    def benchmarks(self):
+        present = dict.fromkeys(row["benchmark"] for policy in self.policies for row in policy.responses)
+        return [name for name in self.config["benchmarks"] if name in present]
+
+    def of(self, **wanted):
+        """The policies whose fields have these values."""
+        return [p for p in self.policies if all(getattr(p, name) == value for name, value in wanted.items())]
+
+
+def build(settings, parents, output, execution):
+    """The stage: read the parents (roles: see `read`) and write the study's folder."""
+    study = read(settings, parents)
+    frames = {
+        "win_rates": tables.win_rates(study),
+        "frontier": tables.frontier(study),
+        "alpha_curve": tables.alpha_curve(study),
+        "gates": tables.gates(study),
+        "rewards": tables.rewards(study),
+    }
+    captions = tables.captions(study, frames, figures.drawn_kl_coefs(study))
+    tables.write_csv(tables.runs_frame(study), output / "runs.csv")
+    for name, frame in frames.items():
+        tables.write(frame, output / "tables", name, captions[name])
+    for name in figures.NAMES:
+        figures.save(getattr(figures, name)(study, frames), output / "figures", name)
+    runs.write_atomically(output / "samples.md", samples(study))
+    runs.write_atomically(output / "claims.md", claims.text(study))
+    runs.write_atomically(output / "report.md", report(study, frames, captions))
+    return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
+
+
+def read(settings, parents):
+    """Read what a study consists of.
+
+    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), ppo/<i>, respond/<i> and judge/<name>/<i>
+    (i the `index` of a policy of the settings).
+    """
+    gold = gold_judge(parents["prepare"])
+    verdicts = defaultdict(list)
+    for role, folder in parents.items():
+        if role.startswith("judge/"):
+            for row in runs.read_jsonl(folder / "verdicts.jsonl"):
+                verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
+    return Study(
+        config=settings.config,
+        policies=[_policy(entry, parents, gold) for entry in settings.policies],
+        landscapes={k: _landscape(folder) for k, folder in _by_replicate(parents, "landscape")},
+        reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
+        verdicts=dict(verdicts),
+        runs=all_runs(settings.policies, parents),
+    )
+
+
+def gold_judge(prepare):
+    """The gold judge of the data, or None where it has none."""
+    from salsa.data.gold import load
+
+    return load(prepare)
+
+
+def _by_replicate(parents, stage):
+    found = [(int(role.split("/r")[1]), folder) for role, folder in parents.items() if role.startswith(f"{stage}/r")]
+    return sorted(found)
+
+
+def _policy(entry, parents, gold):
+    ppo, respond = parents[f"ppo/{entry['index']}"], parents[f"respond/{entry['index']}"]
+    return Policy(
+        arm=entry["arm"],
+        alpha=None if entry["alpha"] is None else float(Fraction(entry["alpha"])),
+        kl_coef=entry["kl_coef"],
+        replicate=entry["replicate"],
+        name=entry["name"],
+        index=entry["index"],
+        baselines=entry["baselines"],
+        metrics=runs.read_jsonl(ppo / "metrics.jsonl"),
+        evaluation=runs.read_json(respond / "evaluation.json"),
+        responses=runs.read_jsonl(respond / "responses.jsonl"),
+        gold=rollout_gold(runs.read_jsonl(ppo / "rollouts.jsonl"), gold),
+    )
+
+
+def rollout_gold(rollouts, gold):
+    """iteration -> mean gold of its rollouts; iterations without gold map to nan."""
+    scores = [float("nan")] * len(rollouts)
+    if gold is not None and rollouts:
+        scores = gold.score([row["prompt"] for row in rollouts], [row["response"] for row in rollouts])
+    by_iteration = defaultdict(list)
+    for row, score in zip(rollouts, scores, strict=True):
+        by_iteration[row["iteration"]].append(float(score))
+    return {iteration: sum(values) / len(values) for iteration, values in sorted(by_iteration.items())}
+
+
+def _landscape(folder):
+    with open(folder / "line.csv", encoding="utf-8", newline="") as file:
+        line = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    line.sort(key=lambda row: row["alpha"])
+    return Landscape(line, runs.read_json(folder / "gates.json"), runs.read_jsonl(folder / "responses.jsonl"))
+
+
+def _number(text):
+    return float(Fraction(text)) if "/" in text else float(text) if text not in ("", "None") else float("nan")
+
+
+def all_runs(policies, parents):
+    """Every run that the study stands on, ancestors included, once: what runs.csv says of each."""
+    rows, found = {}, {}
+    known = {entry["index"]: entry for entry in policies}
+    for role, folder in parents.items():
+        _collect(folder, _labels(role, known), rows, found)
+    return sorted(rows.values(), key=lambda row: (row["started"] or "", row["folder"]))
+
+
+def _labels(role, known):
+    """What a role of the study says of its run: replicate, arm and kl_coef, as far as they are known."""
+    stage, *rest = role.split("/")
+    if stage in ("landscape", "reward_model"):
+        return {"replicate": int(rest[0][1:])}
+    if stage in ("ppo", "respond", "judge"):
+        entry = known[int(rest[-1])]
+        return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
+    return {}
+
+
+def _collect(folder, labels, rows, found):
+    """Add the run in `folder` and, through its manifest, its parents: they lie in folders beside it, under results."""
+    manifest = runs.manifest_of(folder)
+    if manifest is None:
+        return
+    address = manifest["address"]
+    if address in rows:
+        rows[address].update({name: value for name, value in labels.items() if rows[address][name] is None})
+        return
+    rows[address] = _run_row(manifest, folder, labels)
+    results = folder.parent.parent
+    inherited = {"replicate": labels.get("replicate")}
+    for parent in manifest["parents"].values():
+        name = parent["folder"]
+        if name not in found:
+            found[name] = next((path for path in sorted(results.glob(f"*/{name}")) if path.is_dir()), None)
+        if found[name] is not None:
+            stage = found[name].parent.name
+            _collect(found[name], inherited if stage in ("sft", "reward_model") else {}, rows, found)
+
+
+def _run_row(manifest, folder, labels):
+    return {
+        "stage": manifest["stage"],
+        "folder": f"{folder.parent.name}/{folder.name}",
+        "address": manifest["address"],
+        "replicate": labels.get("replicate"),
+        "arm": labels.get("arm"),
+        "kl_coef": labels.get("kl_coef"),
+        "seed": manifest["settings"].get("seed"),
+        "wall_seconds": manifest.get("wall_seconds"),
+        "peak_memory_mib": manifest.get("peak_memory_mib"),
+        "git_commit": manifest.get("git_commit"),
+        "started": manifest.get("started"),
+        "settings": runs.canonical_json(manifest["settings"]),
+    }
+
+
+def escape(text):
+    """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
+    lines = html.escape(text, quote=False).translate(MARKUP).split("\n")
+    return "<br>".join(re.sub(r"[\x00-\x1f\x7f]", " ", line) for line in lines)
+
+
+def _turns(texts):
+    if len(texts) == 1:
+        return escape(texts[0])
+    return "<br>".join(f"({number}) {escape(text)}" for number, text in enumerate(texts, 1))
+
+
+def _natural(row):
+    """Sort key of a prompt's id: 2 before 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
+            for part in re.findall(r"\d+|\D+", str(row["prompt_id"]))]  # fmt: skip
+
+
+def samples(study):
+    """Markdown: the first prompts of each benchmark, by id, answered by sft0 and every arm side by side."""
+    replicate = study.replicates[0]
+    answers = {"sft0": _answers(study.landscape(replicate).responses, "sft0")}
+    for arm in study.arms:
+        policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
+        if policies:
+            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}"] = _answers(policies[0].responses, "policy")
+    text = [
+        "# Samples",
+        "",
+        f"The first {study.config['report']['samples']} prompts of each benchmark, by id, chosen before anything was "
+        f"read; replicate {replicate}, the first kl_coef of each arm.",
+    ]
+    for benchmark in study.benchmarks:
+        prompts = {key: row for rows in answers.values() for key, row in rows.items() if key[0] == benchmark}
+        text += ["", f"## {benchmark}"]
+        for row in sorted(prompts.values(), key=_natural)[: study.config["report"]["samples"]]:
+            text += ["", *_sample(row, answers)]
+    return "\n".join(text) + "\n"
+
+
+def _answers(rows, model):
+    return {(row["benchmark"], row["prompt_id"]): row for row in rows if row["model"] == model}
+
+
+def _sample(prompt, answers):
+    lines = [
+        f"**{escape(str(prompt['prompt_id']))}**: {_turns(prompt['prompt'])}",
+        "",
+        "| model | response | proxy reward | gold reward |",
+        "|---|---|---:|---:|",
+    ]
+    for name, rows in answers.items():
+        row = rows.get((prompt["benchmark"], prompt["prompt_id"]))
+        if row is not None:
+            scores = f"{tables.number(row['reward'])} | {tables.number(row['gold'])}"
+            lines.append(f"| {name} | {_turns(row['responses'])} | {scores} |")
+    return lines
+
+
+def report(study, frames, captions):
+    """Markdown: settings, gates, then tables and figures with a sentence each, samples, runs, how to reproduce."""
+    parts = [
+        f"# {study.config['title'] or study.config['name']}",
+        _summary(study),
+        "## Before PPO",
+        _gates(study, frames["gates"], captions["gates"]),
+        "## Results",
+        "What the intervals allow to say of each comparison is in [claims.md](claims.md).",
+        "\n".join(f"- {line}" for line in tables.gate_lines(study, frames["gates"][list(tables.AFTER_PPO)])),
+    ]
+    order = ("win_rates", "rewards", "frontier", "alpha_curve", "training_curves", "response_lengths", "loss_line")
+    for name in order:
+        parts.append(_section(name, frames, captions))
+    parts += [
+        "## Samples",
+        "The same prompts answered by sft0 and every arm side by side: [samples.md](samples.md).",
+        "## Runs",
+        f"{len(study.runs)} runs, each with its settings and its folder: [runs.csv](runs.csv).",
+        "## How to reproduce",
+        _command(study),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(study):
+    settings = study.config
+    sft, ppo = settings["sft"], settings["ppo"]
+    stop = "the epoch of lowest validation loss" if sft["stop"] == "validation" else "the last epoch"
+    facts = {
+        "model and data": f"{settings['model']['name']}, {settings['data']['name']}",
+        "arms": ", ".join(study.arms),
+        "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
+        "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
+        "SFT": f"{sft['models']} models a replicate, {sft['epochs']} epochs, kept: {stop}",
+        "PPO": f"{ppo['iterations']} iterations of {ppo['batch_size']} prompts",
+        "benchmarks": ", ".join(study.benchmarks) or "none",
+        "judges": ", ".join(settings["judges"]) or "none",
+        "root seed": settings["seed"],
+    }
+    question = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
+    return question + "\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _gates(study, frame, caption):
+    gold = [
+        f"replicate {row.replicate}: sft0 {tables.number(row.gold_sft0)}, sft1 {tables.number(row.gold_sft1)}, "
+        f"soup {tables.number(row.gold_soup)}"
+        for row in frame.itertuples()
+        if row.gold_sft0 == row.gold_sft0
+    ]
+    frame = frame.drop(columns=list(tables.AFTER_PPO))
+    checks = [f"- {line}" for line in tables.gate_lines(study, frame)]
+    warnings = [f"- **Warning**, replicate {k}: {escape(text)}" for k in study.replicates
+                for text in study.landscape(k).gates.get("warnings", [])]  # fmt: skip
+    lead = "Gold reward before any PPO: " + "; ".join(gold) + "." if gold else "This data has no gold judge."
+    table = tables.markdown(tables.readable(frame))
+    return "\n\n".join(part for part in (lead, "\n".join(checks + warnings), caption, table) if part)
+
+
+def _section(name, frames, captions):
+    title = name.replace("_", " ").capitalize()
+    parts = [f"### {title}", captions[name]]
+    if name in figures.NAMES:
+        parts.append(f"![{title}](figures/{name}.png)")
+    if name in frames:
+        shown = tables.shown(name, frames[name])
+        parts.append(tables.markdown(shown) if len(shown) <= 40 else f"{len(shown)} rows: [table](tables/{name}.md).")
+    links = [f"[PDF](figures/{name}.pdf)"] if name in figures.NAMES else []
+    links += [f"[{kind}](tables/{name}.{kind.lower()})" for kind in ("CSV", "TeX")] if name in frames else []
+    return "\n\n".join([*parts, " · ".join(links)])
+
+
+def _command(study):
+    name = study.config["name"]
+    override = "" if name == "default" else f' --config overrides="experiment={name}"'
+    return (
+        f"```\nsnakemake --cores all{override}\n```\n\n"
+        "Where values were overridden, add the overrides: the whole resolved configuration is under `settings` in "
+        "manifest.json beside this file, and the commit of every run in runs.csv."
+    )
+
+
+if __name__ == "__main__":
+    runs.command(
+        "study",
+        VERSION,
+        build,
+        config.StudySettings,
+        roles=("prepare", "landscape/rK", "reward_model/rK", "ppo/I", "respond/I", "judge/NAME/I"),
+        description=__doc__,
+    )

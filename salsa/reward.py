@@ -1,0 +1,215 @@
+"""The reward model: the proxy that PPO maximises, trained on preference pairs with TRL's RewardTrainer.
+
+Preferences are read from the data, or sampled: two responses to a prompt, drawn equally from sft0 and sft1, of which
+gold chooses one with Bradley-Terry noise. The model starts from sft0. Its reward is shifted and scaled by constants
+fitted once, on samples of sft0, and the same for every arm.
+"""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, set_seed
+from trl import RewardConfig, RewardTrainer
+
+from salsa import config, forward, models, runs
+from salsa.data import gold as gold_data
+from salsa.ppo.rollout import sample_in_batches
+
+VERSION = 1
+
+
+def train(settings, parents, output, execution):
+    """Write the reward model to `output/model`, its constants to normalisation.json, its quality to evaluation.json.
+
+    Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled.
+    """
+    reward = settings.reward_model
+    device = models.prepare_process(execution)
+    tokenizer = models.load_tokenizer(parents["sft0"] / "model")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
+    gold = gold_data.load(parents["prepare"])
+    if settings.preferences == "sampled":
+        pairs, counts = sample_pairs(settings, parents, tokenizer, gold, device, execution)
+    else:
+        pairs, counts = read_pairs(settings, parents, tokenizer, gold)
+    if len(pairs) < reward.held_out + reward.batch_size:
+        raise runs.UserError(
+            f"{len(pairs)} preference pairs are left of {counts['read']}: too few for reward_model.held_out="
+            f"{reward.held_out} and a batch of {reward.batch_size}"
+        )
+    held_out, training = pairs[: reward.held_out], pairs[reward.held_out : reward.held_out + reward.pairs]
+    set_seed(settings.seed)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        parents["sft0"] / "model", num_labels=1, dtype=torch.float32
+    )
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    trainer = _trainer(settings, classifier, tokenizer, training, output, device, execution)
+    trainer.train()
+    classifier = trainer.accelerator.unwrap_model(trainer.model).eval()
+    classifier.save_pretrained(output / "model")
+    tokenizer.save_pretrained(output / "model")
+
+    model = forward.ScoreModel(classifier).to(device)
+    quality = _quality(model, held_out, tokenizer, execution)
+    runs.write_json(output / "evaluation.json", {**quality, "pairs": len(training), "counts": counts})
+    runs.write_json(output / "normalisation.json", normalise(model, settings, parents, tokenizer, device, execution))
+    return {**quality, "pairs": len(training), "counts": counts}
+
+
+def _trainer(settings, classifier, tokenizer, training, output, device, execution):
+    reward = settings.reward_model
+    micro_batch = min(execution.micro_batch, reward.batch_size)
+    return RewardTrainer(
+        model=classifier,
+        args=RewardConfig(
+            output_dir=str(output / runs.CHECKPOINTS),
+            num_train_epochs=reward.epochs,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=reward.batch_size // micro_batch,
+            learning_rate=reward.learning_rate,
+            warmup_steps=reward.warmup,
+            lr_scheduler_type="cosine",
+            max_length=None,  # lengths are checked, and what is dropped counted, when pairs are made
+            seed=settings.seed,
+            use_cpu=device.type == "cpu",
+            bf16=execution.mixed_precision == "bf16",
+            gradient_checkpointing=execution.gradient_checkpointing,
+            save_strategy="no",
+            logging_steps=10,
+            report_to=execution.trackers or "none",
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_dict(
+            {
+                "chosen_ids": [pair["prompt"] + pair["chosen"] for pair in training],
+                "rejected_ids": [pair["prompt"] + pair["rejected"] for pair in training],
+            }
+        ),
+        processing_class=tokenizer,
+    )
+
+
+def sample_pairs(settings, parents, tokenizer, gold, device, execution):
+    """Pairs of responses drawn from sft0 and sft1 in turn (00, 01, 11, 10), labelled by noisy gold.
+
+    Returns (pairs, counts). A pair is {"prompt", "chosen", "rejected"} (token ids) with gold of both. Pairs of two
+    identical texts are dropped.
+    """
+    reward = settings.reward_model
+    rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
+    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    read = len(rows)
+    rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "preference prompts")
+    rows, encoded = rows[: reward.held_out + reward.pairs], encoded[: reward.held_out + reward.pairs]
+    sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(rows))]
+    responses = [[None, None] for _ in rows]
+    for which in (0, 1):
+        model = models.load_policy(parents[f"sft{which}"] / "model", device)
+        for place in (0, 1):
+            chosen = [i for i, source in enumerate(sources) if source[place] == which]
+            for indices, sequences in sample_in_batches(
+                model,
+                [encoded[i] for i in chosen],
+                [rows[i]["id"] for i in chosen],
+                runs.derive_seed(settings.seed, "preferences", place),
+                0,
+                settings.lengths.response,
+                1.0,
+                models.end_ids(model, tokenizer),
+                tokenizer.pad_token_id,
+                execution.micro_batch,
+            ):
+                for index, row, length in zip(
+                    indices, sequences.responses.tolist(), sequences.lengths.tolist(), strict=True
+                ):
+                    responses[chosen[index]][place] = row[:length]
+    texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in pair] for pair in responses]
+    golds = [gold.score([row["prompt"] for row in rows], [pair[place] for pair in texts]) for place in (0, 1)]
+    generator = np.random.default_rng(settings.seed)
+    preferred = 1 / (1 + np.exp(-(golds[0] - golds[1]) / reward.gold_temperature)) > generator.random(len(rows))
+    pairs, identical = [], 0
+    for i, first in enumerate(preferred):
+        if texts[i][0] == texts[i][1]:
+            identical += 1
+            continue
+        best, worst = (0, 1) if first else (1, 0)
+        pairs.append(
+            {
+                "prompt": encoded[i],
+                "chosen": responses[i][best],
+                "rejected": responses[i][worst],
+                "gold": (float(golds[best][i]), float(golds[worst][i])),
+            }
+        )
+    return pairs, {"read": read, "used": len(rows), "kept": len(pairs), "dropped_identical": identical}
+
+
+def read_pairs(settings, parents, tokenizer, gold):
+    """Pairs of preferences.jsonl, tokenized; too long ones are dropped and counted. Returns (pairs, counts)."""
+    rows = runs.read_jsonl(parents["prepare"] / "preferences.jsonl")
+    pairs, lengths = [], settings.lengths
+    for row in rows:
+        prompt, chosen = models.encode_conversation(tokenizer, row["prompt"] + row["chosen"])
+        _, rejected = models.encode_conversation(tokenizer, row["prompt"] + row["rejected"])
+        if len(prompt) <= lengths.prompt and max(len(chosen), len(rejected)) <= lengths.response:
+            pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "gold": None}
+            if gold:
+                texts = [row[side][-1]["content"] for side in ("chosen", "rejected")]
+                pair["gold"] = tuple(gold.score([row["prompt"]] * 2, texts))
+            pairs.append(pair)
+    return pairs, {"read": len(rows), "kept": len(pairs), "dropped_too_long": len(rows) - len(pairs)}
+
+
+@torch.no_grad()
+def _quality(model, pairs, tokenizer, execution):
+    """Held-out accuracy against the (noisy) labels, and agreement with gold's own order where there is gold."""
+    device = next(model.parameters()).device
+    scores = []
+    for side in ("chosen", "rejected"):
+        sequences = forward.from_lists(
+            [pair["prompt"] for pair in pairs], [pair[side] for pair in pairs], [], tokenizer.pad_token_id, device
+        )
+        scores.append(model.scores(sequences, execution.micro_batch).cpu().numpy())
+    right = scores[0] > scores[1]
+    quality = {"held_out": len(pairs), "held_out_accuracy": float(right.mean()), "gold_agreement": None}
+    if pairs[0]["gold"] is not None:
+        difference = np.array([pair["gold"][0] - pair["gold"][1] for pair in pairs])
+        decided = difference != 0
+        quality["gold_agreement"] = float((right == (difference > 0))[decided].mean())
+    return quality
+
+
+def normalise(model, settings, parents, tokenizer, device, execution):
+    """Mean and standard deviation of the reward over sft0's samples on PPO's prompts."""
+    rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
+    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
+    count = settings.reward_model.normalisation_prompts
+    policy = models.load_policy(parents["sft0"] / "model", device)
+    scores = []
+    for _, sequences in sample_in_batches(
+        policy,
+        encoded[:count],
+        [row["id"] for row in rows[:count]],
+        runs.derive_seed(settings.seed, "normalisation", 0),
+        0,
+        settings.lengths.response,
+        settings.temperature,
+        models.end_ids(policy, tokenizer),
+        tokenizer.pad_token_id,
+        execution.micro_batch,
+    ):
+        scores += model.scores(sequences, execution.micro_batch).tolist()
+    return {"mean": float(np.mean(scores)), "std": float(np.std(scores)), "samples": len(scores)}
+
+
+if __name__ == "__main__":
+    runs.command(
+        "reward_model",
+        VERSION,
+        train,
+        config.RewardModelSettings,
+        roles=("prepare", "sft0", "sft1"),
+        description=__doc__,
+    )

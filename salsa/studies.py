@@ -1,0 +1,68 @@
+"""What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
+
+import os
+import sys
+from pathlib import Path
+
+from salsa import runs
+
+MAIN_TABLE = "tables/win_rates.md"
+LOG = "log.txt"
+
+
+def use_environment(root):
+    """Let the jobs of this process run its own python, and find the package in the folder `root`.
+
+    A python that stands before it on the PATH is left in charge, if this one's folder is there at all.
+    """
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    folder = str(Path(sys.executable).parent)
+    if folder not in paths:
+        os.environ["PATH"] = os.pathsep.join([folder, *paths])
+    packages = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if str(root) not in packages:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
+
+
+def finished(plan, path):
+    return (Path(plan.results) / path / runs.MANIFEST).exists()
+
+
+def conclude(plan):
+    """Link the readable names of the finished studies to their folders; yields the lines to show."""
+    for study in plan.studies:
+        if not finished(plan, study["path"]):
+            continue
+        folder = Path(plan.results) / study["path"]
+        yield f"study {study['name']}: {link(plan, study)}"
+        for name in ("report.md", MAIN_TABLE, "figures"):
+            if (folder / name).exists():
+                figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
+                yield f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}"
+        if (folder / MAIN_TABLE).exists():
+            yield (folder / MAIN_TABLE).read_text(encoding="utf-8").rstrip()
+
+
+def link(plan, study):
+    """Make the study's link (a relative one, replaced at once) and return what to show of it."""
+    folder = Path(plan.results) / study["path"]
+    if not study["link"]:
+        return str(folder)
+    name = Path(plan.results) / study["link"]
+    if name.exists() and not name.is_symlink():
+        return f"{folder} ({name} is a folder of its own, and left alone)"
+    target = os.path.relpath(folder, name.parent)
+    if not name.is_symlink() or os.readlink(name) != target:
+        temporary = name.with_name(f".{name.name}.{os.getpid()}")
+        temporary.symlink_to(target, target_is_directory=True)
+        os.replace(temporary, name)
+    return f"{name} -> {target}"
+
+
+def failures(plan):
+    """Lines that name the logs of runs which began and did not finish."""
+    logs = [Path(plan.results) / path / LOG for path in plan.runs if not finished(plan, path)]
+    for log in logs:
+        if log.exists() and log.stat().st_size:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            yield f"not finished: {log}" + (f": {lines[-1]}" if lines else "")

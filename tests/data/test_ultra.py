@@ -1,0 +1,210 @@
+"""Given preferences and conversations: canonical rows, what is dropped, real files, malformed files."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from salsa import config
+from salsa.data import check, is_hub_id, local_files, ultra
+from salsa.runs import UserError
+
+REAL = Path(os.environ.get("SALSA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data: set SALSA_TEST_DATA to a folder that has it")
+USER, ANSWER, OTHER = (
+    {"role": "user", "content": "What is a fox?"},
+    {"role": "assistant", "content": "An animal."},
+    {"role": "assistant", "content": "A plant."},
+)
+
+
+def pair(prompt="What is a fox?", chosen="An animal.", rejected="A plant.", **more):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def write(path, rows):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pair(),
+        pair(chosen=[USER, ANSWER], rejected=[USER, OTHER], score_chosen=8.0, score_rejected=7.0),
+        pair([USER], [ANSWER], [OTHER], metadata={"score_chosen": 8.0, "score_rejected": 7.0}),
+    ],
+)
+def test_both_forms_of_a_preference_become_one(row):
+    assert ultra.preference(row) == {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (pair(metadata={"score_chosen": 7.0, "score_rejected": 7.0}), "tie"),
+        (pair(score_chosen=7.0, score_rejected=7.0), "tie"),
+        (pair(rejected=" An animal."), "identical"),
+        (pair(chosen=" "), "empty"),
+        (pair(prompt=""), "empty"),
+        (pair(chosen=[USER, ANSWER], rejected=[{**USER, "content": "Hm?"}, OTHER]), "different_prompts"),
+        (pair(chosen=[USER, ANSWER, USER], rejected=[USER, OTHER]), "empty"),
+    ],
+)
+def test_what_is_dropped_and_why(row, reason):
+    assert ultra.preference(row) == reason
+
+
+def test_every_row_is_kept_or_counted_and_splits_share_no_prompt(tmp_path):
+    rows = [pair(f"Question {i}?", "yes", "no") for i in range(300)] + [pair("question  1?"), pair(chosen="A plant.")]
+    sft = [{"messages": [{**USER, "content": f"Question {i}?"}, ANSWER]} for i in range(290, 400)]
+    sft.append({"messages": [USER]})
+    task = config.Task(
+        kind="ultra",
+        preference_file=write(tmp_path / "p.jsonl.gz", rows),
+        sft_file=write(tmp_path / "s.jsonl", sft),
+        evaluation_file=write(tmp_path / "e.jsonl", [pair("Question 7?"), pair("New?"), pair("Newer?")]),
+    )
+    check(task)
+    splits, counts = ultra.prepare(task)
+    assert counts["files"] == {
+        "preference_file": {"read": 302, "kept": 300, "dropped": {"duplicate_prompt": 1, "identical": 1}},
+        "evaluation_file": {"read": 3, "kept": 2, "dropped": {"in_other_file": 1}},
+        "sft_file": {"read": 111, "kept": 100, "dropped": {"in_other_file": 10, "no_answer": 1}},
+    }
+    first = {name: [(row.get("messages") or row["prompt"])[0]["content"] for row in splits[name]] for name in splits}
+    assert set(first) == {"demonstrations", "validation", "preferences", "prompts", "evaluation"}
+    together = [text for texts in first.values() for text in texts]
+    assert len(set(together)) == len(together) and len(first["demonstrations"]) + len(first["validation"]) == 100
+
+
+def test_parquet_and_jsonl_give_the_same(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [pair(f"Question {i}?", [ANSWER], [OTHER]) for i in range(60)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "p.parquet")
+    made = [
+        ultra.prepare(config.Task(kind="ultra", preference_file=path, prompts=5))
+        for path in (write(tmp_path / "p.jsonl", rows), str(tmp_path / "p.parquet"))
+    ]
+    assert made[0] == made[1] and len(made[0][0]["prompts"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: the file is empty"),
+        ("\n\n", ":1: the file is empty"),
+        (json.dumps(pair()) + "\n{oops\n", ":2: not JSON"),
+        ("[1]\n", ":1: not a JSON object but list"),
+        (json.dumps(pair()) + '\n{"prompt": "a", "chosen": "b"}\n', ":2: no key 'rejected'"),
+        (json.dumps(pair(prompt=3)), ":1: 'prompt' has the wrong form"),
+        (json.dumps(pair(chosen=[{"role": "user"}])), ":1: 'chosen' has the wrong form"),
+    ],
+)
+def test_malformed_files_are_named_with_their_line(tmp_path, text, message):
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        check(config.Task(kind="ultra", preference_file=str(path)))
+    assert str(error.value).startswith(f"{path}{message}") and "\n" not in str(error.value)
+
+
+def test_broken_gzip_encoding_and_parquet(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps(pair()).encode() * 99)[:-9])
+    (tmp_path / "c.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    (tmp_path / "d.parquet").write_bytes(b"no parquet")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(UserError, match="mend") as error:
+            ultra.check_file(path, ("prompt",))
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_datasets_refuses_is_one_line(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*arguments, **more):
+        raise TypeError("Couldn't cast\nlong story") from ValueError("column changed type\nlong story")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    path = write(tmp_path / "p.jsonl", [pair()])
+    with pytest.raises(UserError, match=r"p\.jsonl: datasets can't read it \(column changed type\)") as error:
+        ultra.prepare(config.Task(kind="ultra", preference_file=path))
+    assert "\n" not in str(error.value)
+
+
+def test_texts_and_conversations_may_stand_in_one_file(tmp_path):
+    path = write(tmp_path / "p.jsonl", [pair(), pair("Else?", [ANSWER], [OTHER])])
+    with ultra.opened("preference_file", path, ("prompt", "chosen", "rejected")) as rows:
+        made = [ultra.preference(row) for row in rows]
+    assert [row["chosen"] for row in made] == [[ANSWER], [ANSWER]]
+
+
+def test_files_and_hub_ids(tmp_path):
+    path = write(tmp_path / "p.jsonl", [pair()])
+    task = config.Task(kind="ultra", sft_file="org/name", preference_file=path)
+    assert local_files(task) == {"preference_file": path}
+    assert local_files(config.Task(kind="stories")) == local_files(config.Corpus(kind="none")) == {}
+    assert local_files(config.Benchmark(kind="preference_file", file=path)) == {"file": path}
+    assert is_hub_id("HuggingFaceH4/ultrachat_200k")
+    for missing in ("data/p.jsonl", "data/p.jsonl.gz", "/p", "./p/q", "~/p", "p.parquet", "just_a_name", "a/b/c"):
+        with pytest.raises(UserError):
+            is_hub_id(missing)
+
+
+def test_settings_without_files():
+    with pytest.raises(UserError, match="preference_file is empty"):
+        check(config.Task(kind="ultra"))
+    with pytest.raises(UserError, match="needs `file`"):
+        check(config.Benchmark(kind="mt_bench"))
+
+
+def test_hub_without_access_says_what_to_do(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*arguments, **more):
+        raise ConnectionError("offline\nlong story")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", refuse)
+    with pytest.raises(
+        UserError, match=r"org/name: not readable from the hub \(offline\).*huggingface-cli login.*local"
+    ):
+        ultra.prepare(config.Task(kind="ultra", preference_file="org/name"))
+
+
+def test_hub_splits(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "train_prefs": [pair(f"Question {i}?", "yes", "no") for i in range(50)],
+        "train_sft": [{"messages": [{**USER, "content": f"Talk {i}"}, ANSWER]} for i in range(5)],
+        "test_sft": [{"messages": [{**USER, "content": f"Test {i}"}, ANSWER]} for i in range(3)],
+    }
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[split]))
+    splits, _ = ultra.prepare(config.Task(kind="ultra", preference_file="o/prefs", sft_file="o/chat"))
+    assert (len(splits["demonstrations"]), len(splits["validation"])) == (5, 3)
+    with pytest.raises(UserError, match="o/prefs: no split"):
+        ultra._from_hub("o/prefs", ("nothing",))
+
+
+@needs_real
+def test_real_ultrafeedback():
+    folder = REAL / "ultrafeedback"
+    task = config.Task(
+        kind="ultra",
+        preference_file=str(folder / "train_1000.jsonl.gz"),
+        evaluation_file=str(folder / "eval_200.jsonl.gz"),
+        evaluation=50,
+    )
+    check(task)
+    splits, counts = ultra.prepare(task)
+    read = counts["files"]["preference_file"]
+    assert read["read"] == 1000 and read["dropped"]["tie"] + read["dropped"]["identical"] == 114
+    assert read["kept"] + sum(read["dropped"].values()) == 1000
+    assert {name: len(rows) > 20 for name, rows in splits.items()} == dict.fromkeys(splits, True)
+    assert len(splits["evaluation"]) == 50
+    assert set(splits["preferences"][0]) == {"prompt", "chosen", "rejected"}

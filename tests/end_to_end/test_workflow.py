@@ -1,0 +1,274 @@
+"""The workflow itself, with real Snakemake and stages that only write a manifest: what re-runs, and what does not.
+
+A `sitecustomize` on PYTHONPATH takes the place of `python -m salsa.<stage> --plan … --run …`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "replicates=[0] benchmark=[in_distribution]"
+TINY = f"{SMALL} arm=[ppo,salsa]"
+
+FAKE = """
+import os, sys, time
+from pathlib import Path
+
+def main(module, plan_file, path):
+    from salsa import config, plan, runs
+
+    stage = next(stage for stage, name in plan.MODULES.items() if name == module)
+    run = runs.read_json(plan_file)["runs"][path]
+    settings = getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
+    results = Path(runs.read_json(plan_file)["results"])
+
+    def function(settings, parents, output, execution):
+        with open("calls.txt", "a") as file:
+            file.write(path + "\\n")
+        while Path(f"hold_{stage}").exists():
+            time.sleep(0.05)
+        if Path(f"fail_{stage}").exists():
+            raise runs.UserError(f"{stage} was told to fail")
+        names = ["result.txt"]
+        if stage == "study":
+            names = ["report.md", "claims.md", "runs.csv", "tables/win_rates.md", "tables/win_rates.csv"]
+            names += ["figures/frontier.png", "figures/loss_line.png"]
+        for name in names:
+            runs.write_atomically(output / name, path)
+
+    runs.execute(stage, plan.version(stage), function, config.from_dict(settings, run["settings"]),
+                 {role: results / parent for role, parent in run["parents"].items()}, results / path,
+                 config.from_dict(config.Execution, run["execution"]), expected=run["address"])
+
+arguments = sys.orig_argv[1:]
+if arguments[:1] == ["-m"] and arguments[1].startswith("salsa.") and "--plan" in arguments:
+    code = 0
+    try:
+        main(arguments[1], arguments[arguments.index("--plan") + 1], arguments[arguments.index("--run") + 1])
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+"""
+
+
+class Place:
+    """A working directory with results, in which Snakemake runs the repository's workflow."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "fake").mkdir(exist_ok=True)
+        (folder / "fake" / "sitecustomize.py").write_text(FAKE)
+
+    def start(self, overrides="", *options, snakefile=ROOT / "Snakefile"):
+        environment = os.environ | {"PYTHONPATH": str(self.folder / "fake")}
+        config = ["--config", f"overrides={overrides}"] if overrides else []
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--directory", str(self.folder)]
+        command += ["--cores", "4", *options, *config]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder
+        )
+
+    def run(self, overrides="", *options, code=0, **where):
+        """Run Snakemake to its end; returns how many runs of each stage computed, and what was printed."""
+        before = len(self.calls())
+        process = self.start(overrides, *options, **where)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == code, printed
+        return Counter(call.split("/")[0] for call in self.calls()[before:]), printed
+
+    def calls(self):
+        path = self.folder / "calls.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def copy(self, folder):
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Place(folder)
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """The default study, finished."""
+    place = Place(tmp_path_factory.mktemp("default"))
+    place.counts, place.printed = place.run()
+    return place
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small study, finished."""
+    place = Place(tmp_path_factory.mktemp("small"))
+    place.counts, place.printed = place.run(TINY)
+    return place
+
+
+def test_default_runs_every_run_once(default):
+    assert len(default.calls()) == len(set(default.calls())) == 33
+    assert default.counts["ppo"] == 6 and default.counts["sft"] == 4 and default.counts["base"] == 1
+    name = default.folder / "results" / "studies" / "default"
+    assert name.is_symlink() and not os.path.isabs(os.readlink(name))
+    assert (name / "report.md").is_file()
+    assert "studies/default" in default.printed and "win_rates.md" in default.printed
+
+
+def test_landscape_comes_before_ppo(default):
+    stages = [call.split("/")[0] for call in default.calls()]
+    assert stages.index("landscape") < stages.index("ppo")
+
+
+def test_run_folder_has_log_benchmark_and_manifest_of_the_plan(default):
+    plan = json.loads(next((default.folder / "results" / "plans").glob("*.json")).read_text())
+    for path, run in plan["runs"].items():
+        folder = default.folder / "results" / path
+        assert json.loads((folder / "manifest.json").read_text())["address"] == run["address"]
+        assert (folder / "log.txt").exists() and (folder / "benchmark.tsv").exists()
+
+
+def test_finished_study_does_nothing_again(small):
+    counts, printed = small.run(TINY)
+    assert not counts and "report.md" in printed
+
+
+def test_verify_finds_an_altered_file(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    verify = [sys.executable, "-m", "salsa", "verify", str(place.folder / "results")]
+    sound = subprocess.run(verify, capture_output=True, text=True, cwd=ROOT)
+    assert sound.returncode == 0, sound.stdout
+    altered = next((place.folder / "results" / "sft").glob("*/result.txt"))
+    altered.write_text("x" * altered.stat().st_size)
+    found = subprocess.run(verify, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 1 and str(altered) in found.stdout
+
+
+def test_copied_touched_results_and_an_edited_rule_rerun_nothing(small, tmp_path):
+    place = Place(tmp_path / "copy")
+    shutil.copytree(small.folder / "results", place.folder / "results", symlinks=True)  # new mtimes, no .snakemake
+    for path in sorted((place.folder / "results").rglob("*"), reverse=True):
+        os.utime(path, (time.time(), time.time()), follow_symlinks=False)
+        if path.name == "manifest.json" and path.parent.parent.name in ("corpus", "sft"):
+            os.utime(path, (time.time() + 100, time.time() + 100))
+    workflow = tmp_path / "repository"
+    for name in ("workflow", "profiles", "conf", "salsa"):
+        shutil.copytree(ROOT / name, workflow / name)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, workflow)
+    rules = workflow / "workflow" / "rules" / "training.smk"
+    rules.write_text(rules.read_text().replace('command("sft")', '"true; " + command("sft")'))
+    counts, _ = place.run(TINY, snakefile=workflow / "Snakefile")
+    assert not counts
+
+
+def test_a_missing_parent_is_not_made_again_for_finished_runs(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    shutil.rmtree(place.folder / "results" / "landscape")
+    shutil.rmtree(place.folder / "results" / "corpus")
+    assert not place.run(TINY)[0]
+    assert place.run(f"{SMALL} arm=[ppo,salsa,other]")[0] == {
+        "landscape": 1,  # the new arm's baseline
+        "ppo": 1,
+        "respond": 1,
+        "judge": 1,
+        "studies": 1,
+    }
+
+
+def test_what_an_override_runs(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5")
+    assert counts == {"ppo": 2, "respond": 2, "judge": 2, "studies": 1}
+    link = place.folder / "results" / "studies" / "default"
+    assert not link.exists()  # nothing but an experiment gives a study its plain name
+    counts, _ = place.run(f"{SMALL} arm=[ppo,salsa,noise]")
+    assert counts == {"ppo": 1, "respond": 1, "judge": 1, "studies": 1}
+    counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5,2e-5 execution.micro_batch=3")
+    assert counts == {"ppo": 2, "respond": 2, "judge": 2, "studies": 1}
+    counts, _ = place.run(f"{TINY} evaluate.gates.smallest_kl=0.1")
+    assert counts == {"landscape": 1, "judge": 2, "studies": 1}  # PPO comes after the gates, and reads nothing of them
+    assert len(place.calls()) == len(set(place.calls()))
+
+
+def test_a_plan_file_is_run_as_it_stands(small):
+    plan = next((small.folder / "results" / "plans").glob("*.json")).relative_to(small.folder)
+    process = small.start("", "--config", f"plan={plan}")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "report.md" in printed, printed
+
+
+def test_sigkill_in_the_middle_repeats_no_finished_run(tmp_path):
+    place = Place(tmp_path / "killed")
+    (place.folder / "hold_ppo").touch()
+    process = place.start(TINY)
+    deadline = time.monotonic() + 60
+    while not any(call.startswith("ppo/") for call in place.calls()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (place.folder / "hold_ppo").unlink()  # the killed Snakemake's job lives on, and finishes
+    place.run(TINY)
+    assert len(place.calls()) == len(set(place.calls()))
+    assert Counter(call.split("/")[0] for call in place.calls())["studies"] == 1
+
+
+def test_two_at_once_compute_each_run_once(tmp_path):
+    place = Place(tmp_path / "two")
+    (place.folder / "hold_sft").touch()
+    processes = [place.start(TINY), place.start(f"{TINY} ppo.learning_rate=1e-5")]
+    while not any(call.startswith("sft/") for call in place.calls()):
+        assert processes[0].poll() is None and processes[1].poll() is None
+        time.sleep(0.1)
+    time.sleep(3)  # both have built their DAG by now, and wait for the same run
+    (place.folder / "hold_sft").unlink()
+    for process in processes:
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+    assert len(place.calls()) == len(set(place.calls()))
+
+
+def test_a_failure_is_named_and_leaves_nothing_that_looks_finished(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    (place.folder / "fail_respond").touch()
+    _, printed = place.run(f"{TINY} ppo.learning_rate=1e-5", code=1)
+    assert "respond was told to fail" in printed and "not finished: results/respond/" in printed
+    (place.folder / "fail_respond").unlink()
+    counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5")
+    assert counts == {"respond": 2, "judge": 2, "studies": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("overide=model=tiny", "overide"),
+        ("overrides=5", "not text"),
+        ("overrides=model=foo", "model=foo"),
+        ("plan=nothing.json", "nothing.json"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, config, says):
+    place = Place(tmp_path / "bad")
+    process = place.start("", "-n", "--quiet", "--config", config)
+    printed, _ = process.communicate(timeout=60)
+    lines = [line for line in printed.splitlines() if line and not line.startswith("Using workflow specific profile")]
+    assert process.returncode == 1 and len(lines) == 1 and says in lines[0], printed
+    assert not (place.folder / "results").exists()
+
+
+def test_report_shows_figures_with_captions(small, tmp_path):
+    small.run(TINY, "--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        text = archive.read("report/report.html").decode()
+    assert "frontier.png" in text and "over the strengths of the" in text  # the figure, and its caption
+    assert "win_rates.csv" in text and "claims.md" in text

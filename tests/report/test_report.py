@@ -1,0 +1,396 @@
+"""The report of synthetic studies: exact files, contract columns, hand-checkable numbers, text that cannot break it."""
+
+import csv
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from salsa import config, runs
+from salsa.evaluate import statistics
+from salsa.report import claims, figures, study, tables
+
+ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
+EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
+
+
+@dataclasses.dataclass
+class Anything:
+    """Settings of a fake stage."""
+
+    label: str
+    seed: int = 0
+
+
+class LengthGold:
+    """A gold judge whose score is the number of letters."""
+
+    def score(self, prompts, responses):
+        return np.array([len(text) for text in responses], dtype=np.float64)
+
+
+class Tree:
+    """A results tree of finished fake runs, and the study's settings and parents over it."""
+
+    def __init__(self, root, replicates=(0, 1), arms=ARMS, kl_coefs=(0.05,), gold=True, prompts=12, iterations=6,
+                 benchmarks=("in_distribution", "out_of_distribution"), judges=("gold",)):  # fmt: skip
+        self.root, self.gold, self.prompts, self.iterations = root / "results", gold, prompts, iterations
+        self.benchmarks, self.judges, self.arms = benchmarks, judges if gold else (), arms
+        self.policies, self.parents = [], {"prepare": self.run("prepare", "p", {}, {"gold/gold.json": "{}"})}
+        base = self.run("base", "b", {}, {"model/config.json": "{}"})
+        for replicate in replicates:
+            self.replicate(replicate, base, kl_coefs)
+        values = dataclasses.asdict(config.Config())
+        values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
+        values["arms"] = {arm: {} for arm in arms if not arm.startswith("alpha")}
+        values["benchmarks"] = {name: {} for name in benchmarks}
+        values["judges"] = {name: {} for name in self.judges}
+        values["model"]["name"], values["data"]["name"] = "tiny", "stories"
+        values["report"] |= {"bootstrap": 200, "samples": 2}
+        del values["execution"]
+        self.settings = config.StudySettings(config=values, policies=self.policies)
+
+    def run(self, stage, label, parents, files, seed=0):
+        def write(settings, parents, output, execution):
+            for name, text in files.items():
+                runs.write_atomically(output / name, text)
+
+        output = self.root / stage / f"{label}-0123456789ab"
+        runs.execute(stage, 1, write, Anything(label, seed), parents, output, config.Execution())
+        return output
+
+    def replicate(self, replicate, base, kl_coefs):
+        label, prepare = f"r{replicate}", self.parents["prepare"]
+        sft = [self.run("sft", f"{label}-s{i}", {"prepare": prepare, "base": base}, {"model/config.json": str(i)}, i)
+               for i in (0, 1)]  # fmt: skip
+        models = {"prepare": prepare, "sft0": sft[0], "sft1": sft[1]}
+        held_out = {"held_out_accuracy": 0.8, "gold_agreement": 0.85 if self.gold else None, "pairs": 10, "held_out": 5}
+        reward = self.run("reward_model", label, models, {"evaluation.json": json.dumps(held_out)})
+        landscape = self.run("landscape", label, models | {"reward_model": reward}, self.landscape(replicate))
+        self.parents |= {f"reward_model/r{replicate}": reward, f"landscape/r{replicate}": landscape}
+        plain = {}
+        for arm, alpha in self.arms.items():
+            for kl_coef in kl_coefs:
+                index, name = len(self.policies), f"{arm}-kl_{kl_coef}"
+                parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
+                ppo = self.run("ppo", f"{label}-{name}", parents, self.ppo(replicate, arm, kl_coef))
+                respond = self.run("respond", f"{label}-{name}", parents | {"ppo": ppo},
+                                   self.respond(replicate, arm, kl_coef))  # fmt: skip
+                baselines = {"sft0": "sft0"} | ({"ppo": plain[kl_coef][0]} if kl_coef in plain else {})
+                plain.setdefault(kl_coef, (name, respond))
+                self.parents |= {f"ppo/{index}": ppo, f"respond/{index}": respond}
+                for judge in self.judges:
+                    verdicts = {"verdicts.jsonl": lines(self.verdicts(replicate, arm, name, baselines, judge))}
+                    self.parents[f"judge/{judge}/{index}"] = self.run(
+                        "judge", f"{label}-{name}-{judge}", {"candidate": respond, "baseline/sft0": landscape}, verdicts
+                    )
+                self.policies.append(
+                    {"arm": arm, "alpha": alpha, "kl_coef": kl_coef, "replicate": replicate, "name": name,
+                     "index": index, "baselines": baselines}
+                )  # fmt: skip
+
+    def rows(self, model, reward, gold, text):
+        return [
+            {"benchmark": benchmark, "prompt_id": f"{benchmark}-{i}", "category": "", "model": model,
+             "prompt": ["write"], "responses": [text], "tokens": [20 + i], "finish_reasons": ["stop"],
+             "reward": reward + i, "gold": gold + i if self.gold else None}
+            for benchmark in self.benchmarks for i in range(self.prompts)
+        ]  # fmt: skip
+
+    def number(self, value):
+        return value if self.gold else None
+
+    def landscape(self, replicate):
+        line = [
+            [a, 2 - 0.1 * a * (1 - a) + 0.03 * replicate, 2 + 0.03 * replicate, 0.1 * a + replicate * 0.02, 0.01,
+             0.2 + 0.1 * a + 0.01 * replicate if self.gold else "", 0.01 if self.gold else "", 0.8 * a, 0.01, 25, 0.98]
+            for a in (0, 0.25, 0.5, 0.75, 1)
+        ]  # fmt: skip
+        header = ("alpha,loss,loss_interpolated,reward,reward_se,gold_reward,gold_reward_se,kl_from_sft0,"
+                  "kl_from_sft0_se,response_length,eos_rate")  # fmt: skip
+        gates = {
+            "held_out_accuracy": 0.8,
+            "gold_agreement": self.number(0.85),
+            "kl_sft0_soup": 0.4,
+            "barrier": 0.002,
+            "gold": {name: self.number(x + 0.01 * replicate) for name, x in
+                     (("sft0", 0.2), ("sft1", 0.3), ("soup", 0.25))},
+            "warnings": ["the soup is near"] if replicate else [],
+        }  # fmt: skip
+        responses = [row for model in ("sft0", "sft1", "soup") for row in self.rows(model, 0.0, 0.0, EVIL)]
+        text = "\n".join([header, *(",".join(map(str, row)) for row in line)]) + "\n"
+        return {"line.csv": text, "gates.json": json.dumps(gates), "responses.jsonl": lines(responses)}
+
+    def final(self, replicate, arm, kl_coef):
+        place = list(self.arms).index(arm)
+        gain = 1 + 0.2 * place + 0.1 * replicate + 0.05 * place * replicate
+        return gain, (3 + 2 * place) * 0.05 / kl_coef
+
+    def ppo(self, replicate, arm, kl_coef):
+        gain, kl = self.final(replicate, arm, kl_coef)
+        metrics, rollouts = [], []
+        for i in range(self.iterations):
+            share = 1 - math.exp(-3 * i / self.iterations)
+            metrics.append({"iteration": i, "score": gain * share, "reward": gain * share - 0.1,
+                            "kl_to_sft0": kl * share, "kl_to_reference": 0.5 + kl * share,
+                            "response_length": 25 - 3 * share, "eos_rate": 0.9,
+                            "entropy": 2 - share})  # fmt: skip
+            if i % 5 == 0:
+                rollouts += [{"iteration": i, "prompt_id": n, "prompt": [{"role": "user", "content": "w"}],
+                              "response": "x" * (n + 1 + i), "score": 0.0, "kl_to_reference": 0, "kl_to_sft0": 0}
+                             for n in range(3)]  # fmt: skip
+        return {"metrics.jsonl": lines(metrics), "rollouts.jsonl": lines(rollouts)}
+
+    def respond(self, replicate, arm, kl_coef):
+        gain, kl = self.final(replicate, arm, kl_coef)
+        evaluation = {"kl_to_sft0": kl, "kl_to_reference": kl + 0.5, "reward": gain, "response_length": 22.0,
+                      "gold_reward": self.number(0.3 + gain / 10), "gold_reward_se": self.number(0.01),
+                      "eos_rate": 0.95, "prompts": 40, "iteration": self.iterations}  # fmt: skip
+        responses = lines(self.rows("policy", gain, gain if arm == "ppo" else -gain, f"a {arm} story | {EVIL}"))
+        return {"evaluation.json": json.dumps(evaluation), "responses.jsonl": responses}
+
+    def verdicts(self, replicate, arm, name, baselines, judge):
+        """Against sft0: every third prompt is lost, the others won; against ppo: all ties, but for salsa's first."""
+        rows = []
+        for baseline in baselines.values():
+            for benchmark in self.benchmarks:
+                for i in range(self.prompts):
+                    won = "model_a" if i % 3 else "model_b"
+                    tied = "model_a" if (arm, i) == ("salsa", 0) else "tie"
+                    rows += [{"prompt_id": f"{benchmark}-{i}", "benchmark": benchmark, "model_a": name,
+                              "model_b": baseline, "order": order, "winner": won if baseline == "sft0" else tied,
+                              "judge": judge, "replicate": replicate} for order in (0, 1)]  # fmt: skip
+        return rows
+
+    def build(self, monkeypatch, drawn=False):
+        """Run the stage; the figures are made, but rendered only where `drawn`."""
+        if not drawn:
+            monkeypatch.setattr(figures, "save", lambda figure, folder, name: None)
+        monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold() if self.gold else None)
+        output = self.root / "studies" / "tiny_test-0123456789ab"
+        runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
+        return output
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tree = Tree(tmp_path_factory.mktemp("two"))
+        yield tree, tree.build(monkeypatch, drawn=True)
+
+
+def table(output, name):
+    return pd.read_csv(output / "tables" / f"{name}.csv")
+
+
+def test_exact_set_of_files(built):
+    _, output = built
+    expected = {"runs.csv", "samples.md", "claims.md", "report.md", "manifest.json", ".lock"}
+    expected |= {f"tables/{name}.{kind}" for name in ("win_rates", "frontier", "alpha_curve", "gates", "rewards")
+                 for kind in ("csv", "md", "tex")}  # fmt: skip
+    expected |= {f"figures/{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")}
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} == expected
+
+
+def test_contract_columns(built):
+    _, output = built
+    win = (
+        "model, data, benchmark, judge, candidate, baseline, kl_coef, adjusted_win_rate, ci_low, ci_high, prompts, "
+        "replicates"
+    )
+    line = (
+        "model, data, arm, kl_coef, replicate, iteration, kl_to_reference, kl_to_sft0, reward, gold_reward, "
+        "response_length, eos_rate"
+    )
+    assert list(table(output, "win_rates").columns) == win.split(", ")
+    assert list(table(output, "frontier").columns) == line.split(", ")
+
+
+def test_win_rates(built):
+    _, output = built
+    frame = table(output, "win_rates")
+    assert len(frame) == 2 * (3 + 2)  # benchmarks x (three arms against sft0, two against ppo)
+    assert set(frame["replicates"]) == {2} and set(frame["prompts"]) == {12}
+    assert set(zip(frame["candidate"], frame["baseline"], strict=True)) == {
+        ("ppo", "sft0"), ("salsa", "sft0"), ("other", "sft0"), ("salsa", "ppo"), ("other", "ppo"),
+    }  # fmt: skip
+    against = frame.set_index(["candidate", "baseline", "benchmark"])["adjusted_win_rate"]
+    assert against["ppo", "sft0", "in_distribution"] == pytest.approx(8 / 12)
+    assert against["salsa", "ppo", "in_distribution"] == pytest.approx((1 + 11 / 2) / 12)
+    assert against["other", "ppo", "out_of_distribution"] == 0.5
+    assert (frame["ci_low"] <= frame["adjusted_win_rate"]).all() and (
+        frame["adjusted_win_rate"] <= frame["ci_high"]
+    ).all()
+
+
+def test_win_rates_equal_the_statistics_command(built, capsys):
+    tree, _ = built
+    path = tree.parents["judge/gold/1"] / "verdicts.jsonl"
+    statistics.main([str(path), "--candidate", "salsa-kl_0.05", "--baseline", "sft0"])
+    assert json.loads(capsys.readouterr().out)["adjusted_win_rate"] == pytest.approx(8 / 12)
+
+
+def test_frontier(built):
+    _, output = built
+    frame = table(output, "frontier")
+    assert len(frame) == 6 * 3  # policies x (iterations 0, 5, final)
+    one = frame[(frame["arm"] == "salsa") & (frame["replicate"] == 1)].set_index("iteration")
+    assert list(one.index) == [0, 5, 6]
+    assert one["gold_reward"].tolist() == pytest.approx([2, 7, 0.3 + 1.35 / 10])  # mean letters, then evaluation.json
+    assert one.loc[6, "kl_to_reference"] == 5.5
+
+
+def test_rewards_and_alpha_curve(built):
+    _, output = built
+    row = table(output, "rewards").set_index("arm").loc["ppo"]
+    assert row["reward"] == pytest.approx(1.05)
+    half = 12.706204736432095 * 0.05  # t(0.975, 1) x sd / sqrt(2) of 1.0 and 1.1
+    assert (row["reward_low"], row["reward_high"]) == pytest.approx((1.05 - half, 1.05 + half))
+    curve = table(output, "alpha_curve")
+    assert curve[curve["kind"] == "sft_soup"]["gold_reward"].tolist() == pytest.approx(
+        [0.205, 0.23, 0.255, 0.28, 0.305]
+    )
+    policies = curve[curve["kind"] == "policy"]
+    assert policies["alpha"].tolist() == [0, 0.5, 1]
+    assert policies["win_rate_vs_sft0"].tolist() == pytest.approx([8 / 12] * 3)
+
+
+def test_gates(built):
+    _, output = built
+    frame = table(output, "gates")
+    assert frame["replicate"].tolist() == [0, 1]
+    assert frame["policy_gold_agreement"].tolist() == pytest.approx([1 / 3, 1 / 3])  # ppo agrees, the others do not
+    assert frame["policy_pairs"].tolist() == [3 * 2 * 12] * 2
+    assert frame["gold_ppo_minus_sft0"].tolist() == pytest.approx([0.2, 0.2])
+    report = (output / "report.md").read_text()
+    assert "**Warning**, replicate 1: the soup is near" in report
+    assert (
+        "**Warning**: reward model agrees with gold on at least 75% of pairs of a final policy's and sft0's" in report
+    )
+    before, after = report.split("## Results")
+    assert "0.85, 0.85" in before and "ppo" not in before.split("## Before PPO")[1] and "(0.2, 0.2)" in after
+
+
+def test_runs(built):
+    tree, output = built
+    with open(output / "runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stages = [row["stage"] for row in rows]
+    expected = {
+        "prepare": 1,
+        "base": 1,
+        "sft": 4,
+        "reward_model": 2,
+        "landscape": 2,
+        "ppo": 6,
+        "respond": 6,
+        "judge": 6,
+    }
+    assert {stage: stages.count(stage) for stage in set(stages)} == expected
+    by_folder = {row["folder"]: row for row in rows}
+    sft = by_folder["sft/r1-s1-0123456789ab"]
+    assert (sft["replicate"], sft["seed"], sft["arm"]) == ("1", "1", "")
+    assert sft["address"] == runs.manifest_of(tree.root / "sft" / "r1-s1-0123456789ab")["address"]
+    ppo = by_folder["ppo/r0-salsa-kl_0.05-0123456789ab"]
+    assert (ppo["replicate"], ppo["arm"], ppo["kl_coef"]) == ("0", "salsa", "0.05")
+    assert float(ppo["wall_seconds"]) >= 0 and float(ppo["peak_memory_mib"]) > 0
+
+
+def test_claims_say_what_intervals_allow(built):
+    _, output = built
+    text = (output / "claims.md").read_text()
+    assert text.index("## salsa against ppo") < text.index("## other against ppo")
+    part = text.split("## salsa against ppo, kl_coef 0.05")[1].split("##")[0]
+    assert "| KL(policy ‖ sft0), nats a response | 2 | [2, 2] | 2 | above ppo" in part
+    assert "| gold reward | 0.0225 | [-0.00927, 0.0543] | 2 | the interval contains 0: undecided with 2" in part
+    assert "win rate against ppo minus ½: in_distribution, judge gold | 0.0417" in part
+    assert "0 of 4 stay below 0.05" in text
+
+
+@pytest.mark.parametrize(
+    "bounds, count, expected",
+    [
+        ((math.nan, math.nan), 1, "conditional on one SFT pair"),
+        ((-1, 1), 3, "the interval contains 0: undecided with 3 replicates"),
+        ((0, 1), 3, "undecided"),
+        ((0.1, 1), 3, "above ppo"),
+        ((-1, -0.1), 3, "below ppo"),
+    ],
+)
+def test_verdict(bounds, count, expected):
+    assert expected in claims.verdict(*bounds, count)
+
+
+def test_model_text_cannot_break_the_samples(built):
+    _, output = built
+    text = (output / "samples.md").read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "**bold**" not in text and "[link]" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.count("|") == 5 for line in rows)
+    assert text.count("| sft0 |") == text.count("| salsa, kl_coef 0.05 |") == 2 * 2
+    assert "in&#95;distribution-0" in text and "in&#95;distribution-1**" in text and "distribution-2" not in text
+
+
+def test_samples_are_in_the_order_of_numbers():
+    ids = sorted(({"prompt_id": name} for name in ("b-10", "b-9", "a-11")), key=study._natural)
+    assert [row["prompt_id"] for row in ids] == ["a-11", "b-9", "b-10"]
+
+
+def test_report_links_exist_and_gates_come_first(built):
+    _, output = built
+    text = (output / "report.md").read_text()
+    assert text.index("Gold reward before any PPO") < text.index("## Results") < text.index("figures/frontier.png")
+    links = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert links and all((output / link).is_file() for link in links)
+    assert 'overrides="experiment=tiny_test"' in text
+
+
+def test_latex_is_escaped(built):
+    _, output = built
+    text = (output / "tables" / "win_rates.tex").read_text()
+    assert r"\toprule" in text and r"in\_distribution" in text and r"95 \%" in text and "½" not in text
+
+
+def test_no_torch(built):
+    import subprocess
+    import sys
+
+    code = "import sys; import salsa.report.study; assert not {'torch', 'hydra', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_replicate(tmp_path, monkeypatch):
+    output = Tree(tmp_path, replicates=(3,)).build(monkeypatch)
+    text = (output / "claims.md").read_text()
+    assert "One replicate: everything here is conditional on one SFT pair" in text
+    assert "undecided" not in text and "above ppo" not in text
+    assert table(output, "rewards")["reward_low"].isna().all()
+
+
+def test_without_gold_and_judges(tmp_path, monkeypatch):
+    output = Tree(tmp_path, gold=False).build(monkeypatch)
+    assert table(output, "frontier")["gold_reward"].isna().all()
+    assert list(table(output, "win_rates").columns) == tables.WIN_RATES and table(output, "win_rates").empty
+    assert "no gold judge" in (output / "report.md").read_text()
+    assert "gold reward" not in (output / "claims.md").read_text().split("##", 1)[1]
+
+
+def test_one_sft_model_and_no_line_between_two(tmp_path, monkeypatch):
+    tree = Tree(tmp_path, replicates=(0,), arms={"ppo": "0"})
+    del tree.parents["landscape/r0"]
+    output = tree.build(monkeypatch)
+    assert "no claim can be tested" in (output / "claims.md").read_text()
+
+
+def test_colours_are_stable_and_alphas_differ():
+    assert figures.colour("salsa", 0.5) == "#D55E00"
+    assert figures.colour("alpha_0.25", 0.25) != figures.colour("alpha_0.75", 0.75)
+    assert figures.colour("my_arm") == figures.colour("my_arm")

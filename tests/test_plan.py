@@ -1,0 +1,254 @@
+"""The plan: what an address depends on, and what it does not; which runs are one run."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from salsa import config, plan, runs
+
+SETTINGS = {stage: "".join(part.title() for part in stage.split("_")) + "Settings" for stage in plan.MODULES}
+SOUP = {"kind": "soup", "weights": ["1/2", "1/2"]}
+
+
+def arm(start=("1",), kind="soup", weights=("1",)):
+    return {"description": "", "start": list(start), "reference": {"kind": kind, "weights": list(weights)}}
+
+
+def make(**changes):
+    """A small configuration as `compose` returns it; `changes` are dotted keys with __ for the dots."""
+    values = dataclasses.asdict(config.Config())
+    values |= {"files": {}, "link": None, "replicates": [0, 1]}
+    values["model"] |= {"name": "tiny", "source": "pretrain"}
+    values["data"] |= {"name": "stories"}
+    values["data"]["corpus"]["kind"] = values["data"]["task"]["kind"] = "stories"
+    values["arms"] = {"ppo": arm(), "salsa": arm(weights=["0.5", "0.50"])}
+    values["benchmarks"] = {"in_distribution": dataclasses.asdict(config.Benchmark(kind="in_distribution"))}
+    values["judges"] = {"gold": dataclasses.asdict(config.Judge(kind="gold"))}
+    for key, value in changes.items():
+        *path, name = key.split("__")
+        inner = values
+        for part in path:
+            inner = inner[part]
+        inner[name] = value
+    return copy.deepcopy(values)
+
+
+def stages(paths):
+    return {path.split("/")[0] for path in paths}
+
+
+def changed(**changes):
+    """The stages of the runs that a changed configuration has and the small one has not."""
+    return stages(set(plan.plan([make(**changes)]).runs) - set(plan.plan([make()]).runs))
+
+
+AFTER_PPO = {"ppo", "respond", "judge", "studies"}
+AFTER_REWARD = AFTER_PPO | {"reward_model", "landscape"}
+
+
+def test_runs_come_after_their_parents():
+    seen = set()
+    for path, run in plan.plan([make()]).runs.items():
+        assert set(run.parents.values()) | set(run.after) <= seen
+        assert path == f"{plan.FOLDERS[run.stage]}/{run.label}-{run.address[:12]}"
+        seen.add(path)
+
+
+def test_settings_are_those_of_the_stages():
+    """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
+    result = plan.plan([make(alphas=["0.25", "1/3"])])
+    assert {run.stage for run in result.runs.values()} == set(plan.MODULES)
+    for run in result.runs.values():
+        cls = getattr(config, SETTINGS[run.stage])
+        assert set(run.settings) == {f.name for f in dataclasses.fields(cls)}
+        settings = dataclasses.asdict(config.from_dict(cls, run.settings))
+        addresses = {role: result.runs[path].address for role, path in run.parents.items()}
+        assert runs.address(run.stage, plan.version(run.stage), settings, addresses) == run.address
+        assert config.from_dict(config.Execution, run.execution)
+
+
+def test_parents_of_each_stage():
+    result = plan.plan([make()])
+    roles = {run.stage: set(run.parents) for run in result.runs.values() if run.stage != "study"}
+    assert roles["sft"] == {"prepare", "base"} and roles["base"] == {"corpus"}
+    assert roles["reward_model"] == {"prepare", "sft0", "sft1"}
+    assert roles["landscape"] == {"prepare", "reward_model", "sft0", "sft1", "benchmark/in_distribution"}
+    ppo = {run.label.split("-r0-")[-1]: set(run.parents) for run in result.runs.values() if run.stage == "ppo"}
+    assert ppo["start_sft0-ref_sft0-kl_0.05"] == {"prepare", "reward_model", "sft0"}
+    assert ppo["start_sft0-ref_soup0.50-kl_0.05"] == {"prepare", "reward_model", "sft0", "sft1"}
+    study = next(run for run in result.runs.values() if run.stage == "study")
+    assert {"prepare", "landscape/r0", "reward_model/r1", "ppo/3", "respond/3", "judge/gold/3"} <= set(study.parents)
+    assert [policy["index"] for policy in study.settings["policies"]] == [0, 1, 2, 3]
+
+
+def test_judge_compares_with_sft0_and_plain_ppo():
+    result = plan.plan([make()])
+    judged = {run.settings["candidate"]: run for run in result.runs.values() if run.stage == "judge"}
+    plain = "start_sft0-ref_sft0-kl_0.05"
+    assert judged[plain].settings["baselines"] == {"sft0": "sft0"}
+    salsa = judged["start_sft0-ref_soup0.50-kl_0.05"]
+    assert salsa.settings["baselines"] == {"sft0": "sft0", plain: "policy"}
+    assert result.runs[salsa.parents["baseline/sft0"]].stage == "landscape"
+    baseline = result.runs[salsa.parents[f"baseline/{plain}"]]
+    assert baseline.stage == "respond" and baseline.replicate == salsa.replicate
+
+
+def test_alphas_are_the_arms_they_equal():
+    values = make(arms={"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])})
+    values["alphas"] = ["0", "0.25", "0.5", "0.750", "1"]
+    found = plan.policies(values)
+    assert [(policy["arm"], policy["alpha"]) for policy in found] == [
+        ("ppo", "0"),
+        ("salsa", "0.5"),
+        ("other", "1"),
+        ("alpha_0.25", "0.25"),
+        ("alpha_0.75", "0.75"),
+    ]
+    assert sum(run.stage == "ppo" for run in plan.plan([values]).runs.values()) == 10
+
+
+def test_equal_arms_are_one_run():
+    values = make(arms={"salsa": arm(weights=["1/2", "1/2"]), "again": arm(weights=["0.50", "0.5", "0"])})
+    assert [policy["arm"] for policy in plan.policies(values)] == ["salsa"]
+
+
+def test_alphas_at_some_kl_coefs_only():
+    values = make(kl_coefs=[0.02, 0.05], alphas=["0.25", "0.5"], alpha_kl_coefs=[0.05])
+    assert [(policy["arm"], policy["kl_coef"]) for policy in plan.policies(values)] == [
+        ("ppo", 0.02),
+        ("ppo", 0.05),
+        ("salsa", 0.02),
+        ("salsa", 0.05),
+        ("alpha_0.25", 0.05),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "reference", "name"),
+    [
+        (["1"], ("soup", ["1"]), "start_sft0-ref_sft0-kl_0.05"),
+        (["1"], ("soup", ["0", "1"]), "start_sft0-ref_sft1-kl_0.05"),
+        (["1/2", "1/2"], ("soup", ["2/3", "1/3"]), "start_soup0.50-ref_soup0.33-kl_0.05"),
+        (["1"], ("soup", ["1/3", "1/3", "1/3"]), "start_sft0-ref_soup0.33_0.33_0.33-kl_0.05"),
+        (["1"], ("noise", ["1/2", "1/2"]), "start_sft0-ref_noise0.50-kl_0.05"),
+    ],
+)
+def test_names_are_readable(start, reference, name):
+    assert plan.policy_name(start, reference, 0.05) == name
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"ppo__learning_rate": 1e-5}, AFTER_PPO),
+        ({"kl_coefs": [0.1]}, AFTER_PPO),
+        ({"reward_model__epochs": 7}, AFTER_REWARD),
+        ({"sft__epochs": 7}, AFTER_REWARD | {"sft"}),
+        ({"base__epochs": 7}, AFTER_REWARD | {"sft", "base"}),
+        ({"data__corpus__seed": 7}, AFTER_REWARD | {"sft", "base", "corpus"}),
+        ({"data__task__seed": 7}, AFTER_REWARD | {"sft", "prepare", "benchmark"}),
+        ({"seed": 7}, AFTER_REWARD | {"sft"}),
+        ({"evaluate__gates__smallest_kl": 0.1}, {"landscape", "judge", "studies"}),
+        ({"judges": {"gold": {"kind": "gold", "tie_margin": 0.5}}}, {"judge", "studies"}),
+        ({"report__bootstrap": 7}, {"studies"}),
+        ({"replicates": [1]}, {"studies"}),
+        ({"execution__threads": 64}, set()),
+        ({"execution__device": "cuda"}, set()),
+        ({"results": "elsewhere"}, set()),
+        ({"companions": ["other"]}, set()),
+    ],
+)
+def test_a_change_reaches_what_depends_on_it_and_nothing_else(change, expected):
+    assert changed(**change) == expected
+
+
+def test_a_new_arm_changes_no_other_address():
+    before = plan.plan([make()]).runs
+    after = plan.plan([make(arms={"noise": arm(kind="noise", weights=["1/2", "1/2"])} | make()["arms"])]).runs
+    assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
+    assert stages(set(after) - set(before)) == AFTER_PPO
+
+
+def test_a_third_sft_model_leaves_the_first_two():
+    before = plan.plan([make()]).runs
+    after = plan.plan([make(sft__models=3)]).runs
+    assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
+    assert stages(set(after) - set(before)) == {"sft", "studies"}
+
+
+def test_seeds_come_from_root_stage_and_replicate():
+    result = plan.plan([make()])
+    sft = {run.label: run.settings["seed"] for run in result.runs.values() if run.stage == "sft"}
+    assert sft["tiny-stories-r1-s0"] == runs.derive_seed(0, "sft", 1, 0) and len(set(sft.values())) == 4
+    for stage in ("ppo", "respond"):
+        seeds = {(run.replicate, run.settings["seed"]) for run in result.runs.values() if run.stage == stage}
+        assert len(seeds) == 2
+
+
+def test_one_sft_model_has_no_line():
+    values = make(arms={"ppo": arm()}, sft__models=1)
+    assert "landscape" not in stages(plan.plan([values]).runs)
+
+
+def test_given_preferences_need_no_second_sft_model():
+    values = make(data__preferences="given")
+    reward_models = [run for run in plan.plan([values]).runs.values() if run.stage == "reward_model"]
+    assert all(set(run.parents) == {"prepare", "sft0"} for run in reward_models)
+
+
+def test_a_moved_file_is_the_same_file():
+    def at(folder):
+        values = make(data__task__sft_file=f"{folder}/sft.jsonl", files={"prepare": {"sft_file": "3:abc"}})
+        return set(plan.plan([values]).runs)
+
+    assert at("/one") == at("/two") != set(plan.plan([make()]).runs)
+    other = make(data__task__sft_file="/one/sft.jsonl", files={"prepare": {"sft_file": "3:abd"}})
+    assert not at("/one") & {p for p in plan.plan([other]).runs if p.split("/")[0] not in ("corpus", "base")}
+
+
+def test_two_studies_share_what_they_can():
+    both = plan.plan([make(), make(ppo__iterations=7), make()])
+    assert len(both.studies) == 2
+    assert sum(run.stage == "sft" for run in both.runs.values()) == 4
+    assert sum(run.stage == "ppo" for run in both.runs.values()) == 8
+
+
+def test_two_results_folders_are_refused():
+    with pytest.raises(runs.UserError, match="results"):
+        plan.plan([make(), make(results="elsewhere")])
+
+
+def test_saved_plan_is_read_again(tmp_path):
+    result = plan.plan([make(results=str(tmp_path))])
+    path = result.save()
+    assert path.parent == tmp_path / "plans" and result.save() == path
+    loaded = plan.load(path)
+    assert set(loaded.runs) == set(result.runs) and loaded.studies == result.studies
+    for mistake in (tmp_path / "none.json", Path(__file__)):
+        with pytest.raises(runs.UserError):
+            plan.load(mistake)
+
+
+def test_ten_thousand_runs_in_five_seconds(tmp_path):
+    values = make(
+        results=str(tmp_path),
+        replicates=list(range(10)),
+        kl_coefs=[0.01 * i for i in range(1, 13)],
+        alphas=[f"{i}/27" for i in range(28)],
+    )
+    started = time.perf_counter()
+    result = plan.plan([values])
+    result.save()
+    assert time.perf_counter() - started < 5
+    assert len(result.runs) > 10_000
+
+
+def test_planning_imports_nothing_heavy():
+    code = "import sys, salsa.plan; print(sorted({'torch', 'hydra', 'snakemake', 'transformers'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"

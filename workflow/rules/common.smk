@@ -1,0 +1,104 @@
+"""The plan, and the functions that the rules read it with. `--config overrides="…"` takes Hydra's overrides."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from salsa import plan as planning
+from salsa import studies
+from salsa.runs import UserError
+
+
+def read_plan():
+    """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
+    unknown = sorted(set(config) - {"overrides", "plan"})
+    if unknown:
+        sys.exit(f'--config {unknown[0]}=…: no such key; give --config overrides="model=tiny ppo.iterations=10"')
+    for key, value in config.items():
+        if not isinstance(value, str | None):
+            sys.exit(f'--config {key}: not text but {value!r}; quote it: --config overrides="model=tiny"')
+    try:
+        if config.get("plan"):
+            return planning.load(config["plan"]), Path(config["plan"])
+        from salsa import compose
+
+        plan = planning.plan(compose.compose(shlex.split(config.get("overrides") or "")))
+        return plan, plan.save()
+    except (UserError, ValueError) as error:
+        sys.exit(f"salsa: {error}")
+
+
+PLAN, PLAN_FILE = read_plan()
+# Snakemake hands these arguments on to the processes that it starts for jobs.
+workflow.config_settings.config_args = [f"plan={str(PLAN_FILE)!r}"]
+
+
+studies.use_environment(workflow.basedir)
+
+
+def beside(stage, name):
+    """A file in the folder of a stage's runs, with the wildcard `run`.
+
+    Manifests are declared with `update()`: Snakemake would delete one that another Snakemake, or a job that outlived
+    its Snakemake, wrote since the DAG was built. The stage finds it and ends.
+    """
+    return f"{PLAN.results}/{planning.FOLDERS[stage]}/{{run}}/{name}"
+
+
+def manifest(path):
+    return f"{PLAN.results}/{path}/manifest.json"
+
+
+def parents(stage):
+    """The input function of a stage: its parents' manifests. Existence alone counts, hence `ancient`.
+
+    A finished run needs nothing: without those of its parents that are not there, no missing parent re-runs it.
+    """
+
+    def manifests(wildcards):
+        path = f"{planning.FOLDERS[stage]}/{wildcards.run}"
+        run = PLAN.runs.get(path)
+        if run is None:
+            sys.exit(f"salsa: {PLAN.results}/{path} is not in the plan of this configuration; see `salsa plan`")
+        wanted = [manifest(parent) for parent in dict.fromkeys([*run.parents.values(), *run.after])]
+        if os.path.exists(manifest(path)):
+            wanted = [name for name in wanted if os.path.exists(name)]
+        return [ancient(name) for name in wanted]
+
+    return manifests
+
+
+def execution(stage, name):
+    """A resource function of a stage: a value of the run's execution settings."""
+    return lambda wildcards: PLAN.runs[f"{planning.FOLDERS[stage]}/{wildcards.run}"].execution[name]
+
+
+def command(stage):
+    """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it."""
+    return (
+        f"exec python -m {planning.MODULES[stage]} --plan {shlex.quote(str(PLAN_FILE))} "
+        f"--run {planning.FOLDERS[stage]}/{{wildcards.run}} > {{log}} 2>&1"
+    )
+
+
+def study_manifests():
+    return [manifest(study["path"]) for study in PLAN.studies]
+
+
+def conclude():
+    """Give the studies their readable names, and say where the results are."""
+    for line in studies.conclude(PLAN):
+        print(line, file=sys.stderr)
+
+
+def name_failures():
+    for line in studies.failures(PLAN):
+        print(line, file=sys.stderr)
+
+
+# Snakemake calls no hook when there is nothing to do.
+if workflow.is_main_process and all(map(os.path.exists, study_manifests())):
+    conclude()

@@ -1,0 +1,55 @@
+rule corpus:
+    input:
+        parents("corpus"),
+    output:
+        update(beside("corpus", "manifest.json")),
+    log:
+        beside("corpus", "log.txt"),
+    benchmark:
+        beside("corpus", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        command("corpus")
+
+
+rule prepare:
+    input:
+        parents("prepare"),
+    output:
+        update(beside("prepare", "manifest.json")),
+    log:
+        beside("prepare", "log.txt"),
+    benchmark:
+        beside("prepare", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        command("prepare")
+
+
+rule benchmark:
+    input:
+        parents("benchmark"),
+    output:
+        update(beside("benchmark", "manifest.json")),
+    log:
+        beside("benchmark", "log.txt"),
+    benchmark:
+        beside("benchmark", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        command("benchmark")

@@ -1,0 +1,57 @@
+rule landscape:
+    input:
+        parents("landscape"),
+    output:
+        update(beside("landscape", "manifest.json")),
+    log:
+        beside("landscape", "log.txt"),
+    benchmark:
+        beside("landscape", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: execution("landscape", "threads")
+    resources:
+        mem_mb=execution("landscape", "memory_mb"),
+        runtime=execution("landscape", "runtime"),
+        gpu=execution("landscape", "gpus"),
+    shell:
+        command("landscape")
+
+
+rule respond:
+    input:
+        parents("respond"),
+    output:
+        update(beside("respond", "manifest.json")),
+    log:
+        beside("respond", "log.txt"),
+    benchmark:
+        beside("respond", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: execution("respond", "threads")
+    resources:
+        mem_mb=execution("respond", "memory_mb"),
+        runtime=execution("respond", "runtime"),
+        gpu=execution("respond", "gpus"),
+    shell:
+        command("respond")
+
+
+rule judge:
+    input:
+        parents("judge"),
+    output:
+        update(beside("judge", "manifest.json")),
+    log:
+        beside("judge", "log.txt"),
+    benchmark:
+        beside("judge", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        command("judge")
