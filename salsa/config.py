@@ -181,7 +181,7 @@ class Ppo:
 
 @dataclass
 class Gates:
-    """Conditions, read before PPO, without which a comparison of references says nothing. They warn, and stop nothing."""
+    """Conditions, read before PPO, without which a comparison of references says nothing. They warn, not stop."""
 
     smallest_kl: float = 0.05  # KL(sft0 ‖ soup), nats a response; nearer to sft0, SALSA is PPO
     lowest_agreement: float = 0.75  # of the reward model with gold, on held-out pairs

@@ -65,9 +65,14 @@ def ensure_padding(tokenizer):
     raise runs.UserError("the tokenizer has no special token beside its end token that could pad; add one to it")
 
 
-def load_policy(folder, device="cpu", dtype=torch.float32):
-    """A causal language model in evaluation mode: dropout is off, in PPO too."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+def load_policy(folder, device="cpu", dtype=torch.float32, **options):
+    """A causal language model in evaluation mode: dropout is off, in PPO too. `options` change its configuration."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+
+
+def even_micro_batch(batch_size, limit):
+    """The largest micro-batch of at most `limit` sequences that divides `batch_size`, which so stays what it is."""
+    return max(size for size in range(1, min(batch_size, limit) + 1) if batch_size % size == 0)
 
 
 def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True):
@@ -118,18 +123,13 @@ def encode_conversation(tokenizer, messages):
 
     What a template writes behind the last message's end token is dropped: a response stops there.
     """
-    prompt = tokenizer.apply_chat_template(
-        messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False)
     whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     if whole[: len(prompt)] != prompt:
         raise runs.UserError("the chat template doesn't begin a conversation with its generation prompt; set another")
     response = whole[len(prompt) :]
     end = tokenizer.eos_token_id
-    if end in response:
-        response = response[: response.index(end) + 1]
-    else:
-        response = [*response, end]
+    response = response[: response.index(end) + 1] if end in response else [*response, end]
     return prompt, response
 
 

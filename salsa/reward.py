@@ -33,12 +33,13 @@ def train(settings, parents, output, execution):
         pairs, counts = sample_pairs(settings, parents, tokenizer, gold, device, execution)
     else:
         pairs, counts = read_pairs(settings, parents, tokenizer, gold)
-    if len(pairs) < reward.held_out + reward.batch_size:
+    held_out = [pair for pair in pairs if pair["held_out"]]
+    training = [pair for pair in pairs if not pair["held_out"]][: reward.pairs]
+    if not held_out or len(training) < reward.batch_size:
         raise runs.UserError(
-            f"{len(pairs)} preference pairs are left of {counts['read']}: too few for reward_model.held_out="
-            f"{reward.held_out} and a batch of {reward.batch_size}"
+            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows: too few "
+            f"for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
         )
-    held_out, training = pairs[: reward.held_out], pairs[reward.held_out : reward.held_out + reward.pairs]
     set_seed(settings.seed)
     classifier = AutoModelForSequenceClassification.from_pretrained(
         parents["sft0"] / "model", num_labels=1, dtype=torch.float32
@@ -59,7 +60,7 @@ def train(settings, parents, output, execution):
 
 def _trainer(settings, classifier, tokenizer, training, output, device, execution):
     reward = settings.reward_model
-    micro_batch = min(execution.micro_batch, reward.batch_size)
+    micro_batch = models.even_micro_batch(reward.batch_size, execution.micro_batch)
     return RewardTrainer(
         model=classifier,
         args=RewardConfig(
@@ -93,25 +94,54 @@ def _trainer(settings, classifier, tokenizer, training, output, device, executio
 def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     """Pairs of responses drawn from sft0 and sft1 in turn (00, 01, 11, 10), labelled by noisy gold.
 
-    Returns (pairs, counts). A pair is {"prompt", "chosen", "rejected"} (token ids) with gold of both. Pairs of two
-    identical texts are dropped.
+    Returns (pairs, counts): the held-out pairs first, each of a prompt that no training pair has; prompts of training
+    pairs are used again, with other noise, where there are fewer of them than pairs. A pair is {"prompt", "chosen",
+    "rejected"} (token ids) with gold of both. Pairs of two identical texts are dropped.
     """
     reward = settings.reward_model
     rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     read = len(rows)
     rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "preference prompts")
-    rows, encoded = rows[: reward.held_out + reward.pairs], encoded[: reward.held_out + reward.pairs]
-    sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(rows))]
-    responses = [[None, None] for _ in rows]
+    if len(rows) <= reward.held_out:
+        raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
+    training = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
+    order = [*range(reward.held_out), *training]  # of prompts, one a pair
+    sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(order))]
+    responses = _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution)
+    texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in pair] for pair in responses]
+    prompts = [rows[i]["prompt"] for i in order]
+    golds = [gold.score(prompts, [pair[place] for pair in texts]) for place in (0, 1)]
+    generator = np.random.default_rng(settings.seed)
+    preferred = 1 / (1 + np.exp(-(golds[0] - golds[1]) / reward.gold_temperature)) > generator.random(len(order))
+    pairs = []
+    for i, first in enumerate(preferred):
+        if texts[i][0] != texts[i][1]:
+            best, worst = (0, 1) if first else (1, 0)
+            pairs.append(
+                {
+                    "prompt": encoded[order[i]],
+                    "chosen": responses[i][best],
+                    "rejected": responses[i][worst],
+                    "gold": (float(golds[best][i]), float(golds[worst][i])),
+                    "held_out": i < reward.held_out,
+                }
+            )
+    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": len(order) - len(pairs)}
+    return pairs, counts
+
+
+def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution):
+    """Two responses (token ids) for each entry of `order`, from the SFT models that `sources` names."""
+    responses = [[None, None] for _ in order]
     for which in (0, 1):
         model = models.load_policy(parents[f"sft{which}"] / "model", device)
         for place in (0, 1):
             chosen = [i for i, source in enumerate(sources) if source[place] == which]
-            for indices, sequences in sample_in_batches(
+            batches = sample_in_batches(
                 model,
-                [encoded[i] for i in chosen],
-                [rows[i]["id"] for i in chosen],
+                [encoded[order[i]] for i in chosen],
+                [f"{rows[order[i]]['id']}/{i}" for i in chosen],
                 runs.derive_seed(settings.seed, "preferences", place),
                 0,
                 settings.lengths.response,
@@ -119,30 +149,12 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
                 models.end_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 execution.micro_batch,
-            ):
-                for index, row, length in zip(
-                    indices, sequences.responses.tolist(), sequences.lengths.tolist(), strict=True
-                ):
+            )
+            for indices, sequences in batches:
+                tokens, lengths = sequences.responses.tolist(), sequences.lengths.tolist()
+                for index, row, length in zip(indices, tokens, lengths, strict=True):
                     responses[chosen[index]][place] = row[:length]
-    texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in pair] for pair in responses]
-    golds = [gold.score([row["prompt"] for row in rows], [pair[place] for pair in texts]) for place in (0, 1)]
-    generator = np.random.default_rng(settings.seed)
-    preferred = 1 / (1 + np.exp(-(golds[0] - golds[1]) / reward.gold_temperature)) > generator.random(len(rows))
-    pairs, identical = [], 0
-    for i, first in enumerate(preferred):
-        if texts[i][0] == texts[i][1]:
-            identical += 1
-            continue
-        best, worst = (0, 1) if first else (1, 0)
-        pairs.append(
-            {
-                "prompt": encoded[i],
-                "chosen": responses[i][best],
-                "rejected": responses[i][worst],
-                "gold": (float(golds[best][i]), float(golds[worst][i])),
-            }
-        )
-    return pairs, {"read": read, "used": len(rows), "kept": len(pairs), "dropped_identical": identical}
+    return responses
 
 
 def read_pairs(settings, parents, tokenizer, gold):
@@ -154,6 +166,7 @@ def read_pairs(settings, parents, tokenizer, gold):
         _, rejected = models.encode_conversation(tokenizer, row["prompt"] + row["rejected"])
         if len(prompt) <= lengths.prompt and max(len(chosen), len(rejected)) <= lengths.response:
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "gold": None}
+            pair["held_out"] = len(pairs) < settings.reward_model.held_out
             if gold:
                 texts = [row[side][-1]["content"] for side in ("chosen", "rejected")]
                 pair["gold"] = tuple(gold.score([row["prompt"]] * 2, texts))

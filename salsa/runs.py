@@ -7,6 +7,7 @@ stage runs alone (`python -m salsa.sft --help`) exactly as the workflow runs it.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -131,8 +132,9 @@ def verify(folder):
         if not path.is_file():
             raise UserError(f"{path}: missing; remove {folder} and run again")
         if path.stat().st_size != recorded["bytes"]:
-            raise UserError(f"{path}: {path.stat().st_size} bytes instead of {recorded['bytes']}; "
-                            f"remove {folder} and run again")
+            raise UserError(
+                f"{path}: {path.stat().st_size} bytes instead of {recorded['bytes']}; remove {folder} and run again"
+            )
         if file_sha256(path) != recorded["sha256"]:
             raise UserError(f"{path}: altered since it was written; remove {folder} and run again")
     return manifest
@@ -148,21 +150,24 @@ def _artefacts(folder):
 
 
 def _packages():
-    names = ["torch", "transformers", "trl", "accelerate", "datasets", "safetensors", "numpy", "scipy", "scikit-learn", "pandas"]
+    names = "torch transformers trl accelerate datasets safetensors numpy scipy scikit-learn pandas"
     versions = {"python": platform.python_version()}
-    for name in names:
-        try:
+    for name in names.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
     return versions
 
 
 def _git_commit():
     here = Path(__file__).parent
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=here,
-                               capture_output=True, text=True, timeout=10)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
         return found.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -196,8 +201,9 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         finished = manifest_of(output)
         if finished:
             if finished["address"] != digest:
-                raise UserError(f"{output}: holds another finished run ({finished['address'][:12]}); "
-                                "choose another --output")
+                raise UserError(
+                    f"{output}: holds another finished run ({finished['address'][:12]}); choose another --output"
+                )
             print(f"{output}: already finished", flush=True)
             return finished
         started = time.time()
@@ -247,9 +253,11 @@ def command(stage, version, function, settings_class, roles=(), description=None
     `--plan FILE --run STAGE/NAME` runs one run of a plan. By hand, `--settings FILE` (JSON of the stage's settings),
     `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {function.__module__}", description=description,
-                                     epilog=f"settings: {settings_class.__name__} of salsa/config.py; "
-                                            f"parents: {', '.join(roles) or 'none'}")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {function.__module__}",
+        description=description,
+        epilog=f"settings: {settings_class.__name__} of salsa/config.py; parents: {', '.join(roles) or 'none'}",
+    )
     parser.add_argument("--plan", help="a plan file that `salsa plan` or the workflow wrote")
     parser.add_argument("--run", help="with --plan: the run's folder below the plan's results, STAGE/NAME")
     parser.add_argument("--settings", help="JSON file of the stage's settings (- for standard input)")
@@ -267,17 +275,31 @@ def command(stage, version, function, settings_class, roles=(), description=None
             if run is None:
                 raise UserError(f"{arguments.plan}: no run {arguments.run!r}")
             results = Path(plan["results"])
-            execute(stage, version, function, config.from_dict(settings_class, run["settings"]),
-                    {role: results / path for role, path in run["parents"].items()}, results / arguments.run,
-                    config.from_dict(config.Execution, run["execution"]), expected=run["address"])
+            execute(
+                stage,
+                version,
+                function,
+                config.from_dict(settings_class, run["settings"]),
+                {role: results / path for role, path in run["parents"].items()},
+                results / arguments.run,
+                config.from_dict(config.Execution, run["execution"]),
+                expected=run["address"],
+            )
             return
         if not (arguments.settings and arguments.output):
             parser.error("give --plan and --run, or --settings and --output")
         settings = json.load(sys.stdin) if arguments.settings == "-" else read_json(arguments.settings)
         execution = read_json(arguments.execution) if arguments.execution else {}
         parents = dict(item.split("=", 1) for item in arguments.parent)
-        execute(stage, version, function, config.from_dict(settings_class, settings), parents, arguments.output,
-                config.from_dict(config.Execution, execution))
+        execute(
+            stage,
+            version,
+            function,
+            config.from_dict(settings_class, settings),
+            parents,
+            arguments.output,
+            config.from_dict(config.Execution, execution),
+        )
     except (UserError, ValueError, FileNotFoundError) as error:
         if isinstance(error, UserError) or not arguments.plan:
             sys.exit(f"{parser.prog}: {error}")

@@ -29,9 +29,10 @@ def train(settings, parents, output, execution):
         for name in ("sft", "sft_validation")
     }
     set_seed(settings.seed)
-    model = models.load_policy(parents["base"] / "model")
-    model.config.attention_dropout = sft.dropout
-    micro_batch = min(execution.micro_batch, sft.batch_size)
+    # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
+    options = {"attention_dropout": sft.dropout} if sft.dropout else {}
+    model = models.load_policy(parents["base"] / "model", **options)
+    micro_batch = models.even_micro_batch(sft.batch_size, execution.micro_batch)
     validate = sft.stop == "validation"
     trainer = SFTTrainer(
         model=model,

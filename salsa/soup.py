@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from salsa.runs import UserError, read_json
 
@@ -58,8 +58,15 @@ def shards(folder):
         return files
     if not (folder / SINGLE).is_file():
         raise UserError(f"{folder}: no weights in safetensors ({SINGLE})")
-    with safe_open(folder / SINGLE, framework="pt") as file:
+    with _open(folder / SINGLE) as file:
         return dict.fromkeys(file.keys(), folder / SINGLE)
+
+
+def _open(path):
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path}: can't be read ({error}); save or download the model again") from None
 
 
 def check_ingredients(models):
@@ -70,8 +77,10 @@ def check_ingredients(models):
         theirs = _headers(other)
         for name in sorted(set(names) | set(theirs)):
             if names.get(name) != theirs.get(name):
-                raise UserError(f"{other}: tensor {name} is {_describe(theirs.get(name))}, "
-                                f"in {first} it is {_describe(names.get(name))}; only like models can be averaged")
+                raise UserError(
+                    f"{other}: tensor {name} is {_describe(theirs.get(name))}, "
+                    f"in {first} it is {_describe(names.get(name))}; only like models can be averaged"
+                )
         mine, its = (_configuration(folder) for folder in (first, other))
         for key in sorted(set(mine) | set(its)):
             if mine.get(key) != its.get(key):
@@ -87,8 +96,8 @@ def _describe(header):
 def _headers(folder):
     found = {}
     for path in sorted(set(shards(folder).values())):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no dictionary)
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (an open file is no dictionary)
                 part = file.get_slice(name)
                 found[name] = (part.get_dtype(), tuple(part.get_shape()))
     return found
@@ -120,7 +129,7 @@ def mixed_tensors(models, weights, names=None):
     """
     models = [Path(folder) for folder in models]
     files = [shards(folder) for folder in models]
-    handles = {path: safe_open(path, framework="pt") for path in {p for index in files for p in index.values()}}
+    handles = {path: _open(path) for path in {p for index in files for p in index.values()}}
     try:
         for name in names if names is not None else files[0]:
             ingredients = (handles[index[name]].get_tensor(name) for index in files)
@@ -157,22 +166,30 @@ def soup(models, weights, output):
     models, output = [Path(folder) for folder in models], Path(output)
     weights = parse_weights(weights, len(models))
     check_ingredients(models)
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not empty; choose another --output")
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write_folder(models, weights, partial)
+        if output.exists():
+            output.rmdir()
+        os.replace(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_folder(models, weights, output):
     for path in sorted(models[0].iterdir()):
         if path.is_file() and path.suffix not in {".safetensors", ".bin", ".pt", ".gguf"}:
-            shutil.copy2(path, partial / path.name)
-    (partial / "manifest.json").unlink(missing_ok=True)  # of the run that made the ingredient, not of this folder
+            shutil.copy2(path, output / path.name)
+    (output / "manifest.json").unlink(missing_ok=True)  # of the run that made the ingredient, not of this folder
     index, headers = shards(models[0]), _headers(models[0])
     for path in sorted(set(index.values())):
         names = [name for name, file in index.items() if file == path]
-        _write_safetensors(partial / path.name, {n: headers[n] for n in names}, mixed_tensors(models, weights, names))
-    if output.exists():
-        output.rmdir()
-    os.replace(partial, output)
+        _write_safetensors(output / path.name, {n: headers[n] for n in names}, mixed_tensors(models, weights, names))
 
 
 def _write_safetensors(path, headers, tensors):

@@ -27,6 +27,7 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature):
     """Answer every turn of benchmark `rows` ({"id", "turns"}).
 
     Args:
+        rows: may have `before`, the messages before the first turn.
         name: the benchmark's; part of the noise's key.
         settings: has `seed` and `lengths`. First turns longer than lengths.prompt tokens are left out, for any model
             alike.
@@ -34,10 +35,10 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature):
 
     Raises UserError when a conversation outgrows the model's context.
     """
-    first = models.encode_prompts(tokenizer, [[user(row["turns"][0])] for row in rows])
+    first = models.encode_prompts(tokenizer, [[*row.get("before", []), user(row["turns"][0])] for row in rows])
     rows, _ = models.within_length(rows, first, settings.lengths.prompt, f"benchmark {name}")
     answers = Answers(rows)
-    conversations = [[] for _ in rows]
+    conversations = [row.get("before", []) for row in rows]
     for turn in range(max(len(row["turns"]) for row in rows)):
         conversations = [
             [*conversation, user(row["turns"][turn])] for conversation, row in zip(conversations, rows, strict=True)

@@ -52,7 +52,9 @@ def respond(settings, parents, output, execution):
 
 def evaluation_answers(model, tokenizer, evaluation, settings, execution):
     """Answers to the fixed evaluation prompts at temperature 1."""
-    rows = [{"id": row["id"], "turns": [row["prompt"][-1]["content"]]} for row in evaluation]
+    rows = [
+        {"id": row["id"], "before": row["prompt"][:-1], "turns": [row["prompt"][-1]["content"]]} for row in evaluation
+    ]
     return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0)
 
 
@@ -74,7 +76,7 @@ def _anchors(settings, parents, evaluation, tokenizer, device, execution):
     sft0 = models.load_policy(folders[0], device)
     if ppo.reference.kind == "soup" and ppo.reference.weights == ["1"]:
         return {"sft0": sft0, "reference": sft0}
-    fixed = reference.fixed_prompts(evaluation, tokenizer)
+    fixed = reference.fixed_prompts(evaluation, tokenizer, ppo.lengths.prompt)
     own, _ = reference.build(ppo, folders, fixed, tokenizer, device, models.DTYPES["float32"], execution.micro_batch)
     return {"sft0": sft0, "reference": own}
 

@@ -78,6 +78,8 @@ def value_loss(values, old_values, returns, mask, clip_range):
 
     All (B, T). Returns (loss, clip_fraction) as `policy_loss` does.
     """
+    # Garbage is removed before it is squared: an overflow there would give masked places NaN as their gradient.
+    values, old_values, returns = (torch.where(mask.bool(), x, 0.0) for x in (values, old_values, returns))
     within = torch.minimum(torch.maximum(values, old_values - clip_range), old_values + clip_range)
     unclipped, clipped = (values - returns).square(), (within - returns).square()
     loss = masked_mean(torch.maximum(unclipped, clipped), mask) / 2

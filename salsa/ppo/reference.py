@@ -29,9 +29,11 @@ def sft_folders(parents):
     return [parents[f"sft{i}"] / "model" if f"sft{i}" in parents else None for i in range(count)]
 
 
-def fixed_prompts(evaluation, tokenizer):
-    """(ids, token ids) of the evaluation prompts."""
-    return [row["id"] for row in evaluation], models.encode_prompts(tokenizer, [row["prompt"] for row in evaluation])
+def fixed_prompts(evaluation, tokenizer, length):
+    """(ids, token ids) of the evaluation prompts that have at most `length` tokens."""
+    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in evaluation])
+    rows, encoded = models.within_length(evaluation, encoded, length, "evaluation prompts")
+    return [row["id"] for row in rows], encoded
 
 
 def soup(settings, folders, prompts, tokenizer, device, dtype, micro_batch):

@@ -66,7 +66,7 @@ class Trainer:
 
         self.policy = reference.mix(folders, settings.start, self.device, torch.float32)
         evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-        fixed = reference.fixed_prompts(evaluation, tokenizer)
+        fixed = reference.fixed_prompts(evaluation, tokenizer, self.lengths.prompt)
         self.reference, anchored_to = reference.build(
             settings, folders, fixed, tokenizer, self.device, frozen, execution.micro_batch
         )
@@ -76,8 +76,12 @@ class Trainer:
         self.reward_model = models.load_score_model(parents["reward_model"], self.device, frozen)
         self.reward_model.requires_grad_(False)
         self.value_model = _value_model(self.ppo, parents, self.policy, self.device)
+        self.recomputed = []  # networks whose activations are computed again in the backward pass
         if execution.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable()
+            separate = self.ppo.value_model == "reward_model"
+            self.recomputed = [self.policy, *([self.value_model.classifier] if separate else [])]
+        for network in self.recomputed:
+            network.gradient_checkpointing_enable()
         self.end_ids = models.end_ids(self.policy, tokenizer)
 
         self.optimizers = [_adamw(self.policy.parameters(), self.ppo)]
@@ -208,6 +212,8 @@ class Trainer:
         """`epochs` x `mini_batches` steps. Returns the losses' metrics, means over tokens and steps."""
         ppo = self.ppo
         totals, tokens_seen, norms = {}, 0, []
+        for network in self.recomputed:
+            network.train()  # transformers recomputes in this mode alone, and can't sample in it
         for epoch in range(ppo.epochs):
             generator = np.random.default_rng([self.settings.seed, iteration, epoch])
             for part in np.array_split(generator.permutation(len(sequences)), ppo.mini_batches):
@@ -225,6 +231,8 @@ class Trainer:
                         totals[name] = totals.get(name, 0.0) + value
                 tokens_seen += tokens
                 norms.append(self._step())
+        for network in self.recomputed:
+            network.eval()
         metrics = {name: value / tokens_seen for name, value in totals.items()}
         return {**metrics, "gradient_norm": float(np.mean(norms))}
 

