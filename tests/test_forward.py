@@ -176,7 +176,7 @@ def test_exact_kl_is_the_mean_of_k1_and_k3_with_less_variance(sft_models, prompt
         difference = estimate - exact
         error = difference.std() / len(difference) ** 0.5
         assert difference.mean().abs() < 4 * error and error < 0.05 * exact.mean()
-    assert exact.var() < 0.2 * estimates["k1"].var()
+    assert exact.var() < 0.5 * estimates["k1"].var()
 
 
 @pytest.fixture(scope="module")
