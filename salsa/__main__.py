@@ -1,10 +1,13 @@
-"""What people type: `salsa plan`, `salsa run`, `salsa verify`, `salsa soup` (or `python -m salsa …`)."""
+"""What people type: `salsa plan`, `run`, `verify`, `soup`, `publish`, `base` (or `python -m salsa …`)."""
 
 import argparse
 import json
 import os
 import shlex
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -52,6 +55,11 @@ def _parser():
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
     commands.add_parser("soup", help="average the weights of models", add_help=False)
+    publish = commands.add_parser("publish", help="copy what is small of a finished study to results/published")
+    publish.add_argument("study", help="a study's folder, such as results/studies/default")
+    publish.set_defaults(function=publish_command)
+    base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
+    base.set_defaults(function=base_command)
     return parser
 
 
@@ -111,6 +119,34 @@ def verify_command(arguments, _):
             print(error)
     print(f"{len(folders)} finished runs, {damaged} damaged")
     return 1 if damaged else 0
+
+
+def publish_command(arguments, _):
+    """Copy a study's tables, PNG figures and texts, which are small and hold no model, to results/published."""
+    from salsa import studies
+
+    print(studies.publish(Path(arguments.study)))
+    return 0
+
+
+def base_command(arguments, _):
+    """Pretrain the default study's base from nothing and put it where the package ships it."""
+    from salsa import base, compose, plan
+
+    with tempfile.TemporaryDirectory() as results:
+        overrides = [f"results={results}", "execution.shipped_base=false", f"execution.threads={os.cpu_count()}"]
+        result = plan.plan(compose.compose(overrides))
+        path = result.save()
+        for name, run in result.runs.items():
+            if run.stage in ("corpus", "base"):
+                command = [sys.executable, "-m", plan.MODULES[run.stage], "--plan", str(path), "--run", name]
+                subprocess.run(command, check=True)
+        (name,) = (name for name, run in result.runs.items() if run.stage == "base")
+        shipped = base.ASSETS / result.runs[name].address[:12]
+        shutil.rmtree(base.ASSETS, ignore_errors=True)
+        shutil.copytree(Path(results) / name / "model", shipped)
+    print(shipped)
+    return 0
 
 
 if __name__ == "__main__":

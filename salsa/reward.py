@@ -189,7 +189,8 @@ def _quality(model, pairs, tokenizer, execution):
     if pairs[0]["gold"] is not None:
         difference = np.array([pair["gold"][0] - pair["gold"][1] for pair in pairs])
         decided = difference != 0
-        quality["gold_agreement"] = float((right == (difference > 0))[decided].mean())
+        if decided.any():
+            quality["gold_agreement"] = float((right == (difference > 0))[decided].mean())
     return quality
 
 

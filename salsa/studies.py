@@ -59,6 +59,21 @@ def link(plan, study):
     return f"{name} -> {target}"
 
 
+def publish(study):
+    """Copy the small files of a study's folder to `<results>/published/<name>` and return that folder.
+
+    Left out: PDF figures, run folders, and the manifest's host and command. UserError where the study isn't finished.
+    """
+    manifest = runs.verify(study)
+    target = study.resolve().parent.parent / "published" / manifest["settings"]["config"]["name"]
+    shutil.rmtree(target, ignore_errors=True)
+    for name in manifest["artefacts"]:
+        if not name.endswith(".pdf"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(study / name, target / name)
+    return target
+
+
 def failures(plan):
     """Lines that name the logs of runs which began and did not finish."""
     logs = [Path(plan.results) / path / LOG for path in plan.runs if not finished(plan, path)]

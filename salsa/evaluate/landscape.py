@@ -63,9 +63,19 @@ def survey(settings, parents, output, execution):
     _write_line(output / "line.csv", line)
     gates = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"))
     runs.write_json(output / "gates.json", gates)
-    for warning in gates["warnings"] or ["every gate is passed"]:
-        print(f"gate: {warning}", flush=True)
+    print(describe(gates, output.name), flush=True)
     return gates
+
+
+def describe(gates, name):
+    """The gates as lines for the terminal, where they stand before PPO begins."""
+    gold = {model: "none" if value is None else f"{value:.3f}" for model, value in gates["gold"].items()}
+    agreement = "none" if gates["gold_agreement"] is None else f"{gates['gold_agreement']:.1%}"
+    numbers = (
+        f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {gates['kl_sft0_soup']:.3f} nats, "
+        f"barrier {gates['barrier']:.4f} nats a token; gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
+    )
+    return "\n".join([numbers, *(f"  failed: {warning}" for warning in gates["warnings"])])
 
 
 @torch.no_grad()

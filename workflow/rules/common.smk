@@ -76,11 +76,15 @@ def execution(stage, name):
     return lambda wildcards: PLAN.runs[f"{planning.FOLDERS[stage]}/{wildcards.run}"].execution[name]
 
 
-def command(stage):
-    """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it."""
+def command(stage, show=False):
+    """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
+
+    With `show`, what the stage prints goes to the terminal as well as to its log.
+    """
+    output = "> >(tee -a {log}) 2>> {log}" if show else "> {log} 2>&1"
     return (
         f"exec python -m {planning.MODULES[stage]} --plan {shlex.quote(str(PLAN_FILE))} "
-        f"--run {planning.FOLDERS[stage]}/{{wildcards.run}} > {{log}} 2>&1"
+        f"--run {planning.FOLDERS[stage]}/{{wildcards.run}} {output}"
     )
 
 

@@ -15,7 +15,7 @@ rule landscape:
         runtime=execution("landscape", "runtime"),
         gpu=execution("landscape", "gpus"),
     shell:
-        command("landscape")
+        command("landscape", show=True)
 
 
 rule respond:

@@ -1,0 +1,281 @@
+"""Runs: addresses by content, manifests written last, artefacts checked, one process at a time."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from salsa import config, runs
+
+
+@dataclasses.dataclass
+class Settings:
+    seed: int = 0
+    rates: list[float] = dataclasses.field(default_factory=lambda: [0.5])
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    source: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+EXECUTION = config.Execution()
+
+
+def write(settings, parents, output, execution):
+    runs.write_json(output / "result.json", {"seed": settings.seed})
+    runs.write_jsonl(output / "sub" / "rows.jsonl", [{"a": 1}, {"a": "ü"}])
+    (output / "log.txt").write_text("a log is no part of the result")
+    (output / runs.CHECKPOINTS).mkdir(exist_ok=True)
+    (output / runs.CHECKPOINTS / "state.bin").write_bytes(b"0")
+    return {"note": "done"}
+
+
+def execute(folder, settings=None, parents=None, function=write, **more):
+    return runs.execute("stage", 1, function, settings or Settings(), parents or {}, folder, EXECUTION, **more)
+
+
+def never(settings, parents, output, execution):
+    raise AssertionError("the stage was run")
+
+
+def test_manifest_says_what_the_run_is(tmp_path):
+    parent = execute(tmp_path / "parent")
+    manifest = execute(tmp_path / "run", Settings(seed=4), {"base": tmp_path / "parent"})
+    assert manifest == json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["settings"] == dataclasses.asdict(Settings(seed=4)) and manifest["summary"] == {"note": "done"}
+    assert manifest["parents"] == {"base": {"folder": "parent", "address": parent["address"]}}
+    expected = runs.address("stage", 1, dataclasses.asdict(Settings(seed=4)), {"base": parent["address"]})
+    assert manifest["address"] == expected and len(expected) == 64
+    assert set(manifest["artefacts"]) == {"result.json", "sub/rows.jsonl"}
+    for name, recorded in manifest["artefacts"].items():
+        path = tmp_path / "run" / name
+        assert recorded == {"bytes": path.stat().st_size, "sha256": runs.file_sha256(path)}
+    assert not (tmp_path / "run" / runs.CHECKPOINTS).exists()
+    assert manifest["execution"]["threads"] == 1 and manifest["packages"]["python"]
+    assert manifest["wall_seconds"] >= 0 and manifest["peak_memory_mib"] > 0
+    assert runs.verify(tmp_path / "run") == manifest
+
+
+def test_addresses_are_canonical():
+    def made(settings, parents=None, stage="ppo", version=1):
+        return runs.address(stage, version, settings, parents or {})
+
+    assert made({"a": 1, "b": {"c": 2, "d": 3}}) == made({"b": {"d": 3, "c": 2}, "a": 1})
+    assert made({}, {"x": "1", "y": "2"}) == made({}, {"y": "2", "x": "1"})
+    different = [made({"a": 1}), made({"a": 2}), made({"a": "1"}), made({"b": 1}), made({"a": 1}, version=2)]
+    different += [made({"a": 1}, stage="sft"), made({"a": 1}, {"base": "x"}), made({"a": 1}, {"sft0": "x"})]
+    assert len(set(different)) == len(different)
+    with pytest.raises(ValueError):
+        made({"a": float("nan")})
+    assert runs.canonical_json({"b": [1, "ü"], "a": None}) == '{"a":null,"b":[1,"ü"]}'
+
+
+def test_files_are_addressed_by_content_and_not_by_path(tmp_path):
+    def made(path, content):
+        return runs.address("prepare", 1, {"task": {"sft_file": path, "seed": 0}, "files": {"sft_file": content}}, {})
+
+    (tmp_path / "a").write_text("text")
+    content = runs.describe_file(tmp_path / "a")
+    assert content == "4:982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
+    assert made("/here", content) == made("/there", content) != made("/here", "5:abc")
+
+
+def test_a_finished_run_is_not_computed_again(tmp_path, capsys):
+    first = execute(tmp_path / "run")
+    assert execute(tmp_path / "run", function=never) == first
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(runs.UserError, match="holds another finished run"):
+        execute(tmp_path / "run", Settings(seed=1), function=never)
+
+
+def test_a_stage_that_fails_leaves_no_manifest(tmp_path):
+    def fail(settings, parents, output, execution):
+        write(settings, parents, output, execution)
+        raise runs.UserError("it failed")
+
+    with pytest.raises(runs.UserError, match="it failed"):
+        execute(tmp_path / "run", function=fail)
+    assert runs.manifest_of(tmp_path / "run") is None and not list((tmp_path / "run").glob("*manifest*"))
+    with pytest.raises(runs.UserError, match="not finished"):
+        runs.verify(tmp_path / "run")
+    with pytest.raises(runs.UserError, match="not finished.*'base'"):
+        execute(tmp_path / "child", parents={"base": tmp_path / "run"}, function=never)
+    assert execute(tmp_path / "run")["summary"] == {"note": "done"}
+
+
+def truncate(path):
+    path.write_text(path.read_text()[:-1])
+
+
+def alter(path):
+    path.write_text(path.read_text().replace("1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [(os.remove, "missing"), (truncate, "bytes instead of"), (alter, "altered")]
+)
+def test_a_damaged_parent_is_refused_by_name(tmp_path, damage, message):
+    execute(tmp_path / "parent")
+    damage(tmp_path / "parent" / "sub" / "rows.jsonl")
+    with pytest.raises(runs.UserError, match=f"sub/rows.jsonl: .*{message}") as caught:
+        execute(tmp_path / "run", parents={"base": tmp_path / "parent"}, function=never)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_logs_and_notes_beside_the_result_may_change(tmp_path):
+    execute(tmp_path / "run")
+    (tmp_path / "run" / "log.txt").write_text("more")
+    (tmp_path / "run" / "benchmark.tsv").write_text("s")
+    runs.verify(tmp_path / "run")
+
+
+def test_a_truncated_manifest_is_none(tmp_path):
+    execute(tmp_path / "run")
+    truncate(tmp_path / "run" / "manifest.json")
+    truncate(tmp_path / "run" / "manifest.json")
+    assert runs.manifest_of(tmp_path / "run") is None
+    with pytest.raises(runs.UserError, match="manifest.json"):
+        runs.verify(tmp_path / "run")
+
+
+def test_parents_that_are_no_runs(tmp_path):
+    with pytest.raises(runs.UserError, match="no such folder.*'base'"):
+        execute(tmp_path / "run", parents={"base": tmp_path / "none"}, function=never)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(runs.UserError, match=r"no manifest.json.*'base'"):
+        execute(tmp_path / "run", parents={"base": tmp_path / "model"}, function=never)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    first = execute(tmp_path / "run", parents={"base": tmp_path / "model"})
+    (tmp_path / "model" / "config.json").write_text("{ }")
+    with pytest.raises(runs.UserError, match="holds another finished run"):
+        execute(tmp_path / "run", parents={"base": tmp_path / "model"}, function=never)
+    assert len(first["parents"]["base"]["address"]) == 64
+
+
+def test_the_plans_address_is_checked(tmp_path):
+    right = runs.address("stage", 1, dataclasses.asdict(Settings()), {})
+    with pytest.raises(runs.UserError, match="plan again"):
+        execute(tmp_path / "run", function=never, expected="0" * 64)
+    assert execute(tmp_path / "run", expected=right)["address"] == right
+
+
+def test_a_second_one_waits_and_finds_the_result(tmp_path):
+    entered, release, calls = threading.Event(), threading.Event(), []
+
+    def slow(settings, parents, output, execution):
+        calls.append(1)
+        entered.set()
+        assert release.wait(20)
+        return {"by": "the first"}
+
+    def run(found):
+        found.append(execute(tmp_path / "run", function=slow))
+
+    results = [], []
+    first = threading.Thread(target=run, args=(results[0],))
+    second = threading.Thread(target=run, args=(results[1],))
+    first.start()
+    assert entered.wait(20)
+    second.start()
+    time.sleep(0.3)
+    assert second.is_alive() and not results[1]
+    release.set()
+    first.join(20)
+    second.join(20)
+    assert len(calls) == 1 and results[0] == results[1] and results[1][0]["summary"] == {"by": "the first"}
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from salsa import config, runs
+
+def slow(settings, parents, output, execution):
+    print("computing", flush=True)
+    time.sleep(float(sys.argv[2]))
+
+runs.execute("stage", 1, slow, config.CorpusSettings(config.Corpus(kind="stories")), {}, Path(sys.argv[1]),
+             config.Execution())
+print("finished", flush=True)
+"""
+
+
+def test_a_second_process_waits_even_for_one_that_is_killed(tmp_path):
+    def start(seconds):
+        command = [sys.executable, "-c", SLOW, str(tmp_path / "run"), str(seconds)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    first = start(60)
+    assert first.stdout.readline() == "computing\n"
+    second = start(0)
+    time.sleep(0.5)
+    assert second.poll() is None and runs.manifest_of(tmp_path / "run") is None
+    first.kill()
+    first.communicate()
+    assert second.communicate(timeout=20)[0] == "computing\nfinished\n"
+    assert start(0).communicate(timeout=20)[0].endswith("already finished\nfinished\n")
+
+
+def test_seeds_depend_on_root_stage_replicate_and_index():
+    seeds = [runs.derive_seed(*key) for key in [(0, "sft", 0), (1, "sft", 0), (0, "ppo", 0), (0, "sft", 1)]]
+    seeds += [runs.derive_seed(0, "sft", 0, 1)]
+    assert len(set(seeds)) == 5 and all(0 <= seed < 2**31 for seed in seeds)
+    assert runs.derive_seed(0, "sft", 0) == runs.derive_seed(0, "sft", 0, 0) == 934455317
+
+
+def test_a_malformed_line_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(runs.UserError, match=r"rows.jsonl:2: not JSON"):
+        runs.read_jsonl(path)
+    runs.write_jsonl(path, [{"a": "ü"}])
+    assert path.read_bytes() == '{"a": "ü"}\n'.encode() and runs.read_jsonl(path) == [{"a": "ü"}]
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    runs.write_atomically(tmp_path / "a.txt", "old")
+
+    def fail(*arguments):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        runs.write_atomically(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def command(*arguments):
+    runs.command("stage", 1, write, Settings, argv=[str(argument) for argument in arguments])
+
+
+def test_a_stage_is_a_command(tmp_path):
+    runs.write_json(tmp_path / "settings.json", {"seed": 5})
+    command("--settings", tmp_path / "settings.json", "--output", tmp_path / "run")
+    assert runs.read_json(tmp_path / "run" / "result.json") == {"seed": 5}
+    settings = dataclasses.asdict(Settings(seed=6))
+    parents = {"base": runs.manifest_of(tmp_path / "run")["address"]}
+    planned = {"settings": settings, "parents": {"base": "run"}, "execution": {"threads": 2}}
+    planned["address"] = runs.address("stage", 1, settings, parents)
+    runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {"stage/b": planned}})
+    command("--plan", tmp_path / "plan.json", "--run", "stage/b")
+    manifest = runs.verify(tmp_path / "stage" / "b")
+    assert manifest["settings"]["seed"] == 6 and manifest["execution"]["threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"sed": 5}, "no setting 'sed'"), ({}, None), ("not json", "settings.json|Expecting")]
+)
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, settings, message):
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    (tmp_path / "settings.json").write_text(text)
+    arguments = ["--settings", tmp_path / "settings.json", "--output", tmp_path / "run"]
+    if message is None:
+        arguments += ["--parent", f"base={tmp_path / 'none'}"]
+        message = "no such folder"
+    with pytest.raises(SystemExit, match=message) as caught:
+        command(*arguments)
+    assert "\n" not in str(caught.value) and caught.value.code
+    assert not (tmp_path / "run" / "manifest.json").exists()

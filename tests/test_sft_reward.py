@@ -1,0 +1,294 @@
+"""Stages sft and reward_model: what they train on, what they keep, what they count."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from salsa import config, forward, models, reward, runs, sft
+from salsa.evaluate import landscape
+
+LENGTHS = config.Lengths(prompt=64, response=44)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def train_sft(prepare_run, base_run, execution, tmp_path_factory):
+    """Train an SFT model: (model, summary, log history)."""
+    done = {}
+
+    def run(seed=1, prepare=prepare_run, lengths=LENGTHS, micro_batch=64, **changes):
+        key = (seed, str(prepare), str(lengths), micro_batch, *sorted(changes.items()))
+        if key not in done:
+            values = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3, "stop": "epochs"}
+            settings = config.SftSettings(seed, config.Sft(**values | changes), lengths)
+            output = tmp_path_factory.mktemp("sft-stage")
+            chosen = dataclasses.replace(execution, micro_batch=micro_batch)
+            summary = sft.train(settings, {"prepare": prepare, "base": base_run}, output, chosen)
+            shutil.rmtree(output / runs.CHECKPOINTS, ignore_errors=True)
+            history = runs.read_json(output / "log_history.json")
+            done[key] = models.load_policy(output / "model"), summary, history
+        return done[key]
+
+    return run
+
+
+def difference(model, other):
+    return max((a - b).abs().max().item() for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def validation(prepare_run, tokenizer):
+    rows = runs.read_jsonl(prepare_run / "sft_validation.jsonl")
+    pairs = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    return [(p, r) for p, r in pairs if len(p) <= LENGTHS.prompt and len(r) <= LENGTHS.response]
+
+
+@torch.no_grad()
+def naive_loss(model, pairs):
+    """Nats a response token."""
+    losses = []
+    for prompt, response in pairs:
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        losses += torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="none").tolist()
+    return sum(losses) / len(losses)
+
+
+def test_rows_are_masked_to_the_response(tokenizer, prepare_run):
+    rows = runs.read_jsonl(prepare_run / "sft.jsonl")
+    data, counts = sft.tokenize(tokenizer, rows, config.Lengths(200, 200))
+    assert counts == {"read": len(rows), "kept": len(rows), "dropped_too_long": 0}
+    for row, made in zip(rows, data, strict=True):
+        response = [i for i, m in zip(made["input_ids"], made["completion_mask"], strict=True) if m]
+        words = row["messages"][-1]["content"].split()
+        assert response == [*tokenizer.convert_tokens_to_ids(words), tokenizer.eos_token_id]
+        assert made["completion_mask"] == sorted(made["completion_mask"])
+        assert made["input_ids"][0] == tokenizer.bos_token_id and tokenizer.unk_token_id not in made["input_ids"]
+
+
+def test_rows_that_are_too_long_are_dropped_and_counted(tokenizer, prepare_run):
+    rows = runs.read_jsonl(prepare_run / "sft.jsonl")
+    encoded = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    lengths = config.Lengths(20, 18)
+    fitting = [p + r for p, r in encoded if len(p) <= 20 and len(r) <= 18]
+    assert 0 < len(fitting) < len(rows)
+    data, counts = sft.tokenize(tokenizer, rows, lengths)
+    assert counts == {"read": len(rows), "kept": len(fitting), "dropped_too_long": len(rows) - len(fitting)}
+    assert [row["input_ids"] for row in data] == fitting
+    with pytest.raises(runs.UserError, match=r"lengths.prompt=20 and lengths.response=1\b"):
+        sft.tokenize(tokenizer, rows, config.Lengths(20, 1))
+
+
+def test_the_loss_is_that_of_the_responses(train_sft, validation, base_run):
+    model, summary, history = train_sft()
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert summary["validation_losses"] == losses and len(losses) == 2
+    assert losses[-1] == pytest.approx(naive_loss(model, validation), rel=1e-4)
+    assert summary["validation_loss"] == losses[-1] and summary["epoch"] == 2
+    assert losses[-1] < naive_loss(models.load_policy(base_run / "model"), validation) - 0.5
+    found = landscape.token_loss(model, validation, 0, CPU, config.Execution(micro_batch=5))
+    assert found == pytest.approx(losses[-1], rel=1e-4)
+    assert summary["counts"]["sft_validation"]["kept"] == len(validation)
+
+
+def test_prompts_are_not_learned(train_sft, prepare_run, tokenizer):
+    """In one step of all demonstrations at learning rate 0, the training loss is that of the base's responses."""
+    model, summary, history = train_sft(learning_rate=0.0, epochs=1, batch_size=48)
+    rows = runs.read_jsonl(prepare_run / "sft.jsonl")
+    pairs = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    assert summary["counts"]["sft"]["kept"] == len(rows) == 48 and history[-1]["step"] == 1
+    assert history[-1]["train_loss"] == pytest.approx(naive_loss(model, pairs), rel=1e-4)
+
+
+def test_the_best_epoch_is_kept(train_sft, validation):
+    values = {"epochs": 20, "learning_rate": 5e-2, "batch_size": 8}
+    last, summary, _ = train_sft(**values)
+    losses = summary["validation_losses"]
+    assert len(losses) == 20 and min(losses) < losses[-1] - 0.01
+    best, kept, _ = train_sft(stop="validation", **values)
+    assert kept["validation_losses"] == pytest.approx(losses, rel=1e-5)
+    assert kept["validation_loss"] == min(kept["validation_losses"])
+    assert kept["epoch"] == 1 + int(np.argmin(losses)) < 20
+    assert naive_loss(best, validation) == pytest.approx(min(losses), rel=1e-4)
+    assert naive_loss(last, validation) == pytest.approx(losses[-1], rel=1e-4)
+
+
+def test_a_seed_changes_the_model_and_dropout_does(train_sft):
+    first, second = train_sft(seed=1)[0], train_sft(seed=2)[0]
+    assert difference(first, second) > 1e-3
+    assert difference(train_sft(seed=1, weight_decay=0.0)[0], first) == 0
+    dropped = train_sft(seed=1, dropout=0.5)[0]
+    assert difference(first, dropped) > 1e-3
+    assert dropped.config.attention_dropout == 0 and dropped.config.use_cache
+
+
+def test_micro_batches_change_nothing(train_sft):
+    """A micro-batch that does not divide the batch is made smaller, and the batch stays what it is."""
+    assert models.even_micro_batch(96, 64) == 48 and models.even_micro_batch(32, 128) == 32
+    assert models.even_micro_batch(7, 6) == 1
+    whole, _, history = train_sft(epochs=1)
+    cut, _, cut_history = train_sft(epochs=1, micro_batch=6)
+    assert history[-1]["step"] == cut_history[-1]["step"] == 3
+    assert difference(whole, cut) < 2e-3
+
+
+def reward_settings(preferences="sampled", seed=3, lengths=None, **changes):
+    values = {"pairs": 48, "held_out": 16, "epochs": 2, "batch_size": 16, "learning_rate": 5e-3}
+    values |= {"gold_temperature": 0.05, "normalisation_prompts": 40} | changes
+    lengths = lengths or config.Lengths(64, 10)
+    return config.RewardModelSettings(seed, preferences, config.RewardModel(**values), lengths, 0.9)
+
+
+class LengthGold:
+    """Long answers are good."""
+
+    def score(self, prompts, responses):
+        return np.array([len(response.split()) / 10 for response in responses])
+
+
+def test_pairs_are_sampled_equally_and_labelled_by_gold(parents, tokenizer, execution, sft_models):
+    settings = reward_settings(gold_temperature=1e-3)
+    pairs, counts = reward.sample_pairs(settings, parents, tokenizer, LengthGold(), CPU, execution)
+    assert counts["read"] == 96 and counts["sampled"] == 64
+    assert counts["kept"] == len(pairs) == 64 - counts["dropped_identical"]
+    for pair in pairs:
+        assert pair["gold"][0] >= pair["gold"][1]
+        assert all(1 <= len(pair[side]) <= 10 for side in ("chosen", "rejected"))
+        texts = [tokenizer.decode(pair[side], skip_special_tokens=True) for side in ("chosen", "rejected")]
+        assert texts[0] != texts[1]
+        assert pair["gold"] == pytest.approx(tuple(len(text.split()) / 10 for text in texts))
+    held = {tuple(pair["prompt"]) for pair in pairs if pair["held_out"]}
+    assert sum(pair["held_out"] for pair in pairs) <= 16
+    assert len(held) > 10
+    again, _ = reward.sample_pairs(settings, parents, tokenizer, LengthGold(), CPU, execution)
+    assert again == pairs
+    coin = reward_settings(gold_temperature=1e9)  # labels are coin flips
+    noisy, _ = reward.sample_pairs(coin, parents, tokenizer, LengthGold(), CPU, execution)
+    decided = [pair["gold"][0] > pair["gold"][1] for pair in noisy if pair["gold"][0] != pair["gold"][1]]
+    assert 0.25 < np.mean(decided) < 0.75
+
+
+def test_bradley_terry_noise_has_its_temperature(parents, tokenizer, execution, monkeypatch):
+    class Fixed:
+        """The first response of each pair is worth one more than the second."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def score(self, prompts, responses):
+            self.calls += 1
+            return np.full(len(responses), 1.0 if self.calls == 1 else 0.0)
+
+    pairs, _ = reward.sample_pairs(
+        reward_settings(gold_temperature=1.0, pairs=600, held_out=40), parents, tokenizer, Fixed(), CPU, execution
+    )
+    share = np.mean([pair["gold"] == (1.0, 0.0) for pair in pairs])
+    assert share == pytest.approx(1 / (1 + np.exp(-1)), abs=4 * np.sqrt(0.2 / len(pairs)))
+
+
+@pytest.fixture(scope="module")
+def trained(parents, execution, tmp_path_factory):
+    """A reward model that was trained on sampled pairs whose gold is their length."""
+    output = tmp_path_factory.mktemp("reward-stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward.gold_data, "load", lambda folder: LengthGold())
+        summary = reward.train(reward_settings(pairs=240, held_out=40, learning_rate=1e-2, epochs=3), parents, output, execution)
+    return output, summary
+
+
+def test_the_reward_model_learns_its_preferences(trained):
+    output, summary = trained
+    evaluation = runs.read_json(output / "evaluation.json")
+    assert evaluation["held_out_accuracy"] == summary["held_out_accuracy"] > 0.7
+    assert evaluation["gold_agreement"] >= 0.7 and evaluation["held_out"] <= 40 and evaluation["pairs"] <= 240
+    assert evaluation["counts"]["sampled"] == 280
+
+
+def test_normalised_rewards_of_sft0s_samples_have_mean_zero_and_deviation_one(
+    trained, parents, prompts, sft_models, tokenizer
+):
+    from salsa.ppo import rollout
+
+    output, _ = trained
+    constants = runs.read_json(output / "normalisation.json")
+    assert constants["samples"] == 40
+    seed = runs.derive_seed(3, "normalisation", 0)
+    noise = rollout.uniforms(seed, 0, prompts[0][:40], 10)
+    ends = models.end_ids(sft_models[0], tokenizer)
+    sequences, _ = rollout.sample(sft_models[0], prompts[1][:40], noise, 0.9, ends, 0)
+    scores = models.load_score_model(output).scores(sequences, 16)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
+    raw = models.load_score_model(output, normalised=False).scores(sequences, 16)
+    torch.testing.assert_close(scores, (raw - constants["mean"]) / constants["std"], rtol=1e-4, atol=1e-4)
+    # And the folder is what transformers loads.
+    classifier = AutoModelForSequenceClassification.from_pretrained(output / "model").eval()
+    ids = torch.tensor([prompts[1][0] + sequences.responses[0, : sequences.lengths[0]].tolist()])
+    assert classifier(input_ids=ids).logits.item() == pytest.approx(raw[0].item(), abs=1e-4)
+
+
+def given_pairs(folder, tokenizer, count=60):
+    words = [word for word in tokenizer.get_vocab() if not word.startswith("<")][:60]
+    generator = np.random.default_rng(0)
+
+    def text(length):
+        return " ".join(generator.choice(words, length))
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": text(5)}],
+            "chosen": [{"role": "assistant", "content": text(generator.integers(5, 9))}],
+            "rejected": [{"role": "assistant", "content": text(generator.integers(1, 5))}],
+        }
+        for _ in range(count)
+    ]
+    rows[7]["chosen"][0]["content"] = text(40)
+    rows[9]["rejected"][0]["content"] = text(40)
+    rows[11]["prompt"][0]["content"] = text(90)
+    runs.write_jsonl(folder / "preferences.jsonl", rows)
+    return rows
+
+
+def test_given_preferences(parents, execution, tokenizer, prepare_run, tmp_path):
+    given = shutil.copytree(prepare_run, tmp_path / "prepare")
+    runs.write_json(given / "gold" / "gold.json", {"kind": "none"})
+    rows = given_pairs(given, tokenizer)
+    parents = {"prepare": given, "sft0": parents["sft0"]}
+    settings = reward_settings("given", held_out=10, pairs=40, epochs=3)
+    pairs, counts = reward.read_pairs(settings, parents, tokenizer, None)
+    assert counts == {"read": 60, "kept": 57, "dropped_too_long": 3}
+    first = tokenizer.convert_tokens_to_ids(rows[0]["chosen"][0]["content"].split())
+    assert pairs[0]["chosen"] == [*first, tokenizer.eos_token_id] and pairs[0]["gold"] is None
+    (tmp_path / "out").mkdir()
+    summary = reward.train(settings, parents, tmp_path / "out", execution)
+    assert summary["gold_agreement"] is None and summary["held_out"] == 10 and summary["pairs"] == 40
+    assert summary["held_out_accuracy"] >= 0.7
+    (tmp_path / "few").mkdir()
+    with pytest.raises(runs.UserError, match="too few for reward_model.held_out=50"):
+        reward.train(reward_settings("given", held_out=50), parents, tmp_path / "few", execution)
+    assert not (tmp_path / "few" / "model").exists()
+
+
+def test_a_tokenizer_that_pads_with_its_end_is_refused(parents, execution, tokenizer, sft_runs, tmp_path):
+    folder = shutil.copytree(sft_runs[0], tmp_path / "sft0")
+    padded = models.load_tokenizer(folder / "model")
+    padded.pad_token = padded.eos_token
+    padded.save_pretrained(folder / "model")
+    with pytest.raises(runs.UserError, match="pads with its end token"):
+        reward.train(reward_settings(), {**parents, "sft0": folder}, tmp_path, execution)
+
+
+def test_agreement_counts_only_pairs_that_gold_decides(reward_run, tokenizer, execution):
+    model = models.load_score_model(reward_run)
+    scored = [[6, 7, 8], [9, 10], [11, 12, 13], [14]]
+    batch = forward.from_lists([[1]] * 4, scored, [], 0)
+    order = [scored[i] for i in torch.argsort(model.scores(batch, 4)).tolist()]  # worst first
+    golds = [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)]
+    pairs = [{"prompt": [1], "chosen": order[3], "rejected": order[0], "gold": gold} for gold in golds]
+    quality = reward._quality(model, pairs, tokenizer, execution)
+    assert quality == {"held_out": 3, "held_out_accuracy": 1.0, "gold_agreement": 0.5}
+    tied = reward._quality(model, pairs[2:], tokenizer, execution)
+    assert tied["gold_agreement"] is None
