@@ -14,9 +14,7 @@ SHAPE = config.Architecture(
     vocabulary_size=512, hidden_size=32, intermediate_size=48, layers=2, heads=2, max_length=160
 )
 LENGTHS = config.Lengths(prompt=64, response=10)
-TASK = config.Task(
-    kind="stories", seed=3, demonstrations=48, validation=16, preferences=96, prompts=48, evaluation=16
-)
+TASK = config.Task(kind="stories", seed=3, demonstrations=48, validation=16, preferences=96, prompts=48, evaluation=16)
 
 
 @dataclasses.dataclass

@@ -195,7 +195,9 @@ def trained(parents, execution, tmp_path_factory):
     output = tmp_path_factory.mktemp("reward-stage")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward.gold_data, "load", lambda folder: LengthGold())
-        summary = reward.train(reward_settings(pairs=240, held_out=40, learning_rate=1e-2, epochs=3), parents, output, execution)
+        summary = reward.train(
+            reward_settings(pairs=240, held_out=40, learning_rate=1e-2, epochs=3), parents, output, execution
+        )
     return output, summary
 
 

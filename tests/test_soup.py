@@ -26,9 +26,7 @@ def tensors(folder):
 def naive(folders, weights):
     """The average in float64, unrounded."""
     loaded = [tensors(folder) for folder in folders]
-    return {
-        name: sum(w * one[name].double() for w, one in zip(weights, loaded, strict=True)) for name in loaded[0]
-    }
+    return {name: sum(w * one[name].double() for w, one in zip(weights, loaded, strict=True)) for name in loaded[0]}
 
 
 def assert_average(folder, folders, weights):

@@ -182,7 +182,9 @@ def test_answers_need_no_company(sft_models, tokenizer, benchmarks):
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_temperatures(sft_models, tokenizer, temperature):
     settings = config.RespondSettings(SEED, temperature, LENGTHS)
-    rows = [{"id": i, "turns": [text]} for i, text in enumerate(["write one sentence", "a fox", "tell me about a kite"])]
+    rows = [
+        {"id": i, "turns": [text]} for i, text in enumerate(["write one sentence", "a fox", "tell me about a kite"])
+    ]
     answers = generate.answer(sft_models[0], tokenizer, rows, "b", settings, EXECUTION, temperature)
     for i, row in enumerate(rows):
         messages = [generate.user(row["turns"][0])]
@@ -205,7 +207,13 @@ def test_what_the_model_cannot_hold(sft_models, tokenizer):
     def answer(turns, lengths):
         settings = config.RespondSettings(SEED, 1.0, lengths)
         return generate.answer(
-            sft_models[0], tokenizer, [{"id": i, "turns": t} for i, t in enumerate(turns)], "b", settings, EXECUTION, 1.0
+            sft_models[0],
+            tokenizer,
+            [{"id": i, "turns": t} for i, t in enumerate(turns)],
+            "b",
+            settings,
+            EXECUTION,
+            1.0,
         )
 
     found = answer([["fox " * 70], ["fox"]], LENGTHS)  # a first turn that is too long is left out
