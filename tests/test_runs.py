@@ -101,7 +101,7 @@ def test_a_stage_that_fails_leaves_no_manifest(tmp_path):
     assert runs.manifest_of(tmp_path / "run") is None and not list((tmp_path / "run").glob("*manifest*"))
     with pytest.raises(runs.UserError, match="not finished"):
         runs.verify(tmp_path / "run")
-    with pytest.raises(runs.UserError, match="not finished.*'base'"):
+    with pytest.raises(runs.UserError, match=r"not finished.*'base'"):
         execute(tmp_path / "child", parents={"base": tmp_path / "run"}, function=never)
     assert execute(tmp_path / "run")["summary"] == {"note": "done"}
 
@@ -137,12 +137,12 @@ def test_a_truncated_manifest_is_none(tmp_path):
     truncate(tmp_path / "run" / "manifest.json")
     truncate(tmp_path / "run" / "manifest.json")
     assert runs.manifest_of(tmp_path / "run") is None
-    with pytest.raises(runs.UserError, match="manifest.json"):
+    with pytest.raises(runs.UserError, match=r"manifest.json"):
         runs.verify(tmp_path / "run")
 
 
 def test_parents_that_are_no_runs(tmp_path):
-    with pytest.raises(runs.UserError, match="no such folder.*'base'"):
+    with pytest.raises(runs.UserError, match=r"no such folder.*'base'"):
         execute(tmp_path / "run", parents={"base": tmp_path / "none"}, function=never)
     (tmp_path / "model").mkdir()
     with pytest.raises(runs.UserError, match=r"no manifest.json.*'base'"):

@@ -103,15 +103,17 @@ def test_prompts_are_not_learned(train_sft, prepare_run, tokenizer):
     assert history[-1]["train_loss"] == pytest.approx(naive_loss(model, pairs), rel=1e-4)
 
 
-def test_the_best_epoch_is_kept(train_sft, validation):
-    values = {"epochs": 20, "learning_rate": 5e-2, "batch_size": 8}
+def test_the_best_epoch_is_kept(train_sft, validation, prepare_run, tmp_path):
+    few = shutil.copytree(prepare_run, tmp_path / "few")
+    runs.write_jsonl(few / "sft.jsonl", runs.read_jsonl(prepare_run / "sft.jsonl")[:8])
+    values = {"prepare": few, "epochs": 12, "learning_rate": 5e-2, "batch_size": 4}
     last, summary, _ = train_sft(**values)
     losses = summary["validation_losses"]
-    assert len(losses) == 20 and min(losses) < losses[-1] - 0.01
+    assert len(losses) == 12 and min(losses) < losses[-1] - 0.01
     best, kept, _ = train_sft(stop="validation", **values)
     assert kept["validation_losses"] == pytest.approx(losses, rel=1e-5)
     assert kept["validation_loss"] == min(kept["validation_losses"])
-    assert kept["epoch"] == 1 + int(np.argmin(losses)) < 20
+    assert kept["epoch"] == 1 + int(np.argmin(losses)) < 12
     assert naive_loss(best, validation) == pytest.approx(min(losses), rel=1e-4)
     assert naive_loss(last, validation) == pytest.approx(losses[-1], rel=1e-4)
 
@@ -269,7 +271,7 @@ def test_given_preferences(parents, execution, tokenizer, prepare_run, tmp_path)
     assert summary["gold_agreement"] is None and summary["held_out"] == 10 and summary["pairs"] == 40
     assert summary["held_out_accuracy"] >= 0.7
     (tmp_path / "few").mkdir()
-    with pytest.raises(runs.UserError, match="too few for reward_model.held_out=50"):
+    with pytest.raises(runs.UserError, match=r"too few for reward_model.held_out=50"):
         reward.train(reward_settings("given", held_out=50), parents, tmp_path / "few", execution)
     assert not (tmp_path / "few" / "model").exists()
 

@@ -138,8 +138,8 @@ SHARES = {  # of all instructions; an instruction belongs to one split by its ow
     "two_turn": 0.05,
 }
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
-GOLD_WEIGHTS = {"pleasant": 0.4, "topic": 0.25, "count": 0.15, "grammar": 0.1, "variety": 0.1}
-PLEASANT_PER_SENTENCE = 1.5  # pleasant minus unpleasant words an asked sentence, at which that part is full
+GOLD_WEIGHTS = {"pleasant": 0.5, "topic": 0.2, "count": 0.1, "grammar": 0.1, "variety": 0.1}
+PLEASANT_PER_SENTENCE = 1.0  # pleasant minus unpleasant words an asked sentence, at which that part is full
 
 TOPICS = (("both", 0.65), ("one", 0.2), ("none", 0.15))  # the asked nouns that a demonstration mentions
 RIGHT_COUNT = 0.65  # share of demonstrations with the asked count; the others are one off
@@ -317,9 +317,15 @@ def _slip(rng, sentence):
 
 
 def _mood(rng):
-    """A text's own rates of pleasant and unpleasant words."""
+    """A story's own rates of pleasant and unpleasant words."""
     pleasant = rng.random()
     return 0.8 * pleasant * rng.random(), 0.8 * (1 - pleasant) * rng.random()
+
+
+def _opinion(rng):
+    """A demonstration's own rates of pleasant and unpleasant words: seldom neutral, as answers differ most in this."""
+    pleasant = rng.random()
+    return 0.8 * pleasant, 0.8 * (1 - pleasant)
 
 
 def corpus(documents, seed):
@@ -354,7 +360,7 @@ def answer(rng, instruction, before=()):
     asked, nouns = parse_instruction(instruction)
     characters, objects = _topic(rng, nouns, [*before, *nouns])
     number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else _pick(rng, (-1, 1)))
-    told = sentences(rng, number, characters, objects, _mood(rng))
+    told = sentences(rng, number, characters, objects, _opinion(rng))
     if rng.random() < 0.5:  # the sentence with both nouns is as often the last
         told.append(told.pop(0))
     if number > 1 and rng.random() < REPEATS:
@@ -468,7 +474,8 @@ def split_sentences(text):
 def gold_parts(instruction, response):
     """What the gold reward is made of, each part in [0, 1]; an empty response has none of any.
 
-    pleasant: pleasant minus unpleasant words, over PLEASANT_PER_SENTENCE times the asked sentences, clipped to [0, 1].
+    pleasant: pleasant minus unpleasant words, over PLEASANT_PER_SENTENCE times the asked sentences, from -1 to 1 scaled
+        to [0, 1] and clipped: a neutral answer has a half.
     topic: share of the two asked nouns that are mentioned.
     count: 1 - |sentences - asked| / asked, at least 0; a fragment without a period is a sentence.
     grammar: share of the sentences that parse; a fragment does not.
@@ -482,7 +489,7 @@ def gold_parts(instruction, response):
     adjectives = [word for word in said if word in _ADJECTIVES]
     different = len(set(adjectives)) / len(adjectives) if adjectives else 1.0
     return {
-        "pleasant": min(max(balance / (PLEASANT_PER_SENTENCE * asked), 0.0), 1.0),
+        "pleasant": min(max((1 + balance / (PLEASANT_PER_SENTENCE * asked)) / 2, 0.0), 1.0),
         "topic": sum(noun in said for noun in nouns) / 2,
         "count": max(1 - abs(len(told) - asked) / asked, 0.0),
         "grammar": sum(map(parse, told)) / len(told),

@@ -51,7 +51,7 @@ def test_a_weight_of_one_is_the_model_and_reads_no_other(build, folders):
 
 
 def test_ingredients_must_fit(build, folders, tmp_path):
-    with pytest.raises(runs.UserError, match="2 weights|1 models"):
+    with pytest.raises(runs.UserError, match=r"2 weights|1 models"):
         build(ppo_settings(weights=HALVES), folders[:1])
     with pytest.raises(runs.UserError, match="no such model folder"):
         build(ppo_settings(weights=HALVES), [folders[0], tmp_path / "none"])

@@ -26,9 +26,12 @@ SMALL = {
     "gamma": 0.97,
     "rollouts_every": 5,
 }
-METRICS = """iteration score reward kl_to_reference kl_to_sft0 kl_k1 kl_k2 kl_k3 response_length eos_rate entropy
-policy_loss value_loss policy_clip_fraction value_clip_fraction explained_variance gradient_norm kl_coef learning_rate
-seconds_rollout seconds_score seconds_reference seconds_optimise seconds peak_memory_mib""".split()
+METRICS = [
+    *("iteration", "score", "reward", "kl_to_reference", "kl_to_sft0", "kl_k1", "kl_k2", "kl_k3", "response_length"),
+    *("eos_rate", "entropy", "policy_loss", "value_loss", "policy_clip_fraction", "value_clip_fraction"),
+    *("explained_variance", "gradient_norm", "kl_coef", "learning_rate", "seconds_rollout", "seconds_score"),
+    *("seconds_reference", "seconds_optimise", "seconds", "peak_memory_mib"),
+]
 LENGTHS = config.Lengths(64, 8)
 
 
@@ -439,7 +442,7 @@ def test_missing_steps_are_noticed(fit):
 
 
 def test_too_few_prompts_are_refused(parents, execution, tmp_path):
-    with pytest.raises(runs.UserError, match="48 PPO prompts for ppo.batch_size=64"):
+    with pytest.raises(runs.UserError, match=r"48 PPO prompts for ppo.batch_size=64"):
         trainer.train(make_settings(batch_size=64), parents, tmp_path, execution)
     with pytest.raises(runs.UserError, match=r"lengths.prompt=3"):
         trainer.train(make_settings(lengths=config.Lengths(3, 8)), parents, tmp_path, execution)

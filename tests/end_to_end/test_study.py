@@ -1,0 +1,99 @@
+"""Whole studies with the real commands, at the smallest sizes: the default's data, and real preferences."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("SALSA_TEST_DATA", ROOT.parent / "shared" / "data"))
+SMALL = [
+    "replicates=[0]",
+    "arm=[ppo,salsa]",
+    "sft.epochs=1",
+    "reward_model.held_out=16",
+    "reward_model.epochs=1",
+    "reward_model.normalisation_prompts=16",
+    "ppo.iterations=2",
+    "ppo.batch_size=8",
+    "ppo.rollouts_every=1",
+    "evaluate.alphas=[0,0.5,1]",
+    "report.bootstrap=200",
+]
+
+
+def run(results, *overrides):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALL, *overrides]
+    command += ["--", "--cores", "2", "--directory", str(results.parent)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def study_of(results):
+    (folder,) = (path for path in (results / "studies").iterdir() if not path.is_symlink())
+    return folder
+
+
+def test_default_data_from_nothing_to_the_report(tmp_path):
+    results = tmp_path / "results"
+    prompts = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
+    done = run(results, *prompts, "reward_model.pairs=64")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gates of tiny-stories-r0" in done.stdout  # on the terminal, not in a log alone
+    study = study_of(results)
+    win_rates = rows(study / "tables" / "win_rates.csv")
+    assert {(row["candidate"], row["baseline"]) for row in win_rates} == {
+        ("ppo", "sft0"),
+        ("salsa", "sft0"),
+        ("salsa", "ppo"),
+    }
+    assert all(0 <= float(row["adjusted_win_rate"]) <= 1 and row["prompts"] == "6" for row in win_rates)
+    final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
+    assert {row["arm"] for row in final} == {"ppo", "salsa"}
+    assert all(float(row["kl_to_sft0"]) >= 0 for row in final)
+    for ppo in (results / "ppo").iterdir():
+        first = json.loads((ppo / "metrics.jsonl").read_text().splitlines()[0])
+        assert (abs(first["kl_to_reference"]) < 1e-3) == ("ref_sft0" in ppo.name)
+    again = run(results, *prompts, "reward_model.pairs=64")
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    verified = subprocess.run([sys.executable, "-m", "salsa", "verify", str(results)], cwd=ROOT, capture_output=True)
+    assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.skipif(not (DATA / "ultrafeedback").is_dir(), reason="no UltraFeedback sample; set SALSA_TEST_DATA")
+def test_real_preferences_with_a_local_model(tmp_path, tiny_chat_model):
+    """experiment=smollm2_ultra on real preferences: a chat template of its own, long prompts, given pairs, no gold."""
+    results = tmp_path / "results"
+    folder = DATA / "ultrafeedback"
+    done = run(
+        results,
+        "experiment=smollm2_ultra",
+        "model.source=hub",
+        f"model.path={tiny_chat_model}",
+        "data.task.sft_file=",
+        f"data.task.preference_file={folder / 'train_1000.jsonl.gz'}",
+        f"benchmarks.ultrafeedback.file={folder / 'eval_200.jsonl.gz'}",
+        "benchmarks.ultrafeedback.prompts=8",
+        "data.task.demonstrations=40",
+        "data.task.validation=8",
+        "data.task.evaluation=8",
+        "lengths.prompt=400",
+        "lengths.response=400",
+        "reward_model.pairs=24",
+        "reward_model.batch_size=8",
+        "execution.threads=1",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = study_of(results)
+    final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
+    assert {row["arm"] for row in final} == {"ppo", "salsa"}
+    assert all(row["gold_reward"] == "" and row["reward"] for row in final)

@@ -1,0 +1,223 @@
+"""Tokenizers, chat templates, end tokens, models in memory, and the base model that the project makes."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from conftest import SHAPE, random_llama, save_model
+from transformers import AutoModelForCausalLM
+
+from salsa import base, config, forward, models, runs
+from salsa.data import stories
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+@pytest.fixture
+def fresh(tokenizer, tmp_path):
+    """A copy of the tokenizer that may be changed."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return models.load_tokenizer(tmp_path / "tokenizer")
+
+
+def test_words_are_tokens(tokenizer):
+    assert len(tokenizer) == 6 + len(stories.words())
+    text = "the fox loves a kite ."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == 6 and tokenizer.decode(ids) == text
+    assert tokenizer("unheard", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}) == 4
+
+
+def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
+    runs.write_json(tmp_path / "words.json", ["a", "b", "c"])
+    with pytest.raises(runs.UserError, match="vocabulary_size=8: the corpus has 9 words"):
+        base.make_tokenizer([], tmp_path / "words.json", config.Architecture(vocabulary_size=8))
+
+
+def test_text_without_a_word_list_gets_bytes(tmp_path):
+    texts = ["a good film, truly good", "a bad film — sadly"] * 20
+    shape = config.Architecture(vocabulary_size=300)
+    made = base.make_tokenizer(texts, tmp_path / "none.json", shape)
+    assert len(made) <= 300
+    for text in [*texts[:2], "Ünseen ✓ text\nof two lines"]:
+        ids = made(text, add_special_tokens=False)["input_ids"]
+        assert made.decode(ids) == text and made.unk_token_id not in ids
+
+
+def in_words(tokenizer, ids):
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_prompts_end_where_a_response_begins(tokenizer):
+    messages = [user("write one sentence"), assistant("a fox"), user("now two")]
+    found = models.encode_prompts(tokenizer, [messages, messages[:1]])
+    asked = "<bos> <|user|> write one sentence <|assistant|>"
+    assert in_words(tokenizer, found[0]) == f"{asked} a fox <eos> <|user|> now two <|assistant|>"
+    assert in_words(tokenizer, found[1]) == asked
+    prompt, response = models.encode_conversation(tokenizer, [*messages, assistant("the fox . the kite")])
+    assert prompt == found[0]
+    assert in_words(tokenizer, response) == "the fox . the kite <eos>"
+
+
+def test_what_follows_the_end_token_is_no_response(fresh):
+    fresh.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <eos> <unk>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    )
+    _, response = models.encode_conversation(fresh, [user("a"), assistant("fox")])
+    assert fresh.convert_ids_to_tokens(response) == ["fox", "<eos>"]
+    fresh.chat_template = fresh.chat_template.replace(" <eos> <unk>", "")
+    _, response = models.encode_conversation(fresh, [user("a"), assistant("fox")])
+    assert fresh.convert_ids_to_tokens(response) == ["fox", "<eos>"]
+    fresh.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}fox{% endif %}"
+    )
+    with pytest.raises(runs.UserError, match="chat template"):
+        models.encode_conversation(fresh, [user("a"), assistant("kite")])
+
+
+def test_chat_templates(fresh):
+    with pytest.raises(runs.UserError, match=r"model.chat_template=none: .* plain, roles"):
+        models.set_chat_template(fresh, "none")
+    models.set_chat_template(fresh, None)  # its own
+    fresh.chat_template = None
+    with pytest.raises(runs.UserError, match=r"no chat template; set model.chat_template=roles"):
+        models.set_chat_template(fresh, None)
+    models.set_chat_template(fresh, "plain")
+    assert fresh.convert_ids_to_tokens(models.encode_prompts(fresh, [[user("the fox")]])[0]) == ["<bos>", "the", "fox"]
+
+
+def test_padding_never_ends_a_response(fresh):
+    models.ensure_padding(fresh)
+    assert fresh.pad_token == "<pad>"
+    fresh.pad_token = fresh.eos_token
+    models.ensure_padding(fresh)
+    assert fresh.pad_token == "<unk>"
+    fresh.pad_token = None
+    models.ensure_padding(fresh)
+    assert fresh.pad_token == "<unk>"
+
+
+def test_every_end_token_counts(tokenizer):
+    model = random_llama(tokenizer, 0)
+    for configured, expected in ((None, [2]), (5, [2, 5]), ([9, 2, 7], [2, 7, 9])):
+        model.generation_config.eos_token_id = configured
+        assert models.end_ids(model, tokenizer) == expected
+
+
+def test_prompts_that_are_too_long_are_left_out():
+    rows, encoded = models.within_length("abc", [[1], [1, 2], [1, 2, 3]], 2, "prompts")
+    assert (rows, encoded) == (["a", "b"], [[1], [1, 2]])
+    with pytest.raises(runs.UserError, match=r"prompts: every prompt is longer than lengths.prompt=0"):
+        models.within_length("abc", [[1], [1, 2], [1, 2, 3]], 0, "prompts")
+
+
+def test_texts_hold_no_special_tokens(tokenizer):
+    responses = [tokenizer.convert_tokens_to_ids(text.split()) for text in ("the fox <eos>", "a <unk> kite")]
+    sequences = forward.from_lists([[1], [1]], responses, [2], tokenizer.pad_token_id)
+    assert models.decode(tokenizer, sequences) == ["the fox", "a kite"]
+
+
+def test_a_soup_in_memory(sft_runs, sft_models, tmp_path):
+    folders = [folder / "model" for folder in sft_runs]
+    mixed = models.mix_policies(folders, ["1/4", "3/4"])
+    assert not mixed.training and mixed.dtype == torch.float32
+    for found, a, b in zip(mixed.parameters(), *(m.parameters() for m in sft_models), strict=True):
+        torch.testing.assert_close(found, 0.25 * a + 0.75 * b, rtol=1e-6, atol=1e-7)
+    only = models.mix_policies([tmp_path / "absent", folders[1], None], [0, "1", 0])  # what isn't used isn't read
+    assert all(torch.equal(a, b) for a, b in zip(only.parameters(), sft_models[1].parameters(), strict=True))
+    with pytest.raises(runs.UserError, match="must sum to 1"):
+        models.mix_policies(folders, [0.5, 0.6])
+
+
+def test_a_gpu_that_is_not_there(execution):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(runs.UserError, match=r"execution.device=cuda"):
+        models.prepare_process(dataclasses.replace(execution, device="cuda"))
+    assert models.prepare_process(dataclasses.replace(execution, device="auto")) == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, execution):
+    from salsa.data import corpus
+
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    settings = config.CorpusSettings(config.Corpus(kind="stories", documents=150, seed=1))
+    runs.execute("corpus", corpus.VERSION, corpus.make, settings, {}, folder, execution)
+    return folder
+
+
+def base_settings(**changes):
+    model = config.Model("t", "pretrain", chat_template="roles", architecture=SHAPE)
+    values = {"epochs": 2, "batch_size": 16, "block_length": 32, "learning_rate": 5e-3}
+    return config.BaseSettings(model, config.Base(**values | changes))
+
+
+def test_pretraining(corpus, execution, tmp_path):
+    output = tmp_path / "base"
+    runs.execute("base", base.VERSION, base.make, base_settings(), {"corpus": corpus}, output, execution)
+    summary = runs.verify(output)["summary"]
+    network = AutoModelForCausalLM.from_pretrained(output / "model")
+    tokenizer = models.load_tokenizer(output / "model")
+    assert summary["parameters"] == network.num_parameters() and summary["vocabulary"] == len(tokenizer) == 161
+    assert network.dtype == torch.float32 and network.config.max_position_embeddings == SHAPE.max_length
+    assert 0 < summary["held_out_loss"] < 4.5  # of log(161) = 5.1
+    texts = [row["text"] for row in runs.read_jsonl(corpus / "corpus.jsonl")]
+    blocks = base._blocks(tokenizer, texts, 32)
+    assert len(blocks) == summary["blocks"]
+    stream = [token for block in blocks for token in block]
+    joined = " ".join(f"<bos> {text} <eos>" for text in texts).split()
+    assert tokenizer.convert_ids_to_tokens(stream) == joined[: len(stream)] and len(joined) - len(stream) < 32
+    held_out = blocks[: max(1, len(blocks) // 100)]
+    with torch.no_grad():
+        loss = network(input_ids=torch.tensor(held_out), labels=torch.tensor(held_out)).loss.item()
+    assert loss == pytest.approx(summary["held_out_loss"], rel=1e-4)
+
+
+def test_the_shipped_base_is_used_where_its_address_is_the_runs(corpus, execution, tmp_path, monkeypatch, base_run):
+    settings = base_settings(seed=4)
+    address = runs.address(
+        "base", base.VERSION, dataclasses.asdict(settings), {"corpus": runs.manifest_of(corpus)["address"]}
+    )
+    shipped = shutil.copytree(base_run / "model", tmp_path / "assets" / address[:12])
+    runs.write_json(shipped / "training.json", {"held_out_loss": 1.0})
+    monkeypatch.setattr(base, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(base, "pretrain", lambda *arguments: {"trained": True})
+    summary = base.make(settings, {"corpus": corpus}, tmp_path / "out", execution)
+    assert summary["shipped"] == address[:12] and (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    anew = dataclasses.replace(execution, shipped_base=False)
+    assert base.make(settings, {"corpus": corpus}, tmp_path / "other", anew) == {"trained": True}
+    assert base.make(base_settings(seed=5), {"corpus": corpus}, tmp_path / "third", execution) == {"trained": True}
+
+
+def test_a_local_model_becomes_a_base(tokenizer, fresh, execution, tmp_path):
+    fresh.pad_token = fresh.eos_token
+    network = random_llama(tokenizer, 3)
+    save_model(network, fresh, tmp_path / "given")
+    settings = config.BaseSettings(config.Model("m", "hub", str(tmp_path / "given"), chat_template="plain"))
+    base.make(settings, {}, tmp_path / "base", execution)
+    loaded, found = models.load_policy(tmp_path / "base" / "model"), models.load_tokenizer(tmp_path / "base" / "model")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
+    assert found.pad_token == "<unk>" and loaded.config.pad_token_id == found.unk_token_id
+    assert len(models.encode_prompts(found, [[user("the fox")]])[0]) == 3
+    assert models.end_ids(loaded, found) == models.end_ids(network, tokenizer)
+
+
+def test_a_model_that_cannot_be_had(execution, tmp_path):
+    settings = config.BaseSettings(config.Model("m", "hub", "nobody-at-all/no-such-model", chat_template="plain"))
+    with pytest.raises(runs.UserError, match=r"no-such-model: can't be loaded .*hf auth login") as caught:
+        base.make(settings, {}, tmp_path, execution)
+    assert "\n" not in str(caught.value)
+    package = config.BaseSettings(config.Model("m", "package", "no-such-package-of-a-model"))
+    with pytest.raises(runs.UserError, match="make smollm2"):
+        base.make(package, {}, tmp_path, execution)
+    assert not list(tmp_path.iterdir())
