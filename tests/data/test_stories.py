@@ -31,7 +31,7 @@ def test_same_bytes_everywhere():
         *(stories.benchmark(kind, 100, 1) for kind in BENCHMARKS),
     ]
     digest = hashlib.sha256(canonical_json(made).encode()).hexdigest()
-    assert digest == "03427f77a14627e59ec24b4b2c01f3e2595d7899ab4aecc47d6d3f973cc5d065"
+    assert digest == "0a0f4acfed97c4b9c67f1c09abcce96e1777a3d200c7939f6a283a10bf232e09"
 
 
 def test_seed_matters_and_larger_begins_with_smaller():
@@ -156,14 +156,14 @@ def test_instruction_parser_reads_all_and_only_instructions():
     ("response", "parts"),
     [
         ("the bright fox loves a kite . the fox enjoys the kite .", (1, 1, 1, 1, 1)),
-        ("the fox sees the kite . the kite is big .", (0, 1, 1, 1, 1)),
-        ("the fox loves the kite .", (1 / 3, 1, 1 / 2, 1, 1)),
-        ("the fox loves the kite . the fox hates the kite .", (0, 1, 1, 1, 1)),
-        ("the fox is kind . the fox is kind .", (2 / 3, 1 / 2, 1, 1, (1 / 2 + 1 / 2) / 2)),
-        ("the bear is happy . here is a red bear . the bear", (1 / 3, 0, 1 / 2, 2 / 3, 1)),
-        ("fox kite", (0, 1, 1 / 2, 0, 1)),
+        ("the fox sees the kite . the kite is big .", (1 / 2, 1, 1, 1, 1)),
+        ("the fox loves the kite .", (3 / 4, 1, 1 / 2, 1, 1)),
+        ("the fox loves the kite . the fox hates the kite .", (1 / 2, 1, 1, 1, 1)),
+        ("the fox is kind . the fox is kind .", (1, 1 / 2, 1, 1, (1 / 2 + 1 / 2) / 2)),
+        ("the bear is happy . here is a red bear . the bear", (3 / 4, 0, 1 / 2, 2 / 3, 1)),
+        ("fox kite", (1 / 2, 1, 1 / 2, 0, 1)),
         ("the fox is grim . " * 5, (0, 1 / 2, 0, 1, (1 / 5 + 1 / 5) / 2)),
-        (". .", (0, 0, 1, 0, 3 / 4)),
+        (". .", (1 / 2, 0, 1, 0, 3 / 4)),
         ("", (0, 0, 0, 0, 0)),
         ("  ", (0, 0, 0, 0, 0)),
     ],
@@ -172,7 +172,7 @@ def test_gold_by_hand(response, parts):
     assert stories.gold_parts(ASK_TWO, response) == pytest.approx(
         dict(zip(("pleasant", "topic", "count", "grammar", "variety"), parts, strict=True))
     )
-    by_hand = 0.4 * parts[0] + 0.25 * parts[1] + 0.15 * parts[2] + 0.1 * parts[3] + 0.1 * parts[4]
+    by_hand = 0.5 * parts[0] + 0.2 * parts[1] + 0.1 * parts[2] + 0.1 * parts[3] + 0.1 * parts[4]
     assert stories.gold(ASK_TWO, response) == pytest.approx(by_hand)
 
 
@@ -191,7 +191,7 @@ def test_demonstrations_are_of_mixed_quality():
     rows = stories.demonstrations("demonstrations", 600, 0)
     golds = [stories.gold(texts_of(row)[-2], texts_of(row)[-1]) for row in rows]
     parts = [stories.gold_parts(texts_of(row)[-2], texts_of(row)[-1]) for row in rows]
-    assert 0.45 < sum(golds) / 600 < 0.6 and min(golds) < 0.3 and max(golds) > 0.85
+    assert 0.6 < sum(golds) / 600 < 0.75 and min(golds) < 0.3 and max(golds) > 0.85
     assert 0.55 < sum(part["topic"] == 1 for part in parts) / 600 < 0.75
     assert 0.55 < sum(part["count"] == 1 for part in parts) / 600 < 0.75
     assert 0.2 < sum(len(row["messages"]) == 4 for row in rows) / 600 < 0.3
