@@ -1,6 +1,7 @@
 """What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 

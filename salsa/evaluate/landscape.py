@@ -73,7 +73,8 @@ def describe(gates, name):
     agreement = "none" if gates["gold_agreement"] is None else f"{gates['gold_agreement']:.1%}"
     numbers = (
         f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {gates['kl_sft0_soup']:.3f} nats, "
-        f"barrier {gates['barrier']:.4f} nats a token; gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
+        f"barrier {gates['barrier']:.4f} nats a token; "
+        f"gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
     )
     return "\n".join([numbers, *(f"  failed: {warning}" for warning in gates["warnings"])])
 

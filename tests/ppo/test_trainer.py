@@ -377,7 +377,7 @@ def test_it_learns_what_it_is_paid_for(fit, value_model):
     )
     _, metrics = fit(settings, pay_for_late_words)
     scores = [row["score"] for row in metrics]
-    assert scores[0] < 0.4 and np.mean(scores[-3:]) > scores[0] + 0.3
+    assert scores[0] < 0.4 and np.mean(scores[-3:]) > scores[0] + 0.2
     assert metrics[-1]["kl_to_reference"] > 0.5
 
 
