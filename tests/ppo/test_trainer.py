@@ -420,7 +420,7 @@ def test_a_policy_that_is_not_its_reference_at_step_zero_is_noticed(fit):
         with torch.no_grad():
             made.reference.model.norm.weight.mul_(1.1)
 
-    with pytest.raises(trainer.InvariantError, match="KL to the reference"):
+    with pytest.raises(trainer.InvariantError, match="where policy = reference"):
         fit(make_settings(), shift)
 
 
