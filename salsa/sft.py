@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from salsa import config, models, runs
 
-VERSION = 1
+VERSION = 2
 
 
 def train(settings, parents, output, execution):
