@@ -38,6 +38,11 @@ def prepare_process(execution):
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+def model_folder(parent):
+    """The model of a finished run (its `model/`), or a plain model folder that was given in a run's place."""
+    return parent / "model" if (parent / "model").is_dir() else parent
+
+
 def load_tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder, padding_side="left")
 

@@ -25,7 +25,7 @@ def train(settings, parents, output, execution):
     """
     reward = settings.reward_model
     device = models.prepare_process(execution)
-    tokenizer = models.load_tokenizer(parents["sft0"] / "model")
+    tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     gold = gold_data.load(parents["prepare"])
@@ -42,7 +42,7 @@ def train(settings, parents, output, execution):
         )
     set_seed(settings.seed)
     classifier = AutoModelForSequenceClassification.from_pretrained(
-        parents["sft0"] / "model", num_labels=1, dtype=torch.float32
+        models.model_folder(parents["sft0"]), num_labels=1, dtype=torch.float32
     )
     classifier.config.pad_token_id = tokenizer.pad_token_id
     trainer = _trainer(settings, classifier, tokenizer, training, output, device, execution)
@@ -135,7 +135,7 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
     """Two responses (token ids) for each entry of `order`, from the SFT models that `sources` names."""
     responses = [[None, None] for _ in order]
     for which in (0, 1):
-        model = models.load_policy(parents[f"sft{which}"] / "model", device)
+        model = models.load_policy(models.model_folder(parents[f"sft{which}"]), device)
         for place in (0, 1):
             chosen = [i for i, source in enumerate(sources) if source[place] == which]
             batches = sample_in_batches(
@@ -200,7 +200,7 @@ def normalise(model, settings, parents, tokenizer, device, execution):
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
     count = settings.reward_model.normalisation_prompts
-    policy = models.load_policy(parents["sft0"] / "model", device)
+    policy = models.load_policy(models.model_folder(parents["sft0"]), device)
     scores = []
     for _, sequences in sample_in_batches(
         policy,

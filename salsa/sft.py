@@ -22,7 +22,7 @@ def train(settings, parents, output, execution):
     """
     sft = settings.sft
     device = models.prepare_process(execution)
-    tokenizer = models.load_tokenizer(parents["base"] / "model")
+    tokenizer = models.load_tokenizer(models.model_folder(parents["base"]))
     length = settings.lengths.prompt + settings.lengths.response
     data = {
         name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths)
@@ -31,7 +31,7 @@ def train(settings, parents, output, execution):
     set_seed(settings.seed)
     # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
     options = {"attention_dropout": sft.dropout} if sft.dropout else {}
-    model = models.load_policy(parents["base"] / "model", **options)
+    model = models.load_policy(models.model_folder(parents["base"]), **options)
     micro_batch = models.even_micro_batch(sft.batch_size, execution.micro_batch)
     validate = sft.stop == "validation"
     trainer = SFTTrainer(

@@ -169,3 +169,17 @@ def prompts(prepare_run, tokenizer):
     rows = runs.read_jsonl(prepare_run / "prompts.jsonl")
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     return [row["id"] for row in rows], encoded
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tmp_path_factory):
+    """A plain model folder: random weights, byte-level BPE, a chat template with roles, a context of 1,024 tokens."""
+    from salsa import base, models
+
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    words = folder.parent / "words.json"  # not there: BPE
+    texts = ["How do I cook rice? Wash it, then boil it in water.", "Write a poem about the sea."] * 20
+    tokenizer = base.make_tokenizer(texts, words, config.Architecture(vocabulary_size=400, max_length=1024))
+    models.set_chat_template(tokenizer, "roles")
+    save_model(random_llama(tokenizer, 5, max_position_embeddings=1024), tokenizer, folder)
+    return folder

@@ -296,3 +296,14 @@ def test_agreement_counts_only_pairs_that_gold_decides(reward_run, tokenizer, ex
     assert quality == {"held_out": 3, "held_out_accuracy": 1.0, "gold_agreement": 0.5}
     tied = reward._quality(model, pairs[2:], tokenizer, execution)
     assert tied["gold_agreement"] is None
+
+
+def test_the_command_by_hand_takes_a_plain_model_folder(prepare_run, tiny_chat_model, tmp_path):
+    settings = config.SftSettings(1, config.Sft(epochs=1), config.Lengths(prompt=400, response=400))
+    runs.write_json(tmp_path / "settings.json", dataclasses.asdict(settings))
+    output = tmp_path / "sft"
+    parents = [f"--parent=prepare={prepare_run}", f"--parent=base={tiny_chat_model}"]
+    arguments = ["--settings", str(tmp_path / "settings.json"), *parents, "--output", str(output)]
+    runs.command("sft", sft.VERSION, sft.train, config.SftSettings, ("prepare", "base"), argv=arguments)
+    assert runs.verify(output)["settings"]["seed"] == 1
+    assert models.load_policy(output / "model").num_parameters() > 0

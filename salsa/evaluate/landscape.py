@@ -26,7 +26,7 @@ def survey(settings, parents, output, execution):
     Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `benchmark/<name>` for each.
     """
     device = models.prepare_process(execution)
-    folders = [parents["sft0"] / "model", parents["sft1"] / "model"]
+    folders = [models.model_folder(parents["sft0"]), models.model_folder(parents["sft1"])]
     tokenizer = models.load_tokenizer(folders[0])
     gold = gold_data.load(parents["prepare"])
     reward_model = models.load_score_model(parents["reward_model"], device)

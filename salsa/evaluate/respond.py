@@ -18,8 +18,8 @@ def respond(settings, parents, output, execution):
     Parents: `ppo`, `prepare`, `reward_model`, `sft0` and what the reference needs, `benchmark/<name>` for each.
     """
     device = models.prepare_process(execution)
-    tokenizer = models.load_tokenizer(parents["ppo"] / "model")
-    policy = models.load_policy(parents["ppo"] / "model", device)
+    tokenizer = models.load_tokenizer(models.model_folder(parents["ppo"]))
+    policy = models.load_policy(models.model_folder(parents["ppo"]), device)
     reward_model = models.load_score_model(parents["reward_model"], device)
     gold = gold_data.load(parents["prepare"])
     end_ids, pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id

@@ -26,7 +26,7 @@ def build(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
 def sft_folders(parents):
     """The SFT models' folders, by index, of a stage's parents; None where the run needs none."""
     count = 1 + max(int(role[3:]) for role in parents if role.startswith("sft"))
-    return [parents[f"sft{i}"] / "model" if f"sft{i}" in parents else None for i in range(count)]
+    return [models.model_folder(parents[f"sft{i}"]) if f"sft{i}" in parents else None for i in range(count)]
 
 
 def fixed_prompts(evaluation, tokenizer, length):

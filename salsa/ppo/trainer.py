@@ -34,7 +34,7 @@ def train(settings, parents, output, execution):
     Parents: `prepare` (prompts.jsonl), `reward_model`, `sft0`, and the other SFT models that start or reference need.
     """
     device = models.prepare_process(execution)
-    tokenizer = models.load_tokenizer(parents["sft0"] / "model")
+    tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
