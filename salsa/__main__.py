@@ -55,7 +55,7 @@ def _parser():
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
     commands.add_parser("soup", help="average the weights of models", add_help=False)
-    publish = commands.add_parser("publish", help="copy what is small of a finished study to results/published")
+    publish = commands.add_parser("publish", help="copy a finished study to results/published, to be committed")
     publish.add_argument("study", help="a study's folder, such as results/studies/default")
     publish.set_defaults(function=publish_command)
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
@@ -122,7 +122,7 @@ def verify_command(arguments, _):
 
 
 def publish_command(arguments, _):
-    """Copy a study's tables, PNG figures and texts, which are small and hold no model, to results/published."""
+    """Copy a study's tables, figures and texts, which are small and hold no model, to results/published."""
     from salsa import studies
 
     print(studies.publish(Path(arguments.study)))

@@ -5,6 +5,7 @@ when corpus, settings and version are the ones it was made with. `python -m sals
 `execution.shipped_base=false` trains it anew (`make base`).
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -16,19 +17,13 @@ ASSETS = Path(__file__).parent / "assets"
 
 def make(settings, parents, output, execution):
     """Write the base model's folder to `output/model`. Raises UserError when the model can't be had."""
-    shipped = ASSETS / runs.address("base", VERSION, _as_dict(settings), _addresses(parents))[:12]
+    shipped = ASSETS / runs.address("base", VERSION, dataclasses.asdict(settings), _addresses(parents))[:12]
     if execution.shipped_base and shipped.is_dir():
         shutil.copytree(shipped, output / "model", dirs_exist_ok=True)
         return {"shipped": shipped.name, **runs.read_json(shipped / "training.json")}
     if settings.model.source == "pretrain":
         return pretrain(settings, parents["corpus"], output, execution)
     return load(settings.model, output, execution)
-
-
-def _as_dict(settings):
-    import dataclasses
-
-    return dataclasses.asdict(settings)
 
 
 def _addresses(parents):

@@ -52,7 +52,7 @@ CHOICES = {
     "ppo.kl_in": ("reward", "loss"),
     "ppo.value_model": ("reward_model", "shared"),
     "execution.device": ("auto", "cpu", "cuda"),
-    "execution.mixed_precision": ("no", "bf16"),
+    "mixed_precision": ("no", "bf16"),
 }
 AT_LEAST = {  # the smallest value that makes sense
     1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
@@ -62,7 +62,8 @@ AT_LEAST = {  # the smallest value that makes sense
     "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
     "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
-    "report.samples base.weight_decay ppo.missing_eos_penalty seed",
+    "report.samples base.weight_decay ppo.missing_eos_penalty seed data.task.demonstrations data.task.validation "
+    "data.task.preferences data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",
 }
 POSITIVE = (
     "base.learning_rate sft.learning_rate reward_model.learning_rate ppo.learning_rate ppo.temperature "
@@ -378,6 +379,13 @@ def _check_data(values):
             )
     if chosen["preferences"] == "sampled" and kind not in GOLD:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
+    if kind == "stories":  # whose sizes are exact: what is too small is known before anything is made
+        for size, smallest, needed in (
+            ("prompts", values["ppo"]["batch_size"], "ppo.batch_size"),
+            ("preferences", values["reward_model"]["held_out"] + 1, "reward_model.held_out and one to train on"),
+        ):
+            if chosen["task"][size] < smallest:
+                raise UserError(f"data.task.{size}={chosen['task'][size]}: {needed} need at least {smallest}")
     if values["model"]["source"] == "pretrain" and chosen["corpus"]["kind"] == "none":
         raise UserError(
             f"model={values['model']['name']} is pretrained by the project, and data={chosen['name']} has no corpus; "

@@ -210,7 +210,6 @@ class Execution:
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # CPU threads of a training or sampling job
     micro_batch: int = 64  # sequences a forward and backward pass
-    mixed_precision: str = "no"  # no | bf16: autocast of trained models, whose weights stay float32
     gradient_checkpointing: bool = False
     memory_mb: int = 2000
     runtime: int = 60  # minutes
@@ -227,6 +226,9 @@ class Config:
     title: str = ""
     seed: int = 0
     results: str = "results"
+    mixed_precision: str = (
+        "no"  # no | bf16: autocast of trained models, whose weights stay float32; frozen ones bfloat16
+    )
     replicates: list[int] = field(default_factory=lambda: [0])
     kl_coefs: list[float] = field(default_factory=lambda: [0.05])
     alphas: list[str] = field(default_factory=list)
@@ -282,6 +284,7 @@ class SftSettings:
     seed: int
     sft: Sft
     lengths: Lengths
+    mixed_precision: str = "no"
 
 
 @dataclass
@@ -290,7 +293,7 @@ class RewardModelSettings:
     preferences: str
     reward_model: RewardModel
     lengths: Lengths
-    temperature: float  # of the samples that fix the normalisation: PPO's
+    mixed_precision: str = "no"
 
 
 @dataclass
@@ -301,6 +304,7 @@ class PpoSettings:
     reference: Reference
     ppo: Ppo
     lengths: Lengths
+    mixed_precision: str = "no"
 
 
 @dataclass

@@ -18,8 +18,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def prepare_process(execution):
-    """Set threads and memory allocation of this process, and return its torch device.
+def prepare_process(execution, output=None):
+    """Set threads, memory allocation and the trackers' folder of this process, and return its torch device.
 
     Raises UserError when a GPU is asked for and there is none.
     """
@@ -32,6 +32,11 @@ def prepare_process(execution):
             libc.mallopt(m_mmap_threshold, 1 << 30)
             libc.mallopt(m_trim_threshold, (1 << 31) - 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if output is not None:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / runs.TRACKERS))
+    if execution.gpus <= 1 and "LOCAL_RANK" not in os.environ:
+        # With several GPUs in sight transformers' Trainer would spread, and so enlarge, each batch.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise runs.UserError("execution.device=cuda, but torch finds no GPU; use execution.device=cpu or auto")
     use_gpu = execution.device != "cpu" and torch.cuda.is_available()
@@ -41,6 +46,16 @@ def prepare_process(execution):
 def model_folder(parent):
     """The model of a finished run (its `model/`), or a plain model folder that was given in a run's place."""
     return parent / "model" if (parent / "model").is_dir() else parent
+
+
+def check_context(parent, lengths):
+    """UserError unless the model holds a prompt and a response of these lengths."""
+    limit = runs.read_json(model_folder(parent) / "config.json").get("max_position_embeddings")
+    if limit and lengths.prompt + lengths.response > limit:
+        raise runs.UserError(
+            f"lengths.prompt={lengths.prompt} and lengths.response={lengths.response} need "
+            f"{lengths.prompt + lengths.response} positions, and the model holds {limit}; make them shorter"
+        )
 
 
 def load_tokenizer(folder):

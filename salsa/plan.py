@@ -322,6 +322,7 @@ class _Study:
             "seed": self.seed("sft", replicate, index),
             "sft": self.sft,
             "lengths": self.values["lengths"],
+            "mixed_precision": self.values["mixed_precision"],
         }
         parents = {"prepare": self.prepare, "base": self.base}
         return self.add_run("sft", f"{label}-s{index}", settings, parents, replicate)
@@ -338,7 +339,7 @@ class _Study:
             "preferences": self.values["data"]["preferences"],
             "reward_model": self.values["reward_model"],
             "lengths": self.values["lengths"],
-            "temperature": self.values["ppo"]["temperature"],
+            "mixed_precision": self.values["mixed_precision"],
         }
         parents = {"prepare": self.prepare, "sft0": sft[0]}
         if sampled and len(sft) > 1:
@@ -364,6 +365,7 @@ class _Study:
             "reference": {"kind": policy["kind"], "weights": list(policy["weights"])},
             "ppo": self.values["ppo"],
             "lengths": self.values["lengths"],
+            "mixed_precision": self.values["mixed_precision"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model}
         parents |= {f"sft{i}": sft[i] for i in _used(policy["start"], policy["weights"])}

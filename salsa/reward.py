@@ -24,7 +24,7 @@ def train(settings, parents, output, execution):
     Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled.
     """
     reward = settings.reward_model
-    device = models.prepare_process(execution)
+    device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
@@ -74,7 +74,7 @@ def _trainer(settings, classifier, tokenizer, training, output, device, executio
             max_length=None,  # lengths are checked, and what is dropped counted, when pairs are made
             seed=settings.seed,
             use_cpu=device.type == "cpu",
-            bf16=execution.mixed_precision == "bf16",
+            bf16=settings.mixed_precision == "bf16",
             gradient_checkpointing=execution.gradient_checkpointing,
             save_strategy="no",
             logging_steps=10,
@@ -209,7 +209,7 @@ def normalise(model, settings, parents, tokenizer, device, execution):
         runs.derive_seed(settings.seed, "normalisation", 0),
         0,
         settings.lengths.response,
-        settings.temperature,
+        1.0,
         models.end_ids(policy, tokenizer),
         tokenizer.pad_token_id,
         execution.micro_batch,

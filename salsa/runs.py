@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from salsa import config
 MANIFEST = "manifest.json"
 UNDECLARED = {MANIFEST, "log.txt", "benchmark.tsv", ".lock"}  # in a run's folder, and no part of its result
 CHECKPOINTS = "checkpoints"  # removed when the run is finished
+TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
 
 
 class UserError(Exception):
@@ -145,7 +147,7 @@ def _artefacts(folder):
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in files
-        if path.relative_to(folder).parts[0] not in UNDECLARED | {CHECKPOINTS}
+        if path.relative_to(folder).parts[0] not in UNDECLARED | {CHECKPOINTS, TRACKERS}
     }
 
 
@@ -208,7 +210,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
             return finished
         started = time.time()
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
-        _remove_tree(output / CHECKPOINTS)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         manifest = {
             "stage": stage,
             "version": version,
@@ -239,12 +241,6 @@ def _parent_address(role, folder):
         files = sorted(path for path in folder.iterdir() if path.is_file())
         return hashlib.sha256(canonical_json({p.name: describe_file(p) for p in files}).encode()).hexdigest()
     raise UserError(f"{folder}: no {MANIFEST}; the run is not finished (parent {role!r})")
-
-
-def _remove_tree(folder):
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(stage, version, function, settings_class, roles=(), description=None, argv=None):

@@ -1,8 +1,8 @@
 """Supervised fine-tuning with TRL's SFTTrainer, on responses only.
 
 The SFT models of a replicate see the same demonstrations and differ in their seed: the order of the data and, where
-`sft.dropout` is above 0, the dropout. `sft.stop` chooses between two regimes, because averaging repairs over-fitting:
-`validation` keeps the epoch of lowest validation loss, `epochs` the last one.
+`sft.dropout` is above 0, the dropout. `sft.stop` chooses between two regimes, because averaging may repair
+over-fitting: `validation` keeps the epoch of lowest validation loss, `epochs` the last one.
 """
 
 from datasets import Dataset
@@ -21,13 +21,14 @@ def train(settings, parents, output, execution):
     Raises UserError when no demonstration fits the model.
     """
     sft = settings.sft
-    device = models.prepare_process(execution)
+    device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["base"]))
     length = settings.lengths.prompt + settings.lengths.response
     data = {
         name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths)
         for name in ("sft", "sft_validation")
     }
+    models.check_context(parents["base"], settings.lengths)
     set_seed(settings.seed)
     # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
     options = {"attention_dropout": sft.dropout} if sft.dropout else {}
@@ -50,7 +51,7 @@ def train(settings, parents, output, execution):
             completion_only_loss=True,
             seed=settings.seed,
             use_cpu=device.type == "cpu",
-            bf16=execution.mixed_precision == "bf16",
+            bf16=settings.mixed_precision == "bf16",
             gradient_checkpointing=execution.gradient_checkpointing,
             eval_strategy="epoch",
             save_strategy="best" if validate else "no",

@@ -1,6 +1,7 @@
 """What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -61,17 +62,25 @@ def link(plan, study):
 
 
 def publish(study):
-    """Copy the small files of a study's folder to `<results>/published/<name>` and return that folder.
+    """Copy a study's files, which are small, to `<results>/published/<name>` and return that folder.
 
-    Left out: PDF figures, run folders, and the manifest's host and command. UserError where the study isn't finished.
+    An overridden study keeps its address in the name. Of the manifest, host and command line stay behind; of samples
+    from other people's reviews, the prompts. UserError where the study isn't finished.
     """
     manifest = runs.verify(study)
-    target = study.resolve().parent.parent / "published" / manifest["settings"]["config"]["name"]
+    settings, folder = manifest["settings"]["config"], study.resolve()
+    link = folder.parent / settings["name"]
+    name = settings["name"] if link.is_symlink() and link.resolve() == folder else folder.name
+    target = folder.parent.parent / "published" / name
     shutil.rmtree(target, ignore_errors=True)
-    for name in manifest["artefacts"]:
-        if not name.endswith(".pdf"):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(study / name, target / name)
+    for artefact in manifest["artefacts"]:
+        (target / artefact).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / artefact, target / artefact)
+    if settings["data"]["task"]["kind"] == "reviews":
+        samples = (target / "samples.md").read_text(encoding="utf-8")
+        (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
+    kept = ("stage", "address", "settings", "artefacts", "packages", "git_commit", "started", "wall_seconds")
+    runs.write_json(target / runs.MANIFEST, {key: manifest[key] for key in kept})
     return target
 
 

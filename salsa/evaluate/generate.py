@@ -8,6 +8,7 @@ earlier answers are fed back.
 from dataclasses import dataclass, field
 
 from salsa import models, runs
+from salsa.data import user
 from salsa.ppo.rollout import sample_in_batches
 
 
@@ -73,10 +74,6 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature):
             for conversation, text in zip(conversations, texts, strict=True)
         ]
     return answers
-
-
-def user(content):
-    return {"role": "user", "content": content}
 
 
 def _check_context(model, encoded, response_length, name):

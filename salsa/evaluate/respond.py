@@ -77,7 +77,16 @@ def _anchors(settings, parents, evaluation, tokenizer, device, execution):
     if ppo.reference.kind == "soup" and ppo.reference.weights == ["1"]:
         return {"sft0": sft0, "reference": sft0}
     fixed = reference.fixed_prompts(evaluation, tokenizer, ppo.lengths.prompt)
-    own, _ = reference.build(ppo, folders, fixed, tokenizer, device, models.DTYPES["float32"], execution.micro_batch)
+    own, _ = reference.build(
+        ppo,
+        folders,
+        fixed,
+        tokenizer,
+        device,
+        models.DTYPES["float32"],
+        execution.micro_batch,
+        found=manifest["summary"]["reference"],
+    )
     return {"sft0": sft0, "reference": own}
 
 

@@ -11,15 +11,17 @@ from salsa.forward import exact_kl
 from salsa.ppo.rollout import sample_in_batches
 
 
-def build(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
+def build(settings, folders, prompts, tokenizer, device, dtype, micro_batch, found=None):
     """The frozen reference model of a PPO run, and a summary for its manifest.
 
     Args:
         settings: config.PpoSettings.
         folders: SFT model folders, None for those that neither start nor reference needs.
         prompts: (ids, encoded) of fixed prompts on which `noise` measures its distance.
+        found: the summary of the run that built this reference before, to build the same again without a search.
     """
-    model, summary = KINDS[settings.reference.kind](settings, folders, prompts, tokenizer, device, dtype, micro_batch)
+    make = KINDS[settings.reference.kind]
+    model, summary = make(settings, folders, prompts, tokenizer, device, dtype, micro_batch, found)
     return model.requires_grad_(False), summary
 
 
@@ -36,7 +38,7 @@ def fixed_prompts(evaluation, tokenizer, length):
     return [row["id"] for row in rows], encoded
 
 
-def soup(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
+def soup(settings, folders, prompts, tokenizer, device, dtype, micro_batch, found=None):
     """SALSA's reference: the weight average of SFT models (2411.01798). One weight of 1 is plain PPO's."""
     weights = settings.reference.weights
     return mix(folders, weights, device, dtype), {"kind": "soup", "weights": weights}
@@ -47,7 +49,7 @@ def mix(folders, weights, device, dtype):
     return models.mix_policies(folders[: len(weights)], weights, device, dtype)
 
 
-def noise(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
+def noise(settings, folders, prompts, tokenizer, device, dtype, micro_batch, found=None):
     """The control: sft0 moved in a random direction until KL(sft0 ‖ reference) is that of the soup of these weights.
 
     The direction is Gaussian, scaled in each tensor to the length of the soup's own displacement from sft0, so that no
@@ -56,10 +58,6 @@ def noise(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
     """
     sft0 = models.load_policy(folders[0], device, dtype)
     target = mix(folders, settings.reference.weights, device, dtype)
-    samples = _samples(sft0, prompts, settings, tokenizer, micro_batch)
-    wanted = _mean_kl(sft0, target, samples, micro_batch)
-    if wanted <= 0:
-        raise runs.UserError("reference noise: the soup of its weights is sft0 itself; give other weights")
     start = {name: tensor.detach().clone() for name, tensor in sft0.named_parameters()}
     generator = torch.Generator().manual_seed(runs.derive_seed(settings.seed, "noise", 0))
     direction = {}
@@ -67,25 +65,36 @@ def noise(settings, folders, prompts, tokenizer, device, dtype, micro_batch):
         random = torch.randn(tensor.shape, generator=generator).to(device, torch.float32)
         direction[name] = random * ((tensor - start[name]).float().norm() / random.norm().clamp(min=1e-12))
 
+    @torch.no_grad()
     def move(length):
-        with torch.no_grad():
-            for name, tensor in target.named_parameters():
-                tensor.copy_(start[name] + length * direction[name])
+        for name, tensor in target.named_parameters():
+            tensor.copy_(start[name] + length * direction[name])
+
+    if found:
+        move(found["displacement"])
+        return target, found
+    samples = _samples(sft0, prompts, settings, tokenizer, micro_batch)
+    wanted = _mean_kl(sft0, target, samples, micro_batch)
+    if wanted <= 0:
+        raise runs.UserError("reference noise: the soup of its weights is sft0 itself; give other weights")
+
+    def kl_at(length):
+        move(length)
         return _mean_kl(sft0, target, samples, micro_batch)
 
     low, high = 0.0, 1.0
-    while move(high) < wanted:
+    while kl_at(high) < wanted:
         low, high = high, 2 * high
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if move(middle) < wanted else (low, middle)
-    reached = move((low + high) / 2)
+        low, high = (middle, high) if kl_at(middle) < wanted else (low, middle)
+    displacement = (low + high) / 2
     return target, {
         "kind": "noise",
         "weights": settings.reference.weights,
         "kl_sft0_soup": wanted,
-        "kl_sft0_reference": reached,
-        "displacement": (low + high) / 2,  # in lengths of the soup's own displacement
+        "kl_sft0_reference": kl_at(displacement),
+        "displacement": displacement,  # in lengths of the soup's own displacement
     }
 
 

@@ -55,13 +55,13 @@ class Trainer:
         self.tokenizer, self.execution, self.output = tokenizer, execution, output
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
-            mixed_precision=execution.mixed_precision,
+            mixed_precision=settings.mixed_precision,
             log_with=execution.trackers or None,
-            project_dir=str(output),
+            project_dir=str(output / runs.TRACKERS),
         )
         self.device = self.accelerator.device
         torch.manual_seed(settings.seed)
-        frozen = torch.bfloat16 if execution.mixed_precision == "bf16" else torch.float32
+        frozen = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
         folders = reference.sft_folders(parents)
 
         self.policy = reference.mix(folders, settings.start, self.device, torch.float32)
@@ -321,7 +321,7 @@ class Trainer:
         float32: the largest difference. bfloat16 rounds each logit to 3 digits, so the mean difference is taken.
         """
         difference = (logprobs.detach() - others).abs() * mask
-        if self.execution.mixed_precision == "bf16":
+        if self.settings.mixed_precision == "bf16":
             return (difference.sum() / mask.sum()).item(), 0.1
         return difference.max().item(), 1e-3
 
@@ -367,7 +367,7 @@ def _adamw(parameters, ppo):
 
 def _prompt_order(count, ppo, seed):
     """Prompt indices of each iteration: passes over all prompts, each shuffled; the last, incomplete batch left out."""
-    order, batches = np.random.default_rng([seed, 0]), []
+    order, batches = np.random.default_rng(runs.derive_seed(seed, "prompt order", 0)), []
     while len(batches) < ppo.iterations:
         permutation = order.permutation(count)
         batches += [permutation[i : i + ppo.batch_size] for i in range(0, count - ppo.batch_size + 1, ppo.batch_size)]

@@ -21,8 +21,8 @@ Each row is the difference of an arm and `{BASELINE}` at the same kl_coef: paire
 interval over replicates. SALSA's claims, and the rows that test them: *the policy deviates further from its start*,
 KL(policy ‖ sft0); *its rewards are higher*, gold reward (proxy reward shows what was optimised, not what was wanted);
 *it is preferred, also out of distribution*, the win rates. Two arms at one kl_coef are not at the same KL; the frontier
-compares them there. Rows are many and each interval stands alone: at 95 %, one in twenty excludes 0 where there is no
-difference at all."""
+figure shows them there, without an interval. Rows are many and each interval stands alone: at 95 %, one in twenty
+excludes 0 where there is no difference at all."""
 
 
 def text(study):

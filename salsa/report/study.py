@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from salsa import config, runs
@@ -242,8 +243,17 @@ def _run_row(manifest, folder, labels):
         "peak_memory_mib": manifest.get("peak_memory_mib"),
         "git_commit": manifest.get("git_commit"),
         "started": manifest.get("started"),
-        "settings": runs.canonical_json(manifest["settings"]),
+        "settings": runs.canonical_json(_without_paths(manifest["settings"])),
     }
+
+
+def _without_paths(settings):
+    """Settings as they can be shown: a local file or folder by its name, as its content is what counts."""
+    if isinstance(settings, dict):
+        return {name: _without_paths(value) for name, value in settings.items()}
+    if isinstance(settings, str) and Path(settings).is_absolute():
+        return Path(settings).name
+    return settings
 
 
 def escape(text):
@@ -341,6 +351,7 @@ def _summary(study):
         "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
         "SFT": f"{sft['models']} models a replicate, {sft['epochs']} epochs, kept: {stop}",
         "PPO": f"{ppo['iterations']} iterations of {ppo['batch_size']} prompts",
+        "precision": "float32" if settings["mixed_precision"] == "no" else "float32 weights, bfloat16 arithmetic",
         "benchmarks": ", ".join(study.benchmarks) or "none",
         "judges": ", ".join(settings["judges"]) or "none",
         "root seed": settings["seed"],
@@ -358,11 +369,9 @@ def _gates(study, frame, caption):
     ]
     frame = frame.drop(columns=list(tables.AFTER_PPO))
     checks = [f"- {line}" for line in tables.gate_lines(study, frame)]
-    warnings = [f"- **Warning**, replicate {k}: {escape(text)}" for k in study.replicates
-                for text in study.landscape(k).gates.get("warnings", [])]  # fmt: skip
     lead = "Gold reward before any PPO: " + "; ".join(gold) + "." if gold else "This data has no gold judge."
     table = tables.markdown(tables.readable(frame))
-    return "\n\n".join(part for part in (lead, "\n".join(checks + warnings), caption, table) if part)
+    return "\n\n".join(part for part in (lead, "\n".join(checks), caption, table) if part)
 
 
 def _section(name, frames, captions):

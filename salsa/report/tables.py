@@ -5,6 +5,7 @@ except in win_rates); Markdown and LaTeX show the same rounded, "mean [low, high
 `evaluate.statistics`. Proxy reward is everywhere the reward model's score, without PPO's penalty for a missing end.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -206,39 +207,57 @@ def gates(study):
             "barrier": value(found.get("barrier")),
         }
         row |= {f"gold_{name}": value(gold.get(name)) for name in ("sft0", "sft1", "soup")}
-        row |= {"gold_ppo_minus_sft0": plain_gain(study, replicate, row["gold_sft0"])}
+        gain, error = plain_gain(study, replicate)
+        row |= {"gold_ppo_minus_sft0": gain, "gold_ppo_minus_sft0_in_errors": gain / max(error, 1e-9)}
         rows.append(row | {"warnings": "; ".join(found.get("warnings", []))})
     return pd.DataFrame(rows)
 
 
 def policy_agreement(study, replicate):
-    """(share, pairs): does the reward model order a final policy's and sft0's response to a prompt as gold does?
+    """(share, pairs): does the reward model order two final policies' responses to a prompt as gold does?
 
-    Pairs that either scores equally are left out; no pair: nan.
+    Of a replicate with one policy: that policy's and sft0's. Pairs that either scores equally are left out; no pair:
+    nan.
     """
-    sft0 = {
-        (row["benchmark"], row["prompt_id"]): row
-        for row in study.landscape(replicate).responses
-        if row["model"] == "sft0" and row["gold"] is not None
-    }
+    answered = [_by_prompt(policy.responses) for policy in study.of(replicate=replicate)]
+    if len(answered) == 1:
+        answered.append(_by_prompt(sft0_responses(study, replicate)))
     agree = []
-    for policy in study.of(replicate=replicate):
-        for row in policy.responses:
-            other = sft0.get((row["benchmark"], row["prompt_id"]))
-            if other is not None and row["gold"] is not None:
-                product = (row["reward"] - other["reward"]) * (row["gold"] - other["gold"])
-                if product != 0:
-                    agree.append(product > 0)
+    for first, second in itertools.combinations(answered, 2):
+        for key in first.keys() & second.keys():
+            a, b = first[key], second[key]
+            product = (a["reward"] - b["reward"]) * (a["gold"] - b["gold"])
+            if product != 0:
+                agree.append(product > 0)
     return (float(np.mean(agree)) if agree else math.nan), len(agree)
 
 
-def plain_gain(study, replicate, gold_sft0):
-    """Gold of plain PPO minus sft0's, both on the evaluation prompts, at the arm's first kl_coef."""
+def sft0_responses(study, replicate):
+    return [row for row in study.landscape(replicate).responses if row["model"] == "sft0"]
+
+
+def _by_prompt(responses):
+    return {(row["benchmark"], row["prompt_id"]): row for row in responses if row["gold"] is not None}
+
+
+def plain_gain(study, replicate):
+    """(gain, standard error): gold of plain PPO minus sft0's, paired by benchmark prompt, at its first kl_coef."""
     policies = sorted(study.of(arm=study.plain, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
-    return value(policies[0].evaluation.get("gold_reward")) - gold_sft0 if policies else math.nan
+    if not policies:
+        return math.nan, math.nan
+    ours, theirs = _by_prompt(policies[0].responses), _by_prompt(sft0_responses(study, replicate))
+    gains = [ours[key]["gold"] - theirs[key]["gold"] for key in ours.keys() & theirs.keys()]
+    if len(gains) < 2:
+        return math.nan, math.nan
+    return float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
 
 
-AFTER_PPO = ("policy_gold_agreement", "policy_pairs", "gold_ppo_minus_sft0")  # columns of gates that need policies
+AFTER_PPO = (
+    "policy_gold_agreement",
+    "policy_pairs",
+    "gold_ppo_minus_sft0",
+    "gold_ppo_minus_sft0_in_errors",
+)  # columns of gates that need policies
 
 
 def gate_checks(study):
@@ -252,10 +271,13 @@ def gate_checks(study):
         "kl_sft0_soup": (f"KL(sft0 ‖ soup) at least {kl:g} nats a response", lambda x: x >= kl),
         "barrier": (f"loss barrier at most {barrier:g} nats a token", lambda x: x <= barrier),
         "policy_gold_agreement": (
-            f"{agreement} on at least {low:.0%} of pairs of a final policy's and sft0's response",
+            f"{agreement} on at least {low:.0%} of pairs of two final policies' responses",
             lambda x: x >= low,
         ),
-        "gold_ppo_minus_sft0": (f"gold reward of {study.plain} above sft0's (by)", lambda x: x > 0),
+        "gold_ppo_minus_sft0_in_errors": (
+            f"gold reward of {study.plain} above sft0's by more than two standard errors over prompts (errors)",
+            lambda x: x > 2,
+        ),
     }
 
 

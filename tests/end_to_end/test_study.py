@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SALSA_TEST_DATA", ROOT.parent / "shared" / "data"))
 SMALL = [
@@ -69,19 +67,32 @@ def test_default_data_from_nothing_to_the_report(tmp_path):
     assert verified.returncode == 0, verified.stdout
 
 
-@pytest.mark.skipif(not (DATA / "ultrafeedback").is_dir(), reason="no UltraFeedback sample; set SALSA_TEST_DATA")
-def test_real_preferences_with_a_local_model(tmp_path, tiny_chat_model):
-    """experiment=smollm2_ultra on real preferences: a chat template of its own, long prompts, given pairs, no gold."""
+def preference_files(folder):
+    """The files of real preferences where they are, else as many made ones: (training, evaluation)."""
+    if (DATA / "ultrafeedback").is_dir():
+        return DATA / "ultrafeedback" / "train_1000.jsonl.gz", DATA / "ultrafeedback" / "eval_200.jsonl.gz"
+    files = folder / "train.jsonl", folder / "eval.jsonl"
+    for file in files:
+        with open(file, "w", encoding="utf-8") as out:
+            for i in range(400):
+                row = {"prompt": f"Tell me about number {i} of the {file.stem} list, please. " * (1 + i % 3)}
+                row |= {"chosen": f"Number {i} comes after {i - 1}. " * (1 + i % 4), "rejected": f"I do not know {i}."}
+                out.write(json.dumps(row) + "\n")
+    return files
+
+
+def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
+    """experiment=smollm2_ultra on a local model: a chat template of its own, long prompts, given pairs, no gold."""
     results = tmp_path / "results"
-    folder = DATA / "ultrafeedback"
+    training, evaluation = preference_files(tmp_path)
     done = run(
         results,
         "experiment=smollm2_ultra",
         "model.source=hub",
         f"model.path={tiny_chat_model}",
         "data.task.sft_file=",
-        f"data.task.preference_file={folder / 'train_1000.jsonl.gz'}",
-        f"benchmarks.ultrafeedback.file={folder / 'eval_200.jsonl.gz'}",
+        f"data.task.preference_file={training}",
+        f"benchmarks.ultrafeedback.file={evaluation}",
         "benchmarks.ultrafeedback.prompts=8",
         "data.task.demonstrations=40",
         "data.task.validation=8",

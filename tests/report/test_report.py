@@ -266,16 +266,13 @@ def test_gates(built):
     _, output = built
     frame = table(output, "gates")
     assert frame["replicate"].tolist() == [0, 1]
-    assert frame["policy_gold_agreement"].tolist() == pytest.approx([1 / 3, 1 / 3])  # ppo agrees, the others do not
+    assert frame["policy_gold_agreement"].tolist() == [0, 0]  # each pair: the one of higher reward has lower gold
     assert frame["policy_pairs"].tolist() == [3 * 2 * 12] * 2
-    assert frame["gold_ppo_minus_sft0"].tolist() == pytest.approx([0.2, 0.2])
+    assert frame["gold_ppo_minus_sft0"].tolist() == pytest.approx([1.0, 1.1])
     report = (output / "report.md").read_text()
-    assert "**Warning**, replicate 1: the soup is near" in report
-    assert (
-        "**Warning**: reward model agrees with gold on at least 75% of pairs of a final policy's and sft0's" in report
-    )
+    assert "**Warning**: reward model agrees with gold on at least 75% of pairs of two final policies' " in report
     before, after = report.split("## Results")
-    assert "0.85, 0.85" in before and "ppo" not in before.split("## Before PPO")[1] and "(0.2, 0.2)" in after
+    assert "0.85, 0.85" in before and "ppo" not in before.split("## Before PPO")[1] and "two standard errors" in after
 
 
 def test_runs(built):
