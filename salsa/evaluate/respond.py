@@ -85,7 +85,7 @@ def _anchors(settings, parents, evaluation, tokenizer, device, execution):
         device,
         models.DTYPES["float32"],
         execution.micro_batch,
-        found=manifest["summary"]["reference"],
+        found=manifest["summary"].get("reference"),
     )
     return {"sft0": sft0, "reference": own}
 

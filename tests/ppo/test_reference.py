@@ -116,5 +116,7 @@ def test_every_arm_has_a_start_and_a_reference(build, folders, arm):
 
 
 def test_folders_are_found_by_index(tmp_path):
+    (tmp_path / "a" / "model").mkdir(parents=True)  # a run
+    (tmp_path / "c").mkdir()  # a plain model folder in a run's place
     parents = {"prepare": tmp_path, "sft0": tmp_path / "a", "sft2": tmp_path / "c"}
-    assert reference.sft_folders(parents) == [tmp_path / "a" / "model", None, tmp_path / "c" / "model"]
+    assert reference.sft_folders(parents) == [tmp_path / "a" / "model", None, tmp_path / "c"]

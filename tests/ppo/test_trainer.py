@@ -364,7 +364,7 @@ def pay_for_late_words(made):
 @pytest.mark.parametrize("value_model", ["reward_model", "shared"])
 def test_it_learns_what_it_is_paid_for(fit, value_model):
     settings = make_settings(
-        iterations=15,
+        iterations=25,
         batch_size=32,
         epochs=2,
         mini_batches=1,
