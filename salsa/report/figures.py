@@ -207,6 +207,7 @@ def alpha_curve(study, frames):
             )
         if name == "win_rate_vs_sft0":
             axis.axhline(0.5, color="#444444", linewidth=0.9, linestyle="--")
+            axis.set_ylim(0, 1)  # an interval over few replicates may reach beyond what a rate can be
         axis.set_xlabel("alpha (0: sft0, 1: sft1)")
         axis.set_ylabel(label)
         axis.set_xlim(-0.08, 1.08)

@@ -16,7 +16,7 @@ from typing import Any
 from salsa import config, runs
 from salsa.report import claims, figures, tables
 
-VERSION = 1
+VERSION = 2
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
 
 
@@ -81,7 +81,7 @@ class Study:
     def arms(self):
         """Arms in the configuration's order, then the alphas that are no arm, by alpha."""
         present = {policy.arm: policy.alpha for policy in self.policies}
-        named = [arm for arm in self.config["arms"] if arm in present]
+        named = [arm for arm in present if arm in self.config["arms"]]  # the policies' order is the configuration's
         return named + sorted(set(present) - set(named), key=lambda arm: (present[arm] is None, present[arm], arm))
 
     @property

@@ -317,7 +317,7 @@ def captions(study, frames, kl_coefs):
         f"{(frames['alpha_curve']['kind'] == 'policy').sum()} settings of alpha and kl_coef, {replicates}; {band}.",
         "gates": f"Gates of {replicates}: KL(sft0 ‖ soup) {_range(frames['gates']['kl_sft0_soup'])} nats a response, "
         f"reward model's agreement with gold {_range(frames['gates']['gold_agreement'])} on held-out pairs and "
-        f"{_range(frames['gates']['policy_gold_agreement'])} on final policies against sft0.",
+        f"{_range(frames['gates']['policy_gold_agreement'])} between final policies.",
         "rewards": f"Mean over {replicates} on the evaluation prompts ({band}); sft0, sft1 and their soup before PPO.",
         "training_curves": f"Training of {len(drawn)} policies (kl_coef {coefs}), sampled before each iteration's "
         f"update: line the mean, band the range over {replicates}; gold reward is that of the kept rollouts.",
