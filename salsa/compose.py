@@ -58,7 +58,8 @@ AT_LEAST = {  # the smallest value that makes sense
     1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
     "sft.batch_size reward_model.pairs reward_model.held_out reward_model.epochs reward_model.batch_size "
     "reward_model.normalisation_prompts ppo.iterations ppo.batch_size ppo.epochs ppo.mini_batches ppo.rollouts_every "
-    "report.bootstrap execution.threads execution.micro_batch execution.memory_mb execution.runtime "
+    "report.bootstrap execution.threads execution.micro_batch execution.rollout_batch execution.memory_mb "
+    "execution.runtime "
     "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
     "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "

@@ -210,6 +210,7 @@ class Execution:
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # CPU threads of a training or sampling job
     micro_batch: int = 64  # sequences a forward and backward pass
+    rollout_batch: int = 128  # sequences sampled at once
     gradient_checkpointing: bool = False
     memory_mb: int = 2000
     runtime: int = 60  # minutes

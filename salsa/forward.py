@@ -81,6 +81,28 @@ def from_lists(prompts, responses, end_ids, pad_id, device=None):
     )
 
 
+def pad_right(values, length):
+    """(B, T) `values` with zeros behind, (B, length)."""
+    return torch.nn.functional.pad(values, (0, length - values.shape[1]))
+
+
+def concatenate(batches, pad_id):
+    """One Sequences of several, padded to the longest prompt and the longest response."""
+    prompt = max(batch.prompt_length for batch in batches)
+    response = max(batch.response_mask.shape[1] for batch in batches)
+
+    def padded(values, batch, fill):
+        left, right = prompt - batch.prompt_length, response - batch.response_mask.shape[1]
+        return torch.nn.functional.pad(values, (left, right), value=fill)
+
+    return Sequences(
+        torch.cat([padded(batch.tokens, batch, pad_id) for batch in batches]),
+        torch.cat([padded(batch.attention_mask, batch, 0) for batch in batches]),
+        torch.cat([pad_right(batch.response_mask, response) for batch in batches]),
+        torch.cat([batch.ended for batch in batches]),
+    )
+
+
 def positions(attention_mask):
     """Position ids (B, L): the first token that is no padding has position 0."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -8,6 +8,7 @@ fitted once, on samples of sft0, and the same for every arm.
 import numpy as np
 import torch
 from datasets import Dataset
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
@@ -148,9 +149,9 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
                 1.0,
                 models.end_ids(model, tokenizer),
                 tokenizer.pad_token_id,
-                execution.micro_batch,
+                execution.rollout_batch,
             )
-            for indices, sequences in batches:
+            for indices, sequences in tqdm(batches, desc=f"sft{which}", mininterval=5):
                 tokens, lengths = sequences.responses.tolist(), sequences.lengths.tolist()
                 for index, row, length in zip(indices, tokens, lengths, strict=True):
                     responses[chosen[index]][place] = row[:length]
@@ -212,7 +213,7 @@ def normalise(model, settings, parents, tokenizer, device, execution):
         1.0,
         models.end_ids(policy, tokenizer),
         tokenizer.pad_token_id,
-        execution.micro_batch,
+        execution.rollout_batch,
     ):
         scores += model.scores(sequences, execution.micro_batch).tolist()
     return {"mean": float(np.mean(scores)), "std": float(np.std(scores)), "samples": len(scores)}

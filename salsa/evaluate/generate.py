@@ -58,7 +58,7 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature):
             temperature,
             models.end_ids(model, tokenizer),
             tokenizer.pad_token_id,
-            execution.micro_batch,
+            execution.rollout_batch,
         ):
             tokens, lengths, ends = sequences.responses.tolist(), sequences.lengths.tolist(), sequences.ended.tolist()
             for place, index in enumerate(indices):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from salsa.forward import Sequences, pad_left
+from salsa.forward import Sequences, concatenate, pad_left, pad_right
 
 
 def uniforms(seed, iteration, prompt_ids, length):
@@ -83,6 +83,19 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id):
         ~alive,
     )
     return sequences, torch.stack(logprobs, dim=1)
+
+
+def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size):
+    """`sample` for one batch, `batch_size` prompts at a time, in the order of `prompts`."""
+    sampled = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        sampled.append(sample(model, prompts[rows], noise[rows], temperature, end_ids, pad_id))
+    if len(sampled) == 1:
+        return sampled[0]
+    sequences = concatenate([batch for batch, _ in sampled], pad_id)
+    length = sequences.response_mask.shape[1]
+    return sequences, torch.cat([pad_right(logprobs, length) for _, logprobs in sampled])
 
 
 def sample_in_batches(model, prompts, prompt_ids, seed, iteration, length, temperature, end_ids, pad_id, batch_size):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from salsa import config, forward, models, runs
 from salsa.ppo import objective, reference
-from salsa.ppo.rollout import sample, uniforms
+from salsa.ppo.rollout import sample_batch, uniforms
 
 VERSION = 1
 
@@ -135,8 +135,14 @@ class Trainer:
         # 1. Responses, with the log-probabilities that they were sampled from.
         noise = uniforms(self.settings.seed, iteration, prompt_ids, self.lengths.response)
         with self.accelerator.autocast():
-            sequences, old_logprobs = sample(
-                self.policy, prompts, noise, ppo.temperature, self.end_ids, self.tokenizer.pad_token_id
+            sequences, old_logprobs = sample_batch(
+                self.policy,
+                prompts,
+                noise,
+                ppo.temperature,
+                self.end_ids,
+                self.tokenizer.pad_token_id,
+                self.execution.rollout_batch,
             )
         mask = sequences.response_mask
         clock.lap("rollout")

@@ -156,3 +156,15 @@ def test_first_tokens_have_the_models_probabilities(sft_models, prompts, ends):
     observed, expected = found[likely], probabilities[likely] * count
     observed, expected = np.append(observed, count - observed.sum()), np.append(expected, count - expected.sum())
     assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_a_batch_sampled_in_parts_is_the_batch(sft_models, prompts, ends):
+    ids, encoded = prompts[0][:7], prompts[1][:7]
+    noise = rollout.uniforms(0, 0, ids, LENGTH)
+    whole, logprobs = rollout.sample(sft_models[0], encoded, noise, 1.0, ends, 0)
+    parts, again = rollout.sample_batch(sft_models[0], encoded, noise, 1.0, ends, 0, 3)
+    torch.testing.assert_close(parts.tokens, whole.tokens)
+    torch.testing.assert_close(parts.attention_mask, whole.attention_mask)
+    torch.testing.assert_close(parts.response_mask, whole.response_mask)
+    torch.testing.assert_close(parts.ended, whole.ended)
+    torch.testing.assert_close(again, logprobs, rtol=1e-4, atol=1e-4)

@@ -401,14 +401,14 @@ def test_a_larger_kl_coef_keeps_the_policy_nearer(fit, kl_in):
 
 
 def test_corrupted_logprobs_are_noticed(fit, monkeypatch):
-    original = trainer.sample
+    original = trainer.sample_batch
 
     def corrupted(*arguments):
         sequences, logprobs = original(*arguments)
         logprobs[3, 0] += 0.01
         return sequences, logprobs
 
-    monkeypatch.setattr(trainer, "sample", corrupted)
+    monkeypatch.setattr(trainer, "sample_batch", corrupted)
     with pytest.raises(trainer.InvariantError, match="ratio"):
         fit(make_settings(["0", "1"]))  # a reference of its own: the KL at step 0 says nothing
     with pytest.raises(trainer.InvariantError):
