@@ -1,0 +1,58 @@
+"""Publishing: what of a study is copied, under which name, and what stays behind."""
+
+from typing import Any
+
+import pytest
+from conftest import EXECUTION
+
+from salsa import config, runs, studies
+
+SAMPLES = "# Samples\n\n**openings-1**: a movie that\n\n| sft0 | is **not**: bad |\n"
+
+
+def study(results, kind, iterations=1):
+    """A finished study's folder of two files, and the link of its name to it."""
+    values: dict[str, Any] = {"name": "mine", "data": {"task": {"kind": kind}}, "ppo": {"iterations": iterations}}
+
+    def write(settings, parents, output, execution):
+        runs.write_atomically(output / "samples.md", SAMPLES)
+        runs.write_atomically(output / "figures" / "a.png", "png")
+
+    folder = results / "studies" / f"mine-{iterations}"
+    runs.execute("study", 1, write, config.StudySettings(values, []), {}, folder, EXECUTION)
+    link = results / "studies" / "mine"
+    if not link.is_symlink():
+        link.symlink_to(folder.name)
+    return folder
+
+
+def test_a_study_is_published_under_its_name(tmp_path):
+    study(tmp_path, "stories")
+    target = studies.publish(tmp_path / "studies" / "mine")
+    assert target == tmp_path / "published" / "mine"
+    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    assert found == ["figures/a.png", "manifest.json", "samples.md"]
+    assert (target / "samples.md").read_text() == SAMPLES
+    manifest = runs.read_json(target / "manifest.json")
+    assert "host" not in manifest and "command" not in manifest and manifest["settings"]["config"]["name"] == "mine"
+
+
+def test_an_overridden_study_replaces_none(tmp_path):
+    study(tmp_path, "stories")
+    first = studies.publish(tmp_path / "studies" / "mine")
+    assert studies.publish(study(tmp_path, "stories", iterations=2)) == tmp_path / "published" / "mine-2"
+    assert (first / "manifest.json").is_file()
+
+
+def test_other_peoples_reviews_stay_behind(tmp_path):
+    samples = (studies.publish(study(tmp_path, "reviews")) / "samples.md").read_text()
+    assert "a movie that" not in samples and "**openings-1**" in samples and "is **not**: bad" in samples
+
+
+def test_an_unfinished_or_altered_study_is_not_published(tmp_path):
+    with pytest.raises(runs.UserError, match="not finished"):
+        studies.publish(tmp_path)
+    folder = study(tmp_path, "stories")
+    (folder / "samples.md").write_text("other")
+    with pytest.raises(runs.UserError, match=r"samples\.md"):
+        studies.publish(folder)
