@@ -145,6 +145,8 @@ class Trainer:
                 self.execution.rollout_batch,
             )
         mask = sequences.response_mask
+        if self.settings.mixed_precision == "bf16":
+            old_logprobs = self._fresh_logprobs(sequences, old_logprobs)
         clock.lap("rollout")
 
         # 2. What each response earns.
@@ -190,7 +192,8 @@ class Trainer:
             "kl_to_sft0": ((old_logprobs - sft0_logprobs) * mask).sum(dim=1),
         }
         if iteration == 0 and self.starts_at_reference:
-            self._check_kl_is_zero(old_logprobs, reference_logprobs, mask)
+            # A policy that is its reference is at no distance from it.
+            self._check_agreement("the reference", old_logprobs, reference_logprobs, mask, mean_tolerance=0.1)
         metrics = {
             "iteration": iteration,
             "score": score.mean().item(),
@@ -254,7 +257,7 @@ class Trainer:
                 hidden, values = None, self.value_model.values(sequences)
             logprobs, entropies = forward.response_logprobs(self.policy, sequences, ppo.temperature, hidden)
         if first:
-            self._check_ratio_is_one(logprobs, batch["old_logprobs"], mask)
+            self._check_agreement("the rollout", logprobs, batch["old_logprobs"], mask)  # the ratio starts at 1
         policy_loss, policy_clipped = objective.policy_loss(
             logprobs, batch["old_logprobs"], batch["advantages"], mask, ppo.clip_range
         )
@@ -284,6 +287,16 @@ class Trainer:
             optimizer.step()
         self.steps += 1
         return norms[0]
+
+    def _fresh_logprobs(self, sequences, sampled):
+        """(B, T) log-probabilities of the policy by one pass without a cache, checked against the sampled ones.
+
+        bfloat16 rounds the two ways of computing them differently; the ratio shall start from what training computes.
+        """
+        with self.accelerator.autocast():
+            fresh = self._logprobs(self.policy, sequences)
+        self._check_agreement("sampling", fresh, sampled, sequences.response_mask, mean_tolerance=0.1)
+        return fresh
 
     @torch.no_grad()
     def _logprobs(self, model, sequences):
@@ -321,32 +334,19 @@ class Trainer:
                 group["lr"] = rate
         return rate
 
-    def _disagreement(self, logprobs, others, mask):
-        """How far two computations of log-probabilities (B, T) lie apart, and how far they may, in nats a token.
+    def _check_agreement(self, what, logprobs, others, mask, mean_tolerance=0.02):
+        """InvariantError unless two computations of log-probabilities (B, T) agree, in nats a token.
 
-        float32: the largest difference. bfloat16 rounds each logit to 3 digits, so the mean difference is taken.
+        float32: everywhere within 1e-3. bfloat16 rounds each logit to 3 digits, so the mean difference counts.
         """
         difference = (logprobs.detach() - others).abs() * mask
+        worst, tolerance = difference.max().item(), 1e-3
         if self.settings.mixed_precision == "bf16":
-            return (difference.sum() / mask.sum()).item(), 0.1
-        return difference.max().item(), 1e-3
-
-    def _check_ratio_is_one(self, logprobs, old_logprobs, mask):
-        """Before the first step of an iteration the policy is the one that sampled."""
-        difference, tolerance = self._disagreement(logprobs, old_logprobs, mask)
-        if not difference <= tolerance:
+            worst, tolerance = (difference.sum() / mask.sum()).item(), mean_tolerance
+        if not worst <= tolerance:
             raise InvariantError(
-                f"log-probabilities from sampling and from a fresh forward pass differ by {difference:.3g} nats "
-                f"(tolerance {tolerance}): the ratio isn't 1 at the first step"
-            )
-
-    def _check_kl_is_zero(self, logprobs, reference_logprobs, mask):
-        """A policy that is its reference is at no distance from it."""
-        difference, tolerance = self._disagreement(logprobs, reference_logprobs, mask)
-        if not difference <= tolerance:
-            raise InvariantError(
-                f"the policy's and the reference's log-probabilities differ by {difference:.3g} nats a token at step "
-                f"0, where policy = reference (tolerance {tolerance})"
+                f"log-probabilities from {what} and from a fresh forward pass of the policy differ by {worst:.3g} nats "
+                f"(tolerance {tolerance})"
             )
 
 
