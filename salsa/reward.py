@@ -8,6 +8,7 @@ fitted once, on samples of sft0, and the same for every arm.
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import expit
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
@@ -114,7 +115,7 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     prompts = [rows[i]["prompt"] for i in order]
     golds = [gold.score(prompts, [pair[place] for pair in texts]) for place in (0, 1)]
     generator = np.random.default_rng(settings.seed)
-    preferred = 1 / (1 + np.exp(-(golds[0] - golds[1]) / reward.gold_temperature)) > generator.random(len(order))
+    preferred = expit((golds[0] - golds[1]) / reward.gold_temperature) > generator.random(len(order))
     pairs = []
     for i, first in enumerate(preferred):
         if texts[i][0] != texts[i][1]:
