@@ -400,6 +400,10 @@ def _check_model(values):
     if template is not None and not (TEMPLATES / f"{template}.jinja").is_file():
         known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
         raise UserError(f"model.chat_template={template}: no such template; there are {', '.join(known)}, or null")
+    if model["source"] == "package" and model["dtype"] != "float32":
+        raise UserError(
+            f"model.dtype={model['dtype']}: a package's GGUF is read as float32; for speed, mixed_precision=bf16"
+        )
     if model["source"] == "pretrain":
         architecture = model["architecture"]
         if architecture["hidden_size"] % architecture["heads"]:

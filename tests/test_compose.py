@@ -226,3 +226,8 @@ def test_command_line(tmp_path):
     assert mistaken.returncode == 1 and mistaken.stderr.count("\n") == 1 and not mistaken.stdout
     nothing = salsa("verify", str(tmp_path / "none"))
     assert nothing.returncode == 1 and nothing.stderr.count("\n") == 1
+
+
+def test_the_dtype_of_a_package_is_refused_instead_of_ignored():
+    with pytest.raises(UserError, match="read as float32"):
+        compose.compose(["experiment=smollm2_reviews", "model.dtype=bfloat16"])
