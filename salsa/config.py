@@ -92,10 +92,25 @@ class Judge:
 
 @dataclass
 class Reference:
-    """What the KL penalty is measured from: a soup of SFT models, or SFT_0 moved at random as far as that soup."""
+    """What the KL penalty is measured from."""
 
-    kind: str = "soup"  # soup | noise
+    # soup: the weight average of the SFT models | noise: sft0 moved at random, as far as that soup |
+    # multi_kl: each SFT model with a weight, KLs averaged | ema: a soup that follows the policy slowly |
+    # reset: a soup that is replaced by the policy now and then
+    kind: str = "soup"
     weights: list[str] = field(default_factory=lambda: ["1"])  # decimals or fractions, one for each SFT model
+    rate: float = 0.0  # ema: share of the policy that is mixed in after each iteration (WARP's mu)
+    every: int = 0  # reset: iterations between two copies of the policy
+
+
+@dataclass
+class KlSchedule:
+    """How kl_coef changes over a run."""
+
+    kind: str = "fixed"  # fixed | linear | adaptive
+    final: float = 0.0  # linear: share of kl_coef that is left in the last iteration
+    target: float = 6.0  # adaptive: wanted KL to the reference, nats a response
+    horizon: float = 10000.0  # adaptive: responses in which kl_coef follows (1909.08593)
 
 
 @dataclass
@@ -105,6 +120,8 @@ class Arm:
     description: str = ""
     start: list[str] = field(default_factory=lambda: ["1"])
     reference: Reference = field(default_factory=Reference)
+    kl_scale: float = 1.0  # of the study's kl_coef
+    kl_schedule: KlSchedule | None = None  # null: ppo.kl_schedule
 
 
 @dataclass
@@ -166,16 +183,24 @@ class Ppo:
     adam_epsilon: float = 1e-5
     kl_estimator: str = "k1"  # k1 | k2 | k3
     kl_in: str = "reward"  # reward | loss
+    kl_schedule: KlSchedule = field(default_factory=KlSchedule)
     gamma: float = 1.0
     lam: float = 0.95
     clip_range: float = 0.2
     value_clip_range: float = 0.2
     value_coef: float = 0.1
-    value_model: str = "reward_model"  # reward_model: a network of its own | shared: a head on the policy's trunk
+    # a network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
+    # (sft), or a head of zeros on the policy's trunk (shared)
+    value_model: str = "reward_model"
     max_grad_norm: float = 1.0
     temperature: float = 1.0
+    # constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none
+    score_normalisation: str = "constants"
+    score_clip: float = 0.0  # largest absolute score that is paid, after normalisation; 0: no limit
     missing_eos_penalty: float = 1.0
     whiten_advantages: bool = True
+    lora_rank: int = 0  # low-rank adapters on every linear layer of policy and value model; 0: all weights are trained
+    lora_alpha: float = 16.0
     rollouts_every: int = 5  # iterations between kept rollouts (text), from which gold trajectories are read
 
 
@@ -212,6 +237,11 @@ class Execution:
     micro_batch: int = 64  # sequences a forward and backward pass
     rollout_batch: int = 128  # sequences sampled at once
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute
+    rollouts: str = "transformers"  # transformers | vllm: what samples PPO's responses
+    processes: int = 1  # of a PPO run, started by `accelerate launch`
+    accelerate_config: str = ""  # its configuration file: FSDP, DeepSpeed (conf/accelerate)
+    checkpoint_every: int = 10  # PPO iterations between checkpoints; 0: only when it is told to stop
     memory_mb: int = 2000
     runtime: int = 60  # minutes
     gpus: int = 0
