@@ -103,14 +103,20 @@ def concatenate(batches, pad_id):
     )
 
 
+def at_least_float32(values):
+    """float32 of lower precisions; float64 as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def positions(attention_mask):
     """Position ids (B, L): the first token that is no padding has position 0."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def hidden_states(model, sequences):
-    """Hidden states (B, P + T, H) of `model`'s trunk."""
-    return model.base_model(
+    """Hidden states (B, P + T, H) of `model`'s trunk, compiled where `models.compile_trunks` did that."""
+    trunk = getattr(model, "compiled_trunk", model.base_model)
+    return trunk(
         input_ids=sequences.tokens,
         attention_mask=sequences.attention_mask,
         position_ids=positions(sequences.attention_mask),
@@ -130,7 +136,7 @@ def response_logprobs(model, sequences, temperature=1.0, hidden=None):
         model: a causal language model.
         hidden: the trunk's hidden states, where they are at hand.
 
-    Returns (logprobs, entropies), both (B, T) float32, zero where masked. Entropies carry no gradient.
+    Returns (logprobs, entropies), both (B, T) of at least float32, zero where masked. Entropies carry no gradient.
     """
     hidden = before_responses(hidden_states(model, sequences) if hidden is None else hidden, sequences)
     mask = sequences.response_mask.bool()
@@ -145,15 +151,13 @@ def response_logprobs(model, sequences, temperature=1.0, hidden=None):
         )
         logprobs.append(logprob)
         entropies.append(entropy)
-    full = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    return (
-        full.masked_scatter(mask, torch.cat(logprobs)),
-        full.masked_scatter(mask, torch.cat(entropies)),
-    )
+    logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)
+    full = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
+    return full.masked_scatter(mask, logprobs), full.masked_scatter(mask, entropies)
 
 
 def _chunk_logprobs(head, states, tokens, temperature):
-    logits = head(states).float() / temperature  # (n, V)
+    logits = at_least_float32(head(states)) / temperature  # (n, V)
     normaliser = logits.logsumexp(dim=-1)
     logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
     with torch.no_grad():
@@ -179,13 +183,14 @@ def exact_kl(model, reference, sequences, micro_batch):
             _chunk_kl(model.get_output_embeddings()(a), reference.get_output_embeddings()(b))
             for a, b in zip(ours.split(size), theirs.split(size), strict=True)
         ]
-        per_token = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        found.append(per_token.masked_scatter(mask, torch.cat(pieces)).sum(dim=1))
+        kls = torch.cat(pieces)
+        per_token = torch.zeros(mask.shape, dtype=kls.dtype, device=mask.device)
+        found.append(per_token.masked_scatter(mask, kls).sum(dim=1))
     return torch.cat(found)
 
 
 def _chunk_kl(logits, reference_logits):
-    ours, theirs = logits.float().log_softmax(dim=-1), reference_logits.float().log_softmax(dim=-1)
+    ours, theirs = (at_least_float32(each).log_softmax(dim=-1) for each in (logits, reference_logits))
     return (ours.exp() * (ours - theirs)).sum(dim=-1)
 
 
@@ -202,7 +207,7 @@ class ScoreModel(torch.nn.Module):
         self.mean, self.std = mean, std
 
     def _head(self, states):
-        return (self.classifier.score(states).float().squeeze(-1) - self.mean) / self.std
+        return (at_least_float32(self.classifier.score(states)).squeeze(-1) - self.mean) / self.std
 
     def values(self, sequences):
         """Value (B, T) of the state before each response token."""

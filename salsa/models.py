@@ -4,7 +4,9 @@ Left out: training. A model folder is what `from_pretrained` loads: config.json,
 """
 
 import ctypes
+import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,6 +123,25 @@ def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
                 state[name].copy_(tensor)
         model.tie_weights()
     return model.to(device)
+
+
+def compile_trunks(trained_or_frozen):
+    """Compile the trunks of models for `forward.hidden_states`; without a C++ compiler, say so and leave them."""
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if not any(map(shutil.which, compilers)):
+        print(f"execution.compile: no C++ compiler ({' or '.join(compilers)}) on PATH; not compiled", flush=True)
+        return
+    for model in trained_or_frozen:
+        model.compiled_trunk = torch.compile(model.base_model.forward)
+
+
+def content_sha256(model):
+    """The sha256 (hex) of a model's weights: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def end_ids(model, tokenizer):

@@ -188,11 +188,12 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         execution: config.Execution.
         expected: the address that the plan gave; a difference is a bug of the plan, and refused.
 
-    A second process on the same output waits for the first one's lock and then finds the result.
+    A second process on the same output waits for the first one's lock and then finds the result. Processes that
+    `accelerate launch` started together are one: all of them compute, and the first holds the lock and writes.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    with FileLock(output / ".lock"):
+    with _only_one(output, execution) as writes:
         addresses = {}
         for role, folder in parents.items():
             addresses[role] = _parent_address(role, Path(folder))
@@ -208,8 +209,12 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 )
             print(f"{output}: already finished", flush=True)
             return finished
+        if writes:
+            _claim_checkpoints(output, digest)
         started = time.time()
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
+        if not writes:
+            return None
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         manifest = {
             "stage": stage,
@@ -230,6 +235,35 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         }
         write_json(output / MANIFEST, manifest)
         return manifest
+
+
+@contextlib.contextmanager
+def _only_one(output, execution):
+    """The lock on a run's folder. Yields whether this process writes for those that were launched with it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        with FileLock(output / ".lock"):
+            yield True
+        return
+    import torch
+    from accelerate import PartialState
+
+    together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available())
+    with FileLock(output / ".lock") if together.is_main_process else contextlib.nullcontext():
+        together.wait_for_everyone()
+        yield together.is_main_process
+        together.wait_for_everyone()
+    together.destroy_process_group()
+
+
+def _claim_checkpoints(output, digest):
+    """UserError where the checkpoints in `output` are of an unfinished run with another address."""
+    path = output / CHECKPOINTS / "address"
+    if path.exists() and path.read_text() != digest:
+        raise UserError(
+            f"{output}: holds checkpoints of another run ({path.read_text()[:12]}); remove {path.parent}, or choose "
+            "another --output"
+        )
+    write_atomically(path, digest)
 
 
 def _parent_address(role, folder):

@@ -164,7 +164,7 @@ def test_exact_kl_is_the_mean_of_k1_and_k3_with_less_variance(sft_models, prompt
     encoded = [row for _ in range(20) for row in prompts[1]]
     noise = rollout.uniforms(0, 0, ids, 6)
     ends = models.end_ids(policy, tokenizer)
-    sequences, logprobs = rollout.sample(policy, encoded, noise, 1.0, ends, tokenizer.pad_token_id)
+    sequences, logprobs, _ = rollout.sample(policy, encoded, noise, 1.0, ends, tokenizer.pad_token_id)
     with torch.no_grad():
         reference, _ = forward.response_logprobs(other, sequences)
     exact = forward.exact_kl(policy, other, sequences, 256).double()

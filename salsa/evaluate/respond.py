@@ -9,7 +9,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.ppo import reference
 
-VERSION = 1
+VERSION = 2
 
 
 def respond(settings, parents, output, execution):
@@ -38,8 +38,11 @@ def respond(settings, parents, output, execution):
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution)
     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
-    anchors = _anchors(settings, parents, evaluation, tokenizer, device, execution)
-    kls = {f"kl_to_{name}": score.kl(policy, anchor, batch, execution.micro_batch) for name, anchor in anchors.items()}
+    anchors = _anchors(settings, parents, tokenizer, device, execution)
+    kls = {
+        f"kl_to_{name}": anchor.kl(policy, batch, execution.micro_batch).double().cpu().numpy()
+        for name, anchor in anchors.items()
+    }
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
@@ -68,26 +71,17 @@ def summarise(answers, rewards, golds):
     return summary
 
 
-def _anchors(settings, parents, evaluation, tokenizer, device, execution):
-    """sft0 and the policy's own reference, as the PPO run built it."""
-    manifest = runs.manifest_of(parents["ppo"])
-    ppo = config.from_dict(config.PpoSettings, manifest["settings"])
-    folders = reference.sft_folders(parents)
-    sft0 = models.load_policy(folders[0], device)
-    if ppo.reference.kind == "soup" and ppo.reference.weights == ["1"]:
-        return {"sft0": sft0, "reference": sft0}
-    fixed = reference.fixed_prompts(evaluation, tokenizer, ppo.lengths.prompt)
-    own, _ = reference.build(
-        ppo,
-        folders,
-        fixed,
-        tokenizer,
-        device,
-        models.DTYPES["float32"],
-        execution.micro_batch,
-        found=manifest["summary"].get("reference"),
+def _anchors(settings, parents, tokenizer, device, execution):
+    """sft0, and the policy's own reference at the end of its training; each a Reference in float32."""
+    ppo = config.from_dict(config.PpoSettings, runs.manifest_of(parents["ppo"])["settings"])
+    ingredients = reference.load_ingredients(
+        parents, ppo.lengths.prompt, tokenizer, device, reference.dtype(ppo), execution.micro_batch
     )
-    return {"sft0": sft0, "reference": own}
+    own = reference.final(parents["ppo"], ppo, ingredients)
+    sft0 = models.load_policy(ingredients.folders[0], device)
+    for model in own.models:
+        model.float()
+    return {"sft0": reference.Reference([sft0], {}), "reference": own}
 
 
 def _evaluation_rows(answers, rewards, golds, kls):

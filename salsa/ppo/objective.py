@@ -31,6 +31,56 @@ def kl_estimate(logprobs, reference_logprobs, estimator):
     raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
 
 
+def kl_penalty(logprobs, reference_logprobs, weights, estimator):
+    """Σ wᵢ·KL estimate towards reference i, (B, T).
+
+    Args:
+        logprobs: (B, T) of the policy.
+        reference_logprobs: (B, R, T) of R references.
+        weights: R numbers.
+    """
+    references = reference_logprobs.unbind(dim=1)
+    return sum(
+        weight * kl_estimate(logprobs, reference, estimator)
+        for weight, reference in zip(weights, references, strict=True)
+    )
+
+
+def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, responses):
+    """The kl_coef of iteration + 1.
+
+    Args:
+        schedule: config.KlSchedule. fixed: `initial`; linear: from `initial` in iteration 0 to schedule.final·initial
+            in the last; adaptive: multiplied by 1 + clip(kl/target − 1, ±0.2)·responses/horizon (1909.08593, eq. 4).
+        kl_coef: that of `iteration`.
+        kl: KL to the reference in `iteration`, nats a response.
+        responses: how many `iteration` had.
+    """
+    if schedule.kind == "linear":
+        share = (iteration + 1) / max(1, iterations - 1)
+        return initial * (1 - (1 - schedule.final) * share)
+    if schedule.kind == "adaptive":
+        error = min(0.2, max(-0.2, kl / schedule.target - 1))
+        return kl_coef * (1 + error * responses / schedule.horizon)
+    return initial
+
+
+def paid_scores(scores, ended, normalisation, clip, missing_eos_penalty):
+    """What each response is paid, (B,): its score, normalised over the batch if wanted, clipped, fined without an end.
+
+    Args:
+        scores: (B,) of the reward model.
+        ended: (B,) bool.
+        normalisation: `batch` gives the scores mean 0 and standard deviation 1; another leaves them.
+        clip: largest absolute score; 0: no limit.
+    """
+    if normalisation == "batch":
+        scores = (scores - scores.mean()) * torch.rsqrt(scores.var(unbiased=False) + 1e-8)
+    if clip:
+        scores = scores.clamp(-clip, clip)
+    return scores - missing_eos_penalty * (~ended).to(scores.dtype)
+
+
 def gae(rewards, values, mask, gamma, lam):
     """Generalised advantage estimation (1506.02438, eq. 16).
 

@@ -1,261 +1,392 @@
 """PPO against any reference policy, from top to bottom.
 
-One iteration: sample responses, score them, read the reference's log-probabilities and the values, make per-token
+One iteration: sample responses, score them, read the references' log-probabilities and the values, make per-token
 rewards and advantages, then take clipped policy and value steps. Everything a step needs is in `iterate`; the pure
-functions are in objective.py, sampling in rollout.py, references in reference.py, forward passes in forward.py.
+functions are in objective.py, sampling in rollout.py, references in reference.py, the trained networks in networks.py,
+forward passes in forward.py, interruptions in checkpoints.py.
 
-Left out: checkpoints and resume, adaptive kl_coef, moving references.
+Several processes (`accelerate launch`) each sample and read their share of the batch, then all hold the whole of it:
+rewards, advantages and mini-batches are those of one process, and only the steps' forward passes are shared again.
+
 Sources: 1707.06347 (PPO), 2403.17031 (its details for RLHF), 2411.01798 (SALSA).
 """
 
+import contextlib
 import math
 import resource
+import sys
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from tqdm import tqdm
 
 from salsa import config, forward, models, runs
-from salsa.ppo import objective, reference
-from salsa.ppo.rollout import sample_batch, uniforms
+from salsa.ppo import checkpoints, networks, objective, reference
+from salsa.ppo.rollout import uniforms
 
-VERSION = 1
+VERSION = 2
+LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class InvariantError(RuntimeError):
     """Something that must hold in any correct PPO run does not: a bug, or a model that computes inconsistently."""
 
 
+@dataclass
+class Models:
+    """Who takes part: policy and value model are trained; reward model, reference and sft0 are frozen."""
+
+    policy: Any
+    value_model: Any  # a ScoreModel, or a linear head on the policy's trunk
+    reward_model: Any
+    reference: reference.Reference
+    sft0: Any
+
+
 def train(settings, parents, output, execution):
-    """Train a policy. Writes `model/`, metrics.jsonl (one line an iteration) and rollouts.jsonl.
+    """Train a policy.
+
+    Writes `model/`, `value_model/`, metrics.jsonl (one line an iteration), rollouts.jsonl, and `reference/` where the
+    reference has moved. Continues from the last checkpoint of a run that was interrupted.
 
     Parents: `prepare` (prompts.jsonl), `reward_model`, `sft0`, and the other SFT models that start or reference need.
     """
     device = models.prepare_process(execution)
+    accelerator = make_accelerator(settings, device, execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
     if len(rows) < settings.ppo.batch_size:
         raise runs.UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
-    trainer = Trainer(settings, parents, tokenizer, device, execution, output)
+    anchored_to = checkpoints.anchored_to(output)
+    cast = load(settings, parents, tokenizer, accelerator.device, execution, anchored_to)
+    trainer = Trainer(settings, cast, tokenizer, accelerator, execution, output)
     trainer.fit(rows, encoded)
-    trainer.policy.save_pretrained(output / "model")
-    tokenizer.save_pretrained(output / "model")
+    trainer.save()
     return trainer.summary
 
 
-class Trainer:
-    """The policy, what it is anchored to, what it is paid by, and the loop that trains it."""
+def make_accelerator(settings, device, execution, output):
+    return Accelerator(
+        cpu=device.type == "cpu",
+        # Weights are the same everywhere, and buffers never change.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        mixed_precision=settings.mixed_precision,
+        log_with=execution.trackers or None,
+        project_dir=str(output / runs.TRACKERS),
+    )
 
-    def __init__(self, settings, parents, tokenizer, device, execution, output):
+
+def load(settings, parents, tokenizer, device, execution, anchored_to=None):
+    """The `Models` of a run, from its parents. `anchored_to`: the reference's summary, where it was built before."""
+    torch.manual_seed(settings.seed)
+    ppo = settings.ppo
+    frozen = reference.dtype(settings)
+    ingredients = reference.load_ingredients(
+        parents, settings.lengths.prompt, tokenizer, device, frozen, execution.micro_batch
+    )
+    anchor = reference.build(settings, ingredients, anchored_to)
+    policy = reference.mix(ingredients.folders, settings.start, "cpu", torch.float32)
+    value_model = networks.value_model(ppo.value_model, policy, parents["reward_model"])
+    normalised = ppo.score_normalisation == "constants"
+    reward_model = models.load_score_model(parents["reward_model"], device, frozen, normalised)
+    return Models(policy, value_model, reward_model.requires_grad_(False), anchor, ingredients.sft0)
+
+
+class Trainer:
+    """The models of a run and the loop that trains two of them.
+
+    Args:
+        settings: config.PpoSettings.
+        cast: Models; those that are trained may be on any device and in float32 or float64.
+        accelerator: of `make_accelerator`.
+        output: the run's folder.
+    """
+
+    def __init__(self, settings, cast, tokenizer, accelerator, execution, output):
         self.settings, self.ppo, self.lengths = settings, settings.ppo, settings.lengths
         self.tokenizer, self.execution, self.output = tokenizer, execution, output
-        self.accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=settings.mixed_precision,
-            log_with=execution.trackers or None,
-            project_dir=str(output / runs.TRACKERS),
-        )
-        self.device = self.accelerator.device
-        torch.manual_seed(settings.seed)
-        frozen = torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
-        folders = reference.sft_folders(parents)
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.reward_model, self.reference, self.sft0 = cast.reward_model, cast.reference, cast.sft0
+        self.end_ids, self.pad_id = models.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
+        self.starts_at_reference = reference.starts_there(settings)
+        _check_processes(self.ppo, accelerator, self.reference)
 
-        self.policy = reference.mix(folders, settings.start, self.device, torch.float32)
-        evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-        fixed = reference.fixed_prompts(evaluation, tokenizer, self.lengths.prompt)
-        self.reference, anchored_to = reference.build(
-            settings, folders, fixed, tokenizer, self.device, frozen, execution.micro_batch
+        self.adapters = networks.adapters(cast.policy, cast.value_model, self.ppo)
+        self.networks = networks.ActorCritic(
+            cast.policy, cast.value_model, self.ppo.temperature, execution.gradient_checkpointing
         )
-        is_sft0 = settings.reference.kind == "soup" and settings.reference.weights == ["1"]
-        self.sft0 = self.reference if is_sft0 else models.load_policy(folders[0], self.device, frozen)
-        self.starts_at_reference = settings.reference.kind == "soup" and settings.reference.weights == settings.start
-        self.reward_model = models.load_score_model(parents["reward_model"], self.device, frozen)
-        self.reward_model.requires_grad_(False)
-        self.value_model = _value_model(self.ppo, parents, self.policy, self.device)
-        self.recomputed = []  # networks whose activations are computed again in the backward pass
-        if execution.gradient_checkpointing:
-            separate = self.ppo.value_model == "reward_model"
-            self.recomputed = [self.policy, *([self.value_model.classifier] if separate else [])]
-        for network in self.recomputed:
-            network.gradient_checkpointing_enable()
-        self.end_ids = models.end_ids(self.policy, tokenizer)
+        if execution.compile:
+            models.compile_trunks([*self.networks.trunks, self.reward_model.classifier, *self.reference.models])
+        self.vllm = None
+        if execution.rollouts == "vllm":
+            from salsa.ppo.vllm_rollout import Sampler  # an extra: needed here alone
 
-        self.optimizers = [_adamw(self.policy.parameters(), self.ppo)]
-        if self.ppo.value_model == "reward_model":
-            self.optimizers.append(_adamw(self.value_model.parameters(), self.ppo))
-        else:
-            self.optimizers[0].add_param_group({"params": list(self.value_model.parameters())})
-        self.steps = 0
-        self.summary = {"reference": anchored_to, "parameters": self.policy.num_parameters()}
+            self.vllm = Sampler(cast.policy, tokenizer, self.lengths, self.settings.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.networks.parameter_groups(),
+            lr=self.ppo.learning_rate,
+            betas=(self.ppo.adam_beta1, self.ppo.adam_beta2),
+            eps=self.ppo.adam_epsilon,
+            weight_decay=0.0,
+            foreach=True,
+        )
+        self.networks, self.optimizer = accelerator.prepare(self.networks, self.optimizer)
+        self.progress = checkpoints.Progress(settings.kl_coef, self.reference)
+        accelerator.register_for_checkpointing(self.progress)
+        self.stop = checkpoints.StopRequest()
+        self.summary = {"reference": self.reference.summary, "parameters": cast.policy.num_parameters()}
 
     def fit(self, rows, encoded):
-        """Train on prompts `rows` ({"id", "prompt"}) with token ids `encoded`."""
+        """Train on prompts `rows` ({"id", "prompt"}) with token ids `encoded`, from where the last checkpoint stands.
+
+        On SIGTERM it saves and exits with 143.
+        """
+        order = _prompt_order(len(rows), self.ppo, self.settings.seed)
+        metrics, rollouts = self._resume()
         if self.execution.trackers:
             self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
-        order = _prompt_order(len(rows), self.ppo, self.settings.seed)
-        metrics, rollouts = [], []
-        progress = tqdm(range(self.ppo.iterations), desc="ppo", mininterval=5)
-        for iteration in progress:
-            chosen = order[iteration]
-            found, sequences, per_response = self.iterate(
-                iteration, [rows[i]["id"] for i in chosen], [encoded[i] for i in chosen]
-            )
-            metrics.append(found)
-            runs.write_jsonl(self.output / "metrics.jsonl", metrics)
-            if self.execution.trackers:
-                self.accelerator.log(found, step=iteration)
-            if iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1:
-                texts = models.decode(self.tokenizer, sequences)
-                for place, (i, text) in enumerate(zip(chosen, texts, strict=True)):
-                    numbers = {name: float(values[place]) for name, values in per_response.items()}
-                    rollouts.append(
-                        {
-                            "iteration": iteration,
-                            "prompt_id": rows[i]["id"],
-                            "prompt": rows[i]["prompt"],
-                            "response": text,
-                            **numbers,
-                        }
+        iterations = range(self.progress.iteration, self.ppo.iterations)
+        bar = tqdm(iterations, desc="ppo", mininterval=5, disable=not self.accelerator.is_main_process)
+        with self.stop:
+            for iteration in bar:
+                chosen = order[iteration]
+                try:
+                    found, sequences, per_response = self.iterate(
+                        iteration, [rows[i]["id"] for i in chosen], [encoded[i] for i in chosen]
                     )
-            progress.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
-        runs.write_jsonl(self.output / "rollouts.jsonl", rollouts)
+                except checkpoints.Stopped:
+                    self._checkpoint_and_exit()
+                metrics.append(found)
+                if iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1:
+                    rollouts += self._rollout_rows(iteration, [rows[i] for i in chosen], sequences, per_response)
+                self._move_on(iteration, found)
+                self._write(metrics, rollouts)
+                if self.execution.trackers:
+                    self.accelerator.log(found, step=iteration)
+                bar.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
+                if self._asked_to_stop():
+                    self._checkpoint_and_exit()
+                if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
+                    checkpoints.save(self.accelerator, self.progress, self.output)
         if self.execution.trackers:
             self.accelerator.end_training()
         expected = self.ppo.iterations * self.ppo.epochs * self.ppo.mini_batches
-        if self.steps != expected:
-            raise InvariantError(f"{self.steps} optimizer steps instead of {expected}")
+        if self.progress.steps != expected:
+            raise InvariantError(f"{self.progress.steps} optimizer steps instead of {expected}")
+        self.summary["resumed_at"] = self.progress.resumed_at
+        if self.reference.moves:
+            self.summary["final_reference"] = self.reference.sha256()
 
     def iterate(self, iteration, prompt_ids, prompts):
         """One PPO iteration. Returns its metrics, its Sequences, and score and KL of each response, (B,) each."""
-        ppo, clock = self.ppo, _Clock(self.device)
-        # 1. Responses, with the log-probabilities that they were sampled from.
-        noise = uniforms(self.settings.seed, iteration, prompt_ids, self.lengths.response)
-        with self.accelerator.autocast():
-            sequences, old_logprobs = sample_batch(
-                self.policy,
-                prompts,
-                noise,
-                ppo.temperature,
-                self.end_ids,
-                self.tokenizer.pad_token_id,
-                self.execution.rollout_batch,
-            )
-        mask = sequences.response_mask
-        if self.settings.mixed_precision == "bf16":
-            old_logprobs = self._fresh_logprobs(sequences, old_logprobs)
+        ppo, clock, kl_coef = self.ppo, _Clock(self.device), self.progress.kl_coef
+        # 1. Responses, with the log-probabilities that they were sampled from. Each process has its share of them.
+        mine = self._share(len(prompts))
+        sequences, old_logprobs, old_values, importance = self._sample(iteration, prompt_ids[mine], prompts[mine])
         clock.lap("rollout")
+        self._pause()
 
         # 2. What each response earns.
         score = self.reward_model.scores(sequences, self.execution.micro_batch)  # (B,)
-        paid = score - ppo.missing_eos_penalty * (~sequences.ended).float()
         clock.lap("score")
 
         # 3. What the penalty is measured from, and what the value model expects.
-        reference_logprobs = self._logprobs(self.reference, sequences)  # (B, T)
-        sft0_logprobs = reference_logprobs
-        if self.sft0 is not self.reference:
-            sft0_logprobs = self._logprobs(self.sft0, sequences)
+        reference_logprobs = torch.stack([self._frozen(m, sequences) for m in self.reference.models], dim=1)
+        if self.sft0 in self.reference.models:
+            sft0_logprobs = reference_logprobs[:, self.reference.models.index(self.sft0)]
+        else:
+            sft0_logprobs = self._frozen(self.sft0, sequences)
         clock.lap("reference")
-        old_values = self._values(sequences)  # (B, T)
+        if old_values is None:
+            old_values = self._in_batches(sequences, "values")
         clock.lap("value")
+        self._pause()
+
+        # From here to the steps every process has the whole batch.
+        sequences, tensors = self._gather(
+            sequences,
+            len(prompts),
+            {
+                "score": score,  # (B,)
+                "old_logprobs": old_logprobs,  # (B, T), as all that follow
+                "old_values": old_values,
+                "importance": importance,
+                "reference_logprobs": reference_logprobs,  # but this: (B, R, T) of R references
+                "sft0_logprobs": sft0_logprobs,
+            },
+        )
+        mask, score, old_logprobs = sequences.response_mask, tensors["score"], tensors["old_logprobs"]
+        if iteration == 0 and self.starts_at_reference:  # and so at no distance from it
+            start = tensors["reference_logprobs"][:, 0]
+            self._check_agreement("the reference", old_logprobs, start, mask, mean_tolerance=0.1)
 
         # 4. Rewards a token: the penalty at each, the score at the last.
-        kl = objective.kl_estimate(old_logprobs, reference_logprobs, ppo.kl_estimator)
-        in_reward = kl if ppo.kl_in == "reward" else torch.zeros_like(kl)
-        rewards = objective.token_rewards(in_reward, paid, mask, self.settings.kl_coef)
+        paid = objective.paid_scores(
+            score, sequences.ended, ppo.score_normalisation, ppo.score_clip, ppo.missing_eos_penalty
+        )
+        penalty = self._penalty(old_logprobs, tensors["reference_logprobs"], ppo.kl_estimator)
+        in_reward = penalty if ppo.kl_in == "reward" else torch.zeros_like(penalty)
+        rewards = objective.token_rewards(in_reward, paid, mask, kl_coef)
 
-        # 5. Advantages, whitened over the whole batch.
-        advantages, returns = objective.gae(rewards, old_values, mask, ppo.gamma, ppo.lam)
+        # 5. Advantages, whitened over the whole batch; less weight to tokens that the policy now finds less likely
+        # than what sampled them did.
+        advantages, returns = objective.gae(rewards, tensors["old_values"], mask, ppo.gamma, ppo.lam)
         if ppo.whiten_advantages:
             advantages = objective.whiten(advantages, mask)
+        advantages = advantages * tensors["importance"]
 
         # 6. Clipped steps.
         learning_rate = self._set_learning_rate(iteration)
-        batch = {
-            "old_logprobs": old_logprobs,
-            "reference_logprobs": reference_logprobs,
-            "advantages": advantages,
-            "old_values": old_values,
-            "returns": returns,
-        }
-        losses = self._optimise(iteration, sequences, batch)
+        losses = self._optimise(iteration, sequences, {**tensors, "advantages": advantages, "returns": returns})
         clock.lap("optimise")
 
         # 7. One line of metrics, of the responses as they were before the steps.
-        per_response = {
-            "score": score,
-            "kl_to_reference": ((old_logprobs - reference_logprobs) * mask).sum(dim=1),
-            "kl_to_sft0": ((old_logprobs - sft0_logprobs) * mask).sum(dim=1),
-        }
-        if iteration == 0 and self.starts_at_reference:
-            # A policy that is its reference is at no distance from it.
-            self._check_agreement("the reference", old_logprobs, reference_logprobs, mask, mean_tolerance=0.1)
+        to_sft0 = (old_logprobs - tensors["sft0_logprobs"]) * mask
+        per_response = {"score": score, "kl_to_sft0": to_sft0.sum(dim=1)}
+        for estimator in ("k1", "k2", "k3"):
+            kl = self._penalty(old_logprobs, tensors["reference_logprobs"], estimator) * mask
+            per_response[f"kl_{estimator}"] = kl.sum(dim=1)
+        per_response["kl_to_reference"] = per_response["kl_k1"]
         metrics = {
             "iteration": iteration,
-            "score": score.mean().item(),
+            **{name: values.mean().item() for name, values in per_response.items()},
             "reward": paid.mean().item(),
-            "kl_to_reference": per_response["kl_to_reference"].mean().item(),
-            "kl_to_sft0": per_response["kl_to_sft0"].mean().item(),
             "response_length": sequences.lengths.float().mean().item(),
             "eos_rate": sequences.ended.float().mean().item(),
-            "explained_variance": _explained_variance(old_values, returns, mask),
-            "kl_coef": self.settings.kl_coef,
+            "explained_variance": _explained_variance(tensors["old_values"], returns, mask),
+            "kl_coef": kl_coef,
             "learning_rate": learning_rate,
+            "importance": ((tensors["importance"] * mask).sum() / mask.sum()).item(),
             **losses,
             **clock.seconds(),
             "peak_memory_mib": _peak_memory(self.device),
         }
-        for estimator in ("k1", "k2", "k3"):
-            estimate = objective.kl_estimate(old_logprobs, reference_logprobs, estimator)
-            metrics[f"kl_{estimator}"] = (estimate * mask).sum(dim=1).mean().item()
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise InvariantError(f"iteration {iteration}: {name} is {value}; lower ppo.learning_rate")
         return metrics, sequences, per_response
 
+    def _sample(self, iteration, prompt_ids, prompts):
+        """Responses to some prompts: Sequences, and (B, T) log-probabilities, values (or None) and importance weights.
+
+        Where something else than a float32 forward pass of the policy sampled (bfloat16, vLLM), log-probabilities are
+        computed afresh, so that the ratio starts at 1, and the importance weights say how far the two are apart.
+        """
+        length = self.lengths.response
+        if self.vllm:
+            policy = self.accelerator.unwrap_model(self.networks).policy
+            sequences, sampled = self.vllm.sample(policy, prompts, prompt_ids, iteration, self.device)
+        else:
+            noise = uniforms(self.settings.seed, iteration, prompt_ids, length)
+            batch = self.execution.rollout_batch
+            with torch.no_grad():
+                sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
+            if self.settings.mixed_precision == "no":
+                return sequences, sampled, values, torch.ones_like(sampled)
+        fresh = self._in_batches(sequences, "logprobs")
+        self._check_agreement("sampling", fresh, sampled, sequences.response_mask, mean_tolerance=0.1)
+        importance = torch.exp(fresh - sampled).clamp(max=LARGEST_IMPORTANCE) * sequences.response_mask
+        return sequences, fresh, None, importance
+
+    def _resume(self):
+        """Metrics and kept rollouts of the iterations before the one to go on with; none in a new run."""
+        if not checkpoints.load(self.accelerator, self.progress, self.output):
+            return [], []
+        names = ("metrics.jsonl", "rollouts.jsonl")
+        found = [runs.read_jsonl(path) if (path := self.output / name).exists() else [] for name in names]
+        return [[row for row in rows if row["iteration"] < self.progress.iteration] for rows in found]
+
+    def _write(self, metrics, rollouts):
+        if self.accelerator.is_main_process:
+            runs.write_jsonl(self.output / "metrics.jsonl", metrics)
+            runs.write_jsonl(self.output / "rollouts.jsonl", rollouts)
+
+    def _rollout_rows(self, iteration, rows, sequences, per_response):
+        """Rows of rollouts.jsonl: the responses of one iteration as text."""
+        names = ("score", "kl_to_reference", "kl_to_sft0")
+        for place, (row, text) in enumerate(zip(rows, models.decode(self.tokenizer, sequences), strict=True)):
+            numbers = {name: float(per_response[name][place]) for name in names}
+            before = {"iteration": iteration, "prompt_id": row["id"], "prompt": row["prompt"]}
+            yield {**before, "response": text, **numbers}
+
+    def _pause(self):
+        """Stop here when asked to: the networks are still those that the iteration began with."""
+        if self.stop.asked and self.accelerator.num_processes == 1:
+            raise checkpoints.Stopped
+
+    def _asked_to_stop(self):
+        """Whether any process was asked to stop."""
+        asked = torch.tensor(float(self.stop.asked), device=self.device)
+        return bool(self.accelerator.reduce(asked) > 0)
+
+    def _checkpoint_and_exit(self):
+        checkpoints.save(self.accelerator, self.progress, self.output)
+        print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
+        sys.exit(143)
+
+    def save(self):
+        """Write the policy, the value model, and a reference that has moved, as model folders."""
+        state = self.accelerator.get_state_dict(self.networks) if self._sharded else None  # gathered by all
+        if not self.accelerator.is_main_process:
+            return
+        for adapter in self.adapters:
+            adapter.merge_and_unload()
+        bare = self.accelerator.unwrap_model(self.networks)
+        bare.save(self.output, state)
+        self.tokenizer.save_pretrained(self.output / "model")
+        if self.reference.moves:
+            self.reference.models[0].save_pretrained(self.output / "reference")
+            self.tokenizer.save_pretrained(self.output / "reference")
+
+    @property
+    def _sharded(self):
+        return self.accelerator.distributed_type in SHARDED
+
+    def _penalty(self, logprobs, reference_logprobs, estimator):
+        return objective.kl_penalty(logprobs, reference_logprobs, self.reference.weights, estimator)
+
     def _optimise(self, iteration, sequences, batch):
         """`epochs` x `mini_batches` steps. Returns the losses' metrics, means over tokens and steps."""
-        ppo = self.ppo
+        ppo, processes = self.ppo, self.accelerator.num_processes
         totals, tokens_seen, norms = {}, 0, []
-        for network in self.recomputed:
-            network.train()  # transformers recomputes in this mode alone, and can't sample in it
+        bare = self.accelerator.unwrap_model(self.networks)
+        bare.recompute(True)
         for epoch in range(ppo.epochs):
             generator = np.random.default_rng([self.settings.seed, iteration, epoch])
             for part in np.array_split(generator.permutation(len(sequences)), ppo.mini_batches):
                 # Micro-batches of like length, so that padding isn't computed. Losses are sums over tokens divided by
                 # the mini-batch's tokens, so how it is split changes nothing.
-                part = part[np.argsort(sequences.lengths[part].cpu().numpy(), kind="stable")]
+                part = torch.from_numpy(part[np.argsort(sequences.lengths[part].cpu().numpy(), kind="stable")])
                 tokens = sequences.response_mask[part].sum().item()
-                for optimizer in self.optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                first = epoch == 0 and self.steps == iteration * ppo.epochs * ppo.mini_batches
-                for start in range(0, len(part), self.execution.micro_batch):
-                    rows = torch.from_numpy(part[start : start + self.execution.micro_batch])
-                    found = self._backward(sequences.rows(rows), {k: v[rows] for k, v in batch.items()}, tokens, first)
+                first = epoch == 0 and self.progress.steps == iteration * ppo.epochs * ppo.mini_batches
+                self.optimizer.zero_grad(set_to_none=True)
+                micro_batches = part[self.accelerator.process_index :: processes].split(self.execution.micro_batch)
+                for rows in micro_batches:
+                    with self._gradients_kept(last=rows is micro_batches[-1]):
+                        some = {name: values[rows] for name, values in batch.items()}
+                        found = self._backward(sequences.rows(rows), some, tokens, first)
                     for name, value in found.items():
                         totals[name] = totals.get(name, 0.0) + value
                 tokens_seen += tokens
                 norms.append(self._step())
-        for network in self.recomputed:
-            network.eval()
-        metrics = {name: value / tokens_seen for name, value in totals.items()}
-        return {**metrics, "gradient_norm": float(np.mean(norms))}
+        bare.recompute(False)
+        sums = self.accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
+        means = {name: value / tokens_seen for name, value in zip(totals, sums.tolist(), strict=True)}
+        return {**means, "gradient_norm": float(np.mean(norms))}
 
     def _backward(self, sequences, batch, tokens, first):
         """Gradients of one micro-batch. Returns sums over its tokens of what is logged."""
         ppo, mask = self.ppo, sequences.response_mask
-        batch = {name: values[:, : mask.shape[1]] for name, values in batch.items()}
-        with self.accelerator.autocast():
-            if ppo.value_model == "shared":
-                hidden = forward.hidden_states(self.policy, sequences)
-                values = self.value_model(forward.before_responses(hidden, sequences)).squeeze(-1).float()
-            else:
-                hidden, values = None, self.value_model.values(sequences)
-            logprobs, entropies = forward.response_logprobs(self.policy, sequences, ppo.temperature, hidden)
+        batch = {name: values[..., : mask.shape[1]] if values.dim() > 1 else values for name, values in batch.items()}
+        logprobs, entropies, values = self.networks("evaluate", sequences)
         if first:
             self._check_agreement("the rollout", logprobs, batch["old_logprobs"], mask)  # the ratio starts at 1
         policy_loss, policy_clipped = objective.policy_loss(
@@ -266,10 +397,11 @@ class Trainer:
         )
         loss = policy_loss + ppo.value_coef * value_loss
         if ppo.kl_in == "loss":
-            kl = objective.kl_estimate(logprobs, batch["reference_logprobs"], ppo.kl_estimator)
-            loss = loss + self.settings.kl_coef * objective.masked_mean(kl, mask)
+            penalty = self._penalty(logprobs, batch["reference_logprobs"], ppo.kl_estimator)
+            loss = loss + self.progress.kl_coef * objective.masked_mean(penalty, mask)
         share = mask.sum().item()
-        self.accelerator.backward(loss * (share / tokens))
+        # Wrappers average gradients over processes; the losses are divided by the tokens of all of them.
+        self.accelerator.backward(loss * (share / tokens * self.accelerator.num_processes))
         return {
             "policy_loss": policy_loss.item() * share,
             "value_loss": value_loss.item() * share,
@@ -279,49 +411,73 @@ class Trainer:
         }
 
     def _step(self):
-        """One step of each optimizer, gradients clipped to `max_grad_norm` in each. Returns the policy's norm."""
+        """One step, gradients clipped to `max_grad_norm` in each network. Returns the policy's norm."""
         norms = []
-        for optimizer in self.optimizers:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.ppo.max_grad_norm).item())
-            optimizer.step()
-        self.steps += 1
-        return norms[0]
+        for group in self.optimizer.param_groups:
+            norms.append(self.accelerator.clip_grad_norm_(group["params"], self.ppo.max_grad_norm))
+        self.optimizer.step()
+        self.progress.steps += 1
+        return float(norms[0])
 
-    def _fresh_logprobs(self, sequences, sampled):
-        """(B, T) log-probabilities of the policy by one pass without a cache, checked against the sampled ones.
-
-        bfloat16 rounds the two ways of computing them differently; the ratio shall start from what training computes.
-        """
-        with self.accelerator.autocast():
-            fresh = self._logprobs(self.policy, sequences)
-        self._check_agreement("sampling", fresh, sampled, sequences.response_mask, mean_tolerance=0.1)
-        return fresh
-
-    @torch.no_grad()
-    def _logprobs(self, model, sequences):
+    def _frozen(self, model, sequences):
         """(B, T) log-probabilities of the responses under a frozen model."""
-        found = torch.zeros(sequences.response_mask.shape, device=self.device)
-        for rows in _by_length(sequences, self.execution.micro_batch):
-            some = sequences.rows(rows)
-            logprobs, _ = forward.response_logprobs(model, some, self.ppo.temperature)
-            found[rows, : logprobs.shape[1]] = logprobs
-        return found
+        return self._rows(sequences, lambda some: forward.response_logprobs(model, some, self.ppo.temperature)[0])
+
+    def _in_batches(self, sequences, task):
+        """(B, T) of a task of the trained networks."""
+        return self._rows(sequences, lambda some: self.networks(task, some))
 
     @torch.no_grad()
-    def _values(self, sequences):
-        """(B, T) values of the states before each response token."""
-        found = torch.zeros(sequences.response_mask.shape, device=self.device)
-        for rows in _by_length(sequences, self.execution.micro_batch):
-            some = sequences.rows(rows)
-            with self.accelerator.autocast():
-                if self.ppo.value_model == "shared":
-                    hidden = forward.before_responses(forward.hidden_states(self.policy, some), some)
-                    values = self.value_model(hidden).squeeze(-1).float()
-                else:
-                    values = self.value_model.values(some)
-            found[rows, : values.shape[1]] = values.float()
-        return found * sequences.response_mask
+    def _rows(self, sequences, compute):
+        """(B, T) of `compute`, a micro-batch of like lengths at a time, zero where masked."""
+        found, length = [], sequences.response_mask.shape[1]
+        order = torch.argsort(sequences.lengths.cpu(), stable=True)
+        for rows in order.split(self.execution.micro_batch):
+            found.append(forward.pad_right(compute(sequences.rows(rows)), length))
+        return torch.cat(found)[torch.argsort(order)] * sequences.response_mask
+
+    def _share(self, count):
+        """The rows of a batch that are this process's to sample and read."""
+        size = count // self.accelerator.num_processes
+        return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+
+    def _gather(self, sequences, count, tensors):
+        """The whole batch, of the shares of all processes: Sequences and tensors with a row for each of them."""
+        if self.accelerator.num_processes == 1:
+            return sequences, tensors
+        width = sequences.prompt_length
+
+        def whole(values, first=False, fill=0):
+            dim = values.dim() - 1
+            if dim:
+                values = self.accelerator.pad_across_processes(values, dim=dim, pad_index=fill, pad_first=first)
+            return self.accelerator.gather(values.contiguous())
+
+        tokens = [
+            torch.cat([whole(x[:, :width], True, fill), whole(x[:, width:], False, fill)], dim=1)
+            for x, fill in ((sequences.tokens, self.pad_id), (sequences.attention_mask, 0))
+        ]
+        gathered = forward.Sequences(*tokens, whole(sequences.response_mask), whole(sequences.ended))
+        assert len(gathered) == count
+        return gathered, {name: whole(values) for name, values in tensors.items()}
+
+    def _gradients_kept(self, last):
+        """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.networks)
+
+    def _move_on(self, iteration, metrics):
+        """What changes between iterations beside the networks: the reference, and kl_coef."""
+        self.reference.follow(self.accelerator.unwrap_model(self.networks).policy, iteration)
+        self.progress.kl_coef = objective.next_kl_coef(
+            self.ppo.kl_schedule,
+            self.settings.kl_coef,
+            self.progress.kl_coef,
+            iteration,
+            self.ppo.iterations,
+            metrics["kl_to_reference"],
+            self.ppo.batch_size,
+        )
+        self.progress.iteration = iteration + 1
 
     def _set_learning_rate(self, iteration):
         rate = self.ppo.learning_rate
@@ -329,9 +485,8 @@ class Trainer:
             rate *= (iteration + 1) / self.ppo.warmup
         elif self.ppo.schedule == "linear":
             rate *= 1 - (iteration - self.ppo.warmup) / (self.ppo.iterations - self.ppo.warmup)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         return rate
 
     def _check_agreement(self, what, logprobs, others, mask, mean_tolerance=0.02):
@@ -341,7 +496,7 @@ class Trainer:
         """
         difference = (logprobs.detach() - others).abs() * mask
         worst, tolerance = difference.max().item(), 1e-3
-        if self.settings.mixed_precision == "bf16":
+        if self.settings.mixed_precision == "bf16" or self.vllm:
             worst, tolerance = (difference.sum() / mask.sum()).item(), mean_tolerance
         if not worst <= tolerance:
             raise InvariantError(
@@ -350,25 +505,19 @@ class Trainer:
             )
 
 
-def _value_model(ppo, parents, policy, device):
-    """A network of its own that starts from the reward model, or a linear head on the policy's trunk, from zero."""
-    if ppo.value_model == "reward_model":
-        return models.load_score_model(parents["reward_model"], device)
-    head = torch.nn.Linear(policy.config.hidden_size, 1)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    return head.to(device)
-
-
-def _adamw(parameters, ppo):
-    return torch.optim.AdamW(
-        parameters,
-        lr=ppo.learning_rate,
-        betas=(ppo.adam_beta1, ppo.adam_beta2),
-        eps=ppo.adam_epsilon,
-        weight_decay=0.0,
-        foreach=True,
-    )
+def _check_processes(ppo, accelerator, anchor):
+    """UserError where the run's settings do not fit how it was started."""
+    processes = accelerator.num_processes
+    if ppo.batch_size % processes or (ppo.batch_size // ppo.mini_batches) % processes:
+        raise runs.UserError(
+            f"{processes} processes: ppo.batch_size={ppo.batch_size} and its {ppo.mini_batches} mini-batches can't be "
+            "shared evenly; change one"
+        )
+    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank):
+        raise runs.UserError(
+            f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, and "
+            "ppo.lora_rank, need them whole; start the run without it"
+        )
 
 
 def _prompt_order(count, ppo, seed):
@@ -378,10 +527,6 @@ def _prompt_order(count, ppo, seed):
         permutation = order.permutation(count)
         batches += [permutation[i : i + ppo.batch_size] for i in range(0, count - ppo.batch_size + 1, ppo.batch_size)]
     return batches[: ppo.iterations]
-
-
-def _by_length(sequences, micro_batch):
-    return torch.argsort(sequences.lengths.cpu(), stable=True).split(micro_batch)
 
 
 def _explained_variance(values, returns, mask):

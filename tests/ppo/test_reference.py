@@ -25,7 +25,10 @@ def build(folders, prepare_run, tokenizer):
 
     def make(settings, folders=folders):
         fixed = reference.fixed_prompts(rows, tokenizer, settings.lengths.prompt)
-        return reference.build(settings, folders, fixed, tokenizer, torch.device("cpu"), torch.float32, 16)
+        sft0 = models.load_policy(folders[0]) if folders[0] else None
+        ingredients = reference.Ingredients(folders, sft0, fixed, tokenizer, torch.device("cpu"), torch.float32, 16)
+        made = reference.build(settings, ingredients)
+        return made.models[0], made.summary
 
     return make
 
@@ -41,7 +44,7 @@ def test_the_soup_in_memory_is_the_soup_on_disk(build, folders, tmp_path, weight
     model, summary = build(ppo_settings(weights=weights))
     assert_equal(model, models.load_policy(tmp_path / "soup"))
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
-    assert summary == {"kind": "soup", "weights": weights}
+    assert summary == {"kind": "soup", "weights": weights, "sha256": [models.content_sha256(model)]}
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 

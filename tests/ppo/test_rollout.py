@@ -21,7 +21,7 @@ def ends(sft_models, tokenizer):
 
 
 def sample(model, ids, prompts, ends, seed=0, iteration=0, temperature=1.0, pad=0, length=LENGTH):
-    return rollout.sample(model, prompts, rollout.uniforms(seed, iteration, ids, length), temperature, ends, pad)
+    return rollout.sample(model, prompts, rollout.uniforms(seed, iteration, ids, length), temperature, ends, pad)[:2]
 
 
 def texts(sequences):
@@ -161,8 +161,8 @@ def test_first_tokens_have_the_models_probabilities(sft_models, prompts, ends):
 def test_a_batch_sampled_in_parts_is_the_batch(sft_models, prompts, ends):
     ids, encoded = prompts[0][:7], prompts[1][:7]
     noise = rollout.uniforms(0, 0, ids, LENGTH)
-    whole, logprobs = rollout.sample(sft_models[0], encoded, noise, 1.0, ends, 0)
-    parts, again = rollout.sample_batch(sft_models[0], encoded, noise, 1.0, ends, 0, 3)
+    whole, logprobs, _ = rollout.sample(sft_models[0], encoded, noise, 1.0, ends, 0)
+    parts, again, _ = rollout.sample_batch(sft_models[0], encoded, noise, 1.0, ends, 0, 3)
     torch.testing.assert_close(parts.tokens, whole.tokens)
     torch.testing.assert_close(parts.attention_mask, whole.attention_mask)
     torch.testing.assert_close(parts.response_mask, whole.response_mask)

@@ -47,7 +47,9 @@ def make(parents, tokenizer, execution, tmp_path):
 
     def build(settings, **changes):
         execution_ = dataclasses.replace(execution, **changes)
-        return trainer.Trainer(settings, parents, tokenizer, torch.device("cpu"), execution_, tmp_path)
+        accelerator = trainer.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
+        cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
+        return trainer.Trainer(settings, cast, tokenizer, accelerator, execution_, tmp_path)
 
     return build
 
@@ -75,8 +77,8 @@ class Naive:
 
     def __init__(self, made, settings):
         self.settings, self.ppo = settings, settings.ppo
-        self.policy, self.value_model = copy.deepcopy(made.policy), copy.deepcopy(made.value_model)
-        self.reference, self.sft0, self.reward_model = made.reference, made.sft0, made.reward_model
+        self.policy, self.value_model = copy.deepcopy(made.networks.policy), copy.deepcopy(made.networks.value_model)
+        self.reference, self.sft0, self.reward_model = made.reference.models[0], made.sft0, made.reward_model
         self.ends = made.end_ids
         self.shared = self.ppo.value_model == "shared"
         groups = [[*self.policy.parameters(), *self.value_model.parameters()]]
@@ -243,9 +245,9 @@ def test_an_iteration_is_that_of_a_plain_implementation(make, prompts, arm, ppo)
         expected = naive.iterate(iteration, *batch)
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-3, abs=2e-5), name
-    assert largest_difference(made.policy, naive.policy) < 2e-5
-    assert largest_difference(made.value_model, naive.value_model) < 2e-5
-    moved = largest_difference(made.policy, models.load_policy(made.policy.config._name_or_path))
+    assert largest_difference(made.networks.policy, naive.policy) < 2e-5
+    assert largest_difference(made.networks.value_model, naive.value_model) < 2e-5
+    moved = largest_difference(made.networks.policy, models.load_policy(made.networks.policy.config._name_or_path))
     assert moved > 1e-3
     assert expected["policy_clip_fraction"] > 0 or ppo.get("epochs") == 1
 
@@ -253,7 +255,8 @@ def test_an_iteration_is_that_of_a_plain_implementation(make, prompts, arm, ppo)
 def test_training_writes_a_model_metrics_and_rollouts(parents, tokenizer, execution, sft_models, tmp_path):
     settings = make_settings(iterations=3, rollouts_every=2, schedule="linear", warmup=1)
     summary = trainer.train(settings, parents, tmp_path, execution)
-    assert summary["reference"] == {"kind": "soup", "weights": ["1"]}
+    digest = models.content_sha256(sft_models[0])
+    assert summary["reference"] == {"kind": "soup", "weights": ["1"], "sha256": [digest]}
     metrics = runs.read_jsonl(tmp_path / "metrics.jsonl")
     assert len(metrics) == 3 and all(set(METRICS) <= set(row) for row in metrics)
     assert [row["iteration"] for row in metrics] == [0, 1, 2]
@@ -277,9 +280,9 @@ def test_micro_batches_change_nothing(fit, value_model):
     settings = make_settings(["1/2", "1/2"], value_model=value_model, max_grad_norm=0.2)
     whole, expected = fit(settings, micro_batch=64)
     cut, found = fit(settings, micro_batch=2)
-    assert whole.steps == cut.steps == 2 * 2 * 2
-    assert largest_difference(whole.policy, cut.policy) < 1e-5
-    assert largest_difference(whole.value_model, cut.value_model) < 1e-5
+    assert whole.progress.steps == cut.progress.steps == 2 * 2 * 2
+    assert largest_difference(whole.networks.policy, cut.networks.policy) < 1e-5
+    assert largest_difference(whole.networks.value_model, cut.networks.value_model) < 1e-5
     for name in set(METRICS) - {name for name in METRICS if name.startswith(("seconds", "peak"))}:
         assert found[-1][name] == pytest.approx(expected[-1][name], rel=1e-3, abs=1e-4), name
 
@@ -287,12 +290,12 @@ def test_micro_batches_change_nothing(fit, value_model):
 def test_the_same_seed_gives_the_same_bits(fit):
     models_and_metrics = [fit(make_settings(["1/2", "1/2"], seed=seed)) for seed in (1, 1, 2)]
     (first, one), (second, two), (third, _) = models_and_metrics
-    assert largest_difference(first.policy, second.policy) == 0
-    assert largest_difference(first.value_model, second.value_model) == 0
+    assert largest_difference(first.networks.policy, second.networks.policy) == 0
+    assert largest_difference(first.networks.value_model, second.networks.value_model) == 0
     for name in METRICS:
         if not name.startswith(("seconds", "peak")):
             assert [row[name] for row in one] == [row[name] for row in two]
-    assert largest_difference(first.policy, third.policy) > 1e-4
+    assert largest_difference(first.networks.policy, third.networks.policy) > 1e-4
 
 
 @pytest.mark.parametrize("value_model", ["reward_model", "shared"])
@@ -302,7 +305,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(fit, value_model)
     calls = []
 
     def count(made):
-        first = made.policy.model.layers[0].self_attn
+        first = made.networks.policy.model.layers[0].self_attn
         first.register_forward_pre_hook(lambda module, inputs: calls.append(torch.is_grad_enabled()))
 
     fit(settings, count)
@@ -310,8 +313,8 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(fit, value_model)
     calls.clear()
     recomputed, _ = fit(settings, count, gradient_checkpointing=True)
     assert sum(calls) == 2 * without
-    assert largest_difference(plain.policy, recomputed.policy) < 1e-6
-    assert not recomputed.policy.training
+    assert largest_difference(plain.networks.policy, recomputed.networks.policy) < 1e-6
+    assert not recomputed.networks.policy.training
 
 
 def test_a_reference_of_its_own_has_a_kl_from_the_start(fit):
@@ -402,14 +405,14 @@ def test_a_larger_kl_coef_keeps_the_policy_nearer(fit, kl_in):
 
 
 def test_corrupted_logprobs_are_noticed(fit, monkeypatch):
-    original = trainer.sample_batch
+    original = rollout.sample_batch
 
     def corrupted(*arguments):
-        sequences, logprobs = original(*arguments)
+        sequences, logprobs, values = original(*arguments)
         logprobs[3, 0] += 0.01
-        return sequences, logprobs
+        return sequences, logprobs, values
 
-    monkeypatch.setattr(trainer, "sample_batch", corrupted)
+    monkeypatch.setattr(rollout, "sample_batch", corrupted)
     with pytest.raises(trainer.InvariantError, match="from the rollout"):
         fit(make_settings(["0", "1"]))  # a reference of its own: the KL at step 0 says nothing
     with pytest.raises(trainer.InvariantError):
@@ -419,7 +422,7 @@ def test_corrupted_logprobs_are_noticed(fit, monkeypatch):
 def test_a_policy_that_is_not_its_reference_at_step_zero_is_noticed(fit):
     def shift(made):
         with torch.no_grad():
-            made.reference.model.norm.weight.mul_(1.1)
+            made.reference.models[0].model.norm.weight.mul_(1.1)
 
     with pytest.raises(trainer.InvariantError, match="from the reference"):
         fit(make_settings(), shift)
@@ -436,7 +439,10 @@ def test_numbers_that_are_none_end_the_run(fit):
 def test_missing_steps_are_noticed(fit):
     def forget(made):
         step = made._step
-        made._step = lambda: (step(), setattr(made, "steps", made.steps - (made.steps == 3)))[0]
+        made._step = lambda: (
+            step(),
+            setattr(made.progress, "steps", made.progress.steps - (made.progress.steps == 3)),
+        )[0]
 
     with pytest.raises(trainer.InvariantError, match="optimizer steps"):
         fit(make_settings(), forget)

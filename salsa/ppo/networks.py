@@ -1,0 +1,146 @@
+"""The two networks that PPO trains, as one module: what Accelerate wraps, shards and saves.
+
+Everything is computed through `forward`, because that is where a wrapper (DDP, FSDP, DeepSpeed) gathers weights and
+gradients. The networks stay in evaluation mode: dropout is off in PPO.
+"""
+
+import copy
+
+import torch
+from safetensors.torch import save_file
+
+from salsa import forward, models, runs
+from salsa.forward import ScoreModel
+from salsa.ppo import rollout
+
+
+class ActorCritic(torch.nn.Module):
+    """A policy and its value model: a ScoreModel of its own, or a linear head on the policy's trunk.
+
+    `networks("evaluate", sequences)` calls a method below; all of them return tensors with a row for each sequence.
+    """
+
+    def __init__(self, policy, value_model, temperature, gradient_checkpointing=False):
+        super().__init__()
+        self.policy, self.value_model, self.temperature = policy.eval(), value_model.eval(), temperature
+        self.recomputing = gradient_checkpointing
+        if gradient_checkpointing:
+            for trunk in self.trunks:
+                trunk.gradient_checkpointing_enable()
+
+    @property
+    def trunks(self):
+        """The transformers models in it."""
+        return [self.policy] if self.shared else [self.policy, self.value_model.classifier]
+
+    def parameter_groups(self):
+        """Trained parameters: a group for each network, the policy's first."""
+        chosen = [self] if self.shared else [self.policy, self.value_model]
+        return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in chosen]
+
+    def recompute(self, on):
+        """Whether backward passes compute activations again; transformers does so, and can't sample, in training mode.
+
+        Does nothing without gradient_checkpointing.
+        """
+        for trunk in self.trunks if self.recomputing else ():
+            trunk.train(on)
+
+    def forward(self, task, *arguments):
+        return getattr(self, task)(*arguments)
+
+    @property
+    def shared(self):
+        """Whether the value model is a head on the policy's trunk."""
+        return isinstance(self.value_model, torch.nn.Linear)
+
+    def evaluate(self, sequences):
+        """Log-probabilities, entropies and values of response tokens, (B, T) each."""
+        hidden = forward.hidden_states(self.policy, sequences) if self.shared else None
+        logprobs, entropies = forward.response_logprobs(self.policy, sequences, self.temperature, hidden)
+        if not self.shared:
+            return logprobs, entropies, self.value_model.values(sequences)
+        return logprobs, entropies, self._head(forward.before_responses(hidden, sequences))
+
+    def logprobs(self, sequences):
+        return forward.response_logprobs(self.policy, sequences, self.temperature)[0]
+
+    def values(self, sequences):
+        if not self.shared:
+            return self.value_model.values(sequences)
+        return self._head(forward.before_responses(forward.hidden_states(self.policy, sequences), sequences))
+
+    def sample(self, prompts, noise, end_ids, pad_id, batch_size):
+        """Sequences, their log-probabilities, and with a shared trunk their values (or None)."""
+        head = self._head if self.shared else None
+        return rollout.sample_batch(self.policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head)
+
+    def save(self, output, state=None):
+        """Write `output/model`, and `output/value_model` as a reward model's run has its model, or the head's tensors.
+
+        `state`: the whole state dictionary, where this process holds a part of the weights.
+        """
+        self.policy.save_pretrained(output / "model", state_dict=_below("policy", state))
+        folder = output / "value_model"
+        if self.shared:
+            folder.mkdir(exist_ok=True)
+            save_file(_below("value_model", state) or self.value_model.state_dict(), folder / "head.safetensors")
+        else:
+            classifier = self.value_model.classifier
+            classifier.save_pretrained(folder / "model", state_dict=_below("value_model.classifier", state))
+            constants = {"mean": self.value_model.mean, "std": self.value_model.std}
+            runs.write_json(folder / "normalisation.json", constants)
+
+    def _head(self, hidden):
+        return forward.at_least_float32(self.value_model(hidden).squeeze(-1))
+
+
+def _below(prefix, state):
+    """The part of a state dictionary below `prefix`; None of None."""
+    names = [name for name in state or () if name.startswith(f"{prefix}.")]
+    return {name.removeprefix(f"{prefix}."): state[name] for name in names} or None
+
+
+def value_model(kind, policy, reward_model):
+    """The value model of a run: from the reward model, from the policy's start with a head of zeros, or a head alone.
+
+    Args:
+        kind: reward_model | sft | shared (config.Ppo.value_model).
+        reward_model: the folder of a reward model's run.
+    """
+    if kind == "shared":
+        return _zeros(torch.nn.Linear(policy.config.hidden_size, 1))
+    made = models.load_score_model(reward_model)
+    if kind == "sft":
+        made.mean, made.std = 0.0, 1.0
+        made.classifier.base_model.load_state_dict(copy.deepcopy(policy.base_model.state_dict()))
+        _zeros(made.classifier.score)
+    return made
+
+
+def _zeros(head):
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return head
+
+
+def adapters(policy, value_model, ppo):
+    """Low-rank adapters in both networks, where `ppo.lora_rank` asks for them; `merge_and_unload()` each in the end."""
+    if not ppo.lora_rank:
+        return []
+    made = [_adapt(policy, ppo)]
+    if isinstance(value_model, ScoreModel):
+        made.append(_adapt(value_model.classifier, ppo, trained=["score"]))
+    return made
+
+
+def _adapt(model, ppo, trained=None):
+    """Freeze `model` and give every linear layer but its head a low-rank adapter (LoRA, 2106.09685), in place.
+
+    `trained` names modules that are trained whole.
+    """
+    from peft import LoraConfig, get_peft_model  # an extra: needed here alone
+
+    task = {"task_type": "SEQ_CLS", "modules_to_save": trained} if trained else {}
+    chosen = LoraConfig(r=ppo.lora_rank, lora_alpha=ppo.lora_alpha, target_modules="all-linear", **task)
+    return get_peft_model(model, chosen).eval()
