@@ -7,10 +7,12 @@ is computed. Stages do not import this module: they receive plain settings.
 import difflib
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 import re
+import types
 import typing
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
@@ -50,30 +52,35 @@ CHOICES = {
     "ppo.schedule": ("linear", "constant"),
     "ppo.kl_estimator": ("k1", "k2", "k3"),
     "ppo.kl_in": ("reward", "loss"),
-    "ppo.value_model": ("reward_model", "shared"),
+    "ppo.value_model": ("reward_model", "sft", "shared"),
+    "ppo.score_normalisation": ("constants", "batch", "none"),
     "execution.device": ("auto", "cpu", "cuda"),
+    "execution.rollouts": ("transformers", "vllm"),
     "mixed_precision": ("no", "bf16"),
 }
+REFERENCES = ("soup", "noise", "multi_kl", *plan.MOVING)
 AT_LEAST = {  # the smallest value that makes sense
     1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
     "sft.batch_size reward_model.pairs reward_model.held_out reward_model.epochs reward_model.batch_size "
     "reward_model.normalisation_prompts ppo.iterations ppo.batch_size ppo.epochs ppo.mini_batches ppo.rollouts_every "
     "report.bootstrap execution.threads execution.micro_batch execution.rollout_batch execution.memory_mb "
-    "execution.runtime "
+    "execution.runtime execution.processes "
     "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
     "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
-    "report.samples base.weight_decay ppo.missing_eos_penalty seed data.task.demonstrations data.task.validation "
-    "data.task.preferences data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",
+    "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip ppo.lora_rank seed "
+    "execution.checkpoint_every data.task.demonstrations data.task.validation data.task.preferences "
+    "data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",
 }
 POSITIVE = (
     "base.learning_rate sft.learning_rate reward_model.learning_rate ppo.learning_rate ppo.temperature "
-    "ppo.max_grad_norm ppo.adam_epsilon evaluate.temperature reward_model.gold_temperature"
+    "ppo.max_grad_norm ppo.adam_epsilon ppo.lora_alpha evaluate.temperature reward_model.gold_temperature"
 )
 SHARES = "base.warmup sft.warmup reward_model.warmup sft.dropout ppo.gamma ppo.lam ppo.adam_beta1 ppo.adam_beta2"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-ENTRY = re.compile(r"\+(arms|benchmarks|judges)\.[\w.+-]+=")
+# Hydra adds no entry to a typed dictionary, and puts nothing into a null: OmegaConf merges these overrides.
+MERGED = re.compile(r"\+(arms|benchmarks|judges)\.[\w.+-]+=|arms\.[\w+-]+\.kl_schedule[.=]")
 UNADDRESSED = re.compile(r"(experiment|results|execution\.\w+)=")  # overrides that leave a study what its name says
 
 ConfigStore.instance().store(name="schema", node=config.Config)
@@ -147,10 +154,10 @@ def _parse(overrides):
 def _compose_one(overrides):
     """One configuration as a dictionary, by Hydra; its errors as one line."""
     try:
-        entries = [override for override in overrides if ENTRY.match(override)]
-        composed = hydra_compose(config_name="config", overrides=[o for o in overrides if o not in entries])
+        merged = [override for override in overrides if MERGED.match(override)]
+        composed = hydra_compose(config_name="config", overrides=[o for o in overrides if o not in merged])
         OmegaConf.set_struct(composed, False)
-        composed = OmegaConf.merge(composed, *map(_entry, entries))
+        composed = OmegaConf.merge(composed, *(_tree(override, composed) for override in merged))
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
@@ -159,13 +166,16 @@ def _compose_one(overrides):
         raise UserError(_one_line(error, overrides)) from None
 
 
-def _entry(text):
-    """A new arm, benchmark or judge of the command line: Hydra adds no entry to a typed dictionary, OmegaConf does."""
+def _tree(text, composed):
+    """One override as a configuration of its own, to be merged; without + before it, its entry must be there."""
     override = OverridesParser.create().parse_override(text)
-    entry = override.value()
-    for name in reversed(override.key_or_group.split(".")):
-        entry = {name: entry}
-    return OmegaConf.create(entry)
+    group, name, *_ = path = override.key_or_group.split(".")
+    if not override.is_add() and name not in composed[group]:
+        raise UserError(_unknown(f"{group}.{name}"))
+    value = override.value()
+    for key in reversed(path):
+        value = {key: value}
+    return OmegaConf.create(value)
 
 
 def _one_line(error, overrides):
@@ -213,8 +223,13 @@ def _unknown(key):
                 there = f"a new entry of {where} is written with + before it"
             return f"{key}: no such setting; {hint}{there}"
         path.append(name)
-        known = typing.get_type_hints(known)[name]
+        known = _required(typing.get_type_hints(known)[name])
     return f"{key}: no such setting"
+
+
+def _required(hint):
+    """A type hint without its `| None`."""
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
 def presets(group):
@@ -231,8 +246,9 @@ def _value(values, key):
 def validate(values):
     """Refuse what the schema's types allow and no run can honour. UserError, one line: what, where, what to do."""
     _check_keys(values, config.Config)
-    for check in (_check_choices, _check_ranges, _check_names, _check_axes, _check_arms, _check_ppo, _check_data):
+    for check in (_check_choices, _check_ranges, _check_names, _check_axes, _check_arms, _check_ppo, _check_execution):
         check(values)
+    _check_data(values)
     _check_model(values)
     _check_names_differ(values)
 
@@ -256,7 +272,8 @@ def _check_keys(values, schema, path=()):
 
 def _check_choices(values):
     keys = dict(CHOICES)
-    keys |= {f"arms.{name}.reference.kind": ("soup", "noise") for name in values["arms"]}
+    keys |= {f"arms.{name}.reference.kind": REFERENCES for name in values["arms"]}
+    keys |= {f"{key}.kind": tuple(plan.SCHEDULES) for key in _schedules(values)}
     keys |= {f"judges.{name}.kind": ("gold", "vader") for name in values["judges"]}
     keys |= {f"benchmarks.{name}.kind": sum(BENCHMARKS.values(), ()) for name in values["benchmarks"]}
     for key, choices in keys.items():
@@ -270,15 +287,24 @@ def _choose(key, value, choices):
         raise UserError(f"{key}={value}: no such choice; there are {', '.join(choices)}")
 
 
+def _schedules(values):
+    """The keys of the study's schedule of kl_coef, and of the arms' own."""
+    own = [f"arms.{name}.kl_schedule" for name, arm in values["arms"].items() if arm["kl_schedule"] is not None]
+    return ["ppo.kl_schedule", *own]
+
+
 def _check_ranges(values):
+    schedules = _schedules(values)
+    positive = [f"arms.{name}.kl_scale" for name in values["arms"]]
+    positive += [f"{key}.{name}" for key in schedules for name in ("target", "horizon")]
     for smallest, keys in AT_LEAST.items():
         for key in keys.split():
-            if not _value(values, key) >= smallest:
+            if not smallest <= _value(values, key) < math.inf:
                 raise UserError(f"{key}={_value(values, key)}: must be at least {smallest}")
-    for key in POSITIVE.split():
-        if not (_value(values, key) > 0 and math.isfinite(_value(values, key))):
+    for key in [*POSITIVE.split(), *positive]:
+        if not 0 < _value(values, key) < math.inf:
             raise UserError(f"{key}={_value(values, key)}: must be above 0")
-    for key in SHARES.split():
+    for key in [*SHARES.split(), *(f"{key}.final" for key in schedules)]:
         if not 0 <= _value(values, key) <= 1:
             raise UserError(f"{key}={_value(values, key)}: must lie between 0 and 1")
 
@@ -337,9 +363,41 @@ def _check_arms(values):
     for name, arm in values["arms"].items():
         for key, weights in (("start", arm["start"]), ("reference.weights", arm["reference"]["weights"])):
             check_weights(f"arms.{name}.{key}", weights, values["sft"]["models"])
-        weights = [Fraction(weight) for weight in arm["reference"]["weights"]]
-        if arm["reference"]["kind"] == "noise" and weights[0] == 1:
-            raise UserError(f"arms.{name}.reference: noise as far as sft0 from sft0 is none; give a soup's weights")
+        _check_reference(f"arms.{name}.reference", arm["reference"])
+        _check_moving(f"arms.{name}.reference", arm["reference"], values["ppo"])
+
+
+def _check_reference(key, reference):
+    """Refuse weights that a kind of reference can't be made from."""
+    weights = [Fraction(weight) for weight in reference["weights"]]
+    if reference["kind"] == "noise" and weights[0] == 1:
+        raise UserError(f"{key}: noise as far as sft0 from sft0 is none; give a soup's weights")
+    if reference["kind"] == "multi_kl":
+        if min(weights) < 0:
+            raise UserError(f"{key}.weights={_shown(reference['weights'])}: a KL has no weight below 0; change them")
+        if sum(weight != 0 for weight in weights) < 2:
+            raise UserError(f"{key}: a KL to one model is that of kind=soup; write soup, or give two models a weight")
+
+
+def _check_moving(key, reference, ppo):
+    """Refuse a reference that should move and can't, and settings of moving that another kind would ignore."""
+    kind, rate, every = reference["kind"], reference["rate"], reference["every"]
+    for moving, setting in plan.MOVING.items():
+        if kind != moving and reference[setting] != 0:
+            raise UserError(
+                f"{key}.{setting}={reference[setting]}: of kind={moving} alone, and this is {kind}; leave it out"
+            )
+    if kind == "ema" and not 0 < rate <= 1:
+        raise UserError(f"{key}.rate={rate}: must be above 0 and at most 1, the policy's share after each iteration")
+    if kind == "reset" and not 1 <= every < ppo["iterations"]:
+        raise UserError(
+            f"{key}.every={every}: must be at least 1 and below ppo.iterations={ppo['iterations']}, or nothing is reset"
+        )
+    if kind in plan.MOVING and ppo["lora_rank"]:
+        raise UserError(
+            f"{key}.kind={kind}: a moving reference follows all weights, and ppo.lora_rank={ppo['lora_rank']} trains "
+            "adapters; set ppo.lora_rank=0 or leave the arm out"
+        )
 
 
 def check_weights(key, weights, models):
@@ -361,6 +419,28 @@ def _check_ppo(values):
         raise UserError(
             f"ppo.batch_size={ppo['batch_size']}: not divisible by ppo.mini_batches={ppo['mini_batches']}; change one"
         )
+
+
+def _check_execution(values):
+    execution, ppo = values["execution"], values["ppo"]
+    processes, path = execution["processes"], execution["accelerate_config"]
+    size = ppo["batch_size"] // ppo["mini_batches"]
+    if size % processes:
+        raise UserError(
+            f"execution.processes={processes}: cannot share the {size} prompts of a mini-batch evenly; "
+            "change it, ppo.batch_size or ppo.mini_batches"
+        )
+    if path and not Path(path).is_file():
+        raise UserError(f"execution.accelerate_config={path}: no such file; `accelerate config` writes one")
+    if execution["rollouts"] == "vllm":
+        _check_installed("vllm", "vllm", "execution.rollouts=vllm")
+    if ppo["lora_rank"]:
+        _check_installed("peft", "lora", f"ppo.lora_rank={ppo['lora_rank']}")
+
+
+def _check_installed(package, extra, setting):
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{setting}: needs {package}, of the extra salsa[{extra}]; pip install -e '.[{extra}]'")
 
 
 def _check_data(values):

@@ -9,7 +9,7 @@ import ast
 import copy
 import functools
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,6 +32,8 @@ MODULES = {  # in the order of the pipeline
 FOLDERS = {stage: "studies" if stage == "study" else stage for stage in MODULES}
 LONGEST_LABEL = 200  # characters; a file name holds 255
 SFT0 = ("1",)  # the weights of sft0 alone
+MOVING = {"ema": "rate", "reset": "every"}  # kind of a reference that follows the policy -> its own setting
+SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
 
 
 @dataclass(slots=True)
@@ -146,7 +148,7 @@ def decimal_text(number):
 
 
 def weights_label(weights, kind="soup"):
-    """A readable name of a soup or a noise, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
+    """A readable name of a soup, a noise, …, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
     fractions = [Fraction(weight) for weight in weights]
     if kind == "soup" and fractions.count(0) == len(fractions) - 1:
         return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
@@ -154,50 +156,120 @@ def weights_label(weights, kind="soup"):
     return kind + "_".join(f"{float(weight):.2f}" for weight in shown)
 
 
-def policy_name(start, reference, kl_coef):
-    """The name of a policy within a replicate, from its content alone."""
-    return f"start_{weights_label(start)}-ref_{weights_label(reference[1], reference[0])}-kl_{number_label(kl_coef)}"
-
-
 def number_label(number):
     return repr(float(number)).removesuffix(".0")
 
 
-def policies(values):
-    """The distinct policies of a replicate, one for each content, as dictionaries.
+@dataclass(frozen=True)
+class Way:
+    """A way to run PPO, canonical: arms with equal ways are one.
 
-    Keys: arm (the first arm's name, or alpha_0.25 for an alpha that is no arm), alpha (the reference's place on the
-    line from sft0 to sft1 as text, or None), start and weights (canonical), kind (of the reference), kl_coef, name.
+    Attributes:
+        kind, weights, rate, every: of the reference; 0 where its kind has no such setting.
+        kl_scale: of the study's kl_coef.
+        kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
     """
-    ways = {}  # (start, (kind, weights)) -> (arm, kl_coefs)
+
+    start: tuple[str, ...] = SFT0
+    kind: str = "soup"
+    weights: tuple[str, ...] = SFT0
+    rate: float = 0.0
+    every: int = 0
+    kl_scale: float = 1.0
+    kl_schedule: tuple = ("fixed",)
+
+    def kl_coef(self, kl_coef):
+        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
+        return float(Fraction(repr(kl_coef)) * Fraction(repr(self.kl_scale)))
+
+    def reference_label(self):
+        """A readable name of the reference: as `weights_label`, and ema0.05_sft0, reset10_sft0."""
+        if self.kind not in MOVING:
+            return weights_label(self.weights, self.kind)
+        setting = getattr(self, MOVING[self.kind])
+        return f"{self.kind}{number_label(setting)}_{weights_label(self.weights)}"
+
+    def kl_label(self, kl_coef):
+        """A readable name of the penalty's strength: 0.05, 0.05x0.5, 0.05-linear0, 0.05-adaptive6_10000."""
+        scale = "" if self.kl_scale == 1 else f"x{number_label(self.kl_scale)}"
+        kind, *values = self.kl_schedule
+        schedule = "" if kind == "fixed" else f"-{kind}" + "_".join(map(number_label, values))
+        return number_label(kl_coef) + scale + schedule
+
+    def name(self, kl_coef):
+        """The name of its policy within a replicate, from its content alone."""
+        return f"start_{weights_label(self.start)}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+
+    def run_label(self, kl_coef):
+        """The label of its PPO run, which knows the effective kl_coef alone: two policies may share the run."""
+        return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
+
+
+def way(arm, kl_schedule):
+    """The `Way` of an arm (`config.Arm` as a dictionary) in a study whose ppo.kl_schedule is this."""
+    reference = arm["reference"]
+    setting = MOVING.get(reference["kind"])
+    return Way(
+        canonical_weights(arm["start"]),
+        reference["kind"],
+        canonical_weights(reference["weights"]),
+        float(reference["rate"]) if setting == "rate" else 0.0,
+        reference["every"] if setting == "every" else 0,
+        float(arm["kl_scale"]),
+        canonical_schedule(arm["kl_schedule"] or kl_schedule),
+    )
+
+
+def canonical_schedule(schedule):
+    """`config.KlSchedule` as a dictionary -> its kind, and the values of what that kind reads."""
+    return (schedule["kind"], *(float(schedule[name]) for name in SCHEDULES[schedule["kind"]]))
+
+
+def plain_way(values):
+    """The way of plain PPO in a study: sft0 is start and reference, the penalty is the study's own."""
+    return Way(kl_schedule=canonical_schedule(values["ppo"]["kl_schedule"]))
+
+
+def ways(values):
+    """The distinct ways of a study, in order: Way -> (the names of its arms, its kl_coefs).
+
+    An alpha that is no arm is named alpha_0.25.
+    """
+    found = {}
     for name, arm in values["arms"].items():
-        reference = arm["reference"]
-        content = canonical_weights(arm["start"]), (reference["kind"], canonical_weights(reference["weights"]))
-        ways.setdefault(content, (name, values["kl_coefs"]))
-    alpha_kl_coefs = values["alpha_kl_coefs"]
+        names, _ = found.setdefault(way(arm, values["ppo"]["kl_schedule"]), ([], values["kl_coefs"]))
+        names.append(name)
+    kl_coefs = values["kl_coefs"] if values["alpha_kl_coefs"] is None else values["alpha_kl_coefs"]
     for alpha in values["alphas"]:
-        content = SFT0, ("soup", alpha_weights(alpha))
-        kl_coefs = values["kl_coefs"] if alpha_kl_coefs is None else alpha_kl_coefs
-        ways.setdefault(content, (f"alpha_{float(Fraction(alpha)):.2f}", kl_coefs))
+        own = replace(plain_way(values), weights=alpha_weights(alpha))
+        found.setdefault(own, ([f"alpha_{float(Fraction(alpha)):.2f}"], kl_coefs))
+    return found
+
+
+def policies(values):
+    """The policies of a replicate, one for each way and kl_coef, as dictionaries.
+
+    Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
+    text, or None), way, kl_coef (the study's, before the way's scale), name.
+    """
+    plain = plain_way(values)
     return [
         {
-            "arm": arm,
-            "alpha": _alpha_of(start, kind, weights),
-            "start": start,
-            "kind": kind,
-            "weights": weights,
+            "arm": names[0],
+            "alpha": _alpha_of(own, plain),
+            "way": own,
             "kl_coef": kl_coef,
-            "name": policy_name(start, (kind, weights), kl_coef),
+            "name": own.name(kl_coef),
         }
-        for (start, (kind, weights)), (arm, kl_coefs) in ways.items()
+        for own, (names, kl_coefs) in ways(values).items()
         for kl_coef in kl_coefs
     ]
 
 
-def _alpha_of(start, kind, weights):
-    if start != SFT0 or kind != "soup" or len(weights) > 2:
+def _alpha_of(own, plain):
+    if replace(own, weights=SFT0) != plain or len(own.weights) > 2:
         return None
-    return decimal_text(weights[1]) if len(weights) == 2 else "0"
+    return decimal_text(own.weights[1]) if len(own.weights) == 2 else "0"
 
 
 def _used(*weights):
@@ -286,7 +358,7 @@ class _Study:
         plain = {
             policy["kl_coef"]: (policy["name"], respond)
             for policy, _, respond in answered
-            if policy["start"] == SFT0 and (policy["kind"], policy["weights"]) == ("soup", SFT0)
+            if policy["way"] == plain_way(self.values)
         }
         for policy, ppo, respond in answered:
             index = len(members)
@@ -358,29 +430,40 @@ class _Study:
         return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
 
     def add_ppo(self, label, replicate, policy, sft, reward_model, landscape):
+        own = policy["way"]
         settings = {
             "seed": self.seed("ppo", replicate),
-            "kl_coef": policy["kl_coef"],
-            "start": list(policy["start"]),
-            "reference": {"kind": policy["kind"], "weights": list(policy["weights"])},
-            "ppo": self.values["ppo"],
+            "kl_coef": own.kl_coef(policy["kl_coef"]),
+            "start": list(own.start),
+            "reference": {"kind": own.kind, "weights": list(own.weights), "rate": own.rate, "every": own.every},
+            "ppo": self.ppo(own.kl_schedule),
             "lengths": self.values["lengths"],
             "mixed_precision": self.values["mixed_precision"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model}
-        parents |= {f"sft{i}": sft[i] for i in _used(policy["start"], policy["weights"])}
+        parents |= {f"sft{i}": sft[i] for i in _used(own.start, own.weights)}
         after = (landscape,) if landscape else ()
-        return self.add_run("ppo", f"{label}-{policy['name']}", settings, parents, replicate, after)
+        return self.add_run("ppo", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate, after)
+
+    def ppo(self, kl_schedule):
+        """PPO's settings as they determine a policy: what is not read there has its default."""
+        kind, *chosen = kl_schedule
+        schedule = asdict(config.KlSchedule(kind, **dict(zip(SCHEDULES[kind], chosen, strict=True))))
+        settings = self.values["ppo"] | {"kl_schedule": schedule}
+        return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
 
     def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
+        own = policy["way"]
         settings = {
             "seed": self.seed("respond", replicate),
             "temperature": self.values["evaluate"]["temperature"],
             "lengths": self.values["lengths"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "ppo": ppo}
-        parents |= {f"sft{i}": sft[i] for i in _used(policy["weights"])} | self.benchmarks
-        return self.add_run("respond", f"{label}-{policy['name']}", settings, parents, replicate)
+        # What has become of a reference that moved is in the folder of PPO's run.
+        used = _used() if own.kind in MOVING else _used(own.weights)
+        parents |= {f"sft{i}": sft[i] for i in used} | self.benchmarks
+        return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
 
     def add_judge(self, label, replicate, policy, judge, respond, baselines):
         settings = {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +25,33 @@ def use_environment(root):
     packages = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(root) not in packages:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
+
+
+def threads(run):
+    """The CPU threads of a run, over all its processes."""
+    return run.execution["threads"] * run.execution["processes"]
+
+
+def launcher(run):
+    """The command that starts a run's process or processes, as shell text: what `-m <module>` follows.
+
+    `accelerate launch` sets as many processes going as are asked for only where it is told of several GPUs, or by its
+    configuration file; on a CPU, `--multi_gpu` does it just so.
+    """
+    processes, path = run.execution["processes"], run.execution["accelerate_config"]
+    if processes == 1 and not path:
+        return "python"
+    chosen = ["--config_file", path] if path else ["--multi_gpu"]
+    # A run is on one machine, beside others: port 0 is any that is free. The rest would be warned about.
+    options = {
+        "num_processes": processes,
+        "num_machines": 1,
+        "main_process_port": 0,
+        "mixed_precision": run.settings["mixed_precision"],
+        "dynamo_backend": "no",
+    }
+    chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return shlex.join(["accelerate", "launch", *chosen])
 
 
 def finished(plan, path):

@@ -39,8 +39,37 @@ def test_experiments_compose_and_plan(experiment):
 
 
 @pytest.mark.parametrize("arm", compose.presets("arm"))
-def test_arms_compose_under_their_names(arm):
-    assert list(one(f"arm=[{arm}]")["arms"]) == [arm]
+def test_arms_compose_under_their_names_and_plan(arm):
+    values = one(f"arm=[{arm}]", *(["sft.models=3"] if arm == "n_soup" else []))
+    assert list(values["arms"]) == [arm] and values["arms"][arm]["description"]
+    study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
+    assert [policy["arm"] for policy in study.settings["policies"]] == [arm, arm]  # of two replicates
+
+
+def test_all_arms_together():
+    values = one(f"arm=[{','.join(compose.presets('arm'))}]", "sft.models=3", "replicates=[0]")
+    runs = plan.plan([values]).runs.values()
+    ppo = {run.settings["reference"]["kind"]: run.settings for run in runs if run.stage == "ppo"}
+    assert set(ppo) == {"soup", "noise", "multi_kl", "ema", "reset"}
+    assert sum(run.stage == "ppo" for run in runs) == len(compose.presets("arm")) == 12
+    assert (ppo["ema"]["reference"]["rate"], ppo["reset"]["reference"]["every"]) == (0.05, 10)
+    penalties = {
+        (run.settings["kl_coef"], run.settings["ppo"]["kl_schedule"]["kind"]) for run in runs if run.stage == "ppo"
+    }
+    assert penalties == {(0.05, "fixed"), (0.025, "fixed"), (0.05, "linear")}
+
+
+def test_a_schedule_of_the_command_line():
+    """Hydra puts nothing into a null: an arm's own schedule is merged by OmegaConf."""
+    composed = compose.compose(["arms.salsa.kl_schedule.kind=linear,adaptive", "ppo.kl_schedule.final=0.1"])
+    assert [values["arms"]["salsa"]["kl_schedule"]["kind"] for values in composed] == ["linear", "adaptive"]
+    assert composed[0]["arms"]["ppo"]["kl_schedule"] is None and composed[0]["ppo"]["kl_schedule"]["final"] == 0.1
+    (values,) = compose.compose(["arms.salsa.kl_schedule={kind:linear,final:0.2}", "+arms.x.kl_schedule.kind=linear"])
+    assert values["arms"]["salsa"]["kl_schedule"]["final"] == 0.2 and values["arms"]["x"]["start"] == ["1"]
+    assert (
+        one("arm=[decaying_beta]", "arms.decaying_beta.kl_schedule=null")["arms"]["decaying_beta"]["kl_schedule"]
+        is None
+    )
 
 
 def test_default_study():
@@ -94,7 +123,7 @@ def test_an_arm_of_the_command_line():
         "+arms.n.reference.weights=[1/3,1/3,1/3]",
         "sft.models=3",
     )
-    assert values["arms"]["far"]["reference"] == {"kind": "soup", "weights": ["0.25", "0.75"]}
+    assert values["arms"]["far"]["reference"] == {"kind": "soup", "weights": ["0.25", "0.75"], "rate": 0.0, "every": 0}
     assert values["arms"]["n"]["start"] == ["1"]
 
 
@@ -126,7 +155,43 @@ MISTAKES = {
     "arms.salsa.reference.weights=[1,1]": "sum to 2",
     "arms.salsa.reference.weights=[1/0]": "no number",
     "arms.salsa.reference.weights=[1/2,1/4,1/4]": "2 SFT models",
-    "arms.salsa.reference.kind=foo": "soup, noise",
+    "arms.salsa.reference.kind=foo": "soup, noise, multi_kl, ema, reset",
+    "arms.salsa.reference.kind=ema": "above 0 and at most 1",
+    "+arms.x.reference={kind:ema,rate:1.5}": "above 0 and at most 1",
+    "arms.salsa.reference.kind=reset": "at least 1 and below ppo.iterations=30",
+    "+arms.x.reference={kind:reset,every:30}": "at least 1 and below ppo.iterations=30",
+    "arms.salsa.reference.rate=0.1": "of kind=ema alone",
+    "arms.salsa.reference.every=2": "of kind=reset alone",
+    "+arms.x.reference={kind:reset,every:2,rate:0.1}": "of kind=ema alone",
+    "+arms.x.reference={kind:ema,rate:0.1,every:-2}": "of kind=reset alone",
+    "arms.ppo.reference.kind=multi_kl": "write soup",
+    "+arms.x.reference={kind:multi_kl,weights:[0,1]}": "write soup",
+    "+arms.x.reference={kind:multi_kl,weights:[2,-1]}": "no weight below 0",
+    "+arms.x.reference={kind:noise,weights:[1,0]}": "is none",
+    "arms.ppo.kl_scale=0": "above 0",
+    "arms.ppo.kl_scale=-1": "above 0",
+    "arms.ppo.kl_scale=inf": "above 0",
+    "arms.ppo.kl_schedule.kind=foo": "fixed, linear, adaptive",
+    "arms.ppo.kl_schedule.final=1.5": "between 0 and 1",
+    "arms.ppo.kl_schedule.target=0": "above 0",
+    "arms.ppo.kl_schedule.foo=1": "arms.ppo.kl_schedule has kind, final",
+    "arms.foo.kl_schedule.kind=linear": "with +",
+    "ppo.kl_schedule.kind=foo": "fixed, linear, adaptive",
+    "ppo.kl_schedule.final=-0.5": "between 0 and 1",
+    "ppo.kl_schedule.target=0": "above 0",
+    "ppo.kl_schedule.horizon=0": "above 0",
+    "ppo.kl_schedule.kin=linear": "did you mean ppo.kl_schedule.kind",
+    "ppo.value_model=policy": "reward_model, sft, shared",
+    "ppo.score_normalisation=foo": "constants, batch, none",
+    "ppo.score_clip=-1": "at least 0",
+    "ppo.score_clip=inf": "at least 0",
+    "ppo.lora_rank=-1": "at least 0",
+    "ppo.lora_alpha=0": "above 0",
+    "execution.rollouts=sglang": "transformers, vllm",
+    "execution.processes=0": "at least 1",
+    "execution.processes=3": "64 prompts of a mini-batch",
+    "execution.checkpoint_every=-1": "at least 0",
+    "execution.accelerate_config=missing.yaml": "no such file",
     "sft.models=1": "SFT model",
     "replicates=[]": "empty",
     "replicates=[0,0]": "twice",
@@ -152,6 +217,39 @@ def test_a_mistake_is_one_line(override):
         compose.compose([override])
     assert "\n" not in str(error.value)
     assert MISTAKES[override] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "package", "extra"),
+    [("execution.rollouts=vllm", "vllm", "salsa[vllm]"), ("ppo.lora_rank=8", "peft", "salsa[lora]")],
+)
+def test_what_needs_a_package_says_so_while_planning(monkeypatch, override, package, extra):
+    asked = []
+    monkeypatch.setattr(compose.importlib.util, "find_spec", asked.append)  # finds nothing
+    with pytest.raises(UserError) as error:
+        one(override)
+    assert asked == [package] and extra in str(error.value) and "\n" not in str(error.value)
+    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    key, value = override.split("=")
+    assert str(compose._value(one(override), key)) == value
+
+
+def test_adapters_and_a_moving_reference_are_refused(monkeypatch):
+    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    for arm in ("ema", "reset"):
+        with pytest.raises(UserError, match=f"arms.{arm}.reference.kind={arm}: a moving reference") as error:
+            one(f"arm=[ppo,{arm}]", "ppo.lora_rank=8")
+        assert "\n" not in str(error.value)
+    assert one("arm=[ppo,multi_kl]", "ppo.lora_rank=8", "ppo.value_model=shared")
+
+
+def test_processes_share_mini_batches_evenly(tmp_path):
+    assert one("execution.processes=4", "ppo.mini_batches=2")["execution"]["processes"] == 4
+    with pytest.raises(UserError, match="16 prompts of a mini-batch"):
+        one("execution.processes=32", "ppo.mini_batches=4")
+    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\n")
+    for processes in (1, 2):
+        assert one(f"execution.accelerate_config={tmp_path}/fsdp.yaml", f"execution.processes={processes}")
 
 
 ULTRA = ["data=ultra", *FITTING["ultra"]]

@@ -12,11 +12,11 @@ import pytest
 from salsa import config, plan, runs
 
 SETTINGS = {stage: "".join(part.title() for part in stage.split("_")) + "Settings" for stage in plan.MODULES}
-SOUP = {"kind": "soup", "weights": ["1/2", "1/2"]}
 
 
-def arm(start=("1",), kind="soup", weights=("1",)):
-    return {"description": "", "start": list(start), "reference": {"kind": kind, "weights": list(weights)}}
+def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
+    reference = config.Reference(kind, list(weights), rate, every)
+    return dataclasses.asdict(config.Arm("", list(start), reference, kl_scale, kl_schedule))
 
 
 def make(**changes):
@@ -128,18 +128,150 @@ def test_alphas_at_some_kl_coefs_only():
     ]
 
 
+HALVES = {"weights": ["1/2", "1/2"]}
+LINEAR = config.KlSchedule("linear", final=0.1)
+
+
 @pytest.mark.parametrize(
-    ("start", "reference", "name"),
+    ("values", "name", "label"),
     [
-        (["1"], ("soup", ["1"]), "start_sft0-ref_sft0-kl_0.05"),
-        (["1"], ("soup", ["0", "1"]), "start_sft0-ref_sft1-kl_0.05"),
-        (["1/2", "1/2"], ("soup", ["2/3", "1/3"]), "start_soup0.50-ref_soup0.33-kl_0.05"),
-        (["1"], ("soup", ["1/3", "1/3", "1/3"]), "start_sft0-ref_soup0.33_0.33_0.33-kl_0.05"),
-        (["1"], ("noise", ["1/2", "1/2"]), "start_sft0-ref_noise0.50-kl_0.05"),
+        ({}, "start_sft0-ref_sft0-kl_0.05", None),
+        ({"weights": ["0", "1"]}, "start_sft0-ref_sft1-kl_0.05", None),
+        ({"start": ["0.5", "0.5"], "weights": ["2/3", "1/3"]}, "start_soup0.50-ref_soup0.33-kl_0.05", None),
+        ({"weights": ["1/3", "1/3", "1/3"]}, "start_sft0-ref_soup0.33_0.33_0.33-kl_0.05", None),
+        (HALVES | {"kind": "noise"}, "start_sft0-ref_noise0.50-kl_0.05", None),
+        (HALVES | {"kind": "multi_kl"}, "start_sft0-ref_multi_kl0.50-kl_0.05", None),
+        ({"kind": "ema", "rate": 0.05}, "start_sft0-ref_ema0.05_sft0-kl_0.05", None),
+        (HALVES | {"kind": "ema", "rate": 1.0}, "start_sft0-ref_ema1_soup0.50-kl_0.05", None),
+        ({"kind": "reset", "every": 10}, "start_sft0-ref_reset10_sft0-kl_0.05", None),
+        ({"kl_scale": 0.5}, "start_sft0-ref_sft0-kl_0.05x0.5", "start_sft0-ref_sft0-kl_0.025"),
+        ({"kl_schedule": LINEAR}, "start_sft0-ref_sft0-kl_0.05-linear0.1", None),
+        (
+            {"kl_scale": 2.0, "kl_schedule": config.KlSchedule("adaptive", target=3.5)},
+            "start_sft0-ref_sft0-kl_0.05x2-adaptive3.5_10000",
+            "start_sft0-ref_sft0-kl_0.1-adaptive3.5_10000",
+        ),
     ],
 )
-def test_names_are_readable(start, reference, name):
-    assert plan.policy_name(start, reference, 0.05) == name
+def test_names_and_labels_are_readable(values, name, label):
+    way = plan.way(arm(**values), dataclasses.asdict(config.KlSchedule()))
+    assert way.name(0.05) == name and way.run_label(0.05) == (label or name)
+
+
+@pytest.mark.parametrize(
+    ("kl_coef", "scale", "effective"), [(0.05, 0.5, 0.025), (0.1, 3.0, 0.3), (0.07, 0.1, 0.007), (1e-05, 2.0, 2e-05)]
+)
+def test_the_effective_kl_coef_has_no_noise(kl_coef, scale, effective):
+    """3 * 0.1 is 0.30000000000000004 in binary, and would be another run than that of kl_coef 0.3."""
+    assert plan.Way(kl_scale=scale).kl_coef(kl_coef) == effective
+
+
+def ppo_runs(values):
+    return {path: run for path, run in plan.plan([values]).runs.items() if run.stage == "ppo"}
+
+
+def test_a_scaled_kl_coef_shares_the_run_of_the_kl_coef_that_it_gives():
+    arms = {"ppo": arm(), "smaller_beta": arm(kl_scale=0.5)}
+    values = make(arms=arms, kl_coefs=[0.05, 0.025], replicates=[0])
+    found = plan.policies(values)
+    assert [(policy["arm"], policy["kl_coef"], policy["name"].split("kl_")[1]) for policy in found] == [
+        ("ppo", 0.05, "0.05"),
+        ("ppo", 0.025, "0.025"),
+        ("smaller_beta", 0.05, "0.05x0.5"),
+        ("smaller_beta", 0.025, "0.025x0.5"),
+    ]
+    assert sorted(run.settings["kl_coef"] for run in ppo_runs(values).values()) == [0.0125, 0.025, 0.05]
+    study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
+    parents = study.parents
+    assert parents["ppo/1"] == parents["ppo/2"] and parents["respond/1"] == parents["respond/2"]
+    assert parents["judge/gold/1"] != parents["judge/gold/2"]  # whose candidates are named otherwise
+    assert [policy["kl_coef"] for policy in study.settings["policies"]] == [0.05, 0.025, 0.05, 0.025]
+    alone = make(arms={"ppo": arm()}, kl_coefs=[0.025], replicates=[0])
+    assert set(ppo_runs(alone)) < set(ppo_runs(values))
+
+
+def test_arms_of_another_penalty_are_not_plain_ppo():
+    """Neither on the line of alphas nor a baseline: they are judged against plain PPO at the study's kl_coef."""
+    arms = {"smaller_beta": arm(kl_scale=0.5), "decaying_beta": arm(kl_schedule=LINEAR), "ppo": arm()}
+    values = make(arms=arms | {"ema": arm(kind="ema", rate=0.1)}, replicates=[0])
+    assert [policy["alpha"] for policy in plan.policies(values)] == [None, None, "0", None]
+    study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
+    plain = "start_sft0-ref_sft0-kl_0.05"
+    assert [policy["baselines"].get("ppo") for policy in study.settings["policies"]] == [plain, plain, None, plain]
+
+
+def test_an_arms_schedule_takes_the_place_of_the_studys():
+    arms = {"ppo": arm(), "fixed": arm(kl_schedule=config.KlSchedule()), "decaying_beta": arm(kl_schedule=LINEAR)}
+    values = make(arms=arms, ppo__kl_schedule=dataclasses.asdict(LINEAR), replicates=[0])
+    found = {policy["arm"]: policy for policy in plan.policies(values)}
+    assert list(found) == ["ppo", "fixed"]  # the third says what the study says
+    assert [policy["alpha"] for policy in found.values()] == ["0", None]
+    schedules = [run.settings["ppo"]["kl_schedule"] for run in ppo_runs(values).values()]
+    assert schedules == [dataclasses.asdict(LINEAR), dataclasses.asdict(config.KlSchedule())]
+    arms = {"decaying_beta": arm(kl_schedule=LINEAR)}
+    assert set(ppo_runs(make(arms=arms, replicates=[0]))) < set(ppo_runs(values))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"ppo__kl_schedule__target": 7.0}),
+        ({}, {"ppo__kl_schedule__final": 0.5}),
+        ({"ppo__kl_schedule__kind": "linear"}, {"ppo__kl_schedule": {"kind": "linear", "final": 0.0, "target": 9.0}}),
+        ({}, {"ppo__lora_alpha": 32.0}),
+        ({"arms": {"ppo": arm()}}, {"arms": {"ppo": arm(rate=0.5, every=3)}}),
+    ],
+)
+def test_settings_that_are_not_read_make_no_other_run(one, other):
+    assert set(ppo_runs(make(**one))) == set(ppo_runs(make(**other)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "ema", "rate": 0.1},
+        {"kind": "ema", "rate": 0.2},
+        {"kind": "reset", "every": 5},
+        {"kind": "reset", "every": 6},
+        {"kind": "multi_kl", "weights": ["1/2", "1/2"]},
+        {"kind": "noise", "weights": ["1/2", "1/2"]},
+        {"kl_scale": 0.5},
+        {"kl_schedule": LINEAR},
+        {"kl_schedule": config.KlSchedule("linear", 0.2)},
+        {"kl_schedule": config.KlSchedule("adaptive")},
+        {"kl_schedule": config.KlSchedule("adaptive", target=7.0)},
+    ],
+)
+def test_each_setting_of_an_arm_makes_a_run_of_its_own(change):
+    arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "ema": arm(kind="ema", rate=0.3)}
+    values = make(arms=arms | {"new": arm(**change)}, replicates=[0])
+    assert len(ppo_runs(values)) == 4 and len({policy["name"] for policy in plan.policies(values)}) == 4
+
+
+def test_the_reference_is_passed_on_whole():
+    arms = {"ema": arm(kind="ema", weights=["1/2", "1/2"], rate=0.1), "ppo": arm()}
+    result = plan.plan([make(arms=arms, replicates=[0])])
+    ema, plain = (run for run in result.runs.values() if run.stage == "ppo")
+    assert ema.settings["reference"] == {"kind": "ema", "weights": ["1/2", "1/2"], "rate": 0.1, "every": 0}
+    assert plain.settings["reference"] == {"kind": "soup", "weights": ["1"], "rate": 0.0, "every": 0}
+    assert config.from_dict(config.PpoSettings, ema.settings).reference.rate == 0.1
+
+
+def test_what_has_moved_is_read_from_the_folder_of_ppo():
+    arms = {
+        "ema": arm(kind="ema", weights=["1/2", "1/2"], rate=0.1),
+        "multi_kl": arm(kind="multi_kl", weights=["1/3", "1/3", "1/3"]),
+    }
+    result = plan.plan([make(arms=arms, sft__models=3, replicates=[0])])
+    models = {
+        (run.stage, run.settings.get("reference", {}).get("kind")): {r for r in run.parents if r.startswith("sft")}
+        for run in result.runs.values()
+        if run.stage == "ppo"
+    }
+    assert models == {("ppo", "ema"): {"sft0", "sft1"}, ("ppo", "multi_kl"): {"sft0", "sft1", "sft2"}}
+    ema, multi_kl = (set(run.parents) for run in result.runs.values() if run.stage == "respond")
+    assert {role for role in ema if role.startswith("sft")} == {"sft0"}
+    assert {role for role in multi_kl if role.startswith("sft")} == {"sft0", "sft1", "sft2"}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +279,11 @@ def test_names_are_readable(start, reference, name):
     [
         ({"ppo__learning_rate": 1e-5}, AFTER_PPO),
         ({"kl_coefs": [0.1]}, AFTER_PPO),
+        ({"ppo__kl_schedule__kind": "linear"}, AFTER_PPO),
+        ({"ppo__lora_rank": 4}, AFTER_PPO),
+        ({"execution__processes": 2}, set()),
+        ({"execution__checkpoint_every": 1}, set()),
+        ({"execution__rollouts": "vllm"}, set()),
         ({"reward_model__epochs": 7}, AFTER_REWARD),
         ({"sft__epochs": 7}, AFTER_REWARD | {"sft"}),
         ({"base__epochs": 7}, AFTER_REWARD | {"sft", "base"}),

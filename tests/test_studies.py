@@ -1,11 +1,11 @@
-"""Publishing: what of a study is copied, under which name, and what stays behind."""
+"""How a run's processes are started; publishing: what of a study is copied, under which name, what stays behind."""
 
 from typing import Any
 
 import pytest
 from conftest import EXECUTION
 
-from salsa import config, runs, studies
+from salsa import config, plan, runs, studies
 
 SAMPLES = "# Samples\n\n**openings-1**: a movie that\n\n| sft0 | is **not**: bad |\n"
 
@@ -24,6 +24,30 @@ def study(results, kind, iterations=1):
     if not link.is_symlink():
         link.symlink_to(folder.name)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("execution", "threads", "launcher"),
+    [
+        ({}, 3, "python"),
+        (
+            {"processes": 2},
+            6,
+            "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 "
+            "--mixed_precision bf16 --dynamo_backend no",
+        ),
+        (
+            {"accelerate_config": "my fsdp.yaml"},
+            3,
+            "accelerate launch --config_file 'my fsdp.yaml' --num_processes 1 --num_machines 1 --main_process_port 0 "
+            "--mixed_precision bf16 --dynamo_backend no",
+        ),
+    ],
+)
+def test_how_processes_are_started(execution, threads, launcher):
+    execution = {"threads": 3, "processes": 1, "accelerate_config": ""} | execution
+    run = plan.Run("ppo", "label", "address", {"mixed_precision": "bf16"}, {}, execution)
+    assert (studies.threads(run), studies.launcher(run)) == (threads, launcher)
 
 
 def test_a_study_is_published_under_its_name(tmp_path):

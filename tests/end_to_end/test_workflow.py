@@ -32,9 +32,14 @@ def main(module, plan_file, path):
     settings = getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
     results = Path(runs.read_json(plan_file)["results"])
 
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    with open("processes.txt", "a") as file:
+        file.write(f"{stage} {rank} of {processes}\\n")
+
     def function(settings, parents, output, execution):
-        with open("calls.txt", "a") as file:
-            file.write(path + "\\n")
+        if rank == 0:  # the others are the same run
+            with open("calls.txt", "a") as file:
+                file.write(path + "\\n")
         while Path(f"hold_{stage}").exists():
             time.sleep(0.05)
         if Path(f"fail_{stage}").exists():
@@ -50,7 +55,7 @@ def main(module, plan_file, path):
                  {role: results / parent for role, parent in run["parents"].items()}, results / path,
                  config.from_dict(config.Execution, run["execution"]), expected=run["address"])
 
-arguments = sys.orig_argv[1:]
+arguments = [argument for argument in sys.orig_argv[1:] if argument != "-u"]  # which torch.distributed.run adds
 if arguments[:1] == ["-m"] and arguments[1].startswith("salsa.") and "--plan" in arguments:
     code = 0
     try:
@@ -198,6 +203,19 @@ def test_what_an_override_runs(small, tmp_path):
     counts, _ = place.run(f"{TINY} evaluate.gates.smallest_kl=0.1")
     assert counts == {"landscape": 1, "judge": 2, "studies": 1}  # PPO comes after the gates, and reads nothing of them
     assert len(place.calls()) == len(set(place.calls()))
+
+
+def test_ppo_runs_as_several_processes(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    (place.folder / "processes.txt").unlink()
+    options = "ppo.learning_rate=1e-5 execution.processes=2"
+    counts, printed = place.run(f"{SMALL} arm=[ppo] {options}", "--printshellcmds")
+    assert counts == {"ppo": 1, "respond": 1, "judge": 1, "studies": 1}
+    processes = (place.folder / "processes.txt").read_text().splitlines()
+    assert sorted(line for line in processes if line.startswith("ppo")) == ["ppo 0 of 2", "ppo 1 of 2"]
+    assert "respond 0 of 1" in processes
+    ppo = printed.split("rule ppo:")[1].split("rule ")[0]
+    assert "threads: 2" in ppo and "exec accelerate launch --multi_gpu --num_processes 2 " in ppo
 
 
 def test_a_plan_file_is_run_as_it_stands(small):

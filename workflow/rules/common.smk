@@ -71,19 +71,34 @@ def parents(stage):
     return manifests
 
 
+def planned(stage, wildcards):
+    """The plan's entry of a job's run."""
+    return PLAN.runs[f"{planning.FOLDERS[stage]}/{wildcards.run}"]
+
+
 def execution(stage, name):
     """A resource function of a stage: a value of the run's execution settings."""
-    return lambda wildcards: PLAN.runs[f"{planning.FOLDERS[stage]}/{wildcards.run}"].execution[name]
+    return lambda wildcards: planned(stage, wildcards).execution[name]
 
 
-def command(stage, show=False):
+def all_threads(stage):
+    """The threads function of a stage that may run as several processes: those of all of them."""
+    return lambda wildcards: studies.threads(planned(stage, wildcards))
+
+
+def launcher(stage):
+    """The parameter function of a stage that may run as several processes: what starts them."""
+    return lambda wildcards: studies.launcher(planned(stage, wildcards))
+
+
+def command(stage, show=False, python="python"):
     """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
 
     With `show`, what the stage prints goes to the terminal as well as to its log.
     """
     output = "> >(tee -a {log}) 2>> {log}" if show else "> {log} 2>&1"
     return (
-        f"exec python -m {planning.MODULES[stage]} --plan {shlex.quote(str(PLAN_FILE))} "
+        f"exec {python} -m {planning.MODULES[stage]} --plan {shlex.quote(str(PLAN_FILE))} "
         f"--run {planning.FOLDERS[stage]}/{{wildcards.run}} {output}"
     )
 

@@ -73,10 +73,12 @@ rule ppo:
     retries: 1
     conda:
         "../../environment.yml"
-    threads: execution("ppo", "threads")
+    threads: all_threads("ppo")
     resources:
         mem_mb=execution("ppo", "memory_mb"),
         runtime=execution("ppo", "runtime"),
         gpu=execution("ppo", "gpus"),
+    params:
+        launcher=launcher("ppo"),
     shell:
-        command("ppo")
+        command("ppo", python="{params.launcher}")
