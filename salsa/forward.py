@@ -1,7 +1,7 @@
 """Forward passes: from padded token sequences to log-probabilities, entropies, values, rewards and exact KL.
 
 Sequences are prompts padded on the left and responses padded on the right, so that a response starts at column P in
-every row. Nothing of size B x T x vocabulary is kept: logits are computed for response positions alone, a chunk of
+every row; forward passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is kept: logits are computed for response positions alone, a chunk of
 rows at a time, and in training each chunk is computed again in the backward pass where it would be large.
 """
 
@@ -34,6 +34,11 @@ class Sequences:
     def responses(self):
         """(B, T) tokens."""
         return self.tokens[:, self.prompt_length :]
+
+    @property
+    def prompt_lengths(self):
+        """(B,) tokens of each prompt."""
+        return self.attention_mask[:, : self.prompt_length].sum(dim=1)
 
     @property
     def lengths(self):
@@ -114,19 +119,35 @@ def positions(attention_mask):
 
 
 def hidden_states(model, sequences):
-    """Hidden states (B, P + T, H) of `model`'s trunk, compiled where `models.compile_trunks` did that."""
+    """Hidden states (B, L, H) of `model`'s trunk, compiled where `models.compile_trunks` did that.
+
+    Each row stands at the left: its first token that is no padding in column 0. What follows a row's end needs no mask
+    then, since attention is causal, and L is the longest row's length: padding is neither masked nor, mostly, computed.
+    """
     trunk = getattr(model, "compiled_trunk", model.base_model)
-    return trunk(
-        input_ids=sequences.tokens,
-        attention_mask=sequences.attention_mask,
-        position_ids=positions(sequences.attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+    prompts, length = sequences.prompt_lengths, sequences.tokens.shape[1]
+    longest = int((prompts + sequences.lengths).max())
+    columns = torch.arange(longest, device=prompts.device) + (sequences.prompt_length - prompts)[:, None]
+    tokens = sequences.tokens.gather(1, columns.clamp(max=length - 1))
+    return trunk(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 def before_responses(hidden, sequences):
-    """The states (B, T, H) from which each response token was sampled."""
-    return hidden[:, sequences.prompt_length - 1 : -1]
+    """The states (B, T, H) from which each response token was sampled; anything where masked."""
+    columns = _columns_before(sequences).clamp(max=hidden.shape[1] - 1)
+    return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+
+def _columns_before(sequences):
+    """(B, T): where in `hidden_states` the state before each response token stands."""
+    steps = torch.arange(sequences.response_mask.shape[1], device=sequences.tokens.device)
+    return sequences.prompt_lengths[:, None] - 1 + steps
+
+
+def _states_before(hidden, sequences):
+    """(N, H): of `before_responses`, those of the N tokens that are not masked."""
+    rows = torch.arange(len(sequences), device=hidden.device)[:, None] * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (rows + _columns_before(sequences))[sequences.response_mask.bool()])
 
 
 def response_logprobs(model, sequences, temperature=1.0, hidden=None):
@@ -138,10 +159,10 @@ def response_logprobs(model, sequences, temperature=1.0, hidden=None):
 
     Returns (logprobs, entropies), both (B, T) of at least float32, zero where masked. Entropies carry no gradient.
     """
-    hidden = before_responses(hidden_states(model, sequences) if hidden is None else hidden, sequences)
+    hidden = hidden_states(model, sequences) if hidden is None else hidden
     mask = sequences.response_mask.bool()
     logprobs, entropies = [], []
-    states, tokens = hidden[mask], sequences.responses[mask]  # (N, H), (N,)
+    states, tokens = _states_before(hidden, sequences), sequences.responses[mask]  # (N, H), (N,)
     rows = max(1, CHUNK // model.config.vocab_size)
     recompute = torch.is_grad_enabled() and len(states) > rows
     for some, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
@@ -177,7 +198,7 @@ def exact_kl(model, reference, sequences, micro_batch):
     for rows in torch.arange(len(sequences)).split(micro_batch):
         some = sequences.rows(rows)
         mask = some.response_mask.bool()
-        ours, theirs = (before_responses(hidden_states(m, some), some)[mask] for m in (model, reference))
+        ours, theirs = (_states_before(hidden_states(m, some), some) for m in (model, reference))
         size = max(1, CHUNK // model.config.vocab_size)
         pieces = [
             _chunk_kl(model.get_output_embeddings()(a), reference.get_output_embeddings()(b))
@@ -219,7 +240,7 @@ class ScoreModel(torch.nn.Module):
         found = []
         for rows in torch.arange(len(sequences)).split(micro_batch):
             some = sequences.rows(rows)
-            last = some.prompt_length + some.lengths - 1
+            last = some.prompt_lengths + some.lengths - 1
             hidden = hidden_states(self.classifier, some)
             found.append(self._head(hidden[torch.arange(len(some), device=last.device), last]))
         return torch.cat(found)
