@@ -9,6 +9,11 @@ N+ implementation details of RLHF with PPO (2403.17031).
 
 import torch
 
+# (estimator, place) whose expected gradient, at each prefix, is that of KL(policy ‖ reference). Others pull elsewhere.
+# Whitened advantages rescale a penalty in the reward along with the score, but not one in the loss: kl_coef there
+# counts in standard deviations of the advantages.
+UNBIASED = frozenset({("k1", "reward"), ("k2", "loss")})
+
 
 def masked_mean(values, mask):
     """Mean of (B, T) `values` where `mask` is 1."""
@@ -29,6 +34,11 @@ def kl_estimate(logprobs, reference_logprobs, estimator):
     if estimator == "k3":
         return torch.expm1(-delta) + delta
     raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
+
+
+def kl_gradient(estimator, place):
+    """`unbiased` or `biased`: what the expected gradient of this estimator is, in the `reward` or in the `loss`."""
+    return "unbiased" if (estimator, place) in UNBIASED else "biased"
 
 
 def kl_penalty(logprobs, reference_logprobs, weights, estimator):
@@ -58,7 +68,7 @@ def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, response
     """
     if schedule.kind == "linear":
         share = (iteration + 1) / max(1, iterations - 1)
-        return initial * (1 - (1 - schedule.final) * share)
+        return initial * (1 - share + schedule.final * share)
     if schedule.kind == "adaptive":
         error = min(0.2, max(-0.2, kl / schedule.target - 1))
         return kl_coef * (1 + error * responses / schedule.horizon)

@@ -142,7 +142,14 @@ class Trainer:
         self.progress = checkpoints.Progress(settings.kl_coef, self.reference)
         accelerator.register_for_checkpointing(self.progress)
         self.stop = checkpoints.StopRequest()
-        self.summary = {"reference": self.reference.summary, "parameters": cast.policy.num_parameters()}
+        self.summary = {
+            "reference": self.reference.summary,
+            "parameters": cast.policy.num_parameters(),
+            "kl_gradient": objective.kl_gradient(self.ppo.kl_estimator, self.ppo.kl_in),
+        }
+        if self.summary["kl_gradient"] == "biased" and accelerator.is_main_process:
+            chosen = f"ppo.kl_estimator={self.ppo.kl_estimator} ppo.kl_in={self.ppo.kl_in}"
+            print(f"{chosen}: biased, the penalty's expected gradient is not that of the KL", flush=True)
 
     def fit(self, rows, encoded):
         """Train on prompts `rows` ({"id", "prompt"}) with token ids `encoded`, from where the last checkpoint stands.
