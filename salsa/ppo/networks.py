@@ -4,6 +4,7 @@ Everything is computed through `forward`, because that is where a wrapper (DDP, 
 gradients. The networks stay in evaluation mode: dropout is off in PPO.
 """
 
+import contextlib
 import copy
 
 import torch
@@ -32,6 +33,14 @@ class ActorCritic(torch.nn.Module):
     def trunks(self):
         """The transformers models in it."""
         return [self.policy] if self.shared else [self.policy, self.value_model.classifier]
+
+    @property
+    def _no_split_modules(self):
+        """Names of the classes of their layers, which Accelerate shards each by itself.
+
+        All else is one unit: what is tied (embeddings and head) has to be in one.
+        """
+        return sorted({name for trunk in self.trunks for name in trunk._no_split_modules})
 
     def parameter_groups(self):
         """Trained parameters: a group for each network, the policy's first."""
@@ -93,6 +102,25 @@ class ActorCritic(torch.nn.Module):
 
     def _head(self, hidden):
         return forward.at_least_float32(self.value_model(hidden).squeeze(-1))
+
+
+@contextlib.contextmanager
+def whole(networks):
+    """Keep the layers that FSDP2 has gathered, where `networks` is sharded by it.
+
+    Sampling gathers each layer once then instead of at every token; and it has to, because each process samples until
+    its own responses have ended, and gathering takes all of them.
+    """
+    # By what an FSDPModule can do: to import that class takes a second.
+    layers = [m for m in networks.modules() if hasattr(m, "set_reshard_after_forward") and m is not networks]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
 
 
 def _below(prefix, state):
