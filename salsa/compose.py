@@ -58,6 +58,8 @@ CHOICES = {
     "execution.rollouts": ("transformers", "vllm"),
     "mixed_precision": ("no", "bf16"),
 }
+SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds a whole policy
+LAUNCHED = ("MULTI_GPU", *SHARDED)  # for which `accelerate launch` starts several processes
 REFERENCES = ("soup", "noise", "multi_kl", *plan.MOVING)
 AT_LEAST = {  # the smallest value that makes sense
     1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
@@ -217,7 +219,8 @@ def _unknown(key):
             close = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {'.'.join([*path, close[0]])}? " if close else ""
             if not path:
-                names = sorted({*names, *(p.name for p in CONF.iterdir() if p.is_dir())})
+                groups = {p.name for p in CONF.iterdir() if p.is_dir()} - {"accelerate"}  # files of Accelerate's own
+                names = sorted({*names, *groups})
             there = f"{where or 'the configuration'} has {', '.join(names)}"
             if not names:
                 there = f"a new entry of {where} is written with + before it"
@@ -423,19 +426,43 @@ def _check_ppo(values):
 
 def _check_execution(values):
     execution, ppo = values["execution"], values["ppo"]
-    processes, path = execution["processes"], execution["accelerate_config"]
     size = ppo["batch_size"] // ppo["mini_batches"]
-    if size % processes:
+    if size % execution["processes"]:
         raise UserError(
-            f"execution.processes={processes}: cannot share the {size} prompts of a mini-batch evenly; "
+            f"execution.processes={execution['processes']}: cannot share the {size} prompts of a mini-batch evenly; "
             "change it, ppo.batch_size or ppo.mini_batches"
         )
-    if path and not Path(path).is_file():
-        raise UserError(f"execution.accelerate_config={path}: no such file; `accelerate config` writes one")
+    adapters = f"ppo.lora_rank={ppo['lora_rank']}"
     if execution["rollouts"] == "vllm":
         _check_installed("vllm", "vllm", "execution.rollouts=vllm")
+        if ppo["lora_rank"]:
+            raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
     if ppo["lora_rank"]:
-        _check_installed("peft", "lora", f"ppo.lora_rank={ppo['lora_rank']}")
+        _check_installed("peft", "lora", adapters)
+    if execution["accelerate_config"]:
+        _check_accelerate(values)
+
+
+def _check_accelerate(values):
+    """Refuse a configuration of Accelerate that isn't there, or that the study's runs don't go with."""
+    execution, path = values["execution"], values["execution"]["accelerate_config"]
+    key = f"execution.accelerate_config={path}"
+    if not Path(path).is_file():
+        raise UserError(f"{key}: no such file; `accelerate config` writes one")
+    found = re.search(r"(?m)^\W*distributed_type\W+(\w+)", Path(path).read_text(encoding="utf-8"))
+    kind = found[1] if found else "missing"
+    if execution["processes"] > 1 and kind not in LAUNCHED:
+        raise UserError(
+            f"{key}: its distributed_type is {kind}, which starts one process, and execution.processes="
+            f"{execution['processes']}; it may be {', '.join(LAUNCHED)}"
+        )
+    moving = [f"the arm {name}" for name, arm in values["arms"].items() if arm["reference"]["kind"] in plan.MOVING]
+    whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
+    whole += ["ppo.lora_rank"] * (values["ppo"]["lora_rank"] > 0)
+    if kind in SHARDED and whole:
+        raise UserError(
+            f"{key}: {kind} shares the policy's weights out, and {whole[0]} needs them whole; leave one out"
+        )
 
 
 def _check_installed(package, extra, setting):

@@ -241,15 +241,40 @@ def test_adapters_and_a_moving_reference_are_refused(monkeypatch):
             one(f"arm=[ppo,{arm}]", "ppo.lora_rank=8")
         assert "\n" not in str(error.value)
     assert one("arm=[ppo,multi_kl]", "ppo.lora_rank=8", "ppo.value_model=shared")
+    with pytest.raises(UserError, match="samples from whole models"):
+        one("execution.rollouts=vllm", "ppo.lora_rank=8")
 
 
-def test_processes_share_mini_batches_evenly(tmp_path):
+def test_processes_share_mini_batches_evenly():
     assert one("execution.processes=4", "ppo.mini_batches=2")["execution"]["processes"] == 4
     with pytest.raises(UserError, match="16 prompts of a mini-batch"):
         one("execution.processes=32", "ppo.mini_batches=4")
-    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\n")
-    for processes in (1, 2):
-        assert one(f"execution.accelerate_config={tmp_path}/fsdp.yaml", f"execution.processes={processes}")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        ("distributed_type: FSDP", ["execution.processes=2"], None),
+        ("distributed_type: FSDP", [], None),
+        ("distributed_type: 'NO'", [], None),
+        ("distributed_type: 'NO'", ["execution.processes=2"], "is NO, which starts one process"),
+        ("use_cpu: true", ["execution.processes=2"], "is missing, which starts one process"),
+        ("distributed_type: MULTI_GPU", ["execution.processes=2", "arm=[ppo,ema]"], None),
+        ("distributed_type: FSDP", ["execution.processes=2", "arm=[ppo,ema]"], "the arm ema needs them whole"),
+        ('{\n "distributed_type": "DEEPSPEED"\n}', ["ppo.lora_rank=4"], "ppo.lora_rank needs them whole"),
+        ("distributed_type: FSDP", ["execution.rollouts=vllm"], "vllm needs them whole"),
+    ],
+)
+def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text, overrides, says):
+    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "accelerate.yaml").write_text(f"compute_environment: LOCAL_MACHINE\n{text}\n")
+    overrides = [f"execution.accelerate_config={tmp_path}/accelerate.yaml", *overrides]
+    if says is None:
+        assert one(*overrides)["execution"]["accelerate_config"]
+        return
+    with pytest.raises(UserError, match=says) as error:
+        one(*overrides)
+    assert "\n" not in str(error.value)
 
 
 ULTRA = ["data=ultra", *FITTING["ultra"]]

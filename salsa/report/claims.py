@@ -21,8 +21,8 @@ Each row is the difference of an arm and `{BASELINE}` at the same kl_coef: paire
 interval over replicates. SALSA's claims, and the rows that test them: *the policy deviates further from its start*,
 KL(policy ‖ sft0); *its rewards are higher*, gold reward (proxy reward shows what was optimised, not what was wanted);
 *it is preferred, also out of distribution*, the win rates. Two arms at one kl_coef are not at the same KL; the frontier
-figure shows them there, without an interval. Rows are many and each interval stands alone: at 95 %, one in twenty
-excludes 0 where there is no difference at all."""
+figure shows them there, without an interval. An arm that scales kl_coef is paired at the kl_coef before the scale. Rows
+are many and each interval stands alone: at 95 %, one in twenty excludes 0 where there is no difference at all."""
 
 
 def text(study):
@@ -37,11 +37,18 @@ def text(study):
         for kl_coef in study.kl_coefs:
             rows = differences(study, arm, kl_coef)
             if rows:
-                parts += [f"## {arm} against {BASELINE}, kl_coef {kl_coef:g}", tables.markdown(_table(rows))]
+                parts += [f"## {arm} against {BASELINE}, kl_coef {kl_coef:g}", described(study, arm)]
+                parts.append(tables.markdown(_table(rows)))
     signs = sign_tests(study)
     if len(signs):
         parts += ["## Sign tests over prompts", _sign_text(signs), tables.markdown(tables.readable(signs))]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def described(study, arm):
+    """What the configuration says of an arm; nothing of an alpha that is no arm."""
+    text = study.config["arms"].get(arm, {}).get("description", "")
+    return text[:1].upper() + text[1:]
 
 
 def differences(study, arm, kl_coef):

@@ -1,11 +1,13 @@
 """The figures of a study. Each function takes (study, frames) and returns a Figure; `save` writes PNG and PDF.
 
-An arm has one colour everywhere (Okabe and Ito's palette, safe for colour-blind readers), an alpha that is no arm the
-colour of its place in viridis; kl_coefs differ in marker and line style. Bands and bars are named in the captions.
+An arm has one colour, marker and line style everywhere, so that nothing hangs on colour alone (and colours are safe
+for colour-blind readers); an alpha that is no arm has the colour of its place in viridis. kl_coefs differ in size: the
+larger, the larger the marker and the thicker the line. Bands and bars are named in the captions.
 """
 
 import math
-import zlib
+import random
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -16,21 +18,31 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from salsa.report import tables
 
 NAMES = ("frontier", "alpha_curve", "training_curves", "response_lengths", "loss_line", "win_rates")
-COLOURS = {  # https://jfly.uni-koeln.de/color/
-    "ppo": "#0072B2",
-    "salsa": "#D55E00",
-    "other": "#009E73",
-    "noise": "#999999",
-    "soup_start": "#CC79A7",
-    "soup_start_ppo": "#56B4E9",
-    "n_soup": "#E69F00",
-    "multi_kl": "#000000",
-    "ema": "#8C6D1F",
-    "reset": "#7A5195",
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+    line: str
+
+
+LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for noise and the last four
+    "ppo": Look("#0072B2", "o", "-"),
+    "salsa": Look("#D55E00", "s", "-"),
+    "other": Look("#009E73", "^", "--"),
+    "noise": Look("#565656", "X", ":"),
+    "soup_start": Look("#CC79A7", "D", "-."),
+    "soup_start_ppo": Look("#56B4E9", "v", ":"),
+    "n_soup": Look("#E69F00", "P", "--"),
+    "multi_kl": Look("#000000", ">", "-."),
+    "ema": Look("#702500", "<", "-"),
+    "reset": Look("#9E3DFF", "p", "--"),
+    "smaller_beta": Look("#1D0057", "d", "--"),
+    "decaying_beta": Look("#9CC45A", "H", "-."),
 }
 SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
 MARKERS = "os^Dv<>P"
-STYLES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.")
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -74,27 +86,26 @@ def save(figure, folder, name):
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
 
 
-def colour(arm, alpha=None):
-    """The colour of an arm: fixed where its name is known, by alpha in viridis where it is only an alpha."""
-    if arm in COLOURS:
-        return COLOURS[arm]
+def look(arm, alpha=None):
+    """How an arm is drawn: fixed where its name is known, by alpha in viridis where it is only an alpha."""
+    if arm in LOOKS:
+        return LOOKS[arm]
     if alpha is not None and arm.startswith("alpha"):
         place = min(max(alpha, 0), 1)
         place = place**2 * (3 - 2 * place)  # towards the ends, away from the blue of ppo and the green of other
-        return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place))
-    return SPARE[zlib.crc32(arm.encode()) % len(SPARE)]
+        return Look(matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)), "8", "-")
+    chosen = random.Random(arm)  # by the name alone, so that other arms change nothing
+    return Look(chosen.choice(SPARE), chosen.choice(MARKERS), chosen.choice(LINES))
 
 
-def _colours(study):
-    return {arm: colour(arm, study.of(arm=arm)[0].alpha) for arm in study.arms}
+def _looks(study):
+    return {arm: look(arm, study.of(arm=arm)[0].alpha) for arm in study.arms}
 
 
-def _markers(study):
-    return {kl_coef: MARKERS[i % len(MARKERS)] for i, kl_coef in enumerate(study.kl_coefs)}
-
-
-def _styles(study):
-    return {kl_coef: STYLES[i % len(STYLES)] for i, kl_coef in enumerate(study.kl_coefs)}
+def _sizes(study):
+    """kl_coef -> how large its markers are and how thick its lines, 1 where it is the only one."""
+    ordered = sorted(study.kl_coefs)
+    return dict(zip(ordered, np.linspace(0.65, 1.5, len(ordered)) if len(ordered) > 1 else [1.0], strict=True))
 
 
 def _figure(rows, columns, width=7.0, height=2.6, **options):
@@ -103,18 +114,23 @@ def _figure(rows, columns, width=7.0, height=2.6, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _legend(figure, study, markers=True, styles=False, extra=()):
-    """One legend below all panels: colours say the arm, markers or line styles the kl_coef."""
-    handles = [Line2D([], [], color=c, linewidth=3, label=arm) for arm, c in _colours(study).items()]
-    shown = drawn_kl_coefs(study) if styles else study.kl_coefs
+def _legend(figure, study, markers=True, lines=False, extra=()):
+    """One legend below all panels: colours, markers and line styles say the arm, sizes the kl_coef."""
+
+    def handle(label, shown, size):
+        own = {"marker": shown.marker if markers else None, "markersize": 5 * size}
+        own |= {"linestyle": shown.line if lines else "none", "linewidth": 1.4 * size}
+        return Line2D([], [], color=shown.colour, label=label, **own)
+
+    handles = [handle(arm, shown, 1) for arm, shown in _looks(study).items()]
+    drawn = drawn_kl_coefs(study) if lines else study.kl_coefs
     if len(study.kl_coefs) > 1:
-        for kl_coef in shown:
-            look = {"marker": _markers(study)[kl_coef], "linestyle": "none"} if markers else {}
-            look |= {"linestyle": _styles(study)[kl_coef]} if styles else {}
-            handles.append(Line2D([], [], color="#444444", label=f"kl_coef {kl_coef:g}", **look))
+        grey = Look("#444444", "o", "-")
+        handles += [handle(f"kl_coef {kl_coef:g}", grey, _sizes(study)[kl_coef]) for kl_coef in drawn]
     handles += extra
-    columns = min(len(handles), 6)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.8, columnspacing=1.4)
+    columns = min(len(handles), int(figure.get_figwidth() / 1.15))
+    length = 2.6 if lines else 1.8  # font sizes
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=length, columnspacing=1.4)
 
 
 def _known(frame, name):
@@ -154,8 +170,8 @@ def frontier(study, frames):
     for row, (reward, label) in enumerate(rewards):
         for column, (kl, kl_label) in enumerate((("kl_to_sft0", KL_SFT0), ("kl_to_reference", KL_OWN))):
             axis = axes[row, column]
-            for arm, c in _colours(study).items():
-                _frontier_arm(axis, study, last[last["arm"] == arm], kl, reward, c)
+            for arm, shown in _looks(study).items():
+                _frontier_arm(axis, study, last[last["arm"] == arm], kl, reward, shown)
             if kl == "kl_to_sft0":
                 _start_point(axis, study, reward)
             _sqrt_axis(axis, last[kl])
@@ -169,17 +185,20 @@ def frontier(study, frames):
     return figure
 
 
-def _frontier_arm(axis, study, frame, kl, reward, c):
+def _frontier_arm(axis, study, frame, kl, reward, shown):
     means = []
-    for kl_coef, marker in _markers(study).items():
+    for kl_coef, size in _sizes(study).items():
         some = frame[frame["kl_coef"] == kl_coef]
         if len(some):
-            axis.scatter(some[kl], some[reward], s=13, color=c, marker=marker, alpha=0.4, linewidths=0)
-            means.append((some[kl].mean(), some[reward].mean(), marker))
+            axis.scatter(some[kl], some[reward], s=13 * size**2, color=shown.colour, marker=shown.marker, alpha=0.4,
+                         linewidths=0)  # fmt: skip
+            means.append((some[kl].mean(), some[reward].mean(), size))
     means.sort(key=lambda point: point[0])
-    axis.plot([m[0] for m in means], [m[1] for m in means], color=c, linewidth=1.1, zorder=3)
-    for x, y, marker in means:
-        axis.plot(x, y, marker=marker, markersize=7, color=c, markeredgecolor="white", markeredgewidth=0.8, zorder=4)
+    axis.plot([m[0] for m in means], [m[1] for m in means], color=shown.colour, linestyle=shown.line, linewidth=1.1,
+              zorder=3)  # fmt: skip
+    for x, y, size in means:
+        axis.plot(x, y, marker=shown.marker, markersize=7 * size, color=shown.colour, markeredgecolor="white",
+                  markeredgewidth=0.8, zorder=4)  # fmt: skip
 
 
 def _start_point(axis, study, reward):
@@ -229,19 +248,20 @@ class _OnTheLine:
 def _alpha_policies(axis, study, frame, name, index):
     frame = frame.dropna(subset=name)
     count = len(study.kl_coefs)
-    x = frame["alpha"] + (index - (count - 1) / 2) * 0.022  # so that bars of several kl_coefs stay apart
-    axis.plot(x, frame[name], color="#777777", linewidth=0.9, linestyle=STYLES[index % len(STYLES)], zorder=2)
+    x = frame["alpha"] + (index - (count - 1) / 2) * 0.03  # so that bars of several kl_coefs stay apart
+    size = _sizes(study)[study.kl_coefs[index]]
+    axis.plot(x, frame[name], color="#777777", linewidth=0.9 * size, zorder=2)
     for place, row in zip(x, frame.to_dict("records"), strict=True):
         arm = next(p.arm for p in study.of(alpha=row["alpha"], kl_coef=row["kl_coef"]))
-        c, low, high = colour(arm, row["alpha"]), row[f"{name}_low"], row[f"{name}_high"]
+        shown, low, high = look(arm, row["alpha"]), row[f"{name}_low"], row[f"{name}_high"]
         if low == low:
-            axis.plot([place, place], [low, high], color=c, linewidth=1.2, zorder=3)
-        axis.plot(place, row[name], color=c, marker=MARKERS[index % len(MARKERS)], markersize=5, zorder=4)
+            axis.plot([place, place], [low, high], color=shown.colour, linewidth=1.2 * size, zorder=3)
+        axis.plot(place, row[name], color=shown.colour, marker=shown.marker, markersize=5 * size, zorder=4)
 
 
 @styled
 def training_curves(study, frames):
-    """Six curves of training by arm: mean over replicates, and their range."""
+    """Curves of training by arm: mean over replicates, and their range; kl_coef where it changes over a run."""
     panels = [
         ("score", PROXY),
         ("gold", "gold reward of kept rollouts"),
@@ -250,18 +270,23 @@ def training_curves(study, frames):
         ("eos_rate", "end-of-sequence rate"),
         ("entropy", "entropy, nats a token"),
     ]
-    figure, axes = _figure(2, 3, height=2.2, sharex=True)
-    for axis, (name, label) in zip(axes.flat, panels, strict=True):
+    if any(len({row.get("kl_coef") for row in p.metrics}) > 1 for group in _groups(study).values() for p in group):
+        panels.append(("kl_coef", "kl_coef"))
+    figure, axes = _figure(math.ceil(len(panels) / 3), 3, height=2.2, sharex=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (name, label) in zip(axes.flat, panels, strict=False):
         for (arm, kl_coef), runs_ in _groups(study).items():
             curves = [_gold_curve(p) if name == "gold" else _curve(p, name) for p in runs_]
-            _band(axis, curves, colour(arm, runs_[0].alpha), _styles(study)[kl_coef])
+            _band(axis, curves, look(arm, runs_[0].alpha), _sizes(study)[kl_coef])
         axis.set_title(label, loc="left")
         if not axis.lines:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#777777")
-    for axis in axes[1]:
+    for axis in axes.flat[max(len(panels) - 3, 0) : len(panels)]:  # the lowest of each column
         axis.set_xlabel("PPO iteration")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    _legend(figure, study, markers=False, styles=True)
+        axis.tick_params(labelbottom=True)
+    _legend(figure, study, markers=False, lines=True)
     return figure
 
 
@@ -284,14 +309,15 @@ def _gold_curve(policy):
     return {iteration: score for iteration, score in policy.gold.items() if score == score}
 
 
-def _band(axis, curves, c, style):
+def _band(axis, curves, shown, size):
     """Mean line and range of curves (x -> y) over the x that all have."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     if shared:
         values = np.array([[curve[x] for x in shared] for curve in curves])  # (replicates, x)
-        axis.plot(shared, values.mean(axis=0), color=c, linestyle=style)
+        axis.plot(shared, values.mean(axis=0), color=shown.colour, linestyle=shown.line, linewidth=1.4 * size)
         if len(curves) > 1:
-            axis.fill_between(shared, values.min(axis=0), values.max(axis=0), color=c, alpha=0.14, linewidth=0)
+            low, high = values.min(axis=0), values.max(axis=0)
+            axis.fill_between(shared, low, high, color=shown.colour, alpha=0.14, linewidth=0)
 
 
 @styled
@@ -300,14 +326,14 @@ def response_lengths(study, frames):
     figure, axes = _figure(1, 2, height=2.7, sharey=True)
     for (arm, kl_coef), policies in _groups(study).items():
         curves = [_curve(policy, "response_length") for policy in policies]
-        _band(axes[0, 0], curves, colour(arm, policies[0].alpha), _styles(study)[kl_coef])
+        _band(axes[0, 0], curves, look(arm, policies[0].alpha), _sizes(study)[kl_coef])
     axes[0, 0].set_xlabel("PPO iteration")
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes[0, 0].set_ylabel("tokens a response")
     axes[0, 0].set_title("training", loc="left")
     _final_lengths(axes[0, 1], study)
     line = Line2D([], [], color="black", linestyle="none", marker="_", markersize=14, label="sft0")
-    _legend(figure, study, markers=True, styles=True, extra=(line,))
+    _legend(figure, study, markers=True, lines=True, extra=(line,))
     axes[0, 0].set_ylim(bottom=0)
     return figure
 
@@ -321,10 +347,11 @@ def _final_lengths(axis, study):
         for slot, ((arm, kl_coef), policies) in enumerate(groups.items()):
             x = place + ((slot + 0.5) / len(groups) - 0.5) * width
             lengths = [_mean_tokens(policy.responses, benchmark) for policy in policies]
-            c, marker = colour(arm, policies[0].alpha), _markers(study)[kl_coef]
-            axis.scatter([x] * len(lengths), lengths, s=12, color=c, marker=marker, alpha=0.4, linewidths=0)
-            axis.plot(x, np.mean(lengths), marker=marker, markersize=5.5, color=c, markeredgecolor="white",
-                      markeredgewidth=0.6)  # fmt: skip
+            shown, size = look(arm, policies[0].alpha), _sizes(study)[kl_coef]
+            axis.scatter([x] * len(lengths), lengths, s=12 * size**2, color=shown.colour, marker=shown.marker,
+                         alpha=0.4, linewidths=0)  # fmt: skip
+            axis.plot(x, np.mean(lengths), marker=shown.marker, markersize=5.5 * size, color=shown.colour,
+                      markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
     axis.set_xticks(range(len(study.benchmarks)), [_two_lines(name) for name in study.benchmarks])
     axis.set_title("final policies, by benchmark", loc="left")
     axis.grid(axis="x", visible=False)
@@ -403,9 +430,10 @@ def _win_panel(axis, study, frame, arms):
     for record in frame.to_dict("records"):
         index = study.kl_coefs.index(record["kl_coef"])
         y = arms.index(record["candidate"]) + offsets[index]
-        c = _colours(study)[record["candidate"]]
-        axis.plot([record["ci_low"], record["ci_high"]], [y, y], color=c, linewidth=1.4, solid_capstyle="butt")
-        axis.plot(record["adjusted_win_rate"], y, color=c, marker=MARKERS[index % len(MARKERS)], markersize=4.5)
+        shown, size = _looks(study)[record["candidate"]], _sizes(study)[record["kl_coef"]]
+        axis.plot([record["ci_low"], record["ci_high"]], [y, y], color=shown.colour, linewidth=1.4,
+                  solid_capstyle="butt")  # fmt: skip
+        axis.plot(record["adjusted_win_rate"], y, color=shown.colour, marker=shown.marker, markersize=3.5 * size)
     axis.set_yticks(range(len(arms)), arms)
     axis.set_ylim(len(arms) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)

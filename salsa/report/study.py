@@ -16,7 +16,7 @@ from typing import Any
 from salsa import config, runs
 from salsa.report import claims, figures, tables
 
-VERSION = 2
+VERSION = 3
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
 
 
@@ -98,6 +98,7 @@ def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
     study = read(settings, parents)
     frames = {
+        "arms": tables.arms(study),
         "win_rates": tables.win_rates(study),
         "frontier": tables.frontier(study),
         "alpha_curve": tables.alpha_curve(study),
@@ -320,6 +321,7 @@ def report(study, frames, captions):
     parts = [
         f"# {study.config['title'] or study.config['name']}",
         _summary(study),
+        _section("arms", frames, captions, "##"),
         "## Before PPO",
         _gates(study, frames["gates"], captions["gates"]),
         "## Results",
@@ -374,9 +376,9 @@ def _gates(study, frame, caption):
     return "\n\n".join(part for part in (lead, "\n".join(checks), caption, table) if part)
 
 
-def _section(name, frames, captions):
+def _section(name, frames, captions, level="###"):
     title = name.replace("_", " ").capitalize()
-    parts = [f"### {title}", captions[name]]
+    parts = [f"{level} {title}", captions[name]]
     if name in figures.NAMES:
         parts.append(f"![{title}](figures/{name}.png)")
     if name in frames:

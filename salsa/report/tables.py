@@ -7,11 +7,12 @@ except in win_rates); Markdown and LaTeX show the same rounded, "mean [low, high
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
-from salsa import runs
+from salsa import plan, runs
 from salsa.evaluate import statistics
 
 WIN_RATES = [
@@ -42,6 +43,18 @@ FRONTIER = [
     "response_length",
     "eos_rate",
 ]
+REFERENCES = {  # kind -> what the penalty is measured from, in words
+    "soup": "{soup}",
+    "noise": "sft0 moved at random, as far as {soup}",
+    "multi_kl": "a KL to each: {soup}",
+    "ema": "{soup}, then a moving average of the policy, rate {rate:g}",
+    "reset": "{soup}, then the policy, every {every} iterations",
+}
+SCHEDULES = {
+    "fixed": "fixed",
+    "linear": "falls linearly to {0:g} × kl_coef",
+    "adaptive": "adapts to a KL of {0:g} nats, over {1:g} responses",
+}
 MEASURES = ["gold_reward", "reward", "kl_to_sft0", "kl_to_reference", "response_length", "eos_rate"]
 RUNS = [
     "stage",
@@ -74,6 +87,29 @@ def interval(name, values):
     """Three columns of a row: mean over replicates, and its t interval (nan with one replicate)."""
     mean, low, high = statistics.replicate_interval([value(v) for v in values])
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def arms(study):
+    """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
+    rows, described = [], {name: arm["description"] for name, arm in study.config["arms"].items()}
+    for way, (names, _) in plan.ways(study.config).items():
+        row = {
+            "start": soup_text(way.start),
+            "reference": REFERENCES[way.kind].format(soup=soup_text(way.weights), rate=way.rate, every=way.every),
+            "kl_scale": way.kl_scale,
+            "kl_schedule": SCHEDULES[way.kl_schedule[0]].format(*way.kl_schedule[1:]),
+        }
+        for name in names:
+            own = described.get(name, "on the line from sft0 to sft1")
+            same = f"the same as {names[0]}, and shown under that name"
+            rows.append({"arm": name} | row | {"description": own if name == names[0] else same})
+    return pd.DataFrame(rows)
+
+
+def soup_text(weights):
+    """sft0, 1/2 sft0 + 1/2 sft1."""
+    parts = [f"{weight} sft{i}" for i, weight in enumerate(weights) if Fraction(weight)]
+    return " + ".join(parts).removeprefix("1 ")
 
 
 def win_rates(study):
@@ -308,6 +344,9 @@ def captions(study, frames, kl_coefs):
     drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs]
     coefs = ", ".join(f"{kl_coef:g}" for kl_coef in kl_coefs)
     texts = {
+        "arms": f"{len(frames['arms'])} arms: where the policy starts, what its KL penalty is measured from, and the "
+        "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says; the kl_coef that "
+        "tables and figures show is the study's, before the scale.",
         "win_rates": _win_rate_caption(frames["win_rates"], replicates),
         "frontier": f"{len(last)} final policies of {replicates}: KL(policy ‖ sft0) from {_range(last['kl_to_sft0'])} "
         f"nats a response, gold reward {_range(last['gold_reward'])}, proxy reward {_range(last['reward'])}; KL to the "
@@ -393,7 +432,10 @@ def markdown(frame):
 def latex(frame, name, caption):
     """A booktabs table in a float, everything escaped."""
     escaped = "".join(LATEX.get(character, character) for character in caption)
-    text = frame.to_latex(index=False, escape=True, caption=escaped, label=f"tab:{name}", position="htbp")
+    columns = "".join("p{4cm}" if frame[column].str.len().max() > 40 else "l" for column in frame)
+    text = frame.to_latex(
+        index=False, escape=True, caption=escaped, label=f"tab:{name}", position="htbp", column_format=columns
+    )
     return "% \\usepackage{booktabs}\n" + text.replace("‖", LATEX["‖"]).replace("½", LATEX["½"])
 
 

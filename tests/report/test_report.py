@@ -2,19 +2,29 @@
 
 import csv
 import dataclasses
+import functools
+import itertools
 import json
 import math
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 
-from salsa import config, runs
+from salsa import compose, config, runs
 from salsa.evaluate import statistics
 from salsa.report import claims, figures, study, tables
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
+EVERY_ARM = ARMS | {name: None for name in compose.presets("arm") if name not in ARMS}
 EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
+
+
+@functools.cache
+def presets():
+    """The arms of conf/arm."""
+    return compose.compose([f"arm=[{','.join(EVERY_ARM)}]", "sft.models=3"])[0]["arms"]
 
 
 @dataclasses.dataclass
@@ -39,13 +49,15 @@ class Tree:
                  benchmarks=("in_distribution", "out_of_distribution"), judges=("gold",)):  # fmt: skip
         self.root, self.gold, self.prompts, self.iterations = root / "results", gold, prompts, iterations
         self.benchmarks, self.judges, self.arms = benchmarks, judges if gold else (), arms
+        self.figures = {}  # name -> the figure that was not rendered
         self.policies, self.parents = [], {"prepare": self.run("prepare", "p", {}, {"gold/gold.json": "{}"})}
         base = self.run("base", "b", {}, {"model/config.json": "{}"})
         for replicate in replicates:
             self.replicate(replicate, base, kl_coefs)
         values = dataclasses.asdict(config.Config())
         values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
-        values["arms"] = {arm: {} for arm in arms if not arm.startswith("alpha")}
+        values["arms"] = {arm: presets()[arm] for arm in arms if arm in EVERY_ARM}
+        values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
         values["benchmarks"] = {name: {} for name in benchmarks}
         values["judges"] = {name: {} for name in self.judges}
         values["model"]["name"], values["data"]["name"] = "tiny", "stories"
@@ -136,8 +148,8 @@ class Tree:
             share = 1 - math.exp(-3 * i / self.iterations)
             metrics.append({"iteration": i, "score": gain * share, "reward": gain * share - 0.1,
                             "kl_to_sft0": kl * share, "kl_to_reference": 0.5 + kl * share,
-                            "response_length": 25 - 3 * share, "eos_rate": 0.9,
-                            "entropy": 2 - share})  # fmt: skip
+                            "response_length": 25 - 3 * share, "eos_rate": 0.9, "entropy": 2 - share,
+                            "kl_coef": kl_coef * (1 - share if arm == "decaying_beta" else 1)})  # fmt: skip
             if i % 5 == 0:
                 rollouts += [{"iteration": i, "prompt_id": n, "prompt": [{"role": "user", "content": "w"}],
                               "response": "x" * (n + 1 + i), "score": 0.0, "kl_to_reference": 0, "kl_to_sft0": 0}
@@ -168,7 +180,7 @@ class Tree:
     def build(self, monkeypatch, drawn=False):
         """Run the stage; the figures are made, but rendered only where `drawn`."""
         if not drawn:
-            monkeypatch.setattr(figures, "save", lambda figure, folder, name: None)
+            monkeypatch.setattr(figures, "save", lambda figure, folder, name: self.figures.update({name: figure}))
         monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold() if self.gold else None)
         output = self.root / "studies" / "tiny_test-0123456789ab"
         runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
@@ -193,8 +205,8 @@ def table(output, name):
 def test_exact_set_of_files(built):
     _, output = built
     expected = {"runs.csv", "samples.md", "claims.md", "report.md", "manifest.json", ".lock"}
-    expected |= {f"tables/{name}.{kind}" for name in ("win_rates", "frontier", "alpha_curve", "gates", "rewards")
-                 for kind in ("csv", "md", "tex")}  # fmt: skip
+    names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards")
+    expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"figures/{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")}
     assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} == expected
 
@@ -387,7 +399,116 @@ def test_one_sft_model_and_no_line_between_two(tmp_path, monkeypatch):
     assert "no claim can be tested" in (output / "claims.md").read_text()
 
 
-def test_colours_are_stable_and_alphas_differ():
-    assert figures.colour("salsa", 0.5) == "#D55E00"
-    assert figures.colour("alpha_0.25", 0.25) != figures.colour("alpha_0.75", 0.75)
-    assert figures.colour("my_arm") == figures.colour("my_arm")
+def test_looks_are_stable_and_alphas_differ():
+    assert figures.look("salsa", 0.5) == ("#D55E00", "s", "-")
+    assert figures.look("alpha_0.25", 0.25) != figures.look("alpha_0.75", 0.75)
+    assert figures.look("my_arm") == figures.look("my_arm") != figures.look("your_arm")
+
+
+# What is seen without one kind of cones, of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISION = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "all cones": np.eye(3).tolist(),
+}
+
+
+def lab(colour, vision):
+    """CIELAB coordinates of a colour as it is seen; a distance of 2.3 is just noticeable."""
+    rgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(VISION[vision]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = np.cbrt(xyz / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_arms_are_told_apart_by_readers_of_any_colour_vision():
+    assert set(figures.LOOKS) == set(EVERY_ARM)
+    assert len({shown.marker for shown in figures.LOOKS.values()}) == len(figures.LOOKS)
+    for one, other in itertools.combinations(figures.LOOKS.values(), 2):
+        distance = min(np.linalg.norm(lab(one.colour, v) - lab(other.colour, v)) for v in VISION)
+        assert distance > 15, (one, other)
+        assert distance > 25 or one.line != other.line, (one, other)
+
+
+@pytest.fixture(scope="module")
+def every(tmp_path_factory):
+    """A study of every arm of conf/arm and an alpha that is none, at two kl_coefs."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        arms = EVERY_ARM | {"alpha_0.25": "0.25"}
+        tree = Tree(tmp_path_factory.mktemp("every"), arms=arms, replicates=(0,), kl_coefs=(0.02, 0.05), prompts=4)
+        yield tree, tree.build(monkeypatch)
+
+
+def test_every_arm_has_its_place(every):
+    tree, output = every
+    names = {*EVERY_ARM, "alpha_0.25"}
+    for name in ("win_rates", "frontier", "rewards"):
+        frame = table(output, name)
+        assert names <= set(frame["candidate" if name == "win_rates" else "arm"]), name
+        assert set(frame["kl_coef"].dropna()) == {0.02, 0.05}
+    for name in ("frontier", "training_curves", "response_lengths", "win_rates"):
+        shown = {text.get_text() for legend in tree.figures[name].legends for text in legend.get_texts()}
+        assert names <= shown, name
+    claims_ = (output / "claims.md").read_text()
+    assert all(f"## {name} against ppo, kl_coef 0.02" in claims_ for name in names - {"ppo"})
+    assert "Plain PPO with a smaller kl_coef: is another" in claims_.split("## smaller_beta against ppo")[1]
+
+
+def test_arms_are_described(every):
+    _, output = every
+    frame = table(output, "arms").set_index("arm")
+    assert list(frame.index) == [*EVERY_ARM, "alpha_0.25"]
+    expected = {
+        "ppo": ("sft0", "sft0", 1, "fixed"),
+        "salsa": ("sft0", "1/2 sft0 + 1/2 sft1", 1, "fixed"),
+        "soup_start_ppo": ("1/2 sft0 + 1/2 sft1", "sft0", 1, "fixed"),
+        "n_soup": ("sft0", "1/3 sft0 + 1/3 sft1 + 1/3 sft2", 1, "fixed"),
+        "noise": ("sft0", "sft0 moved at random, as far as 1/2 sft0 + 1/2 sft1", 1, "fixed"),
+        "multi_kl": ("sft0", "a KL to each: 1/2 sft0 + 1/2 sft1", 1, "fixed"),
+        "ema": ("sft0", "sft0, then a moving average of the policy, rate 0.05", 1, "fixed"),
+        "reset": ("sft0", "sft0, then the policy, every 10 iterations", 1, "fixed"),
+        "smaller_beta": ("sft0", "sft0", 0.5, "fixed"),
+        "decaying_beta": ("sft0", "sft0", 1, "falls linearly to 0 × kl_coef"),
+        "alpha_0.25": ("sft0", "3/4 sft0 + 1/4 sft1", 1, "fixed"),
+    }
+    for arm, row in expected.items():
+        assert tuple(frame.loc[arm, ["start", "reference", "kl_scale", "kl_schedule"]]) == row
+    assert frame.loc["ema", "description"] == presets()["ema"]["description"]
+    report = (output / "report.md").read_text()
+    assert report.index("## Arms") < report.index("| ema | sft0 | sft0, then a moving") < report.index("## Before PPO")
+    assert "p{4cm}" in (output / "tables" / "arms.tex").read_text()
+
+
+def test_an_arm_that_is_another_is_shown_under_its_name():
+    arms = {"salsa": presets()["salsa"], "again": presets()["salsa"] | {"description": "once more"}}
+    values = dataclasses.asdict(config.Config()) | {"arms": arms}
+    frame = tables.arms(study.Study(values, [], {}, {}, {}, []))
+    assert frame["description"].tolist()[1] == "the same as salsa, and shown under that name"
+    assert frame["reference"].tolist() == ["1/2 sft0 + 1/2 sft1"] * 2
+
+
+def test_schedules_in_words():
+    values = dataclasses.asdict(config.Config()) | {"arms": {"ppo": presets()["ppo"]}}
+    values["ppo"]["kl_schedule"] |= {"kind": "adaptive", "target": 3.5}
+    frame = tables.arms(study.Study(values, [], {}, {}, {}, []))
+    assert frame["kl_schedule"].tolist() == ["adapts to a KL of 3.5 nats, over 10000 responses"]
+
+
+def test_kl_coef_is_drawn_where_it_changes(every, built):
+    def titles(figure):
+        return [axis.get_title(loc="left") for axis in figure.axes]
+
+    curves = every[0].figures["training_curves"]
+    assert titles(curves)[6:] == ["kl_coef"] and len(curves.axes[6].lines) == len(EVERY_ARM) + 1
+    assert [axis.get_xlabel() for axis in curves.axes] == [""] * 4 + ["PPO iteration"] * 3
+    falling = next(line for line in curves.axes[6].lines if line.get_color() == figures.LOOKS["decaying_beta"].colour)
+    assert falling.get_ydata()[0] == pytest.approx(0.02) and falling.get_ydata()[-1] < 0.005
+    constant = figures.training_curves(study.read(built[0].settings, built[0].parents), {})
+    assert len(titles(constant)) == 6 and "kl_coef" not in titles(constant)
+
+
+def test_kl_coefs_differ_in_size(every):
+    markers = {line.get_label(): line.get_markersize() for line in every[0].figures["frontier"].legends[0].get_lines()}
+    assert markers["kl_coef 0.02"] < markers["ppo"] < markers["kl_coef 0.05"]
