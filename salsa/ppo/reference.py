@@ -41,12 +41,15 @@ class Reference:
 
 
 class Ema(Reference):
-    """WARP's anchor (2406.16768, eq. 1): reference ← (1 − rate)·reference + rate·policy after each iteration."""
+    """WARP's anchor (2406.16768, eq. 1): reference ← (1 − rate)·reference + rate·policy after each iteration.
+
+    Held in float32: bfloat16 would round such small moves to none.
+    """
 
     moves = True
 
     def __init__(self, model, summary, rate):
-        super().__init__([copy.deepcopy(model)], {**summary, "rate": rate})
+        super().__init__([copy.deepcopy(model).float()], {**summary, "rate": rate})
         self.rate = rate
 
     @torch.no_grad()
@@ -128,7 +131,7 @@ def starts_there(settings):
 def final(folder, settings, ingredients):
     """The reference as it was at the end of the finished PPO run in `folder`."""
     if (folder / "reference").is_dir():
-        model = models.load_policy(folder / "reference", ingredients.device, ingredients.dtype)
+        model = models.load_policy(folder / "reference", ingredients.device, "auto")  # as it was held
         return Reference([model], _described(settings))
     return build(settings, ingredients, runs.manifest_of(folder)["summary"].get("reference"))
 
@@ -200,7 +203,9 @@ def noise(settings, ingredients, found):
     direction = {}
     for name, tensor in target.named_parameters():
         random = torch.randn(tensor.shape, generator=generator).to(ingredients.device, torch.float32)
-        direction[name] = random * ((tensor - start[name]).float().norm() / random.norm().clamp(min=1e-12))
+        # float64: the same sum on any device and number of threads, and so the same reference whenever it is rebuilt.
+        lengths = [x.double().norm().item() for x in (tensor - start[name], random)]
+        direction[name] = random * (lengths[0] / max(lengths[1], 1e-12))
 
     @torch.no_grad()
     def move(length):
