@@ -99,8 +99,13 @@ def run_command(arguments, extra):
         command += ["--cores", "all"]
     command += extra
     if arguments.overrides:
-        command += ["--config", f"overrides={shlex.join(arguments.overrides)}"]
+        command += ["--config", f"overrides={snakemake_text(shlex.join(arguments.overrides))}"]
     os.execv(sys.executable, command)
+
+
+def snakemake_text(text):
+    """A value of Snakemake's --config that it reads as this text: it strips quotes, and then reads YAML."""
+    return f" {json.dumps(text, ensure_ascii=False)} "
 
 
 def verify_command(arguments, _):

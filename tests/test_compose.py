@@ -1,12 +1,15 @@
 """Every preset composes and plans; every mistake is one line."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
+from snakemake.cli import parse_config
 
 from salsa import compose, plan
+from salsa.__main__ import snakemake_text
 from salsa.runs import UserError
 
 FITTING = {  # what else has to be chosen with a kind of data
@@ -349,6 +352,20 @@ def test_command_line(tmp_path):
     assert mistaken.returncode == 1 and mistaken.stderr.count("\n") == 1 and not mistaken.stdout
     nothing = salsa("verify", str(tmp_path / "none"))
     assert nothing.returncode == 1 and nothing.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=5"],
+        ["arm=[ppo]"],
+        ["arm=[ppo]", "seed=5", "replicates=[0]"],
+        ["title='a b: c #d'", "+arms.x={description:'as it \"is\"'}"],
+    ],
+)
+def test_snakemake_hands_the_overrides_of_salsa_run_on(overrides):
+    value = parse_config([f"overrides={snakemake_text(shlex.join(overrides))}"])["overrides"]
+    assert shlex.split(value) == overrides
 
 
 def test_the_dtype_of_a_package_is_refused_instead_of_ignored():
