@@ -230,7 +230,10 @@ class Report:
 
 @dataclass
 class Execution:
-    """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding."""
+    """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding.
+
+    But for `rollouts`: vLLM samples from the same distribution with other random numbers.
+    """
 
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # CPU threads of a training or sampling job

@@ -31,6 +31,7 @@ from salsa.ppo.rollout import uniforms
 
 VERSION = 2
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
+LARGEST_DIFFERENCE = 0.1  # nats a token, mean: of such a computation; weights correct less, more is a mistake
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -117,7 +118,7 @@ class Trainer:
         self.reward_model, self.reference, self.sft0 = cast.reward_model, cast.reference, cast.sft0
         self.end_ids, self.pad_id = models.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
         self.starts_at_reference = reference.starts_there(settings)
-        _check_processes(self.ppo, accelerator, self.reference)
+        _check_processes(self.ppo, accelerator, self.reference, execution.rollouts)
 
         self.adapters = networks.adapters(cast.policy, cast.value_model, self.ppo)
         self.networks = networks.ActorCritic(
@@ -129,7 +130,7 @@ class Trainer:
         if execution.rollouts == "vllm":
             from salsa.ppo.vllm_rollout import Sampler  # an extra: needed here alone
 
-            self.vllm = Sampler(cast.policy, tokenizer, self.lengths, self.settings.seed)
+            self.vllm = Sampler(cast.policy, tokenizer, self.settings, accelerator)
         self.optimizer = torch.optim.AdamW(
             self.networks.parameter_groups(),
             lr=self.ppo.learning_rate,
@@ -197,7 +198,7 @@ class Trainer:
         ppo, clock, kl_coef = self.ppo, _Clock(self.device), self.progress.kl_coef
         # 1. Responses, with the log-probabilities that they were sampled from. Each process has its share of them.
         mine = self._share(len(prompts))
-        sequences, old_logprobs, old_values, importance = self._sample(iteration, prompt_ids[mine], prompts[mine])
+        sequences, old_logprobs, old_values, difference = self._sample(iteration, prompt_ids[mine], prompts[mine])
         clock.lap("rollout")
         self._pause()
 
@@ -225,7 +226,7 @@ class Trainer:
                 "score": score,  # (B,)
                 "old_logprobs": old_logprobs,  # (B, T), as all that follow
                 "old_values": old_values,
-                "importance": importance,
+                "sampling_difference": difference,
                 "reference_logprobs": reference_logprobs,  # but this: (B, R, T) of R references
                 "sft0_logprobs": sft0_logprobs,
             },
@@ -248,7 +249,9 @@ class Trainer:
         advantages, returns = objective.gae(rewards, tensors["old_values"], mask, ppo.gamma, ppo.lam)
         if ppo.whiten_advantages:
             advantages = objective.whiten(advantages, mask)
-        advantages = advantages * tensors["importance"]
+        difference = tensors["sampling_difference"]
+        importance = torch.exp(difference).clamp(max=LARGEST_IMPORTANCE)
+        advantages = advantages * importance
 
         # 6. Clipped steps.
         learning_rate = self._set_learning_rate(iteration)
@@ -271,7 +274,8 @@ class Trainer:
             "explained_variance": _explained_variance(tensors["old_values"], returns, mask),
             "kl_coef": kl_coef,
             "learning_rate": learning_rate,
-            "importance": ((tensors["importance"] * mask).sum() / mask.sum()).item(),
+            "importance": ((importance * mask).sum() / mask.sum()).item(),
+            "sampling_difference": ((difference.abs() * mask).sum() / mask.sum()).item(),
             **losses,
             **clock.seconds(),
             "peak_memory_mib": _peak_memory(self.device),
@@ -282,10 +286,11 @@ class Trainer:
         return metrics, sequences, per_response
 
     def _sample(self, iteration, prompt_ids, prompts):
-        """Responses to some prompts: Sequences, and (B, T) log-probabilities, values (or None) and importance weights.
+        """Responses to some prompts: Sequences, and (B, T) log-probabilities, values (or None) and differences.
 
         Where something else than a float32 forward pass of the policy sampled (bfloat16, vLLM), log-probabilities are
-        computed afresh, so that the ratio starts at 1, and the importance weights say how far the two are apart.
+        computed afresh, so that the ratio starts at 1, and the differences say how far they are from those that were
+        sampled from.
         """
         length = self.lengths.response
         if self.vllm:
@@ -297,11 +302,11 @@ class Trainer:
             with torch.no_grad():
                 sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
             if self.settings.mixed_precision == "no":
-                return sequences, sampled, values, torch.ones_like(sampled)
+                return sequences, sampled, values, torch.zeros_like(sampled)
         fresh = self._in_batches(sequences, "logprobs")
-        self._check_agreement("sampling", fresh, sampled, sequences.response_mask, mean_tolerance=0.1)
-        importance = torch.exp(fresh - sampled).clamp(max=LARGEST_IMPORTANCE) * sequences.response_mask
-        return sequences, fresh, None, importance
+        difference = (fresh - sampled) * sequences.response_mask
+        self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
+        return sequences, fresh, None, difference
 
     def _resume(self):
         """Metrics and kept rollouts of the iterations before the one to go on with; none in a new run."""
@@ -503,7 +508,7 @@ class Trainer:
         """
         difference = (logprobs.detach() - others).abs() * mask
         worst, tolerance = difference.max().item(), 1e-3
-        if self.settings.mixed_precision == "bf16" or self.vllm:
+        if self.settings.mixed_precision == "bf16":
             worst, tolerance = (difference.sum() / mask.sum()).item(), mean_tolerance
         if not worst <= tolerance:
             raise InvariantError(
@@ -511,8 +516,17 @@ class Trainer:
                 f"(tolerance {tolerance})"
             )
 
+    def _check_sampling(self, iteration, difference):
+        """InvariantError where what sampled computes another policy than the trained one; nats a token, mean."""
+        if not difference <= LARGEST_DIFFERENCE:
+            remedy = "execution.rollouts=transformers" if self.vllm else "mixed_precision=no"
+            raise InvariantError(
+                f"iteration {iteration}: log-probabilities from sampling and from a fresh forward pass of the policy "
+                f"differ by {difference:.3g} nats a token (at most {LARGEST_DIFFERENCE}); set {remedy}"
+            )
 
-def _check_processes(ppo, accelerator, anchor):
+
+def _check_processes(ppo, accelerator, anchor, rollouts):
     """UserError where the run's settings do not fit how it was started."""
     processes = accelerator.num_processes
     if ppo.batch_size % processes or (ppo.batch_size // ppo.mini_batches) % processes:
@@ -520,10 +534,10 @@ def _check_processes(ppo, accelerator, anchor):
             f"{processes} processes: ppo.batch_size={ppo.batch_size} and its {ppo.mini_batches} mini-batches can't be "
             "shared evenly; change one"
         )
-    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank):
+    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
         raise runs.UserError(
-            f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, and "
-            "ppo.lora_rank, need them whole; start the run without it"
+            f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
+            "ppo.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
         )
 
 
