@@ -106,12 +106,16 @@ class ActorCritic(torch.nn.Module):
 
 @contextlib.contextmanager
 def whole(networks):
-    """Keep the layers that FSDP2 has gathered, where `networks` is sharded by it.
+    """Hold together what samples, where `networks` is sharded over processes.
 
-    Sampling gathers each layer once then instead of at every token; and it has to, because each process samples until
-    its own responses have ended, and gathering takes all of them.
+    Each layer is gathered once then instead of at every token. It has to be: each process samples until its own
+    responses have ended, and gathering takes all of them.
     """
-    # By what an FSDPModule can do: to import that class takes a second.
+    if hasattr(networks, "zero_optimization_partition_weights"):  # DeepSpeed's engine
+        with _gathered_by_deepspeed(networks):
+            yield
+        return
+    # By what FSDP2's modules can do: to import their class takes a second.
     layers = [m for m in networks.modules() if hasattr(m, "set_reshard_after_forward") and m is not networks]
     for layer in layers:
         layer.set_reshard_after_forward(False, recurse=False)
@@ -121,6 +125,29 @@ def whole(networks):
         for layer in layers:
             layer.set_reshard_after_forward(True, recurse=False)
             layer.reshard()
+
+
+@contextlib.contextmanager
+def _gathered_by_deepspeed(engine):
+    """The weights that ZeRO-3 has sharded, without the hooks that would shard each layer again after its pass."""
+    if not engine.zero_optimization_partition_weights():
+        yield
+        return
+    import deepspeed  # an extra: needed here alone
+
+    networks, shards = engine.module, engine.optimizer.parameter_offload
+    sampling = networks if networks.shared else networks.policy
+    with deepspeed.zero.GatheredParameters(list(sampling.parameters())):
+        # As TRL does (trl.models.utils), whose functions are private.
+        for parameter in networks.parameters():
+            parameter.ds_active_sub_modules.clear()
+        for hook in [*shards.forward_hooks, *shards.backward_hooks]:
+            hook.remove()
+        shards.forward_hooks, shards.backward_hooks = [], []
+        yield
+        if not shards.param_coordinator.is_invalid_trace():
+            shards.param_coordinator._invalidate_trace()
+        shards._register_deepspeed_module(shards.module)
 
 
 def _below(prefix, state):

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from tqdm import tqdm
+from transformers.integrations import unset_hf_deepspeed_config
 
 from salsa import config, forward, models, runs
 from salsa.ppo import checkpoints, networks, objective, reference
@@ -75,7 +76,7 @@ def train(settings, parents, output, execution):
 
 
 def make_accelerator(settings, device, execution, output):
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         # Weights are the same everywhere, and buffers never change.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -83,6 +84,20 @@ def make_accelerator(settings, device, execution, output):
         log_with=execution.trackers or None,
         project_dir=str(output / runs.TRACKERS),
     )
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.mixed_precision_policy:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Accelerate's would round noise and log-probabilities too, and sum gradients in bfloat16.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        chosen = accelerator.state.deepspeed_plugin.deepspeed_config
+        chosen["train_micro_batch_size_per_gpu"] = execution.micro_batch
+        chosen["gradient_clipping"] = settings.ppo.max_grad_norm  # of both networks together
+        unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
+    return accelerator
 
 
 def load(settings, parents, tokenizer, device, execution, anchored_to=None):
@@ -120,6 +135,7 @@ class Trainer:
         self.starts_at_reference = reference.starts_there(settings)
         _check_processes(self.ppo, accelerator, self.reference, execution.rollouts)
 
+        parameters = cast.policy.num_parameters()  # which holds a part of them once it is sharded
         self.adapters = networks.adapters(cast.policy, cast.value_model, self.ppo)
         self.networks = networks.ActorCritic(
             cast.policy, cast.value_model, self.ppo.temperature, execution.gradient_checkpointing
@@ -145,7 +161,7 @@ class Trainer:
         self.stop = checkpoints.StopRequest()
         self.summary = {
             "reference": self.reference.summary,
-            "parameters": cast.policy.num_parameters(),
+            "parameters": parameters,
             "kl_gradient": objective.kl_gradient(self.ppo.kl_estimator, self.ppo.kl_in),
         }
         if self.summary["kl_gradient"] == "biased" and accelerator.is_main_process:
@@ -299,7 +315,7 @@ class Trainer:
         else:
             noise = uniforms(self.settings.seed, iteration, prompt_ids, length)
             batch = self.execution.rollout_batch
-            with torch.no_grad():
+            with torch.no_grad(), networks.whole(self.networks):
                 sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
             if self.settings.mixed_precision == "no":
                 return sequences, sampled, values, torch.zeros_like(sampled)
@@ -331,7 +347,7 @@ class Trainer:
 
     def _pause(self):
         """Stop here when asked to: the networks are still those that the iteration began with."""
-        if self.stop.asked and self.accelerator.num_processes == 1:
+        if self._asked_to_stop():
             raise checkpoints.Stopped
 
     def _asked_to_stop(self):
@@ -341,7 +357,8 @@ class Trainer:
 
     def _checkpoint_and_exit(self):
         checkpoints.save(self.accelerator, self.progress, self.output)
-        print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
+        self.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
+        self.accelerator.print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
         sys.exit(143)
 
     def save(self):
@@ -474,8 +491,12 @@ class Trainer:
         return gathered, {name: whole(values) for name, values in tensors.items()}
 
     def _gradients_kept(self, last):
-        """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch."""
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.networks)
+        """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch.
+
+        Not where weights are sharded: a process does not hold the gradients of all of them.
+        """
+        self.accelerator.sync_gradients = last  # DeepSpeed takes its step then
+        return contextlib.nullcontext() if last or self._sharded else self.accelerator.no_sync(self.networks)
 
     def _move_on(self, iteration, metrics):
         """What changes between iterations beside the networks: the reference, and kl_coef."""
@@ -529,11 +550,13 @@ class Trainer:
 def _check_processes(ppo, accelerator, anchor, rollouts):
     """UserError where the run's settings do not fit how it was started."""
     processes = accelerator.num_processes
-    if ppo.batch_size % processes or (ppo.batch_size // ppo.mini_batches) % processes:
+    if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
         raise runs.UserError(
-            f"{processes} processes: ppo.batch_size={ppo.batch_size} and its {ppo.mini_batches} mini-batches can't be "
-            "shared evenly; change one"
+            f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
+            f"evenly; make it a multiple of {processes * ppo.mini_batches}"
         )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
     if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
         raise runs.UserError(
             f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
