@@ -207,10 +207,10 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 raise UserError(
                     f"{output}: holds another finished run ({finished['address'][:12]}); choose another --output"
                 )
-            print(f"{output}: already finished", flush=True)
+            if writes:
+                print(f"{output}: already finished", flush=True)
             return finished
-        if writes:
-            _claim_checkpoints(output, digest)
+        _claim_checkpoints(output, digest, writes)
         started = time.time()
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
         if not writes:
@@ -255,15 +255,16 @@ def _only_one(output, execution):
     together.destroy_process_group()
 
 
-def _claim_checkpoints(output, digest):
-    """UserError where the checkpoints in `output` are of an unfinished run with another address."""
+def _claim_checkpoints(output, digest, writes):
+    """UserError, in every process, where the checkpoints in `output` are of an unfinished run with another address."""
     path = output / CHECKPOINTS / "address"
     if path.exists() and path.read_text() != digest:
         raise UserError(
             f"{output}: holds checkpoints of another run ({path.read_text()[:12]}); remove {path.parent}, or choose "
             "another --output"
         )
-    write_atomically(path, digest)
+    if writes:
+        write_atomically(path, digest)
 
 
 def _parent_address(role, folder):
@@ -277,6 +278,12 @@ def _parent_address(role, folder):
     raise UserError(f"{folder}: no {MANIFEST}; the run is not finished (parent {role!r})")
 
 
+def _module(function):
+    """The name of a function's module, of the one that was started with `python -m` too."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    return main.name if function.__module__ == "__main__" and main else function.__module__
+
+
 def command(stage, version, function, settings_class, roles=(), description=None, argv=None):
     """The command line of a stage: by the plan that the driver wrote, or by hand.
 
@@ -284,7 +291,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
     `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m {function.__module__}",
+        prog=f"python -m {_module(function)}",
         description=description,
         epilog=f"settings: {settings_class.__name__} of salsa/config.py; parents: {', '.join(roles) or 'none'}",
     )
@@ -331,6 +338,8 @@ def command(stage, version, function, settings_class, roles=(), description=None
             config.from_dict(config.Execution, execution),
         )
     except (UserError, ValueError, FileNotFoundError) as error:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(5)  # within which the launcher ends this process, where the first one says the same
         if isinstance(error, UserError) or not arguments.plan:
             sys.exit(f"{parser.prog}: {error}")
         raise
