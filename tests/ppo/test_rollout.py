@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from salsa import forward, models
-from salsa.ppo import rollout
+from salsa.ppo import networks, rollout
 
 LENGTH = 10
 
@@ -168,3 +170,128 @@ def test_a_batch_sampled_in_parts_is_the_batch(sft_models, prompts, ends):
     torch.testing.assert_close(parts.response_mask, whole.response_mask)
     torch.testing.assert_close(parts.ended, whole.ended)
     torch.testing.assert_close(again, logprobs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_growing_layer_holds_what_a_dynamic_one_does():
+    growing, dynamic = rollout.GrowingLayer(12), DynamicLayer()
+    generator = torch.Generator().manual_seed(0)
+    rows, buffers = 6, []
+    for step, kept in ((5, None), (1, [4, 0, 3]), (1, None), (3, [1]), (2, None)):
+        keys, values = (torch.randn(rows, 2, step, size, generator=generator) for size in (4, 3))
+        assert growing.get_mask_sizes(step) == dynamic.get_mask_sizes(step)
+        for found, expected in zip(growing.update(keys, values), dynamic.update(keys, values), strict=True):
+            assert torch.equal(found, expected)
+        buffers.append(growing.keys.data_ptr())
+        if kept:
+            for layer in (growing, dynamic):
+                layer.batch_select_indices(torch.tensor(kept))
+            rows = len(kept)
+        assert growing.get_seq_length() == dynamic.get_seq_length()
+        assert torch.equal(growing.keys, dynamic.keys) and torch.equal(growing.values, dynamic.values)
+    assert growing.get_seq_length() == 12
+    assert len(set(buffers)) == 3  # made once, and once more at each selection
+
+
+@pytest.fixture
+def selections(monkeypatch):
+    """How many rows are left, a number each time that ended ones are dropped."""
+    original, kept = DynamicCache.batch_select_indices, []
+
+    def note(self, indices):
+        kept.append(len(indices))
+        return original(self, indices)
+
+    monkeypatch.setattr(DynamicCache, "batch_select_indices", note)
+    return kept
+
+
+def values_of(model):
+    weights = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    return lambda hidden: hidden @ weights
+
+
+def test_dropping_ended_rows_changes_no_response(sft_models, prompts, ends, selections):
+    ids, encoded = prompts
+    model, noise = sft_models[0], rollout.uniforms(0, 0, ids, LENGTH)
+    head = values_of(model)
+    sequences, *found = rollout.sample(model, encoded, noise, 1.0, ends, 0, head)
+    assert len(selections) > 1 and selections[-1] < len(ids) / 4
+    assert (sequences.lengths < LENGTH).sum() > len(ids) / 4
+    selections.clear()
+    endless, *expected = rollout.sample(model, encoded, noise, 1.0, [], 0, head)
+    assert selections == [] and endless.lengths.tolist() == [LENGTH] * len(ids) and not endless.ended.any()
+    for i, row in enumerate(texts(endless)):
+        length = next((t + 1 for t, token in enumerate(row) if token in ends), LENGTH)
+        assert texts(sequences)[i] == row[:length]
+        for mine, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[i, :length], other[i, :length], rtol=1e-5, atol=1e-5)
+            assert (mine[i, length:] == 0).all()
+    for i in range(8):  # alone, nothing can be dropped
+        alone, *its = rollout.sample(model, encoded[i : i + 1], noise[i : i + 1], 1.0, ends, 0, head)
+        assert texts(alone) == [texts(sequences)[i]]
+        for mine, other in zip(its, found, strict=True):
+            torch.testing.assert_close(mine[0], other[i, : mine.shape[1]], rtol=1e-4, atol=1e-4)
+    assert selections == []
+
+
+@pytest.mark.parametrize("batch_size", [64, 5])
+def test_values_while_sampling_are_those_of_a_fresh_pass(sft_models, prompts, ends, batch_size):
+    head = torch.nn.Linear(sft_models[0].config.hidden_size, 1)
+    made = networks.ActorCritic(sft_models[0], head, 0.8)
+    noise = rollout.uniforms(0, 0, prompts[0], LENGTH)
+    with torch.no_grad():
+        sequences, logprobs, values = made("sample", prompts[1], noise, ends, 0, batch_size)
+        mask = sequences.response_mask
+        torch.testing.assert_close(values, made("values", sequences) * mask, rtol=1e-4, atol=1e-4)
+        fresh, _, again = made("evaluate", sequences)
+        torch.testing.assert_close(values, again * mask, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logprobs, fresh, rtol=1e-4, atol=1e-4)
+    assert values[mask.bool()].std() > 0.1
+    separate = networks.ActorCritic(sft_models[0], torch.nn.Identity(), 1.0)
+    assert separate("sample", prompts[1], noise, ends, 0, batch_size)[2] is None
+
+
+def small_mistral(vocabulary, window):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=vocabulary, **shape, num_key_value_heads=1, sliding_window=window, initializer_range=0.3
+        )
+    ).eval()
+
+
+@torch.no_grad()
+def naive_response(model, prompt, uniforms, ends):
+    """Tokens, their log-probabilities and values, without cache, padding or company."""
+    response, logprobs, values = [], [], []
+    for uniform in uniforms:
+        hidden = model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[:, -1]
+        distribution = model.lm_head(hidden)[0].double().log_softmax(0)
+        response.append(int((distribution.exp().cumsum(0) <= uniform).sum()))
+        logprobs.append(distribution[response[-1]].item())
+        values.append(values_of(model)(hidden).item())
+        if response[-1] in ends:
+            break
+    return response, logprobs, values
+
+
+def test_models_with_a_sliding_window_are_sampled_as_by_a_plain_loop(prompts, tokenizer, ends, selections):
+    assert {type(layer) for layer in rollout.make_cache(small_mistral(len(tokenizer), None), 9).layers} == {
+        rollout.GrowingLayer
+    }
+    model = small_mistral(len(tokenizer), 4)
+    assert not any(isinstance(layer, rollout.GrowingLayer) for layer in rollout.make_cache(model, 9).layers)
+    ids, encoded = prompts[0][:12], [row[-2 - i :] for i, row in enumerate(prompts[1][:12])]
+    noise = rollout.uniforms(0, 0, ids, LENGTH)
+    sequences, logprobs, values = rollout.sample(model, encoded, noise, 1.0, ends, 0, values_of(model))
+    assert selections and len(set(map(len, encoded))) > 3
+    for i, (prompt, uniforms) in enumerate(zip(encoded, noise, strict=True)):
+        response, *expected = naive_response(model, prompt, uniforms, ends)
+        assert texts(sequences)[i] == response
+        for found, wanted in zip((logprobs, values), expected, strict=True):
+            assert found[i, : len(response)].tolist() == pytest.approx(wanted, abs=1e-4)
+    fresh, _ = forward.response_logprobs(model, sequences)
+    torch.testing.assert_close(logprobs, fresh.detach(), rtol=1e-4, atol=1e-4)
+    whole = rollout.sample(small_mistral(len(tokenizer), None), encoded, noise, 1.0, ends, 0)[0]
+    assert texts(whole) != texts(sequences)  # the window matters
