@@ -93,17 +93,18 @@ def arms(study):
     """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
     rows, described = [], {name: arm["description"] for name, arm in study.config["arms"].items()}
     for way, (names, _) in plan.ways(study.config).items():
+        first = next(name for name in study.arms if name in names)  # the configuration of a plan is sorted by name
         row = {
             "start": soup_text(way.start),
             "reference": REFERENCES[way.kind].format(soup=soup_text(way.weights), rate=way.rate, every=way.every),
             "kl_scale": way.kl_scale,
             "kl_schedule": SCHEDULES[way.kl_schedule[0]].format(*way.kl_schedule[1:]),
         }
-        for name in names:
-            own = described.get(name, "on the line from sft0 to sft1")
-            same = f"the same as {names[0]}, and shown under that name"
-            rows.append({"arm": name} | row | {"description": own if name == names[0] else same})
-    return pd.DataFrame(rows)
+        rows.append({"arm": first} | row | {"description": described.get(first, "on the line from sft0 to sft1")})
+        same = f"the same as {first}, and shown under that name"
+        rows += [{"arm": name} | row | {"description": same} for name in names if name != first]
+    order = {arm: place for place, arm in enumerate(study.arms)}
+    return pd.DataFrame(sorted(rows, key=lambda row: order.get(row["arm"], len(order))))
 
 
 def soup_text(weights):

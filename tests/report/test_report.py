@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from salsa import compose, config, runs
+from salsa import compose, config, plan, runs
 from salsa.evaluate import statistics
 from salsa.report import claims, figures, study, tables
 
@@ -56,7 +56,7 @@ class Tree:
             self.replicate(replicate, base, kl_coefs)
         values = dataclasses.asdict(config.Config())
         values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
-        values["arms"] = {arm: presets()[arm] for arm in arms if arm in EVERY_ARM}
+        values["arms"] = {arm: presets()[arm] for arm in sorted(arms) if arm in EVERY_ARM}  # as a plan sorts them
         values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
         values["benchmarks"] = {name: {} for name in benchmarks}
         values["judges"] = {name: {} for name in self.judges}
@@ -481,18 +481,25 @@ def test_arms_are_described(every):
     assert "p{4cm}" in (output / "tables" / "arms.tex").read_text()
 
 
+def planned(arms, *names):
+    """A study of these arms, whose policies have these names."""
+    policies = [study.Policy(name, None, 0.05, 0, name, i, {}, [], {}, []) for i, name in enumerate(names)]
+    return study.Study(dataclasses.asdict(config.Config()) | {"arms": arms}, policies, {}, {}, {}, [])
+
+
 def test_an_arm_that_is_another_is_shown_under_its_name():
-    arms = {"salsa": presets()["salsa"], "again": presets()["salsa"] | {"description": "once more"}}
-    values = dataclasses.asdict(config.Config()) | {"arms": arms}
-    frame = tables.arms(study.Study(values, [], {}, {}, {}, []))
-    assert frame["description"].tolist()[1] == "the same as salsa, and shown under that name"
-    assert frame["reference"].tolist() == ["1/2 sft0 + 1/2 sft1"] * 2
+    twin = presets()["salsa"] | {"description": "once more"}
+    frame = tables.arms(planned({"again": twin, "ppo": presets()["ppo"], "salsa": presets()["salsa"]}, "salsa", "ppo"))
+    assert frame["arm"].tolist() == ["salsa", "ppo", "again"]
+    assert frame["description"].tolist()[2] == "the same as salsa, and shown under that name"
+    assert frame["reference"].tolist() == ["1/2 sft0 + 1/2 sft1", "sft0", "1/2 sft0 + 1/2 sft1"]
 
 
 def test_schedules_in_words():
-    values = dataclasses.asdict(config.Config()) | {"arms": {"ppo": presets()["ppo"]}}
-    values["ppo"]["kl_schedule"] |= {"kind": "adaptive", "target": 3.5}
-    frame = tables.arms(study.Study(values, [], {}, {}, {}, []))
+    assert set(tables.REFERENCES) == set(compose.REFERENCES) and set(tables.SCHEDULES) == set(plan.SCHEDULES)
+    found = planned({"ppo": presets()["ppo"]}, "ppo")
+    found.config["ppo"]["kl_schedule"] |= {"kind": "adaptive", "target": 3.5}
+    frame = tables.arms(found)
     assert frame["kl_schedule"].tolist() == ["adapts to a KL of 3.5 nats, over 10000 responses"]
 
 
