@@ -208,6 +208,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                     f"{output}: holds another finished run ({finished['address'][:12]}); choose another --output"
                 )
             if writes:
+                shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process that was killed while removing
                 print(f"{output}: already finished", flush=True)
             return finished
         _claim_checkpoints(output, digest, writes)
@@ -215,7 +216,6 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
         if not writes:
             return None
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         manifest = {
             "stage": stage,
             "version": version,
@@ -234,6 +234,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
         write_json(output / MANIFEST, manifest)
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         return manifest
 
 
@@ -256,12 +257,12 @@ def _only_one(output, execution):
 
 
 def _claim_checkpoints(output, digest, writes):
-    """UserError, in every process, where the checkpoints in `output` are of an unfinished run with another address."""
+    """UserError, in every process, where `output` has checkpoints of an unfinished run with another address."""
     path = output / CHECKPOINTS / "address"
-    if path.exists() and path.read_text() != digest:
+    if path.exists() and path.read_text() != digest and len(list(path.parent.glob("[!.]*"))) > 1:
         raise UserError(
-            f"{output}: holds checkpoints of another run ({path.read_text()[:12]}); remove {path.parent}, or choose "
-            "another --output"
+            f"{output}: holds checkpoints of another run ({path.read_text()[:12]}); remove {output}, or choose another "
+            "--output"
         )
     if writes:
         write_atomically(path, digest)

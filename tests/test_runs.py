@@ -106,6 +106,24 @@ def test_a_stage_that_fails_leaves_no_manifest(tmp_path):
     assert execute(tmp_path / "run")["summary"] == {"note": "done"}
 
 
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    def fail(settings, parents, output, execution):
+        raise runs.UserError("rates: too many")
+
+    def stop(settings, parents, output, execution):
+        write(settings, parents, output, execution)
+        raise SystemExit(143)
+
+    with pytest.raises(runs.UserError, match="too many"):
+        execute(tmp_path / "run", function=fail)
+    with pytest.raises(SystemExit):
+        execute(tmp_path / "run", Settings(rates=[]), function=stop)  # it failed before it had any
+    with pytest.raises(runs.UserError, match=r"holds checkpoints of another run .*; remove .*run, or choose"):
+        execute(tmp_path / "run", function=never)
+    assert execute(tmp_path / "run", Settings(rates=[]))["summary"] == {"note": "done"}
+    assert not (tmp_path / "run" / runs.CHECKPOINTS).exists()
+
+
 def truncate(path):
     path.write_text(path.read_text()[:-1])
 

@@ -26,6 +26,7 @@ class Progress:
         self.iteration, self.steps, self.kl_coef = 0, 0, kl_coef
         self.reference = reference
         self.resumed_at = []
+        self.saved = None  # the iteration of the last checkpoint
 
     def state_dict(self):
         moving = [model.state_dict() for model in self.reference.models] if self.reference.moves else None
@@ -64,6 +65,8 @@ def anchored_to(output):
 
 def save(accelerator, progress, output):
     """Save a checkpoint of a whole iteration, then remove the one before it. Called by every process."""
+    if progress.saved == progress.iteration:
+        return
     root = output / runs.CHECKPOINTS
     partial = root / ".partial"
     if accelerator.is_main_process:
@@ -76,14 +79,11 @@ def save(accelerator, progress, output):
         for path in [*partial.rglob("*"), partial]:
             _to_disk(path)
         older = _saved(output)
-        target = root / f"{progress.iteration:06d}"
-        if target.exists():  # the same iteration, saved before a resume: the same content
-            shutil.rmtree(partial)
-            return
-        os.replace(partial, target)
+        os.replace(partial, root / f"{progress.iteration:06d}")
         _to_disk(root)
         for path in older:
             shutil.rmtree(path)
+    progress.saved = progress.iteration
 
 
 def load(accelerator, progress, output):
@@ -93,6 +93,7 @@ def load(accelerator, progress, output):
         return False
     accelerator.load_state(str(saved[-1]))
     progress.resumed_at.append(progress.iteration)
+    progress.saved = progress.iteration
     return True
 
 

@@ -70,8 +70,9 @@ def train(settings, parents, output, execution):
     anchored_to = checkpoints.anchored_to(output)
     cast = load(settings, parents, tokenizer, accelerator.device, execution, anchored_to)
     trainer = Trainer(settings, cast, tokenizer, accelerator, execution, output)
-    trainer.fit(rows, encoded)
-    trainer.save()
+    with trainer.stop:  # asked to stop while the result is written, it writes all of it
+        trainer.fit(rows, encoded)
+        trainer.save()
     return trainer.summary
 
 
@@ -171,7 +172,7 @@ class Trainer:
     def fit(self, rows, encoded):
         """Train on prompts `rows` ({"id", "prompt"}) with token ids `encoded`, from where the last checkpoint stands.
 
-        On SIGTERM it saves and exits with 143.
+        Asked to `stop` it saves a checkpoint and exits with 143.
         """
         order = _prompt_order(len(rows), self.ppo, self.settings.seed)
         metrics, rollouts = self._resume()
@@ -179,27 +180,26 @@ class Trainer:
             self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
         iterations = range(self.progress.iteration, self.ppo.iterations)
         bar = tqdm(iterations, desc="ppo", mininterval=5, disable=not self.accelerator.is_main_process)
-        with self.stop:
-            for iteration in bar:
-                chosen = order[iteration]
-                try:
-                    found, sequences, per_response = self.iterate(
-                        iteration, [rows[i]["id"] for i in chosen], [encoded[i] for i in chosen]
-                    )
-                except checkpoints.Stopped:
-                    self._checkpoint_and_exit()
-                metrics.append(found)
-                if iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1:
-                    rollouts += self._rollout_rows(iteration, [rows[i] for i in chosen], sequences, per_response)
-                self._move_on(iteration, found)
-                self._write(metrics, rollouts)
-                if self.execution.trackers:
-                    self.accelerator.log(found, step=iteration)
-                bar.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
-                if self._asked_to_stop():
-                    self._checkpoint_and_exit()
-                if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
-                    checkpoints.save(self.accelerator, self.progress, self.output)
+        for iteration in bar:
+            chosen = order[iteration]
+            try:
+                found, sequences, per_response = self.iterate(
+                    iteration, [rows[i]["id"] for i in chosen], [encoded[i] for i in chosen]
+                )
+            except checkpoints.Stopped:
+                self._checkpoint_and_exit()
+            metrics.append(found)
+            if iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1:
+                rollouts += self._rollout_rows(iteration, [rows[i] for i in chosen], sequences, per_response)
+            self._move_on(iteration, found)
+            self._write(metrics, rollouts)
+            if self.execution.trackers:
+                self.accelerator.log(found, step=iteration)
+            bar.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
+            if self._asked_to_stop():
+                self._checkpoint_and_exit()
+            if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
+                checkpoints.save(self.accelerator, self.progress, self.output)
         if self.execution.trackers:
             self.accelerator.end_training()
         expected = self.ppo.iterations * self.ppo.epochs * self.ppo.mini_batches
@@ -212,6 +212,7 @@ class Trainer:
     def iterate(self, iteration, prompt_ids, prompts):
         """One PPO iteration. Returns its metrics, its Sequences, and score and KL of each response, (B,) each."""
         ppo, clock, kl_coef = self.ppo, _Clock(self.device), self.progress.kl_coef
+        self._pause()
         # 1. Responses, with the log-probabilities that they were sampled from. Each process has its share of them.
         mine = self._share(len(prompts))
         sequences, old_logprobs, old_values, difference = self._sample(iteration, prompt_ids[mine], prompts[mine])
