@@ -223,3 +223,26 @@ def test_a_model_that_cannot_be_had(execution, tmp_path):
     with pytest.raises(runs.UserError, match="make smollm2"):
         base.make(package, {}, tmp_path, execution)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler to compile with")
+def test_a_compiled_trunk_computes_the_same(sft_runs, prompts):
+    plain, compiled = (models.load_policy(sft_runs[0] / "model") for _ in range(2))
+    models.compile_trunks([compiled])
+    responses = [[7, 8, 9][: 1 + i % 3] for i in range(8)]
+    sequences = forward.from_lists(prompts[1][:8], responses, [], 0)
+    found = [forward.response_logprobs(model, sequences)[0] for model in (plain, compiled)]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    for logprobs in found:
+        logprobs.sum().backward()
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_without_a_compiler_nothing_is_compiled_and_it_says_so(sft_runs, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    model = models.load_policy(sft_runs[0] / "model")
+    models.compile_trunks([model])
+    assert not hasattr(model, "compiled_trunk")
+    assert "no C++ compiler" in capsys.readouterr().out
