@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -249,11 +249,20 @@ def _value(values, key):
 def validate(values):
     """Refuse what the schema's types allow and no run can honour. UserError, one line: what, where, what to do."""
     _check_keys(values, config.Config)
-    for check in (_check_choices, _check_ranges, _check_names, _check_axes, _check_arms, _check_ppo, _check_execution):
+    for check in (
+        _check_choices,
+        _check_ranges,
+        _check_names,
+        _check_axes,
+        _check_arms,
+        _check_schedules,
+        _check_ppo,
+        _check_execution,
+        _check_data,
+        _check_model,
+        _check_names_differ,
+    ):
         check(values)
-    _check_data(values)
-    _check_model(values)
-    _check_names_differ(values)
 
 
 def _check_keys(values, schema, path=()):
@@ -416,6 +425,20 @@ def _shown(items):
     return "[" + ",".join(map(str, items)) + "]"
 
 
+def _check_schedules(values):
+    """Refuse settings of a schedule that its kind would ignore, and one that has nothing to change."""
+    defaults = asdict(config.KlSchedule())
+    schedules = {"ppo": values["ppo"]["kl_schedule"]}
+    schedules |= {f"arms.{name}": arm["kl_schedule"] for name, arm in values["arms"].items()}
+    for key, schedule in schedules.items():
+        for name in () if schedule is None else sorted(set(defaults) - {"kind", *plan.SCHEDULES[schedule["kind"]]}):
+            if schedule[name] != defaults[name]:
+                raise UserError(
+                    f"{key}.kl_schedule.{name}={schedule[name]}: not of kind={schedule['kind']}; leave it out, or "
+                    "change the kind"
+                )
+
+
 def _check_ppo(values):
     ppo = values["ppo"]
     if ppo["batch_size"] % ppo["mini_batches"]:
@@ -456,6 +479,10 @@ def _check_accelerate(values):
             f"{key}: its distributed_type is {kind}, which starts one process, and execution.processes="
             f"{execution['processes']}; it may be {', '.join(LAUNCHED)}"
         )
+    if kind == "DEEPSPEED":
+        _check_installed("deepspeed", "deepspeed", key)
+    if kind == "FSDP" and not re.search(r"(?m)^\W*fsdp_version\W+2", Path(path).read_text(encoding="utf-8")):
+        raise UserError(f"{key}: FSDP's first version is not supported; set fsdp_version: 2 in it")
     moving = [f"the arm {name}" for name, arm in values["arms"].items() if arm["reference"]["kind"] in plan.MOVING]
     whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
     whole += ["ppo.lora_rank"] * (values["ppo"]["lora_rank"] > 0)

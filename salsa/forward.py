@@ -1,8 +1,9 @@
 """Forward passes: from padded token sequences to log-probabilities, entropies, values, rewards and exact KL.
 
 Sequences are prompts padded on the left and responses padded on the right, so that a response starts at column P in
-every row; forward passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is kept: logits are computed for response positions alone, a chunk of
-rows at a time, and in training each chunk is computed again in the backward pass where it would be large.
+every row; forward passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is
+kept: logits are computed for response positions alone, a chunk of rows at a time, and in training each chunk is
+computed again in the backward pass where it would be large.
 """
 
 from dataclasses import dataclass

@@ -125,14 +125,32 @@ def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
     return model.to(device)
 
 
+@torch.no_grad()
+def check_head(model):
+    """UserError where a model's logits are more than its head's: a cap or a scale behind it (Gemma 2, Cohere, Granite).
+
+    Log-probabilities here are of the head's output, at response positions alone.
+    """
+    device = next(model.parameters()).device
+    tokens = torch.arange(8, device=device)[None] % model.config.vocab_size
+    whole = model(input_ids=tokens).logits.float()
+    head = model.get_output_embeddings()(model.base_model(input_ids=tokens).last_hidden_state).float()
+    if not torch.allclose(whole, head, rtol=1e-2, atol=1e-2):
+        raise runs.UserError(
+            f"{type(model).__name__} changes its logits behind its head, which is not computed here; choose a model "
+            "without a cap or scale of logits"
+        )
+
+
 def compile_trunks(trained_or_frozen):
-    """Compile the trunks of models for `forward.hidden_states`; without a C++ compiler, say so and leave them."""
+    """Compile the trunks of models for `forward.hidden_states`. Returns whether it did: not without a C++ compiler."""
     compilers = [os.environ.get("CXX", "g++"), "clang++"]
     if not any(map(shutil.which, compilers)):
         print(f"execution.compile: no C++ compiler ({' or '.join(compilers)}) on PATH; not compiled", flush=True)
-        return
+        return False
     for model in trained_or_frozen:
         model.compiled_trunk = torch.compile(model.base_model.forward)
+    return True
 
 
 def content_sha256(model):

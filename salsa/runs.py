@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -216,6 +217,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
         if not writes:
             return None
+        _finish_undisturbed()
         manifest = {
             "stage": stage,
             "version": version,
@@ -254,6 +256,12 @@ def _only_one(output, execution):
         yield together.is_main_process
         together.wait_for_everyone()
     together.destroy_process_group()
+
+
+def _finish_undisturbed():
+    """From here on a SIGTERM changes nothing: what was computed is complete, and only its manifest is missing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _claim_checkpoints(output, digest, writes):

@@ -64,15 +64,29 @@ def test_all_arms_together():
 
 def test_a_schedule_of_the_command_line():
     """Hydra puts nothing into a null: an arm's own schedule is merged by OmegaConf."""
-    composed = compose.compose(["arms.salsa.kl_schedule.kind=linear,adaptive", "ppo.kl_schedule.final=0.1"])
+    composed = compose.compose(["arms.salsa.kl_schedule.kind=linear,adaptive", "ppo.kl_schedule.kind=linear"])
     assert [values["arms"]["salsa"]["kl_schedule"]["kind"] for values in composed] == ["linear", "adaptive"]
-    assert composed[0]["arms"]["ppo"]["kl_schedule"] is None and composed[0]["ppo"]["kl_schedule"]["final"] == 0.1
+    assert composed[0]["arms"]["ppo"]["kl_schedule"] is None and composed[0]["ppo"]["kl_schedule"]["kind"] == "linear"
     (values,) = compose.compose(["arms.salsa.kl_schedule={kind:linear,final:0.2}", "+arms.x.kl_schedule.kind=linear"])
     assert values["arms"]["salsa"]["kl_schedule"]["final"] == 0.2 and values["arms"]["x"]["start"] == ["1"]
     assert (
         one("arm=[decaying_beta]", "arms.decaying_beta.kl_schedule=null")["arms"]["decaying_beta"]["kl_schedule"]
         is None
     )
+
+
+def test_a_schedule_ignores_nothing():
+    with pytest.raises(UserError, match=r"ppo\.kl_schedule\.target=3.0: not of kind=fixed"):
+        one("ppo.kl_schedule.target=3")
+    with pytest.raises(UserError, match=r"arms\.salsa\.kl_schedule\.final=0.5: not of kind=adaptive"):
+        one("arms.salsa.kl_schedule={kind:adaptive,final:0.5}")
+
+
+def test_a_package_of_deepspeed_must_be_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "accelerate.yaml").write_text("distributed_type: DEEPSPEED\n")
+    with pytest.raises(UserError, match="needs deepspeed, of the extra"):
+        one(f"execution.accelerate_config={tmp_path}/accelerate.yaml", "execution.processes=2")
 
 
 def test_default_study():
@@ -254,18 +268,22 @@ def test_processes_share_mini_batches_evenly():
         one("execution.processes=32", "ppo.mini_batches=4")
 
 
+FSDP2 = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2"
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "says"),
     [
-        ("distributed_type: FSDP", ["execution.processes=2"], None),
-        ("distributed_type: FSDP", [], None),
+        (FSDP2, ["execution.processes=2"], None),
+        ("distributed_type: FSDP", ["execution.processes=2"], "set fsdp_version: 2"),
+        (FSDP2, [], None),
         ("distributed_type: 'NO'", [], None),
         ("distributed_type: 'NO'", ["execution.processes=2"], "is NO, which starts one process"),
         ("use_cpu: true", ["execution.processes=2"], "is missing, which starts one process"),
         ("distributed_type: MULTI_GPU", ["execution.processes=2", "arm=[ppo,ema]"], None),
-        ("distributed_type: FSDP", ["execution.processes=2", "arm=[ppo,ema]"], "the arm ema needs them whole"),
+        (FSDP2, ["execution.processes=2", "arm=[ppo,ema]"], "the arm ema needs them whole"),
         ('{\n "distributed_type": "DEEPSPEED"\n}', ["ppo.lora_rank=4"], "ppo.lora_rank needs them whole"),
-        ("distributed_type: FSDP", ["execution.rollouts=vllm"], "vllm needs them whole"),
+        (FSDP2, ["execution.rollouts=vllm"], "vllm needs them whole"),
     ],
 )
 def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text, overrides, says):

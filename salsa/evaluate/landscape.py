@@ -9,7 +9,6 @@ benchmarks are what policies are judged against.
 import csv
 from fractions import Fraction
 
-import numpy as np
 import torch
 
 from salsa import config, forward, models, runs
@@ -49,7 +48,7 @@ def survey(settings, parents, output, execution):
         if sft0_samples is None:  # alpha 0 comes first
             sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
-        kl = np.zeros(1) if alpha == 0 else score.kl(sft0, model, sft0_samples, execution.micro_batch)
+        kl = [0.0] if alpha == 0 else forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
         kl_mean, kl_error = score.mean_and_error(kl)
         point = {"alpha": float(alpha), "loss": token_loss(model, validation, pad_id, device, execution)}
         point |= {"kl_from_sft0": kl_mean, "kl_from_sft0_se": kl_error if alpha else 0.0}

@@ -9,7 +9,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.ppo import reference
 
-VERSION = 2
+VERSION = 3
 
 
 def respond(settings, parents, output, execution):
@@ -38,11 +38,7 @@ def respond(settings, parents, output, execution):
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution)
     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
-    anchors = _anchors(settings, parents, tokenizer, device, execution)
-    kls = {
-        f"kl_to_{name}": anchor.kl(policy, batch, execution.micro_batch).double().cpu().numpy()
-        for name, anchor in anchors.items()
-    }
+    kls = _kls(settings, parents, policy, batch, tokenizer, device, execution)
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
@@ -71,17 +67,25 @@ def summarise(answers, rewards, golds):
     return summary
 
 
-def _anchors(settings, parents, tokenizer, device, execution):
-    """sft0, and the policy's own reference at the end of its training; each a Reference in float32."""
+def _kls(settings, parents, policy, batch, tokenizer, device, execution):
+    """KL(policy ‖ ·) of each response, to sft0 and to the policy's own reference at the end of its training.
+
+    Both as training held them (bfloat16 rounds weights), computed in float32.
+    """
     ppo = config.from_dict(config.PpoSettings, runs.manifest_of(parents["ppo"])["settings"])
     ingredients = reference.load_ingredients(
         parents, ppo.lengths.prompt, tokenizer, device, reference.dtype(ppo), execution.micro_batch
     )
     own = reference.final(parents["ppo"], ppo, ingredients)
-    sft0 = models.load_policy(ingredients.folders[0], device)
-    for model in own.models:
-        model.float()
-    return {"sft0": reference.Reference([sft0], {}), "reference": own}
+    anchors = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
+    if own.models == [ingredients.sft0]:
+        del anchors["kl_to_sft0"]
+    kls = {}
+    for name, anchor in anchors.items():
+        for model in anchor.models:
+            model.float()
+        kls[name] = anchor.kl(policy, batch, execution.micro_batch).double().cpu().numpy()
+    return {"kl_to_sft0": kls["kl_to_reference"], **kls}
 
 
 def _evaluation_rows(answers, rewards, golds, kls):

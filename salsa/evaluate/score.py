@@ -1,7 +1,6 @@
 """What answers are worth: reward of the reward model, gold where there is gold, and exact KL to other policies."""
 
 import numpy as np
-import torch
 
 from salsa import forward
 
@@ -46,11 +45,3 @@ def mean_and_error(values):
     values = np.asarray(values, dtype=np.float64)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return float(values.mean()), float(error)
-
-
-def kl(model, reference, batch, micro_batch):
-    """Exact KL(model ‖ reference) of each sampled response, (N,) nats, as a float64 array."""
-    if model is reference:
-        return np.zeros(len(batch))
-    with torch.no_grad():
-        return forward.exact_kl(model, reference, batch, micro_batch).double().cpu().numpy()

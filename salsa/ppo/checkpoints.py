@@ -13,6 +13,7 @@ import signal
 from salsa import runs
 
 ANCHOR = "reference.json"  # beside the checkpoints: what the run is anchored to
+LAYOUT = "processes.json"  # likewise: how many processes wrote them, and how
 
 
 class Stopped(Exception):
@@ -57,6 +58,11 @@ class StopRequest:
         self.asked = True
 
 
+def _layout(accelerator):
+    """What the layout of a checkpoint's files follows from."""
+    return {"processes": accelerator.num_processes, "distributed_type": str(accelerator.distributed_type.value)}
+
+
 def anchored_to(output):
     """The summary of the reference of the interrupted run in `output`, or None."""
     path = output / runs.CHECKPOINTS / ANCHOR
@@ -72,6 +78,7 @@ def save(accelerator, progress, output):
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         runs.write_json(root / ANCHOR, progress.reference.summary)
+        runs.write_json(root / LAYOUT, _layout(accelerator))
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
@@ -91,10 +98,20 @@ def load(accelerator, progress, output):
     saved = _saved(output)
     if not saved:
         return False
+    before, now = runs.read_json(output / runs.CHECKPOINTS / LAYOUT), _layout(accelerator)
+    if before != now:
+        raise runs.UserError(
+            f"{saved[-1]}: saved by {_said(before)}, and this is {_said(now)}; go on as it was started, or remove "
+            f"{saved[-1].parent}"
+        )
     accelerator.load_state(str(saved[-1]))
     progress.resumed_at.append(progress.iteration)
     progress.saved = progress.iteration
     return True
+
+
+def _said(layout):
+    return f"{layout['processes']} process(es) of {layout['distributed_type']}"
 
 
 def _saved(output):

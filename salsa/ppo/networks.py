@@ -4,11 +4,11 @@ Everything is computed through `forward`, because that is where a wrapper (DDP, 
 gradients. The networks stay in evaluation mode: dropout is off in PPO.
 """
 
-import contextlib
-import copy
+import shutil
 
 import torch
 from safetensors.torch import save_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from salsa import forward, models, runs
 from salsa.forward import ScoreModel
@@ -48,12 +48,14 @@ class ActorCritic(torch.nn.Module):
         return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in chosen]
 
     def recompute(self, on):
-        """Whether backward passes compute activations again; transformers does so, and can't sample, in training mode.
+        """Whether backward passes compute activations again. Does nothing without gradient_checkpointing.
 
-        Does nothing without gradient_checkpointing.
+        transformers does so, and can't sample, where a layer is in training mode. Only the layers' own mark is set:
+        what is in them would switch dropout on.
         """
-        for trunk in self.trunks if self.recomputing else ():
-            trunk.train(on)
+        layers = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)] if self.recomputing else []
+        for layer in layers:
+            layer.training = on
 
     def forward(self, task, *arguments):
         return getattr(self, task)(*arguments)
@@ -91,6 +93,7 @@ class ActorCritic(torch.nn.Module):
         """
         self.policy.save_pretrained(output / "model", state_dict=_below("policy", state))
         folder = output / "value_model"
+        shutil.rmtree(folder, ignore_errors=True)
         if self.shared:
             folder.mkdir(exist_ok=True)
             save_file(_below("value_model", state) or self.value_model.state_dict(), folder / "head.safetensors")
@@ -104,71 +107,26 @@ class ActorCritic(torch.nn.Module):
         return forward.at_least_float32(self.value_model(hidden).squeeze(-1))
 
 
-@contextlib.contextmanager
-def whole(networks):
-    """Hold together what samples, where `networks` is sharded over processes.
-
-    Each layer is gathered once then instead of at every token. It has to be: each process samples until its own
-    responses have ended, and gathering takes all of them.
-    """
-    if hasattr(networks, "zero_optimization_partition_weights"):  # DeepSpeed's engine
-        with _gathered_by_deepspeed(networks):
-            yield
-        return
-    # By what FSDP2's modules can do: to import their class takes a second.
-    layers = [m for m in networks.modules() if hasattr(m, "set_reshard_after_forward") and m is not networks]
-    for layer in layers:
-        layer.set_reshard_after_forward(False, recurse=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.set_reshard_after_forward(True, recurse=False)
-            layer.reshard()
-
-
-@contextlib.contextmanager
-def _gathered_by_deepspeed(engine):
-    """The weights that ZeRO-3 has sharded, without the hooks that would shard each layer again after its pass."""
-    if not engine.zero_optimization_partition_weights():
-        yield
-        return
-    import deepspeed  # an extra: needed here alone
-
-    networks, shards = engine.module, engine.optimizer.parameter_offload
-    sampling = networks if networks.shared else networks.policy
-    with deepspeed.zero.GatheredParameters(list(sampling.parameters())):
-        # As TRL does (trl.models.utils), whose functions are private.
-        for parameter in networks.parameters():
-            parameter.ds_active_sub_modules.clear()
-        for hook in [*shards.forward_hooks, *shards.backward_hooks]:
-            hook.remove()
-        shards.forward_hooks, shards.backward_hooks = [], []
-        yield
-        if not shards.param_coordinator.is_invalid_trace():
-            shards.param_coordinator._invalidate_trace()
-        shards._register_deepspeed_module(shards.module)
-
-
 def _below(prefix, state):
     """The part of a state dictionary below `prefix`; None of None."""
     names = [name for name in state or () if name.startswith(f"{prefix}.")]
     return {name.removeprefix(f"{prefix}."): state[name] for name in names} or None
 
 
-def value_model(kind, policy, reward_model):
+def value_model(kind, policy, reward_model, normalised=True):
     """The value model of a run: from the reward model, from the policy's start with a head of zeros, or a head alone.
 
     Args:
         kind: reward_model | sft | shared (config.Ppo.value_model).
         reward_model: the folder of a reward model's run.
+        normalised: whether the reward that it starts from is shifted and scaled as on sft0's samples.
     """
     if kind == "shared":
         return _zeros(torch.nn.Linear(policy.config.hidden_size, 1))
-    made = models.load_score_model(reward_model)
+    made = models.load_score_model(reward_model, normalised=normalised)
     if kind == "sft":
         made.mean, made.std = 0.0, 1.0
-        made.classifier.base_model.load_state_dict(copy.deepcopy(policy.base_model.state_dict()))
+        made.classifier.base_model.load_state_dict(policy.base_model.state_dict())
         _zeros(made.classifier.score)
     return made
 

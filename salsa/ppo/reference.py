@@ -24,7 +24,7 @@ class Reference:
 
     def __init__(self, models, summary, weights=(1.0,)):
         self.models, self.weights = [model.requires_grad_(False) for model in models], list(weights)
-        self.summary = {**summary, "sha256": self.sha256()}
+        self.summary = summary
 
     def sha256(self):
         """The content of what the policy is anchored to now: one digest a model."""
@@ -33,9 +33,8 @@ class Reference:
     def follow(self, policy, iteration):
         """Move, after iteration number `iteration` (from 0) has changed the policy."""
 
-    @torch.no_grad()
     def kl(self, policy, sequences, micro_batch):
-        """KL(policy ‖ reference) (B,), nats a response, exact over the vocabulary: the mean over several models."""
+        """KL(policy ‖ reference) (B,), nats a response, exact over the vocabulary; of several models, weighted."""
         kls = [exact_kl(policy, model, sequences, micro_batch) for model in self.models]
         return sum(weight * kl for weight, kl in zip(self.weights, kls, strict=True))
 
@@ -109,10 +108,11 @@ def build(settings, ingredients, found=None):
     Raises UserError when `found` has another content than what the ingredients make.
     """
     made = KINDS[settings.reference.kind](settings, ingredients, found)
+    made.summary = {**made.summary, "sha256": made.sha256()}
     if found and found["sha256"] != made.summary["sha256"]:
         raise runs.UserError(
-            "the reference is not the one that this run was anchored to: its SFT models have changed; remove the run's "
-            "folder and run again"
+            "the reference is not, bit for bit, the one that this run was anchored to: its SFT models, the hardware "
+            "or a library have changed; remove the run's folder and run again"
         )
     return made
 
@@ -130,7 +130,7 @@ def starts_there(settings):
 
 def final(folder, settings, ingredients):
     """The reference as it was at the end of the finished PPO run in `folder`."""
-    if (folder / "reference").is_dir():
+    if settings.reference.kind in ("ema", "reset"):
         model = models.load_policy(folder / "reference", ingredients.device, "auto")  # as it was held
         return Reference([model], _described(settings))
     return build(settings, ingredients, runs.manifest_of(folder)["summary"].get("reference"))

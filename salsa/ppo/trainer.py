@@ -1,39 +1,32 @@
 """PPO against any reference policy, from top to bottom.
 
 One iteration: sample responses, score them, read the references' log-probabilities and the values, make per-token
-rewards and advantages, then take clipped policy and value steps. Everything a step needs is in `iterate`; the pure
-functions are in objective.py, sampling in rollout.py, references in reference.py, the trained networks in networks.py,
-forward passes in forward.py, interruptions in checkpoints.py.
+rewards and advantages, then take clipped policy and value steps. `iterate` is the algorithm, `_optimise` its steps; the
+pure functions are in objective.py, sampling in rollout.py, references in reference.py, the trained networks in
+networks.py, forward passes in forward.py, interruptions in checkpoints.py, what is written on the way in record.py.
 
-Several processes (`accelerate launch`) each sample and read their share of the batch, then all hold the whole of it:
-rewards, advantages and mini-batches are those of one process, and only the steps' forward passes are shared again.
+Several processes (processes.py) each sample and read their share of the batch, then all hold the whole of it: rewards,
+advantages and mini-batches are those of one process, and only the steps' forward passes are shared again.
 
 Sources: 1707.06347 (PPO), 2403.17031 (its details for RLHF), 2411.01798 (SALSA).
 """
 
-import contextlib
 import math
-import resource
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from tqdm import tqdm
-from transformers.integrations import unset_hf_deepspeed_config
 
 from salsa import config, forward, models, runs
-from salsa.ppo import checkpoints, networks, objective, reference
+from salsa.ppo import checkpoints, networks, objective, processes, record, reference
 from salsa.ppo.rollout import uniforms
 
 VERSION = 2
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
 LARGEST_DIFFERENCE = 0.1  # nats a token, mean: of such a computation; weights correct less, more is a mistake
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class InvariantError(RuntimeError):
@@ -60,7 +53,7 @@ def train(settings, parents, output, execution):
     Parents: `prepare` (prompts.jsonl), `reward_model`, `sft0`, and the other SFT models that start or reference need.
     """
     device = models.prepare_process(execution)
-    accelerator = make_accelerator(settings, device, execution, output)
+    accelerator = processes.make_accelerator(settings, device, execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
@@ -76,31 +69,6 @@ def train(settings, parents, output, execution):
     return trainer.summary
 
 
-def make_accelerator(settings, device, execution, output):
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        # Weights are the same everywhere, and buffers never change.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        mixed_precision=settings.mixed_precision,
-        log_with=execution.trackers or None,
-        project_dir=str(output / runs.TRACKERS),
-    )
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin and plugin.mixed_precision_policy:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        # Accelerate's would round noise and log-probabilities too, and sum gradients in bfloat16.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        chosen = accelerator.state.deepspeed_plugin.deepspeed_config
-        chosen["train_micro_batch_size_per_gpu"] = execution.micro_batch
-        chosen["gradient_clipping"] = settings.ppo.max_grad_norm  # of both networks together
-        unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
-    return accelerator
-
-
 def load(settings, parents, tokenizer, device, execution, anchored_to=None):
     """The `Models` of a run, from its parents. `anchored_to`: the reference's summary, where it was built before."""
     torch.manual_seed(settings.seed)
@@ -111,9 +79,10 @@ def load(settings, parents, tokenizer, device, execution, anchored_to=None):
     )
     anchor = reference.build(settings, ingredients, anchored_to)
     policy = reference.mix(ingredients.folders, settings.start, "cpu", torch.float32)
-    value_model = networks.value_model(ppo.value_model, policy, parents["reward_model"])
-    normalised = ppo.score_normalisation == "constants"
-    reward_model = models.load_score_model(parents["reward_model"], device, frozen, normalised)
+    models.check_head(policy)
+    normalised = ppo.score_normalisation != "none"  # what the value model has to expect
+    value_model = networks.value_model(ppo.value_model, policy, parents["reward_model"], normalised)
+    reward_model = models.load_score_model(parents["reward_model"], device, frozen)
     return Models(policy, value_model, reward_model.requires_grad_(False), anchor, ingredients.sft0)
 
 
@@ -134,15 +103,16 @@ class Trainer:
         self.reward_model, self.reference, self.sft0 = cast.reward_model, cast.reference, cast.sft0
         self.end_ids, self.pad_id = models.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
         self.starts_at_reference = reference.starts_there(settings)
-        _check_processes(self.ppo, accelerator, self.reference, execution.rollouts)
+        processes.check(self.ppo, accelerator, self.reference, execution.rollouts)
 
         parameters = cast.policy.num_parameters()  # which holds a part of them once it is sharded
         self.adapters = networks.adapters(cast.policy, cast.value_model, self.ppo)
         self.networks = networks.ActorCritic(
             cast.policy, cast.value_model, self.ppo.temperature, execution.gradient_checkpointing
         )
-        if execution.compile:
-            models.compile_trunks([*self.networks.trunks, self.reward_model.classifier, *self.reference.models])
+        compiled = execution.compile and models.compile_trunks(
+            [*self.networks.trunks, self.reward_model.classifier, self.sft0, *self.reference.models]
+        )
         self.vllm = None
         if execution.rollouts == "vllm":
             from salsa.ppo.vllm_rollout import Sampler  # an extra: needed here alone
@@ -163,6 +133,7 @@ class Trainer:
         self.summary = {
             "reference": self.reference.summary,
             "parameters": parameters,
+            "compiled": compiled,
             "kl_gradient": objective.kl_gradient(self.ppo.kl_estimator, self.ppo.kl_in),
         }
         if self.summary["kl_gradient"] == "biased" and accelerator.is_main_process:
@@ -175,24 +146,24 @@ class Trainer:
         Asked to `stop` it saves a checkpoint and exits with 143.
         """
         order = _prompt_order(len(rows), self.ppo, self.settings.seed)
-        metrics, rollouts = self._resume()
+        checkpoints.load(self.accelerator, self.progress, self.output)
+        log = record.Record(self.output, self.progress.iteration, self.accelerator.is_main_process)
         if self.execution.trackers:
             self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
         iterations = range(self.progress.iteration, self.ppo.iterations)
         bar = tqdm(iterations, desc="ppo", mininterval=5, disable=not self.accelerator.is_main_process)
         for iteration in bar:
-            chosen = order[iteration]
+            chosen = [rows[i] for i in order[iteration]]
             try:
                 found, sequences, per_response = self.iterate(
-                    iteration, [rows[i]["id"] for i in chosen], [encoded[i] for i in chosen]
+                    iteration, [row["id"] for row in chosen], [encoded[i] for i in order[iteration]]
                 )
             except checkpoints.Stopped:
                 self._checkpoint_and_exit()
-            metrics.append(found)
-            if iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1:
-                rollouts += self._rollout_rows(iteration, [rows[i] for i in chosen], sequences, per_response)
             self._move_on(iteration, found)
-            self._write(metrics, rollouts)
+            kept = iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1
+            responses = record.rollout_rows(iteration, chosen, sequences, per_response, self.tokenizer) if kept else []
+            log.add(found, responses)
             if self.execution.trackers:
                 self.accelerator.log(found, step=iteration)
             bar.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
@@ -211,10 +182,10 @@ class Trainer:
 
     def iterate(self, iteration, prompt_ids, prompts):
         """One PPO iteration. Returns its metrics, its Sequences, and score and KL of each response, (B,) each."""
-        ppo, clock, kl_coef = self.ppo, _Clock(self.device), self.progress.kl_coef
+        ppo, clock, kl_coef = self.ppo, record.Clock(self.device), self.progress.kl_coef
         self._pause()
         # 1. Responses, with the log-probabilities that they were sampled from. Each process has its share of them.
-        mine = self._share(len(prompts))
+        mine = processes.share(self.accelerator, len(prompts))
         sequences, old_logprobs, old_values, difference = self._sample(iteration, prompt_ids[mine], prompts[mine])
         clock.lap("rollout")
         self._pause()
@@ -236,9 +207,9 @@ class Trainer:
         self._pause()
 
         # From here to the steps every process has the whole batch.
-        sequences, tensors = self._gather(
+        sequences, tensors = processes.gather(
+            self.accelerator,
             sequences,
-            len(prompts),
             {
                 "score": score,  # (B,)
                 "old_logprobs": old_logprobs,  # (B, T), as all that follow
@@ -247,6 +218,7 @@ class Trainer:
                 "reference_logprobs": reference_logprobs,  # but this: (B, R, T) of R references
                 "sft0_logprobs": sft0_logprobs,
             },
+            self.pad_id,
         )
         mask, score, old_logprobs = sequences.response_mask, tensors["score"], tensors["old_logprobs"]
         if iteration == 0 and self.starts_at_reference:  # and so at no distance from it
@@ -254,8 +226,11 @@ class Trainer:
             self._check_agreement("the reference", old_logprobs, start, mask, mean_tolerance=0.1)
 
         # 4. Rewards a token: the penalty at each, the score at the last.
+        raw = score
+        if ppo.score_normalisation == "none":
+            raw = score * self.reward_model.std + self.reward_model.mean
         paid = objective.paid_scores(
-            score, sequences.ended, ppo.score_normalisation, ppo.score_clip, ppo.missing_eos_penalty
+            raw, sequences.ended, ppo.score_normalisation, ppo.score_clip, ppo.missing_eos_penalty
         )
         penalty = self._penalty(old_logprobs, tensors["reference_logprobs"], ppo.kl_estimator)
         in_reward = penalty if ppo.kl_in == "reward" else torch.zeros_like(penalty)
@@ -288,18 +263,18 @@ class Trainer:
             "reward": paid.mean().item(),
             "response_length": sequences.lengths.float().mean().item(),
             "eos_rate": sequences.ended.float().mean().item(),
-            "explained_variance": _explained_variance(tensors["old_values"], returns, mask),
+            "explained_variance": record.explained_variance(tensors["old_values"], returns, mask),
             "kl_coef": kl_coef,
             "learning_rate": learning_rate,
             "importance": ((importance * mask).sum() / mask.sum()).item(),
             "sampling_difference": ((difference.abs() * mask).sum() / mask.sum()).item(),
             **losses,
             **clock.seconds(),
-            "peak_memory_mib": _peak_memory(self.device),
+            "peak_memory_mib": record.peak_memory(self.device),
         }
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise InvariantError(f"iteration {iteration}: {name} is {value}; lower ppo.learning_rate")
+                raise runs.UserError(f"iteration {iteration}: {name} is {value}; lower ppo.learning_rate")
         return metrics, sequences, per_response
 
     def _sample(self, iteration, prompt_ids, prompts):
@@ -316,7 +291,7 @@ class Trainer:
         else:
             noise = uniforms(self.settings.seed, iteration, prompt_ids, length)
             batch = self.execution.rollout_batch
-            with torch.no_grad(), networks.whole(self.networks):
+            with torch.no_grad(), processes.whole(self.networks):
                 sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
             if self.settings.mixed_precision == "no":
                 return sequences, sampled, values, torch.zeros_like(sampled)
@@ -325,90 +300,34 @@ class Trainer:
         self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
         return sequences, fresh, None, difference
 
-    def _resume(self):
-        """Metrics and kept rollouts of the iterations before the one to go on with; none in a new run."""
-        if not checkpoints.load(self.accelerator, self.progress, self.output):
-            return [], []
-        names = ("metrics.jsonl", "rollouts.jsonl")
-        found = [runs.read_jsonl(path) if (path := self.output / name).exists() else [] for name in names]
-        return [[row for row in rows if row["iteration"] < self.progress.iteration] for rows in found]
-
-    def _write(self, metrics, rollouts):
-        if self.accelerator.is_main_process:
-            runs.write_jsonl(self.output / "metrics.jsonl", metrics)
-            runs.write_jsonl(self.output / "rollouts.jsonl", rollouts)
-
-    def _rollout_rows(self, iteration, rows, sequences, per_response):
-        """Rows of rollouts.jsonl: the responses of one iteration as text."""
-        names = ("score", "kl_to_reference", "kl_to_sft0")
-        for place, (row, text) in enumerate(zip(rows, models.decode(self.tokenizer, sequences), strict=True)):
-            numbers = {name: float(per_response[name][place]) for name in names}
-            before = {"iteration": iteration, "prompt_id": row["id"], "prompt": row["prompt"]}
-            yield {**before, "response": text, **numbers}
-
-    def _pause(self):
-        """Stop here when asked to: the networks are still those that the iteration began with."""
-        if self._asked_to_stop():
-            raise checkpoints.Stopped
-
-    def _asked_to_stop(self):
-        """Whether any process was asked to stop."""
-        asked = torch.tensor(float(self.stop.asked), device=self.device)
-        return bool(self.accelerator.reduce(asked) > 0)
-
-    def _checkpoint_and_exit(self):
-        checkpoints.save(self.accelerator, self.progress, self.output)
-        self.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
-        self.accelerator.print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
-        sys.exit(143)
-
-    def save(self):
-        """Write the policy, the value model, and a reference that has moved, as model folders."""
-        state = self.accelerator.get_state_dict(self.networks) if self._sharded else None  # gathered by all
-        if not self.accelerator.is_main_process:
-            return
-        for adapter in self.adapters:
-            adapter.merge_and_unload()
-        bare = self.accelerator.unwrap_model(self.networks)
-        bare.save(self.output, state)
-        self.tokenizer.save_pretrained(self.output / "model")
-        if self.reference.moves:
-            self.reference.models[0].save_pretrained(self.output / "reference")
-            self.tokenizer.save_pretrained(self.output / "reference")
-
-    @property
-    def _sharded(self):
-        return self.accelerator.distributed_type in SHARDED
-
-    def _penalty(self, logprobs, reference_logprobs, estimator):
-        return objective.kl_penalty(logprobs, reference_logprobs, self.reference.weights, estimator)
-
     def _optimise(self, iteration, sequences, batch):
         """`epochs` x `mini_batches` steps. Returns the losses' metrics, means over tokens and steps."""
-        ppo, processes = self.ppo, self.accelerator.num_processes
+        ppo, accelerator = self.ppo, self.accelerator
         totals, tokens_seen, norms = {}, 0, []
-        bare = self.accelerator.unwrap_model(self.networks)
-        bare.recompute(True)
+        unwrapped = accelerator.unwrap_model(self.networks)
+        unwrapped.recompute(True)
         for epoch in range(ppo.epochs):
             generator = np.random.default_rng([self.settings.seed, iteration, epoch])
-            for part in np.array_split(generator.permutation(len(sequences)), ppo.mini_batches):
+            for index, part in enumerate(np.array_split(generator.permutation(len(sequences)), ppo.mini_batches)):
                 # Micro-batches of like length, so that padding isn't computed. Losses are sums over tokens divided by
                 # the mini-batch's tokens, so how it is split changes nothing.
                 part = torch.from_numpy(part[np.argsort(sequences.lengths[part].cpu().numpy(), kind="stable")])
                 tokens = sequences.response_mask[part].sum().item()
-                first = epoch == 0 and self.progress.steps == iteration * ppo.epochs * ppo.mini_batches
+                first = epoch == index == 0
                 self.optimizer.zero_grad(set_to_none=True)
-                micro_batches = part[self.accelerator.process_index :: processes].split(self.execution.micro_batch)
+                mine = part[accelerator.process_index :: accelerator.num_processes]
+                micro_batches = mine.split(self.execution.micro_batch)
                 for rows in micro_batches:
-                    with self._gradients_kept(last=rows is micro_batches[-1]):
+                    last = rows is micro_batches[-1]
+                    with processes.gradients_kept(accelerator, self.networks, last):
                         some = {name: values[rows] for name, values in batch.items()}
                         found = self._backward(sequences.rows(rows), some, tokens, first)
                     for name, value in found.items():
                         totals[name] = totals.get(name, 0.0) + value
                 tokens_seen += tokens
                 norms.append(self._step())
-        bare.recompute(False)
-        sums = self.accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
+        unwrapped.recompute(False)
+        sums = accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
         means = {name: value / tokens_seen for name, value in zip(totals, sums.tolist(), strict=True)}
         return {**means, "gradient_norm": float(np.mean(norms))}
 
@@ -449,6 +368,9 @@ class Trainer:
         self.progress.steps += 1
         return float(norms[0])
 
+    def _penalty(self, logprobs, reference_logprobs, estimator):
+        return objective.kl_penalty(logprobs, reference_logprobs, self.reference.weights, estimator)
+
     def _frozen(self, model, sequences):
         """(B, T) log-probabilities of the responses under a frozen model."""
         return self._rows(sequences, lambda some: forward.response_logprobs(model, some, self.ppo.temperature)[0])
@@ -466,42 +388,10 @@ class Trainer:
             found.append(forward.pad_right(compute(sequences.rows(rows)), length))
         return torch.cat(found)[torch.argsort(order)] * sequences.response_mask
 
-    def _share(self, count):
-        """The rows of a batch that are this process's to sample and read."""
-        size = count // self.accelerator.num_processes
-        return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-
-    def _gather(self, sequences, count, tensors):
-        """The whole batch, of the shares of all processes: Sequences and tensors with a row for each of them."""
-        if self.accelerator.num_processes == 1:
-            return sequences, tensors
-        width = sequences.prompt_length
-
-        def whole(values, first=False, fill=0):
-            dim = values.dim() - 1
-            if dim:
-                values = self.accelerator.pad_across_processes(values, dim=dim, pad_index=fill, pad_first=first)
-            return self.accelerator.gather(values.contiguous())
-
-        tokens = [
-            torch.cat([whole(x[:, :width], True, fill), whole(x[:, width:], False, fill)], dim=1)
-            for x, fill in ((sequences.tokens, self.pad_id), (sequences.attention_mask, 0))
-        ]
-        gathered = forward.Sequences(*tokens, whole(sequences.response_mask), whole(sequences.ended))
-        assert len(gathered) == count
-        return gathered, {name: whole(values) for name, values in tensors.items()}
-
-    def _gradients_kept(self, last):
-        """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch.
-
-        Not where weights are sharded: a process does not hold the gradients of all of them.
-        """
-        self.accelerator.sync_gradients = last  # DeepSpeed takes its step then
-        return contextlib.nullcontext() if last or self._sharded else self.accelerator.no_sync(self.networks)
-
     def _move_on(self, iteration, metrics):
         """What changes between iterations beside the networks: the reference, and kl_coef."""
-        self.reference.follow(self.accelerator.unwrap_model(self.networks).policy, iteration)
+        if iteration < self.ppo.iterations - 1:  # what the last one leaves is what its penalty was measured from
+            self.reference.follow(self.accelerator.unwrap_model(self.networks).policy, iteration)
         self.progress.kl_coef = objective.next_kl_coef(
             self.ppo.kl_schedule,
             self.settings.kl_coef,
@@ -512,6 +402,38 @@ class Trainer:
             self.ppo.batch_size,
         )
         self.progress.iteration = iteration + 1
+
+    def _pause(self):
+        """Stop here when asked to: the networks are still those that the iteration began with."""
+        if self._asked_to_stop():
+            raise checkpoints.Stopped
+
+    def _asked_to_stop(self):
+        """Whether any process was asked to stop."""
+        asked = torch.tensor(float(self.stop.asked), device=self.device)
+        return bool(self.accelerator.reduce(asked) > 0)
+
+    def _checkpoint_and_exit(self):
+        checkpoints.save(self.accelerator, self.progress, self.output)
+        self.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
+        self.accelerator.print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
+        sys.exit(143)
+
+    def save(self):
+        """Write the policy, the value model, and a reference that has moved, as model folders."""
+        state = (
+            self.accelerator.get_state_dict(self.networks) if processes.sharded(self.accelerator) else None
+        )  # gathered by all
+        if not self.accelerator.is_main_process:
+            return
+        for adapter in self.adapters:
+            adapter.merge_and_unload()
+        bare = self.accelerator.unwrap_model(self.networks)
+        bare.save(self.output, state)
+        self.tokenizer.save_pretrained(self.output / "model")
+        if self.reference.moves:
+            self.reference.models[0].save_pretrained(self.output / "reference")
+            self.tokenizer.save_pretrained(self.output / "reference")
 
     def _set_learning_rate(self, iteration):
         rate = self.ppo.learning_rate
@@ -548,23 +470,6 @@ class Trainer:
             )
 
 
-def _check_processes(ppo, accelerator, anchor, rollouts):
-    """UserError where the run's settings do not fit how it was started."""
-    processes = accelerator.num_processes
-    if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
-        raise runs.UserError(
-            f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
-            f"evenly; make it a multiple of {processes * ppo.mini_batches}"
-        )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
-    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
-        raise runs.UserError(
-            f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
-            "ppo.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
-        )
-
-
 def _prompt_order(count, ppo, seed):
     """Prompt indices of each iteration: passes over all prompts, each shuffled; the last, incomplete batch left out."""
     order, batches = np.random.default_rng(runs.derive_seed(seed, "prompt order", 0)), []
@@ -572,37 +477,6 @@ def _prompt_order(count, ppo, seed):
         permutation = order.permutation(count)
         batches += [permutation[i : i + ppo.batch_size] for i in range(0, count - ppo.batch_size + 1, ppo.batch_size)]
     return batches[: ppo.iterations]
-
-
-def _explained_variance(values, returns, mask):
-    """1 − Var(returns − values) / Var(returns) over the mask: 1 is a perfect value model, 0 a constant one."""
-    chosen = mask.bool()
-    variance = returns[chosen].var(unbiased=False)
-    return (1 - (returns - values)[chosen].var(unbiased=False) / variance.clamp(min=1e-8)).item()
-
-
-def _peak_memory(device):
-    """Peak memory of this process in MiB: the device's, or resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self, device):
-        self.device, self.laps = device, {}
-        self.start = self.last = time.perf_counter()
-
-    def lap(self, name):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps[f"seconds_{name}"], self.last = now - self.last, now
-
-    def seconds(self):
-        return {**self.laps, "seconds": self.last - self.start}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from salsa import config, models, runs
-from salsa.ppo import trainer
+from salsa.ppo import processes, trainer
 
 
 def run(case, parents, output, stop_after=None, double=True, device="cpu"):
@@ -25,7 +25,7 @@ def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     settings = config.from_dict(config.PpoSettings, case["settings"])
     execution = config.from_dict(config.Execution, case["execution"])
     AcceleratorState._reset_state()  # the precision is a case's
-    accelerator = trainer.make_accelerator(settings, torch.device(device), execution, output)
+    accelerator = processes.make_accelerator(settings, torch.device(device), execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
     if double and settings.mixed_precision == "no":

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType
 from distributed_script import run
 
 from salsa import config, models, runs, studies
-from salsa.ppo import rollout, trainer
+from salsa.ppo import processes, rollout, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("distributed_script.py")
@@ -277,7 +277,7 @@ def test_uneven_shares_are_refused_in_one_line(parents, tmp_path):
 )
 def test_what_several_processes_can_not_do_is_refused(ppo, moves, changes, message):
     usual = {"num_processes": 2, "distributed_type": DistributedType.MULTI_CPU, "is_fsdp2": True}
-    trainer._check_processes(config.Ppo(**SMALL), SimpleNamespace(**usual), SimpleNamespace(moves=True), "transformers")
+    processes.check(config.Ppo(**SMALL), SimpleNamespace(**usual), SimpleNamespace(moves=True), "transformers")
     accelerator, anchor = SimpleNamespace(**usual | changes), SimpleNamespace(moves=moves)
     with pytest.raises(runs.UserError, match=message):
-        trainer._check_processes(config.Ppo(**SMALL | ppo), accelerator, anchor, "transformers")
+        processes.check(config.Ppo(**SMALL | ppo), accelerator, anchor, "transformers")

@@ -248,7 +248,7 @@ def test_it_is_built_again_and_refused_where_its_ingredients_have_changed(make_i
     for model, other in zip(first.models, again.models, strict=True):
         assert_equal(model, other)
     changed = [folders[2], folders[1]] if kind in ("ema", "reset") else [folders[0], folders[2]]
-    with pytest.raises(runs.UserError, match="its SFT models have changed"):
+    with pytest.raises(runs.UserError, match="its SFT models, the hardware or a library have changed"):
         reference.build(settings, make_ingredients(changed), found)
 
 

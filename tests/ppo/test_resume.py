@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from salsa import config, models, runs
-from salsa.ppo import checkpoints, networks, rollout, trainer
+from salsa.ppo import checkpoints, networks, processes, rollout, trainer
 
 # Most runs are forks of a process that has imported everything: start-up takes longer than they do.
 FORKS = multiprocessing.get_context("forkserver")
@@ -450,7 +450,7 @@ def make(parents, tokenizer, execution, tmp_path):
 
     def build(settings):
         AcceleratorState._reset_state(True)  # the precision is fixed once a process
-        accelerator = trainer.make_accelerator(settings, torch.device("cpu"), execution, tmp_path)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution, tmp_path)
         anchor = checkpoints.anchored_to(tmp_path)
         cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution, anchor)
         return trainer.Trainer(settings, cast, tokenizer, accelerator, execution, tmp_path)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salsa import config, forward, models, runs
-from salsa.ppo import objective, rollout, trainer
+from salsa.ppo import objective, processes, rollout, trainer
 
 SMALL = {
     "iterations": 2,
@@ -52,7 +52,7 @@ def make(parents, tokenizer, execution, tmp_path):
 
     def build(settings, dtype=torch.float32, **changes):
         execution_ = dataclasses.replace(execution, **changes)
-        accelerator = trainer.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
         cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
         for model in (cast.policy, cast.value_model, cast.reward_model, cast.sft0, *cast.reference.models):
             model.to(dtype)
@@ -102,11 +102,13 @@ class Naive:
 
         kind, self.reward_classifier = self.ppo.value_model, made.reward_model.classifier
         constants = runs.read_json(reward_run / "normalisation.json")
-        fitted = constants["mean"], constants["std"]
-        self.constants = fitted if self.ppo.score_normalisation == "constants" else (0.0, 1.0)
+        self.constants = constants["mean"], constants["std"]
         if kind == "reward_model":
             self.trunk, self.head = copy.deepcopy(self.reward_classifier.model), self.reward_classifier.score.weight[0]
-            self.head, self.shift, self.scale = self.head.detach().clone(), *fitted
+            self.head, self.shift, self.scale = (
+                self.head.detach().clone(),
+                *(self.constants if self.ppo.score_normalisation != "none" else (0.0, 1.0)),
+            )
         else:
             self.trunk = self.policy.model if kind == "shared" else copy.deepcopy(self.policy.model)
             self.head, self.shift, self.scale = torch.zeros(32, dtype=torch.float64), 0.0, 1.0
@@ -151,6 +153,8 @@ class Naive:
         scores = [row["score"] for row in rows]
         for row in rows:
             paid = row["score"]
+            if self.ppo.score_normalisation == "none":
+                paid = paid * self.constants[1] + self.constants[0]
             if self.ppo.score_normalisation == "batch":
                 paid = (paid - np.mean(scores)) / math.sqrt(np.var(scores) + 1e-8)
             if self.ppo.score_clip > 0:
@@ -300,6 +304,8 @@ class Naive:
         if schedule.kind == "adaptive":
             error = np.clip((kl - schedule.target) / schedule.target, -0.2, 0.2)
             self.kl_coef *= 1 + error * count / schedule.horizon
+        if iteration == self.ppo.iterations - 1:
+            return
         for ours, theirs in zip(self.references[0].parameters(), self.policy.parameters(), strict=True):
             if anchor.kind == "ema":
                 ours.copy_((1 - anchor.rate) * ours + anchor.rate * theirs)
@@ -678,7 +684,7 @@ def test_numbers_that_are_none_end_the_run(fit):
     def break_it(made):
         made.reward_model.scores = lambda sequences, micro_batch: torch.full((len(sequences),), float("nan"))
 
-    with pytest.raises(trainer.InvariantError, match="score is nan"):
+    with pytest.raises(runs.UserError, match="score is nan"):
         fit(make_settings(), break_it)
 
 

@@ -20,7 +20,7 @@ from conftest import move
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from salsa import config, forward, models, runs
-from salsa.ppo import trainer, vllm_rollout
+from salsa.ppo import processes, trainer, vllm_rollout
 
 LENGTHS = config.Lengths(prompt=64, response=8)
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -192,7 +192,7 @@ def make(vllm, parents, tokenizer, execution, tmp_path):
 
     def build(settings, rollouts="vllm"):
         execution_ = dataclasses.replace(execution, rollouts=rollouts)
-        accelerator = trainer.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
         cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
         return trainer.Trainer(settings, cast, tokenizer, accelerator, execution_, tmp_path)
 
@@ -340,11 +340,11 @@ def test_runs_that_vllm_cannot_sample_for_are_refused(make_sampler, monkeypatch)
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_sharded_weights_are_refused(kind):
-    ppo, sharded = config.Ppo(batch_size=8), SimpleNamespace(num_processes=2, distributed_type=kind)
+    ppo, sharded = config.Ppo(batch_size=8), SimpleNamespace(num_processes=2, distributed_type=kind, is_fsdp2=True)
     resting = SimpleNamespace(moves=False)
-    trainer._check_processes(ppo, sharded, resting, "transformers")
+    processes.check(ppo, sharded, resting, "transformers")
     with pytest.raises(runs.UserError, match=r"execution\.rollouts=vllm need them whole"):
-        trainer._check_processes(ppo, sharded, resting, "vllm")
+        processes.check(ppo, sharded, resting, "vllm")
 
 
 def test_a_missing_vllm_is_one_line_that_names_the_extra(make_sampler, monkeypatch):
