@@ -167,6 +167,7 @@ def load(model, output, execution):
             f"model.path={model.path}: can't be loaded ({str(error).splitlines()[0]}); if it is gated, accept its "
             "licence on the hub and run `hf auth login`, or give a local folder"
         ) from None
+    models.check_head(network.eval())
     models.set_chat_template(tokenizer, model.chat_template)
     models.ensure_padding(tokenizer)
     network.config.pad_token_id = tokenizer.pad_token_id

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import SHAPE, random_llama, save_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from salsa import base, config, forward, models, runs
 from salsa.data import stories
@@ -223,6 +223,16 @@ def test_a_model_that_cannot_be_had(execution, tmp_path):
     with pytest.raises(runs.UserError, match="make smollm2"):
         base.make(package, {}, tmp_path, execution)
     assert not list(tmp_path.iterdir())
+
+
+def test_logits_that_are_more_than_the_heads_are_refused(sft_models):
+    models.check_head(sft_models[0])
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
+    models.check_head(Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=None)).eval())
+    with pytest.raises(runs.UserError, match="Gemma2ForCausalLM changes its logits behind its head"):
+        models.check_head(Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=1.0)).eval())
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler to compile with")

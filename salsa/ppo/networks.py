@@ -152,7 +152,10 @@ def _adapt(model, ppo, trained=None):
 
     `trained` names modules that are trained whole.
     """
-    from peft import LoraConfig, get_peft_model  # an extra: needed here alone
+    try:
+        from peft import LoraConfig, get_peft_model  # an extra: needed here alone
+    except ImportError:
+        raise runs.UserError(f"ppo.lora_rank={ppo.lora_rank} needs peft: pip install -e '.[lora]'") from None
 
     task = {"task_type": "SEQ_CLS", "modules_to_save": trained} if trained else {}
     chosen = LoraConfig(r=ppo.lora_rank, lora_alpha=ppo.lora_alpha, target_modules="all-linear", **task)

@@ -235,7 +235,7 @@ def test_references_that_stand_still_do_not_follow(make_ingredients):
 
 def config_of(kind, seed=7):
     ppo = config.Ppo(iterations=3, batch_size=8, epochs=1, mini_batches=2, learning_rate=1e-3, missing_eos_penalty=0.5)
-    return config.PpoSettings(seed, 0.1, ["1"], KINDS[kind], ppo, config.Lengths(64, 6))
+    return config.PpoSettings(seed, 0.1, ["1"], copy.deepcopy(KINDS[kind]), ppo, config.Lengths(64, 6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,6 +300,13 @@ def test_the_reference_that_ppo_ended_with_is_found_again(ppo_run, make_ingredie
     policy = models.load_policy(folder / "model")
     assert_equal(policy, sft_models[0], equal=False)
     assert_equal(policy, found.models[0], equal=False)  # reset: after two of three iterations
+
+
+def test_the_last_policy_is_not_its_own_reference(ppo_run):
+    settings = config_of("reset")
+    settings.reference.every = 1
+    folder, made = ppo_run(settings)
+    assert_equal(models.load_policy(folder / "model"), models.load_policy(folder / "reference"), equal=False)
 
 
 def test_the_average_of_a_bfloat16_run_is_found_as_it_was(ppo_run, make_ingredients):

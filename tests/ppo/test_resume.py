@@ -507,3 +507,13 @@ def test_there_is_nothing_to_load_in_a_new_run(make, tmp_path):
     (tmp_path / runs.CHECKPOINTS / ".partial").mkdir(parents=True)
     assert not checkpoints.load(made.accelerator, made.progress, tmp_path)
     assert made.progress.resumed_at == [] and checkpoints.anchored_to(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(make, prompts, tmp_path):
+    made = make(make_settings("ema", "no"))
+    made.iterate(0, prompts[0][:8], prompts[1][:8])
+    checkpoints.save(made.accelerator, made.progress, tmp_path)
+    layout = tmp_path / runs.CHECKPOINTS / checkpoints.LAYOUT
+    runs.write_json(layout, {**runs.read_json(layout), "processes": 2})
+    with pytest.raises(runs.UserError, match=r"saved by 2 process\(es\) of NO, and this is 1"):
+        checkpoints.load(made.accelerator, made.progress, tmp_path)
