@@ -107,8 +107,8 @@ class Trainer:
 
         if self.ppo.lora_rank and self.reference.moves:
             raise runs.UserError(
-                f"ppo.lora_rank={self.ppo.lora_rank} trains adapters, and a reference that moves follows all weights of the "
-                "policy; set ppo.lora_rank=0, or a reference that stays"
+                f"ppo.lora_rank={self.ppo.lora_rank} trains adapters, and a reference that moves follows all weights; "
+                "set ppo.lora_rank=0, or a reference that stays"
             )
         parameters = cast.policy.num_parameters()  # which holds a part of them once it is sharded
         self.adapters = networks.adapters(cast.policy, cast.value_model, self.ppo)

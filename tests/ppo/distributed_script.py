@@ -71,9 +71,9 @@ def main(path):
             PartialState._shared_state["distributed_type"] = seen
             with contextlib.suppress(SystemExit):
                 made, result = run(case, parents, output, stop_after, **options)
-        made.save()
         if together.is_main_process:
             torch.save(result, output / "result.pt")
+        made.save()
         together.wait_for_everyone()
     together.destroy_process_group()
 

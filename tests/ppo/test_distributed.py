@@ -50,7 +50,11 @@ def case(reference, ppo=(), mixed_precision="no", **execution):
 
 
 SEPARATE, ONE_TRUNK = case(MULTI_KL, IN_LOSS), {"value_model": "shared"}
-PLAIN = {"separate": SEPARATE, "shared": case(EMA, ONE_TRUNK, gradient_checkpointing=True)}
+PLAIN = {
+    "separate": SEPARATE,
+    "shared": case(EMA, ONE_TRUNK, gradient_checkpointing=True),
+    "adapters": case(SOUP, {"lora_rank": 2}),
+}
 SHARDED = {
     "fsdp2_separate": {**SEPARATE, "stop_after": 2},
     "fsdp2_shared": case(SOUP, ONE_TRUNK, gradient_checkpointing=True),
@@ -155,10 +159,10 @@ def assert_whole(folder, weights):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_two_processes_learn_what_one_does(results, alone, sft_models, name):
+def test_two_processes_learn_what_one_does(results, alone, name):
     (found, _), expected = results[name], alone(PLAIN[name])
     assert_same(found, expected, 1e-10)
-    assert (found["weights"]["policy.lm_head.weight"] - sft_models[0].lm_head.weight).abs().max() > 1e-3
+    assert all(row["gradient_norm"] > 0 for row in found["metrics"]) and abs(found["metrics"][-1]["kl_to_sft0"]) > 0.01
     shares = [widths(sampled) for sampled in expected["sampled"]]
     assert any(one[0] != other[0] for one, other in shares) and any(one[1] != other[1] for one, other in shares)
 
