@@ -9,6 +9,7 @@ stage runs alone (`python -m salsa.sft --help`) exactly as the workflow runs it.
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -250,7 +251,9 @@ def _only_one(output, execution):
     import torch
     from accelerate import PartialState
 
-    together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available())
+    # Long enough to wait for another run's lock, or for the first process to write large models.
+    patience = datetime.timedelta(days=1)
+    together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=patience)
     with FileLock(output / ".lock") if together.is_main_process else contextlib.nullcontext():
         together.wait_for_everyone()
         yield together.is_main_process
