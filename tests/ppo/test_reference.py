@@ -305,7 +305,7 @@ def test_the_reference_that_ppo_ended_with_is_found_again(ppo_run, make_ingredie
 def test_the_last_policy_is_not_its_own_reference(ppo_run):
     settings = config_of("reset")
     settings.reference.every = 1
-    folder, made = ppo_run(settings)
+    folder, _ = ppo_run(settings)
     assert_equal(models.load_policy(folder / "model"), models.load_policy(folder / "reference"), equal=False)
 
 
