@@ -16,6 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 INSTALLED = ("dev", "lora", "reviews", "smollm2", "trackers")  # the extras that the lock and environment.yml hold
 DISTRIBUTIONS = {"hydra": "hydra-core", "sklearn": "scikit-learn"}  # where an import is named otherwise
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # where conda names a package otherwise
+OWN = {"salsa", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}  # what tests may import from one another
 LARGEST = 4_000_000  # bytes of a tracked file
 
 
@@ -38,7 +39,7 @@ def imports(path):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-    return {name for name in names if name not in {*sys.stdlib_module_names, "salsa", "conftest"}}
+    return {name for name in names if name not in {*sys.stdlib_module_names, *OWN}}
 
 
 def undeclared(folders, extras):
