@@ -3,6 +3,8 @@
 
     python benchmarks/ppo.py --geometry tiny --batch 64 --prompt-length 24 --response-length 48 --epochs 4 --updates 6
 
+    accelerate launch --multi_gpu --num_processes 2 benchmarks/ppo.py --threads 1 …
+
 It runs `Trainer.iterate` as a study does, plain PPO (the reference is sft0), one mini-batch an epoch. No end token is
 ever sampled, so that every response has the full length. `--json` ends with one line of JSON alone.
 
@@ -91,9 +93,14 @@ def main():
         made.progress.iteration = update + 1
         seconds.append(time.perf_counter() - start)
         phases.append({name: found[f"seconds_{name}"] for name in PHASES})
-        print(f"update {update}: {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
+        made.accelerator.print(f"update {update}: {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
     peak = resident_peak()  # before the operations are counted, which takes memory of its own
-    operations = None if arguments.compile else count_operations(made, arguments, vocabulary)
+    processes = made.accelerator.num_processes
+    peak = sum(made.accelerator.gather(torch.tensor([peak], device=made.device)).tolist())
+    counts = processes == 1 and not arguments.compile  # which torch's counter sees
+    operations = count_operations(made, arguments, vocabulary) if counts else None
+    if not made.accelerator.is_main_process:
+        return
     median = statistics.median(seconds[1:] or seconds)
     tokens = arguments.batch * arguments.response_length
     result = {
@@ -101,6 +108,7 @@ def main():
         **{name: getattr(arguments, name) for name in ("epochs", "bf16", "value_model", "compile")},
         "micro_batch": execution.micro_batch,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds_per_update": round(median, 4),
