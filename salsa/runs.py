@@ -218,26 +218,26 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
         if not writes:
             return None
-        _finish_undisturbed()
-        manifest = {
-            "stage": stage,
-            "version": version,
-            "address": digest,
-            "settings": slice_,
-            "parents": {role: {"folder": Path(parents[role]).name, "address": addresses[role]} for role in parents},
-            "summary": summary or {},
-            "artefacts": _artefacts(output),
-            "execution": dataclasses.asdict(execution),
-            "packages": _packages(),
-            "git_commit": _git_commit(),
-            "host": platform.node(),
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "wall_seconds": round(time.time() - started, 3),
-            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        }
-        write_json(output / MANIFEST, manifest)
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        with _undisturbed():
+            manifest = {
+                "stage": stage,
+                "version": version,
+                "address": digest,
+                "settings": slice_,
+                "parents": {role: {"folder": Path(parents[role]).name, "address": addresses[role]} for role in parents},
+                "summary": summary or {},
+                "artefacts": _artefacts(output),
+                "execution": dataclasses.asdict(execution),
+                "packages": _packages(),
+                "git_commit": _git_commit(),
+                "host": platform.node(),
+                "command": sys.argv,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "wall_seconds": round(time.time() - started, 3),
+                "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            }
+            write_json(output / MANIFEST, manifest)
+            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         return manifest
 
 
@@ -261,10 +261,17 @@ def _only_one(output, execution):
     together.destroy_process_group()
 
 
-def _finish_undisturbed():
-    """From here on a SIGTERM changes nothing: what was computed is complete, and only its manifest is missing."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@contextlib.contextmanager
+def _undisturbed():
+    """Here a SIGTERM changes nothing: what was computed is complete, and only its manifest is missing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _claim_checkpoints(output, digest, writes):

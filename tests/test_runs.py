@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -104,6 +105,23 @@ def test_a_stage_that_fails_leaves_no_manifest(tmp_path):
     with pytest.raises(runs.UserError, match=r"not finished.*'base'"):
         execute(tmp_path / "child", parents={"base": tmp_path / "run"}, function=never)
     assert execute(tmp_path / "run")["summary"] == {"note": "done"}
+
+
+def test_a_request_to_stop_does_not_lose_what_is_computed(tmp_path, monkeypatch):
+    artefacts, asked = runs._artefacts, []
+
+    def interrupted(output):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return artefacts(output)
+
+    monkeypatch.setattr(runs, "_artefacts", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    try:
+        assert execute(tmp_path / "run") == runs.verify(tmp_path / "run") and not asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):
