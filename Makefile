@@ -18,7 +18,7 @@ study: .venv
 
 # One thread: PyTorch processes of several threads each slow one another down many times over.
 test: .venv
-	OMP_NUM_THREADS=1 pytest -q
+	OMP_NUM_THREADS=1 pytest -q -n auto --dist loadfile
 
 lint: .venv
 	ruff check .

@@ -222,7 +222,7 @@ def test_normalised_rewards_of_sft0s_samples_have_mean_zero_and_deviation_one(
     seed = runs.derive_seed(3, "normalisation", 0)
     noise = rollout.uniforms(seed, 0, prompts[0][:40], 10)
     ends = models.end_ids(sft_models[0], tokenizer)
-    sequences, _ = rollout.sample(sft_models[0], prompts[1][:40], noise, 1.0, ends, 0)
+    sequences, _, _ = rollout.sample(sft_models[0], prompts[1][:40], noise, 1.0, ends, 0)
     scores = models.load_score_model(output).scores(sequences, 16)
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert scores.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
