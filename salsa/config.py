@@ -198,6 +198,7 @@ class Ppo:
     score_normalisation: str = "constants"
     score_clip: float = 0.0  # largest absolute score that is paid, after normalisation; 0: no limit
     missing_eos_penalty: float = 1.0
+    # rescales what is paid, but not a penalty in the loss: with kl_in=loss it makes the penalty several times weaker
     whiten_advantages: bool = True
     lora_rank: int = 0  # low-rank adapters on every linear layer of policy and value model; 0: all weights are trained
     lora_alpha: float = 16.0
