@@ -144,7 +144,8 @@ def verify(folder):
     return manifest
 
 
-def _artefacts(folder):
+def artefacts(folder):
+    """Size and sha256 of every file in a run's folder that is part of its result, by its path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -226,7 +227,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 "settings": slice_,
                 "parents": {role: {"folder": Path(parents[role]).name, "address": addresses[role]} for role in parents},
                 "summary": summary or {},
-                "artefacts": _artefacts(output),
+                "artefacts": artefacts(output),
                 "execution": dataclasses.asdict(execution),
                 "packages": _packages(),
                 "git_commit": _git_commit(),

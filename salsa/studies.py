@@ -107,8 +107,9 @@ def publish(study):
     if settings["data"]["task"]["kind"] == "reviews":
         samples = (target / "samples.md").read_text(encoding="utf-8")
         (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
-    kept = ("stage", "address", "settings", "artefacts", "packages", "git_commit", "started", "wall_seconds")
-    runs.write_json(target / runs.MANIFEST, {key: manifest[key] for key in kept})
+    kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
+    artefacts = runs.artefacts(target)  # with the samples as they are here
+    runs.write_json(target / runs.MANIFEST, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
     return target
 
 

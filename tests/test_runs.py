@@ -108,13 +108,13 @@ def test_a_stage_that_fails_leaves_no_manifest(tmp_path):
 
 
 def test_a_request_to_stop_does_not_lose_what_is_computed(tmp_path, monkeypatch):
-    artefacts, asked = runs._artefacts, []
+    artefacts, asked = runs.artefacts, []
 
     def interrupted(output):
         os.kill(os.getpid(), signal.SIGTERM)
         return artefacts(output)
 
-    monkeypatch.setattr(runs, "_artefacts", interrupted)
+    monkeypatch.setattr(runs, "artefacts", interrupted)
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     try:
         assert execute(tmp_path / "run") == runs.verify(tmp_path / "run") and not asked

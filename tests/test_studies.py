@@ -69,8 +69,10 @@ def test_an_overridden_study_replaces_none(tmp_path):
 
 
 def test_other_peoples_reviews_stay_behind(tmp_path):
-    samples = (studies.publish(study(tmp_path, "reviews")) / "samples.md").read_text()
+    published = studies.publish(study(tmp_path, "reviews"))
+    samples = (published / "samples.md").read_text()
     assert "a movie that" not in samples and "**openings-1**" in samples and "is **not**: bad" in samples
+    assert "samples.md" in runs.verify(published)["artefacts"]  # as it is here
 
 
 def test_an_unfinished_or_altered_study_is_not_published(tmp_path):
