@@ -338,11 +338,15 @@ def _check_axes(values):
             raise UserError(
                 f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
             )
-    if values["alpha_kl_coefs"] is not None:
-        _check_axis("alpha_kl_coefs", values["alpha_kl_coefs"])
-        others = [kl_coef for kl_coef in values["alpha_kl_coefs"] if kl_coef not in values["kl_coefs"]]
-        if others:
-            raise UserError(f"alpha_kl_coefs: {others[0]} is not in kl_coefs={values['kl_coefs']}; add it there")
+    for key in ("alpha_kl_coefs", *(f"arms.{name}.kl_coefs" for name in values["arms"])):
+        some = _value(values, key)
+        if some is not None:
+            _check_axis(key, some)
+            others = [kl_coef for kl_coef in some if kl_coef not in values["kl_coefs"]]
+            if others:
+                raise UserError(f"{key}: {others[0]} is not in kl_coefs={values['kl_coefs']}; add it there")
+            if not some:
+                raise UserError(f"{key} is empty; leave it out for all of kl_coefs")
     for key in ("alphas", "evaluate.alphas"):
         alphas = _value(values, key)
         numbers = [_fraction(key, alpha) for alpha in alphas]

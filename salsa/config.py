@@ -122,6 +122,7 @@ class Arm:
     reference: Reference = field(default_factory=Reference)
     kl_scale: float = 1.0  # of the study's kl_coef
     kl_schedule: KlSchedule | None = None  # null: ppo.kl_schedule
+    kl_coefs: list[float] | None = None  # those of the study's kl_coefs that it is run at; null: all
 
 
 @dataclass

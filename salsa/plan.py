@@ -236,14 +236,25 @@ def ways(values):
     An alpha that is no arm is named alpha_0.25.
     """
     found = {}
-    for name, arm in values["arms"].items():
-        names, _ = found.setdefault(way(arm, values["ppo"]["kl_schedule"]), ([], values["kl_coefs"]))
+
+    def add(own, name, kl_coefs):
+        names, known = found.setdefault(own, ([], []))
         names.append(name)
-    kl_coefs = values["kl_coefs"] if values["alpha_kl_coefs"] is None else values["alpha_kl_coefs"]
+        known += [kl_coef for kl_coef in kl_coefs if kl_coef not in known]
+
+    for name, arm in values["arms"].items():
+        add(way(arm, values["ppo"]["kl_schedule"]), name, _given(arm["kl_coefs"], values["kl_coefs"]))
+    arms = set(found)
     for alpha in values["alphas"]:
         own = replace(plain_way(values), weights=alpha_weights(alpha))
-        found.setdefault(own, ([f"alpha_{float(Fraction(alpha)):.2f}"], kl_coefs))
+        if own not in arms:
+            name = f"alpha_{float(Fraction(alpha)):.2f}"
+            add(own, name, _given(values["alpha_kl_coefs"], values["kl_coefs"]))
     return found
+
+
+def _given(kl_coefs, otherwise):
+    return otherwise if kl_coefs is None else kl_coefs
 
 
 def policies(values):
