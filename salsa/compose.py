@@ -37,11 +37,12 @@ CONF = ROOT / "conf"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 JUDGES = {  # kinds of judge, by kind of data
-    "stories": ("gold",),
-    "reviews": ("gold", "vader"),
-    "ultra": (),
+    "stories": ("gold", "reward_model", "openai"),
+    "reviews": ("gold", "vader", "reward_model", "openai"),
+    "ultra": ("reward_model", "openai"),
 }
 GOLD = ("stories", "reviews")
+MEASURES = ("kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable")
 CHOICES = {
     "model.source": ("pretrain", "package", "hub"),
     "model.dtype": ("float32", "bfloat16"),
@@ -66,12 +67,14 @@ AT_LEAST = {  # the smallest value that makes sense
     "sft.batch_size reward_model.pairs reward_model.held_out reward_model.epochs reward_model.batch_size "
     "reward_model.normalisation_prompts ppo.iterations ppo.batch_size ppo.epochs ppo.mini_batches ppo.rollouts_every "
     "report.bootstrap execution.threads execution.micro_batch execution.rollout_batch execution.memory_mb "
-    "execution.runtime execution.processes "
+    "execution.runtime execution.processes execution.judge_concurrency evaluate.plane.prompts "
     "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
     "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
     "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip ppo.lora_rank seed "
-    "execution.checkpoint_every data.task.demonstrations data.task.validation data.task.preferences "
+    "execution.checkpoint_every execution.judge_retries execution.judge_requests execution.judge_tokens "
+    "evaluate.plane.replicates report.reader stability.lowest_end_rate stability.shortest_length "
+    "stability.largest_gold_loss data.task.demonstrations data.task.validation data.task.preferences "
     "data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",
 }
 POSITIVE = (
@@ -82,7 +85,7 @@ SHARES = "base.warmup sft.warmup reward_model.warmup sft.dropout ppo.gamma ppo.l
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Hydra adds no entry to a typed dictionary, and puts nothing into a null: OmegaConf merges these overrides.
-MERGED = re.compile(r"\+(arms|benchmarks|judges)\.[\w.+-]+=|arms\.[\w+-]+\.kl_schedule[.=]")
+MERGED = re.compile(r"\+(arms|benchmarks|judges|claims)\.[\w.+-]+=|arms\.[\w+-]+\.kl_schedule[.=]")
 UNADDRESSED = re.compile(r"(experiment|results|execution\.\w+)=")  # overrides that leave a study what its name says
 
 ConfigStore.instance().store(name="schema", node=config.Config)
@@ -259,6 +262,7 @@ def validate(values):
         _check_ppo,
         _check_execution,
         _check_data,
+        _check_plane,
         _check_model,
         _check_names_differ,
     ):
@@ -286,7 +290,9 @@ def _check_choices(values):
     keys = dict(CHOICES)
     keys |= {f"arms.{name}.reference.kind": REFERENCES for name in values["arms"]}
     keys |= {f"{key}.kind": tuple(plan.SCHEDULES) for key in _schedules(values)}
-    keys |= {f"judges.{name}.kind": ("gold", "vader") for name in values["judges"]}
+    keys |= {f"judges.{name}.kind": sum(JUDGES.values(), ()) for name in values["judges"]}
+    keys |= {f"claims.{name}.measure": MEASURES for name in values["claims"]}
+    keys |= {f"claims.{name}.origin": ("abstract", "control") for name in values["claims"]}
     keys |= {f"benchmarks.{name}.kind": sum(BENCHMARKS.values(), ()) for name in values["benchmarks"]}
     for key, choices in keys.items():
         _choose(key, _value(values, key), choices)
@@ -309,6 +315,8 @@ def _check_ranges(values):
     schedules = _schedules(values)
     positive = [f"arms.{name}.kl_scale" for name in values["arms"]]
     positive += [f"{key}.{name}" for key in schedules for name in ("target", "horizon")]
+    positive += [f"claims.{name}.smallest_effect" for name in values["claims"]]
+    positive += ["execution.judge_timeout"]
     for smallest, keys in AT_LEAST.items():
         for key in keys.split():
             if not smallest <= _value(values, key) < math.inf:
@@ -324,7 +332,7 @@ def _check_ranges(values):
 def _check_names(values):
     """Names become parts of folder names."""
     named = {"name": values["name"], "model.name": values["model"]["name"], "data.name": values["data"]["name"]}
-    for group in ("arms", "benchmarks", "judges"):
+    for group in ("arms", "benchmarks", "judges", "claims"):
         named |= {f"{group}.{name}": name for name in values[group]}
     for key, name in named.items():
         if not FILE_NAME.fullmatch(name):
@@ -516,6 +524,7 @@ def _check_data(values):
                 f"judges.{name}: data={chosen['name']} cannot be judged by {judge['kind']}; "
                 f"choose {_shown(JUDGES[kind])} with judge=[…]"
             )
+        _check_judge(name, judge)
     if chosen["preferences"] == "sampled" and kind not in GOLD:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
     if kind == "stories":  # whose sizes are exact: what is too small is known before anything is made
@@ -530,6 +539,35 @@ def _check_data(values):
             f"model={values['model']['name']} is pretrained by the project, and data={chosen['name']} has no corpus; "
             "choose another model, or set data.corpus.kind and data.corpus.documents"
         )
+
+
+def _check_judge(name, judge):
+    if judge["kind"] == "openai":
+        if not judge["model"]:
+            raise UserError(f"judges.{name}.model is missing; name the model that shall judge")
+        for key in ("max_tokens", "attempts"):
+            if judge[key] < 1:
+                raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 1")
+        if judge["templates"] and not Path(judge["templates"]).is_dir():
+            raise UserError(f"judges.{name}.templates={judge['templates']}: no such folder")
+    for key in ("tie_margin", "temperature"):
+        if not 0 <= judge[key] < math.inf:
+            raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 0")
+
+
+def _check_plane(values):
+    plane, key = values["evaluate"]["plane"], "evaluate.plane"
+    for arm in plane["arms"]:
+        if arm not in values["arms"]:
+            raise UserError(f"{key}.arms: {arm} is no arm of this study; it has {', '.join(values['arms'])}")
+    if plane["arms"] and values["sft"]["models"] < 2:
+        raise UserError(f"{key}.arms={plane['arms']}: a plane needs two SFT models; set sft.models=2, or {key}.arms=[]")
+    if not 0 < _fraction(f"{key}.step", plane["step"]) <= 1:
+        raise UserError(f"{key}.step={plane['step']}: must be above 0, and at most 1")
+    if not 0 <= _fraction(f"{key}.margin", plane["margin"]) <= 5:
+        raise UserError(f"{key}.margin={plane['margin']}: must lie between 0 and 5")
+    if plane["kl_coef"] is not None and plane["kl_coef"] not in values["kl_coefs"]:
+        raise UserError(f"{key}.kl_coef: {plane['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
 
 
 def _check_model(values):
@@ -610,7 +648,7 @@ def _check_names_differ(values):
 
 
 def content_of_files(values):
-    """Run ("prepare", "benchmark/<name>", "base", "corpus") -> name -> content of each local file that it reads.
+    """Run ("prepare", "benchmark/<name>", "base", "corpus", "judge/<name>") -> name -> content of a local file it reads.
 
     Raises UserError for a file that is missing or malformed.
     """
@@ -622,6 +660,9 @@ def content_of_files(values):
     if corpus and values["model"]["source"] == "pretrain":
         text = runs.canonical_json(corpus)
         found["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    for name, judge in values["judges"].items():
+        if judge["templates"]:
+            found[f"judge/{name}"] = {"templates": _describe_folder(Path(judge["templates"]))}
     folder = local_folder(values["model"])
     if folder:
         found["base"] = {"path": _describe_folder(folder)}

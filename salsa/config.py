@@ -86,8 +86,17 @@ class Benchmark:
 
 @dataclass
 class Judge:
-    kind: str = MISSING  # gold | vader
-    tie_margin: float = 0.0  # a difference of scores up to this is a tie
+    kind: str = MISSING  # gold | vader | reward_model | openai
+    tie_margin: float = 0.0  # of the judges that score: a difference up to this is a tie
+    tournament: bool = False  # not only against sft0 and plain PPO: every pair of policies at one kl_coef
+    # openai: any server that speaks the API of that name
+    model: str = ""
+    base_url: str = ""  # "": the environment's OPENAI_BASE_URL, or OpenAI's own
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key
+    templates: str = ""  # a folder of prompts; "": the project's own, salsa/evaluate/templates
+    temperature: float = 0.0
+    max_tokens: int = 1024  # of an answer
+    attempts: int = 3  # answers asked for until one holds a verdict
 
 
 @dataclass
@@ -217,10 +226,47 @@ class Gates:
 
 
 @dataclass
+class Plane:
+    """Reward over the plane through sft0, sft1 and a trained policy, and along sft0 -> policy beyond both ends."""
+
+    arms: list[str] = field(default_factory=list)  # whose policies span a plane; none: no plane
+    kl_coef: float | None = None  # of these policies; null: the first that the arm is run at
+    replicates: int = 1  # of the study's, the first so many
+    step: str = "1/4"  # of the weights on the grid
+    margin: str = "1/2"  # how far the grid goes beyond the three models
+    prompts: int = 64  # evaluation prompts answered at each point
+
+
+@dataclass
 class Evaluate:
     temperature: float = 1.0  # of benchmark answers; reported KL is always at temperature 1
     alphas: list[str] = field(default_factory=lambda: ["0", "0.25", "0.5", "0.75", "1"])  # SFT soups along the line
     gates: Gates = field(default_factory=Gates)
+    plane: Plane = field(default_factory=Plane)
+
+
+@dataclass
+class Claim:
+    """A hypothesis, fixed before the run: candidate minus baseline is above 0, and by how much it would matter."""
+
+    text: str = MISSING  # in words
+    measure: str = MISSING  # kl_to_sft0 | reward | gold_reward | win_rate | matched_gold | matched_win_rate | stable
+    smallest_effect: float = MISSING  # the smallest difference that would matter, in the measure's unit
+    origin: str = "abstract"  # abstract: the paper says so | control: what another explanation denies
+    candidate: str = "salsa"
+    baseline: str = "ppo"
+    # win_rate and rewards: benchmarks that must all pass; none named: each of the study's
+    benchmarks: list[str] = field(default_factory=list)
+    meaning: str = ""  # control: what it says of the explanation when this is refuted
+
+
+@dataclass
+class Stability:
+    """When a trained policy counts as stable."""
+
+    lowest_end_rate: float = 0.9  # share of evaluation responses that end by themselves, relative to sft0's
+    shortest_length: float = 0.5  # mean response length, relative to sft0's
+    largest_gold_loss: float = 0.02  # gold of the last kept rollouts below their peak
 
 
 @dataclass
@@ -228,6 +274,7 @@ class Report:
     bootstrap: int = 2000
     seed: int = 0
     samples: int = 5  # prompts a benchmark, answered by every arm side by side
+    reader: int = 20  # prompts a benchmark, with every policy's responses and verdicts, in report.html
 
 
 @dataclass
@@ -250,6 +297,12 @@ class Execution:
     memory_mb: int = 2000
     runtime: int = 60  # minutes
     gpus: int = 0
+    # of a judge that is asked over the network: questions at once, seconds an answer may take, tries after a failure
+    judge_concurrency: int = 8
+    judge_timeout: float = 120.0
+    judge_retries: int = 6
+    judge_requests: int = 0  # budget of a judge run; 0: no limit. One that is used up ends the run, which can go on
+    judge_tokens: int = 0
     trackers: list[str] = field(default_factory=list)  # Accelerate's: tensorboard, wandb, …
     shipped_base: bool = True  # copy the checkpoint that comes with the project where its address is the run's
 
@@ -282,6 +335,8 @@ class Config:
     ppo: Ppo = field(default_factory=Ppo)
     evaluate: Evaluate = field(default_factory=Evaluate)
     report: Report = field(default_factory=Report)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    stability: Stability = field(default_factory=Stability)
     execution: Execution = field(default_factory=Execution)
 
 
@@ -326,7 +381,7 @@ class SftSettings:
 @dataclass
 class RewardModelSettings:
     seed: int
-    preferences: str
+    preferences: str  # sampled | given; sampled_for_judge | given_for_judge: others, that PPO's reward model never sees
     reward_model: RewardModel
     lengths: Lengths
     mixed_precision: str = "no"
@@ -355,6 +410,15 @@ class LandscapeSettings:
 
 
 @dataclass
+class PlaneSettings:
+    seed: int
+    step: str
+    margin: str
+    prompts: int
+    lengths: Lengths
+
+
+@dataclass
 class RespondSettings:
     seed: int
     temperature: float
@@ -368,6 +432,7 @@ class JudgeSettings:
     replicate: int
     candidate: str
     baselines: dict[str, str]  # baseline's name -> the `model` field of its rows in its responses
+    files: dict[str, str] = field(default_factory=dict)  # content of a folder of prompt templates
 
 
 @dataclass

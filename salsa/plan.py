@@ -25,6 +25,7 @@ MODULES = {  # in the order of the pipeline
     "reward_model": "salsa.reward",
     "landscape": "salsa.evaluate.landscape",
     "ppo": "salsa.ppo.trainer",
+    "plane": "salsa.evaluate.plane",
     "respond": "salsa.evaluate.respond",
     "judge": "salsa.evaluate.judge",
     "study": "salsa.report.study",
@@ -358,6 +359,7 @@ class _Study:
         label = f"{self.names}-r{replicate}"
         sft = [self.add_sft(label, replicate, index) for index in range(self.values["sft"]["models"])]
         reward_model = self.add_reward_model(label, replicate, sft)
+        judging = self.add_judging_reward_model(label, replicate, sft)
         landscape = self.add_landscape(label, replicate, sft, reward_model) if len(sft) > 1 else None
         parents[f"reward_model/r{replicate}"] = reward_model
         if landscape:
@@ -375,9 +377,14 @@ class _Study:
             index = len(members)
             parents[f"ppo/{index}"] = ppo
             parents[f"respond/{index}"] = respond
+            if len(sft) > 1 and self.spans_plane(policy, replicate):
+                parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, ppo)
             baselines = self.baselines(policy, landscape, plain.get(policy["kl_coef"]))
-            for judge in self.values["judges"] if baselines else ():
-                parents[f"judge/{judge}/{index}"] = self.add_judge(label, replicate, policy, judge, respond, baselines)
+            for judge in self.values["judges"]:
+                opponents = baselines | self.opponents(judge, policy, answered)
+                if opponents:
+                    run = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
+                    parents[f"judge/{judge}/{index}"] = run
             members.append(
                 {
                     "arm": policy["arm"],
@@ -400,6 +407,19 @@ class _Study:
             found["ppo"] = (plain[0], "policy", plain[1])
         return found
 
+    def opponents(self, judge, policy, answered):
+        """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
+        if not self.values["judges"][judge]["tournament"]:
+            return {}
+        at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
+        place = [other["name"] for other, _ in at].index(policy["name"])
+        plain = plain_way(self.values)  # which is a baseline of all
+        return {
+            f"opponent{i}": (other["name"], "policy", respond)
+            for i, (other, respond) in enumerate(at[:place])
+            if plain not in (other["way"], policy["way"])
+        }
+
     def add_sft(self, label, replicate, index):
         settings = {
             "seed": self.seed("sft", replicate, index),
@@ -416,10 +436,20 @@ class _Study:
         return self.values["sft"] | {"models": config.Sft.models}
 
     def add_reward_model(self, label, replicate, sft):
+        return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
+
+    def add_judging_reward_model(self, label, replicate, sft):
+        """The reward model of a judge of that kind: other preferences, another seed. None where no judge is one."""
+        if all(judge["kind"] != "reward_model" for judge in self.values["judges"].values()):
+            return None
+        seed = self.seed("reward_model", replicate, 1)
+        return self._reward_model(f"{label}-judge", seed, "_for_judge", replicate, sft)
+
+    def _reward_model(self, label, seed, preferences, replicate, sft):
         sampled = self.values["data"]["preferences"] == "sampled"
         settings = {
-            "seed": self.seed("reward_model", replicate),
-            "preferences": self.values["data"]["preferences"],
+            "seed": seed,
+            "preferences": self.values["data"]["preferences"] + preferences,
             "reward_model": self.values["reward_model"],
             "lengths": self.values["lengths"],
             "mixed_precision": self.values["mixed_precision"],
@@ -473,18 +503,47 @@ class _Study:
         parents = {"prepare": self.prepare, "reward_model": reward_model, "ppo": ppo}
         # What has become of a reference that moved is in the folder of PPO's run.
         used = _used() if own.kind in MOVING else _used(own.weights)
+        used = sorted({*used, *range(min(2, len(sft)))})  # where the policy went is said by the first two
         parents |= {f"sft{i}": sft[i] for i in used} | self.benchmarks
         return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
 
-    def add_judge(self, label, replicate, policy, judge, respond, baselines):
+    def spans_plane(self, policy, replicate):
+        plane = self.values["evaluate"]["plane"]
+        kl_coefs = [other["kl_coef"] for other in self.policies if other["way"] == policy["way"]]
+        return (
+            policy["arm"] in plane["arms"]
+            and replicate in self.values["replicates"][: plane["replicates"]]
+            and policy["kl_coef"] == _given(plane["kl_coef"], kl_coefs[0])
+        )
+
+    def add_plane(self, label, replicate, policy, sft, reward_model, ppo):
+        plane = self.values["evaluate"]["plane"]
+        settings = {
+            "seed": self.seed("respond", replicate),
+            "step": str(Fraction(plane["step"])),
+            "margin": str(Fraction(plane["margin"])),
+            "prompts": plane["prompts"],
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "ppo": ppo}
+        name = policy["way"].run_label(policy["kl_coef"])
+        return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
+
+    def add_judge(self, label, replicate, policy, judge, respond, baselines, judging):
+        own = self.values["judges"][judge]
         settings = {
             "name": judge,
-            "judge": self.values["judges"][judge],
+            "judge": own | {"tournament": False},  # its opponents say so
             "replicate": replicate,
             "candidate": policy["name"],
             "baselines": {name: model for name, model, _ in baselines.values()},
+            "files": self.files.get(f"judge/{judge}", {}),
         }
         parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
+        if own["kind"] == "openai":  # which is shown reference answers
+            parents |= self.benchmarks
+        if own["kind"] == "reward_model":
+            parents["scorer"] = judging
         return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
 
     def add_study(self, members, parents):

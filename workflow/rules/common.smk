@@ -81,6 +81,16 @@ def execution(stage, name):
     return lambda wildcards: planned(stage, wildcards).execution[name]
 
 
+def judging(name, otherwise):
+    """A resource function of judge: a value of the run's execution settings where a model of ours scores."""
+
+    def value(wildcards):
+        run = planned("judge", wildcards)
+        return run.execution[name] if run.settings["judge"]["kind"] == "reward_model" else otherwise
+
+    return value
+
+
 def all_threads(stage):
     """The threads function of a stage that may run as several processes: those of all of them."""
     return lambda wildcards: studies.threads(planned(stage, wildcards))

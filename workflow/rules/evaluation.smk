@@ -38,6 +38,26 @@ rule respond:
         command("respond")
 
 
+rule plane:
+    input:
+        parents("plane"),
+    output:
+        update(beside("plane", "manifest.json")),
+    log:
+        beside("plane", "log.txt"),
+    benchmark:
+        beside("plane", "benchmark.tsv")
+    conda:
+        "../../environment.yml"
+    threads: execution("plane", "threads")
+    resources:
+        mem_mb=execution("plane", "memory_mb"),
+        runtime=execution("plane", "runtime"),
+        gpu=execution("plane", "gpus"),
+    shell:
+        command("plane")
+
+
 rule judge:
     input:
         parents("judge"),
@@ -49,9 +69,10 @@ rule judge:
         beside("judge", "benchmark.tsv")
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: judging("threads", 1)
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=judging("memory_mb", 2000),
+        runtime=execution("judge", "runtime"),
+        gpu=judging("gpus", 0),
     shell:
         command("judge")
