@@ -648,7 +648,7 @@ def _check_names_differ(values):
 
 
 def content_of_files(values):
-    """Run ("prepare", "benchmark/<name>", "base", "corpus", "judge/<name>") -> name -> content of a local file it reads.
+    """Run ("prepare", "benchmark/<name>", "base", "corpus", "judge/<name>") -> name -> content of a file it reads.
 
     Raises UserError for a file that is missing or malformed.
     """
