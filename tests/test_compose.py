@@ -104,8 +104,10 @@ def test_full_study_is_planned():
     full = next(run for run in result.runs.values() if run.stage == "study" and run.label == "tiny_full")
     policies = full.settings["policies"]
     assert {policy["replicate"] for policy in policies} == {0, 1, 2, 3, 4}
-    assert len({policy["arm"] for policy in policies}) == 8
-    assert {policy["kl_coef"] for policy in policies if policy["arm"].startswith("alpha_")} == {0.05}
+    assert len({policy["arm"] for policy in policies}) == 14
+    once = ("alpha_", "n_soup", "multi_kl", "ema", "reset", "smaller_beta", "decaying_beta")
+    assert {policy["kl_coef"] for policy in policies if policy["arm"].startswith(once)} == {0.05}
+    assert {policy["kl_coef"] for policy in policies if policy["arm"] == "noise"} == {0.02, 0.05, 0.1}
 
 
 def test_sweeps_are_a_product():
@@ -129,8 +131,8 @@ def test_only_an_experiment_gives_the_plain_name():
 
 
 def test_companions_take_the_overrides():
-    composed = compose.compose(["experiment=tiny_full", "ppo.iterations=3"])
-    assert [values["ppo"]["iterations"] for values in composed] == [3, 3]
+    composed = compose.compose(["experiment=tiny_full", "ppo.iterations=12"])
+    assert [values["ppo"]["iterations"] for values in composed] == [12, 12]
     assert composed[1]["sft"]["stop"] == "epochs" and composed[1]["link"] is None
 
 
@@ -169,6 +171,17 @@ MISTAKES = {
     "alphas=[0.5,1/2]": "twice",
     "alphas=[0.333,1/3]": "0.33",
     "alpha_kl_coefs=[0.7]": "0.7",
+    "arms.salsa.kl_coefs=[0.7]": "0.7",
+    "arms.salsa.kl_coefs=[]": "empty",
+    "evaluate.plane.arms=[nothing]": "nothing",
+    "evaluate.plane.step=2": "above 0, and at most 1",
+    "evaluate.plane.kl_coef=0.7": "0.7",
+    "+judges.ai.kind=openai": "judges.ai.model is missing",
+    "+judges.ai={kind:openai,model:some,templates:/nowhere}": "no such folder",
+    "judges.gold.tie_margin=-1": "tie_margin",
+    "claims.stable.smallest_effect=0": "above 0",
+    "claims.stable.measure=happiness": "no such choice",
+    "execution.judge_timeout=0": "above 0",
     "arms.salsa.reference.weights=[1,1]": "sum to 2",
     "arms.salsa.reference.weights=[1/0]": "no number",
     "arms.salsa.reference.weights=[1/2,1/4,1/4]": "2 SFT models",

@@ -61,7 +61,9 @@ def test_runs_come_after_their_parents():
 
 def test_settings_are_those_of_the_stages():
     """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
-    result = plan.plan([make(alphas=["0.25", "1/3"])])
+    judges = {kind: {"kind": kind, "model": "some"} for kind in ("gold", "reward_model", "openai")}
+    judges = {name: dataclasses.asdict(config.Judge(**judge)) for name, judge in judges.items()}
+    result = plan.plan([make(alphas=["0.25", "1/3"], evaluate__plane__arms=["salsa"], judges=judges)])
     assert {run.stage for run in result.runs.values()} == set(plan.MODULES)
     for run in result.runs.values():
         cls = getattr(config, SETTINGS[run.stage])
@@ -96,6 +98,62 @@ def test_judge_compares_with_sft0_and_plain_ppo():
     assert result.runs[salsa.parents["baseline/sft0"]].stage == "landscape"
     baseline = result.runs[salsa.parents[f"baseline/{plain}"]]
     assert baseline.stage == "respond" and baseline.replicate == salsa.replicate
+
+
+def test_a_tournament_judges_every_pair_once():
+    arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])}
+    values = make(arms=arms, kl_coefs=[0.02, 0.05], judges__gold__tournament=True)
+    pairs = [
+        (run.replicate, frozenset((run.settings["candidate"], name)))
+        for run in plan.plan([values]).runs.values()
+        if run.stage == "judge"
+        for name in run.settings["baselines"]
+    ]
+    assert len(pairs) == len(set(pairs)) == 2 * 2 * 6  # replicates, kl_coefs, pairs of three arms and sft0
+
+
+def test_a_judging_reward_model_is_another():
+    judges = {"reward_model": dataclasses.asdict(config.Judge("reward_model"))}
+    result = plan.plan([make(judges=judges, replicates=[0])]).runs
+    judged = [run for run in result.values() if run.stage == "judge"]
+    scorers = {run.parents["scorer"] for run in judged}
+    trained = {run.parents["reward_model"] for run in result.values() if run.stage == "ppo"}
+    assert len(judged) == 2 and len(scorers) == 1 and not scorers & trained
+    own, other = result[trained.pop()].settings, result[scorers.pop()].settings
+    assert other["preferences"] == own["preferences"] + "_for_judge" and other["seed"] != own["seed"]
+
+
+def test_an_openai_judge_is_shown_the_benchmark():
+    judges = {"openai": dataclasses.asdict(config.Judge("openai", model="some"))}
+    result = plan.plan([make(judges=judges)]).runs
+    assert all("benchmark/in_distribution" in run.parents for run in result.values() if run.stage == "judge")
+
+
+def test_planes_of_some_policies():
+    values = make(kl_coefs=[0.02, 0.05])
+    for change, wanted in (
+        ({"evaluate__plane__arms": ["salsa"]}, ["r0-start_sft0-ref_soup0.50-kl_0.02"]),
+        (
+            {"evaluate__plane__arms": ["salsa", "ppo"], "evaluate__plane__kl_coef": 0.05},
+            ["r0-start_sft0-ref_sft0-kl_0.05", "r0-start_sft0-ref_soup0.50-kl_0.05"],
+        ),
+        (
+            {"evaluate__plane__arms": ["ppo"], "evaluate__plane__replicates": 2},
+            ["r0-start_sft0-ref_sft0-kl_0.02", "r1-start_sft0-ref_sft0-kl_0.02"],
+        ),
+    ):
+        result = plan.plan([make(kl_coefs=values["kl_coefs"], **change)])
+        planes = sorted(run.label.split("-stories-")[1] for run in result.runs.values() if run.stage == "plane")
+        assert planes == wanted
+        study = next(run for run in result.runs.values() if run.stage == "study")
+        assert sum(role.startswith("plane/") for role in study.parents) == len(wanted)
+
+
+def test_an_arm_at_some_kl_coefs():
+    values = make(kl_coefs=[0.02, 0.05])
+    values["arms"]["salsa"]["kl_coefs"] = [0.05]
+    found = [(policy["arm"], policy["kl_coef"]) for policy in plan.policies(values)]
+    assert found == [("ppo", 0.02), ("ppo", 0.05), ("salsa", 0.05)]
 
 
 def test_alphas_are_the_arms_they_equal():
@@ -270,7 +328,7 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
     }
     assert models == {("ppo", "ema"): {"sft0", "sft1"}, ("ppo", "multi_kl"): {"sft0", "sft1", "sft2"}}
     ema, multi_kl = (set(run.parents) for run in result.runs.values() if run.stage == "respond")
-    assert {role for role in ema if role.startswith("sft")} == {"sft0"}
+    assert {role for role in ema if role.startswith("sft")} == {"sft0", "sft1"}  # to say where the policy went
     assert {role for role in multi_kl if role.startswith("sft")} == {"sft0", "sft1", "sft2"}
 
 
@@ -291,7 +349,9 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
         ({"data__task__seed": 7}, AFTER_REWARD | {"sft", "prepare", "benchmark"}),
         ({"seed": 7}, AFTER_REWARD | {"sft"}),
         ({"evaluate__gates__smallest_kl": 0.1}, {"landscape", "judge", "studies"}),
-        ({"judges": {"gold": {"kind": "gold", "tie_margin": 0.5}}}, {"judge", "studies"}),
+        ({"judges__gold__tie_margin": 0.5}, {"judge", "studies"}),
+        ({"judges__gold__tournament": True}, {"studies"}),  # of two arms all pairs are judged anyway
+        ({"evaluate__plane__arms": ["salsa"]}, {"plane", "studies"}),
         ({"report__bootstrap": 7}, {"studies"}),
         ({"replicates": [1]}, {"studies"}),
         ({"execution__threads": 64}, set()),
