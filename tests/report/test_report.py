@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import functools
 import itertools
 import json
 import math
@@ -11,184 +10,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from tree import EVERY_ARM, Tree, presets
 
 from salsa import compose, config, plan, runs
 from salsa.evaluate import statistics
 from salsa.report import claims, figures, study, tables
-
-ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
-EVERY_ARM = ARMS | {name: None for name in compose.presets("arm") if name not in ARMS}
-EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
-
-
-@functools.cache
-def presets():
-    """The arms of conf/arm."""
-    return compose.compose([f"arm=[{','.join(EVERY_ARM)}]", "sft.models=3"])[0]["arms"]
-
-
-@dataclasses.dataclass
-class Anything:
-    """Settings of a fake stage."""
-
-    label: str
-    seed: int = 0
-
-
-class LengthGold:
-    """A gold judge whose score is the number of letters."""
-
-    def score(self, prompts, responses):
-        return np.array([len(text) for text in responses], dtype=np.float64)
-
-
-class Tree:
-    """A results tree of finished fake runs, and the study's settings and parents over it."""
-
-    def __init__(self, root, replicates=(0, 1), arms=ARMS, kl_coefs=(0.05,), gold=True, prompts=12, iterations=6,
-                 benchmarks=("in_distribution", "out_of_distribution"), judges=("gold",)):  # fmt: skip
-        self.root, self.gold, self.prompts, self.iterations = root / "results", gold, prompts, iterations
-        self.benchmarks, self.judges, self.arms = benchmarks, judges if gold else (), arms
-        self.figures = {}  # name -> the figure that was not rendered
-        self.policies, self.parents = [], {"prepare": self.run("prepare", "p", {}, {"gold/gold.json": "{}"})}
-        base = self.run("base", "b", {}, {"model/config.json": "{}"})
-        for replicate in replicates:
-            self.replicate(replicate, base, kl_coefs)
-        values = dataclasses.asdict(config.Config())
-        values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
-        values["arms"] = {arm: presets()[arm] for arm in sorted(arms) if arm in EVERY_ARM}  # as a plan sorts them
-        values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
-        values["benchmarks"] = {name: {} for name in benchmarks}
-        values["judges"] = {name: {} for name in self.judges}
-        values["model"]["name"], values["data"]["name"] = "tiny", "stories"
-        values["report"] |= {"bootstrap": 200, "samples": 2}
-        del values["execution"]
-        self.settings = config.StudySettings(config=values, policies=self.policies)
-
-    def run(self, stage, label, parents, files, seed=0):
-        def write(settings, parents, output, execution):
-            for name, text in files.items():
-                runs.write_atomically(output / name, text)
-
-        output = self.root / stage / f"{label}-0123456789ab"
-        runs.execute(stage, 1, write, Anything(label, seed), parents, output, config.Execution())
-        return output
-
-    def replicate(self, replicate, base, kl_coefs):
-        label, prepare = f"r{replicate}", self.parents["prepare"]
-        sft = [self.run("sft", f"{label}-s{i}", {"prepare": prepare, "base": base}, {"model/config.json": str(i)}, i)
-               for i in (0, 1)]  # fmt: skip
-        models = {"prepare": prepare, "sft0": sft[0], "sft1": sft[1]}
-        held_out = {"held_out_accuracy": 0.8, "gold_agreement": 0.85 if self.gold else None, "pairs": 10, "held_out": 5}
-        reward = self.run("reward_model", label, models, {"evaluation.json": json.dumps(held_out)})
-        landscape = self.run("landscape", label, models | {"reward_model": reward}, self.landscape(replicate))
-        self.parents |= {f"reward_model/r{replicate}": reward, f"landscape/r{replicate}": landscape}
-        plain = {}
-        for arm, alpha in self.arms.items():
-            for kl_coef in kl_coefs:
-                index, name = len(self.policies), f"{arm}-kl_{kl_coef}"
-                parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
-                ppo = self.run("ppo", f"{label}-{name}", parents, self.ppo(replicate, arm, kl_coef))
-                respond = self.run("respond", f"{label}-{name}", parents | {"ppo": ppo},
-                                   self.respond(replicate, arm, kl_coef))  # fmt: skip
-                baselines = {"sft0": "sft0"} | ({"ppo": plain[kl_coef][0]} if kl_coef in plain else {})
-                plain.setdefault(kl_coef, (name, respond))
-                self.parents |= {f"ppo/{index}": ppo, f"respond/{index}": respond}
-                for judge in self.judges:
-                    verdicts = {"verdicts.jsonl": lines(self.verdicts(replicate, arm, name, baselines, judge))}
-                    self.parents[f"judge/{judge}/{index}"] = self.run(
-                        "judge", f"{label}-{name}-{judge}", {"candidate": respond, "baseline/sft0": landscape}, verdicts
-                    )
-                self.policies.append(
-                    {"arm": arm, "alpha": alpha, "kl_coef": kl_coef, "replicate": replicate, "name": name,
-                     "index": index, "baselines": baselines}
-                )  # fmt: skip
-
-    def rows(self, model, reward, gold, text):
-        return [
-            {"benchmark": benchmark, "prompt_id": f"{benchmark}-{i}", "category": "", "model": model,
-             "prompt": ["write"], "responses": [text], "tokens": [20 + i], "finish_reasons": ["stop"],
-             "reward": reward + i, "gold": gold + i if self.gold else None}
-            for benchmark in self.benchmarks for i in range(self.prompts)
-        ]  # fmt: skip
-
-    def number(self, value):
-        return value if self.gold else None
-
-    def landscape(self, replicate):
-        line = [
-            [a, 2 - 0.1 * a * (1 - a) + 0.03 * replicate, 2 + 0.03 * replicate, 0.1 * a + replicate * 0.02, 0.01,
-             0.2 + 0.1 * a + 0.01 * replicate if self.gold else "", 0.01 if self.gold else "", 0.8 * a, 0.01, 25, 0.98]
-            for a in (0, 0.25, 0.5, 0.75, 1)
-        ]  # fmt: skip
-        header = ("alpha,loss,loss_interpolated,reward,reward_se,gold_reward,gold_reward_se,kl_from_sft0,"
-                  "kl_from_sft0_se,response_length,eos_rate")  # fmt: skip
-        gates = {
-            "held_out_accuracy": 0.8,
-            "gold_agreement": self.number(0.85),
-            "kl_sft0_soup": 0.4,
-            "barrier": 0.002,
-            "gold": {name: self.number(x + 0.01 * replicate) for name, x in
-                     (("sft0", 0.2), ("sft1", 0.3), ("soup", 0.25))},
-            "warnings": ["the soup is near"] if replicate else [],
-        }  # fmt: skip
-        responses = [row for model in ("sft0", "sft1", "soup") for row in self.rows(model, 0.0, 0.0, EVIL)]
-        text = "\n".join([header, *(",".join(map(str, row)) for row in line)]) + "\n"
-        return {"line.csv": text, "gates.json": json.dumps(gates), "responses.jsonl": lines(responses)}
-
-    def final(self, replicate, arm, kl_coef):
-        place = list(self.arms).index(arm)
-        gain = 1 + 0.2 * place + 0.1 * replicate + 0.05 * place * replicate
-        return gain, (3 + 2 * place) * 0.05 / kl_coef
-
-    def ppo(self, replicate, arm, kl_coef):
-        gain, kl = self.final(replicate, arm, kl_coef)
-        metrics, rollouts = [], []
-        for i in range(self.iterations):
-            share = 1 - math.exp(-3 * i / self.iterations)
-            metrics.append({"iteration": i, "score": gain * share, "reward": gain * share - 0.1,
-                            "kl_to_sft0": kl * share, "kl_to_reference": 0.5 + kl * share,
-                            "response_length": 25 - 3 * share, "eos_rate": 0.9, "entropy": 2 - share,
-                            "kl_coef": kl_coef * (1 - share if arm == "decaying_beta" else 1)})  # fmt: skip
-            if i % 5 == 0:
-                rollouts += [{"iteration": i, "prompt_id": n, "prompt": [{"role": "user", "content": "w"}],
-                              "response": "x" * (n + 1 + i), "score": 0.0, "kl_to_reference": 0, "kl_to_sft0": 0}
-                             for n in range(3)]  # fmt: skip
-        return {"metrics.jsonl": lines(metrics), "rollouts.jsonl": lines(rollouts)}
-
-    def respond(self, replicate, arm, kl_coef):
-        gain, kl = self.final(replicate, arm, kl_coef)
-        evaluation = {"kl_to_sft0": kl, "kl_to_reference": kl + 0.5, "reward": gain, "response_length": 22.0,
-                      "gold_reward": self.number(0.3 + gain / 10), "gold_reward_se": self.number(0.01),
-                      "eos_rate": 0.95, "prompts": 40, "iteration": self.iterations}  # fmt: skip
-        responses = lines(self.rows("policy", gain, gain if arm == "ppo" else -gain, f"a {arm} story | {EVIL}"))
-        return {"evaluation.json": json.dumps(evaluation), "responses.jsonl": responses}
-
-    def verdicts(self, replicate, arm, name, baselines, judge):
-        """Against sft0: every third prompt is lost, the others won; against ppo: all ties, but for salsa's first."""
-        rows = []
-        for baseline in baselines.values():
-            for benchmark in self.benchmarks:
-                for i in range(self.prompts):
-                    won = "model_a" if i % 3 else "model_b"
-                    tied = "model_a" if (arm, i) == ("salsa", 0) else "tie"
-                    rows += [{"prompt_id": f"{benchmark}-{i}", "benchmark": benchmark, "model_a": name,
-                              "model_b": baseline, "order": order, "winner": won if baseline == "sft0" else tied,
-                              "judge": judge, "replicate": replicate} for order in (0, 1)]  # fmt: skip
-        return rows
-
-    def build(self, monkeypatch, drawn=False):
-        """Run the stage; the figures are made, but rendered only where `drawn`."""
-        if not drawn:
-            monkeypatch.setattr(figures, "save", lambda figure, folder, name: self.figures.update({name: figure}))
-        monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold() if self.gold else None)
-        output = self.root / "studies" / "tiny_test-0123456789ab"
-        runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
-        return output
-
-
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +127,7 @@ def test_runs(built):
         "ppo": 6,
         "respond": 6,
         "judge": 6,
+        "plane": 1,
     }
     assert {stage: stages.count(stage) for stage in set(stages)} == expected
     by_folder = {row["folder"]: row for row in rows}
