@@ -56,6 +56,7 @@ class Study:
     reward_models: dict[int, dict[str, Any]]
     verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, candidate, baseline -> lines
     runs: list[dict[str, Any]]
+    parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
 
     @property
     def replicates(self):
@@ -136,6 +137,7 @@ def read(settings, parents):
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
         runs=all_runs(settings.policies, parents),
+        parents=parents,
     )
 
 
