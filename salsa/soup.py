@@ -103,6 +103,11 @@ def _headers(folder):
     return found
 
 
+def shapes(folder):
+    """Tensor name -> shape (a tuple) of a model folder, from the files' headers alone."""
+    return {name: shape for name, (_, shape) in _headers(folder).items()}
+
+
 def _configuration(folder):
     return {key: value for key, value in read_json(folder / "config.json").items() if key not in VOLATILE}
 

@@ -1,13 +1,106 @@
-"""Reward over the plane through sft0, sft1 and a trained policy, and along sft0 -> policy beyond both ends."""
+"""Reward over the plane through sft0, sft1 and a trained policy, and along the line sft0 -> policy beyond both ends.
 
-from salsa import config, runs
+A point is w_sft0·sft0 + w_sft1·sft1 + w_policy·policy, the weights adding up to 1; one below 0 lies beyond the models.
+Every point answers the same evaluation prompts with the same noise, so that neighbours differ by their weights alone.
+Far out, models fall apart: what they then say, and a KL that is no number, are recorded as they are.
+"""
+
+import csv
+import math
+from fractions import Fraction
+
+from salsa import config, forward, models, runs
+from salsa.data import gold as gold_data
+from salsa.evaluate import score
+from salsa.evaluate.respond import evaluation_answers, summarise
 
 VERSION = 1
 
+WEIGHTS = ("w_sft0", "w_sft1", "w_policy")
+MEASURES = ("reward", "reward_se", "gold_reward", "gold_reward_se", "kl_from_sft0", "response_length", "eos_rate")
+SFT0 = (Fraction(1), Fraction(0), Fraction(0))
+
 
 def survey(settings, parents, output, execution):
-    """Write plane.csv."""
-    raise NotImplementedError
+    """Write plane.csv: a row a point of `triangle` (kind "plane") and of `line` (kind "line"); points of both have two.
+
+    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `ppo`. Rewards are means over the prompts with their standard
+    errors, `kl_from_sft0` is KL(sft0 ‖ point) on samples of sft0, in nats a response, `response_length` in tokens.
+    Returns the best point by reward and, where there is gold, by gold. A run that was killed goes on at the first point
+    that it had not finished.
+    """
+    rows = {"plane": triangle(Fraction(settings.step), Fraction(settings.margin))}
+    rows["line"] = line(Fraction(settings.step) / 2, Fraction(settings.margin))
+    points = list(dict.fromkeys([SFT0, *rows["plane"], *rows["line"]]))  # sft0 first: KL is on its samples
+    found = _measure(points, settings, parents, output, execution)
+    with open(output / "plane.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", *WEIGHTS, *MEASURES])
+        for kind, places in rows.items():
+            writer.writerows([kind, *map(float, at), *(found[at][name] for name in MEASURES)] for at in places)
+    best = {"best_by_reward": _best(found, "reward"), "best_by_gold": _best(found, "gold_reward")}
+    return {"points": len(points), **best}
+
+
+def triangle(step, margin):
+    """Weights (w_sft0, w_sft1, w_policy), exact: all multiples of `step` that add up to 1 and are at least -`margin`.
+
+    Raises UserError unless the models are such points themselves: 1 is a multiple of `step`.
+    """
+    if (1 / step).denominator != 1:
+        raise runs.UserError(f"evaluate.plane.step={step}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
+    steps, beyond = int(1 / step), math.floor(margin / step)
+    found = []
+    for sft1 in range(-beyond, steps + 2 * beyond + 1):
+        for policy in range(-beyond, steps - sft1 + beyond + 1):
+            found.append((1 - (sft1 + policy) * step, sft1 * step, policy * step))
+    return found
+
+
+def line(step, margin):
+    """Weights of the points between sft0 and the policy, and beyond both by up to `margin`, `step` apart."""
+    beyond = math.floor(margin / step)
+    return [(1 - i * step, Fraction(0), i * step) for i in range(-beyond, int(1 / step) + beyond + 1)]
+
+
+def _measure(points, settings, parents, output, execution):
+    """What each point is worth, by its weights. Finished points are kept with the run's checkpoints."""
+    device = models.prepare_process(execution)
+    folders = [models.model_folder(parents[role]) for role in ("sft0", "sft1", "ppo")]
+    tokenizer = models.load_tokenizer(folders[0])
+    gold = gold_data.load(parents["prepare"])
+    reward_model = models.load_score_model(parents["reward_model"], device)
+    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[: settings.prompts]
+    sft0 = models.load_policy(folders[0], device)
+    end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
+    answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution)
+    samples = score.sequences(answers, 0, end_ids, pad_id, device)
+
+    path = output / runs.CHECKPOINTS / "points.json"
+    kept = runs.read_json(path) if path.exists() else {}
+    for number, at in enumerate(points, 1):
+        name = " ".join(map(str, at))
+        if name in kept:
+            continue
+        if at != SFT0:
+            model = models.mix_policies(folders, at, device)
+            answers = evaluation_answers(model, tokenizer, evaluation, settings, execution)
+        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        kl = 0.0 if at == SFT0 else forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
+        point = summarise(answers, rewards, golds) | {"kl_from_sft0": kl}
+        kept[name] = {measure: point[measure] for measure in MEASURES}
+        runs.write_json(path, kept)
+        print(f"{number}/{len(points)}: weights {name}: reward {point['reward']:.3f}, KL {kl:.3f}", flush=True)
+    return {at: kept[" ".join(map(str, at))] for at in points}
+
+
+def _best(found, measure):
+    """The point where `measure` is largest, with its weights; None where it is nowhere a number."""
+    numbers = {at: point for at, point in found.items() if point[measure] is not None and math.isfinite(point[measure])}
+    if not numbers:
+        return None
+    best = max(numbers, key=lambda at: numbers[at][measure])
+    return dict(zip(WEIGHTS, map(str, best), strict=True)) | numbers[best]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 """One process answers and scores all benchmarks of one trained policy, and measures how far it went.
 
+How far in weight space says `geometry`, of the trained weights; how far as a policy says KL.
+
 KL is measured on fresh samples on the fixed evaluation prompts at temperature 1: to sft0, common to all arms, and to
 the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
 """
 
 from salsa import config, models, runs
 from salsa.data import gold as gold_data
-from salsa.evaluate import generate, score
+from salsa.evaluate import generate, geometry, score
 from salsa.ppo import reference
 
-VERSION = 3
+VERSION = 4
 
 
 def respond(settings, parents, output, execution):
-    """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts).
+    """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts), geometry.json.
 
-    Parents: `ppo`, `prepare`, `reward_model`, `sft0` and what the reference needs, `benchmark/<name>` for each.
+    Parents: `ppo`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, and what the reference needs,
+    `benchmark/<name>` for each.
     """
     device = models.prepare_process(execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["ppo"]))
@@ -43,9 +46,12 @@ def respond(settings, parents, output, execution):
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
         summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
-    ppo_settings = runs.manifest_of(parents["ppo"])["settings"]["ppo"]
-    summary["iteration"] = ppo_settings["iterations"]
+    ppo_settings = runs.manifest_of(parents["ppo"])["settings"]
+    summary["iteration"] = ppo_settings["ppo"]["iterations"]
     runs.write_json(output / "evaluation.json", summary)
+    sft = [models.model_folder(parents[role]) for role in ("sft0", "sft1") if role in parents]
+    where = geometry.describe(models.model_folder(parents["ppo"]), *sft)
+    runs.write_json(output / "geometry.json", where | {"start": ppo_settings["start"]})
     return summary
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 
 from salsa import config, models, runs
 from salsa.data import benchmark, gold
-from salsa.evaluate import generate, landscape, respond, score
+from salsa.evaluate import generate, geometry, landscape, respond, score
 from salsa.ppo import rollout
 
 LENGTHS = config.Lengths(prompt=64, response=10)
@@ -155,6 +155,17 @@ def test_evaluation_measures_how_far_the_policy_went(responded, parents, tokeniz
     assert summary["response_length"] == np.mean([row["tokens"] for row in rows])
     assert summary["eos_rate"] == np.mean([row["finish_reason"] == "stop" for row in rows])
     assert 0.001 < summary["kl_to_sft0"] < summary["kl_to_reference"]
+
+
+def test_where_the_policy_went_in_weight_space(responded, parents, policy_run, tmp_path):
+    folder = policy_run(["1/2", "1/2"]) / "model"
+    expected = geometry.describe(folder, parents["sft0"] / "model", parents["sft1"] / "model")
+    assert runs.read_json(responded[0] / "geometry.json") == expected | {"start": ["1"]}
+    alone = {role: folder for role, folder in parents.items() if role != "sft1"}  # a study of one SFT model
+    settings = config.RespondSettings(SEED, 1.0, LENGTHS)
+    respond.respond(settings, {**alone, "ppo": policy_run(["1"])}, tmp_path, EXECUTION)
+    found = runs.read_json(tmp_path / "geometry.json")
+    assert found["sft0_to_sft1"] is None and found["from_sft0"] == expected["from_sft0"] > 0
 
 
 @pytest.mark.parametrize(("weights", "kind"), [(["1"], "soup"), (["1/2", "1/2"], "noise")])
