@@ -26,7 +26,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa import config
+from salsa import config, gpus
 
 MANIFEST = "manifest.json"
 UNDECLARED = {MANIFEST, "log.txt", "benchmark.tsv", ".lock"}  # in a run's folder, and no part of its result
@@ -323,6 +323,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
     parser.add_argument("--output", help="the folder to write")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    gpus.keep()
     try:
         if arguments.plan:
             if not arguments.run:

@@ -11,6 +11,7 @@ from salsa import runs
 
 MAIN_TABLE = "tables/win_rates.md"
 LOG = "log.txt"
+SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
 
 
 def use_environment(root):
@@ -27,20 +28,27 @@ def use_environment(root):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
 
 
-def threads(run):
-    """The CPU threads of a run, over all its processes."""
-    return run.execution["threads"] * run.execution["processes"]
+def needs(run, name):
+    """What a run's execution settings say of it: threads (of all its processes), memory_mb, gpus, …
+
+    A judge is a small process, but where it is a model of ours.
+    """
+    if run.stage == "judge" and run.settings["judge"]["kind"] != "reward_model" and name in SMALL:
+        return SMALL[name]
+    value = run.execution[name]
+    return value * run.execution["processes"] if name == "threads" and run.stage == "ppo" else value
 
 
 def launcher(run):
     """The command that starts a run's process or processes, as shell text: what `-m <module>` follows.
 
-    `accelerate launch` sets as many processes going as are asked for only where it is told of several GPUs, or by its
-    configuration file; on a CPU, `--multi_gpu` does it just so.
+    A run on GPUs is started with a lease of as many. `accelerate launch` sets as many processes going as are asked for
+    only where it is told of several GPUs, or by its configuration file; on a CPU, `--multi_gpu` does it just so.
     """
-    processes, path = run.execution["processes"], run.execution["accelerate_config"]
-    if processes == 1 and not path:
-        return "python"
+    gpus, processes, path = (needs(run, name) for name in ("gpus", "processes", "accelerate_config"))
+    leased = ["python", "-m", "salsa.gpus", str(gpus)] if gpus else []
+    if run.stage != "ppo" or (processes == 1 and not path):
+        return shlex.join([*leased, "python"])
     chosen = ["--config_file", path] if path else ["--multi_gpu"]
     # A run is on one machine, beside others: port 0 is any that is free. The rest would be warned about.
     options = {
@@ -51,7 +59,7 @@ def launcher(run):
         "dynamo_backend": "no",
     }
     chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return shlex.join(["accelerate", "launch", *chosen])
+    return shlex.join([*leased, "accelerate", "launch", *chosen])
 
 
 def finished(plan, path):

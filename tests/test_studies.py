@@ -45,9 +45,22 @@ def study(results, kind, iterations=1):
     ],
 )
 def test_how_processes_are_started(execution, threads, launcher):
-    execution = {"threads": 3, "processes": 1, "accelerate_config": ""} | execution
+    execution = {"threads": 3, "processes": 1, "accelerate_config": "", "gpus": 0} | execution
     run = plan.Run("ppo", "label", "address", {"mixed_precision": "bf16"}, {}, execution)
-    assert (studies.threads(run), studies.launcher(run)) == (threads, launcher)
+    assert (studies.needs(run, "threads"), studies.launcher(run)) == (threads, launcher)
+
+
+def test_runs_on_gpus_have_a_lease():
+    execution = {"threads": 3, "processes": 2, "accelerate_config": "", "gpus": 2, "memory_mb": 9000}
+    ppo, sft, judge, scorer = (
+        plan.Run(stage, "label", "address", {"mixed_precision": "no", "judge": {"kind": kind}}, {}, execution)
+        for stage, kind in (("ppo", ""), ("sft", ""), ("judge", "gold"), ("judge", "reward_model"))
+    )
+    assert studies.launcher(ppo).startswith("python -m salsa.gpus 2 accelerate launch --multi_gpu --num_processes 2 ")
+    assert studies.launcher(sft) == studies.launcher(scorer) == "python -m salsa.gpus 2 python"
+    assert studies.launcher(judge) == "python"
+    for name, values in (("threads", (6, 3, 1, 3)), ("memory_mb", (9000, 9000, 2000, 9000)), ("gpus", (2, 2, 0, 2))):
+        assert tuple(studies.needs(run, name) for run in (ppo, sft, judge, scorer)) == values
 
 
 def test_a_study_is_published_under_its_name(tmp_path):

@@ -69,8 +69,9 @@ ZERO3 = {
 def launched(*arguments, accelerate_config="", watch=lambda process: None):
     """The finished process of the workflow's own launcher, with both its streams as text; `watch` sees it run."""
     path = ROOT / accelerate_config if accelerate_config else ""
-    execution = {"processes": 2, "accelerate_config": str(path)}
-    command = shlex.split(studies.launcher(SimpleNamespace(execution=execution, settings={"mixed_precision": "no"})))
+    execution = {"processes": 2, "accelerate_config": str(path), "gpus": 0}
+    run = SimpleNamespace(stage="ppo", execution=execution, settings={"mixed_precision": "no"})
+    command = shlex.split(studies.launcher(run))
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = subprocess.Popen(
         [*command, *map(str, arguments)],

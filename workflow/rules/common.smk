@@ -77,31 +77,16 @@ def planned(stage, wildcards):
 
 
 def execution(stage, name):
-    """A resource function of a stage: a value of the run's execution settings."""
-    return lambda wildcards: planned(stage, wildcards).execution[name]
-
-
-def judging(name, otherwise):
-    """A resource function of judge: a value of the run's execution settings where a model of ours scores."""
-
-    def value(wildcards):
-        run = planned("judge", wildcards)
-        return run.execution[name] if run.settings["judge"]["kind"] == "reward_model" else otherwise
-
-    return value
-
-
-def all_threads(stage):
-    """The threads function of a stage that may run as several processes: those of all of them."""
-    return lambda wildcards: studies.threads(planned(stage, wildcards))
+    """A threads or resource function of a stage: a value of the run's execution settings."""
+    return lambda wildcards: studies.needs(planned(stage, wildcards), name)
 
 
 def launcher(stage):
-    """The parameter function of a stage that may run as several processes: what starts them."""
+    """The parameter function of a stage that may need GPUs or several processes: what starts them."""
     return lambda wildcards: studies.launcher(planned(stage, wildcards))
 
 
-def command(stage, show=False, python="python"):
+def command(stage, show=False, python="{params.launcher}"):
     """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
 
     With `show`, what the stage prints goes to the terminal as well as to its log.

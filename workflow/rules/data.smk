@@ -14,7 +14,7 @@ rule corpus:
         mem_mb=2000,
         runtime=60,
     shell:
-        command("corpus")
+        command("corpus", python="python")
 
 
 rule prepare:
@@ -33,7 +33,7 @@ rule prepare:
         mem_mb=2000,
         runtime=60,
     shell:
-        command("prepare")
+        command("prepare", python="python")
 
 
 rule benchmark:
@@ -52,4 +52,4 @@ rule benchmark:
         mem_mb=2000,
         runtime=60,
     shell:
-        command("benchmark")
+        command("benchmark", python="python")

@@ -14,6 +14,8 @@ rule landscape:
         mem_mb=execution("landscape", "memory_mb"),
         runtime=execution("landscape", "runtime"),
         gpu=execution("landscape", "gpus"),
+    params:
+        launcher=launcher("landscape"),
     shell:
         command("landscape", show=True)
 
@@ -34,6 +36,8 @@ rule respond:
         mem_mb=execution("respond", "memory_mb"),
         runtime=execution("respond", "runtime"),
         gpu=execution("respond", "gpus"),
+    params:
+        launcher=launcher("respond"),
     shell:
         command("respond")
 
@@ -54,6 +58,8 @@ rule plane:
         mem_mb=execution("plane", "memory_mb"),
         runtime=execution("plane", "runtime"),
         gpu=execution("plane", "gpus"),
+    params:
+        launcher=launcher("plane"),
     shell:
         command("plane")
 
@@ -69,10 +75,12 @@ rule judge:
         beside("judge", "benchmark.tsv")
     conda:
         "../../environment.yml"
-    threads: judging("threads", 1)
+    threads: execution("judge", "threads")
     resources:
-        mem_mb=judging("memory_mb", 2000),
+        mem_mb=execution("judge", "memory_mb"),
         runtime=execution("judge", "runtime"),
-        gpu=judging("gpus", 0),
+        gpu=execution("judge", "gpus"),
+    params:
+        launcher=launcher("judge"),
     shell:
         command("judge")

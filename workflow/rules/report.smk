@@ -36,4 +36,4 @@ rule study:
         mem_mb=2000,
         runtime=60,
     shell:
-        command("study")
+        command("study", python="python")

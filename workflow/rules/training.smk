@@ -15,6 +15,8 @@ rule base:
         mem_mb=execution("base", "memory_mb"),
         runtime=execution("base", "runtime"),
         gpu=execution("base", "gpus"),
+    params:
+        launcher=launcher("base"),
     shell:
         command("base")
 
@@ -36,6 +38,8 @@ rule sft:
         mem_mb=execution("sft", "memory_mb"),
         runtime=execution("sft", "runtime"),
         gpu=execution("sft", "gpus"),
+    params:
+        launcher=launcher("sft"),
     shell:
         command("sft")
 
@@ -57,6 +61,8 @@ rule reward_model:
         mem_mb=execution("reward_model", "memory_mb"),
         runtime=execution("reward_model", "runtime"),
         gpu=execution("reward_model", "gpus"),
+    params:
+        launcher=launcher("reward_model"),
     shell:
         command("reward_model")
 
@@ -73,7 +79,7 @@ rule ppo:
     retries: 1
     conda:
         "../../environment.yml"
-    threads: all_threads("ppo")
+    threads: execution("ppo", "threads")
     resources:
         mem_mb=execution("ppo", "memory_mb"),
         runtime=execution("ppo", "runtime"),
@@ -81,4 +87,4 @@ rule ppo:
     params:
         launcher=launcher("ppo"),
     shell:
-        command("ppo", python="{params.launcher}")
+        command("ppo")
