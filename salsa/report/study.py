@@ -6,6 +6,7 @@ in `tables`, drawn in `figures` and concluded in `claims`. Nothing is trained, a
 
 import csv
 import html
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from salsa import config, runs
+from salsa.evaluate import statistics
 from salsa.report import claims, figures, tables
 
-VERSION = 3
+VERSION = 4
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
 
 
@@ -35,6 +37,8 @@ class Policy:
     evaluation: dict[str, Any]
     responses: list[dict[str, Any]]
     gold: dict[int, float] = field(default_factory=dict)  # iteration -> mean gold of its kept rollouts
+    geometry: dict[str, float | None] = field(default_factory=dict)  # where its weights lie: `evaluate.geometry`
+    plane: list[dict[str, Any]] = field(default_factory=list)  # rows of plane.csv; none where it spans no plane
 
 
 @dataclass
@@ -54,9 +58,10 @@ class Study:
     policies: list[Policy]
     landscapes: dict[int, Landscape]
     reward_models: dict[int, dict[str, Any]]
-    verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, candidate, baseline -> lines
+    verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, model_a, model_b -> lines
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
+    known_scores: dict[tuple, dict] = field(default_factory=dict, repr=False)  # what `scores` found
 
     @property
     def replicates(self):
@@ -94,6 +99,24 @@ class Study:
         """The policies whose fields have these values."""
         return [p for p in self.policies if all(getattr(p, name) == value for name, value in wanted.items())]
 
+    def lines(self, judge, benchmark, candidate, baseline):
+        """The verdicts on two models, whichever of them they call model_a."""
+        verdicts = self.verdicts
+        one, other = (judge, benchmark, candidate, baseline), (judge, benchmark, baseline, candidate)
+        return verdicts.get(one, []) + verdicts.get(other, [])
+
+    def scores(self, judge, benchmark, candidate, baseline):
+        """replicate -> prompt's id -> the candidate's score in [0, 1]; found once and kept."""
+        key = (judge, benchmark, candidate, baseline)
+        if key not in self.known_scores:
+            found = defaultdict(dict)
+            battles, _ = statistics.battles(self.lines(*key), candidate, baseline)
+            for (_, prompt), replicates in battles.items():
+                for replicate, values in replicates.items():
+                    found[replicate][prompt] = math.fsum(values) / len(values)
+            self.known_scores[key] = dict(found)
+        return self.known_scores[key]
+
 
 def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
@@ -121,24 +144,35 @@ def build(settings, parents, output, execution):
 def read(settings, parents):
     """Read what a study consists of.
 
-    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), ppo/<i>, respond/<i> and judge/<name>/<i>
-    (i the `index` of a policy of the settings).
+    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), ppo/<i>, respond/<i>, judge/<name>/<i> and,
+    for some, plane/<i> (i the `index` of a policy of the settings).
     """
     gold = gold_judge(parents["prepare"])
-    verdicts = defaultdict(list)
+    verdicts, known = defaultdict(list), {}
     for role, folder in parents.items():
         if role.startswith("judge/"):
-            for row in runs.read_jsonl(folder / "verdicts.jsonl"):
+            for row in _compact(runs.read_jsonl(folder / "verdicts.jsonl"), known):
                 verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
     return Study(
         config=settings.config,
-        policies=[_policy(entry, parents, gold) for entry in settings.policies],
-        landscapes={k: _landscape(folder) for k, folder in _by_replicate(parents, "landscape")},
+        policies=[_policy(entry, parents, gold, known) for entry in settings.policies],
+        landscapes={k: _landscape(folder, known) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
         runs=all_runs(settings.policies, parents),
         parents=parents,
     )
+
+
+def _compact(value, known):
+    """The same rows with equal texts held once: a study has hundreds of thousands of verdicts, and few prompts."""
+    if isinstance(value, str):
+        return known.setdefault(value, value)
+    if isinstance(value, list):
+        return [_compact(item, known) for item in value]
+    if isinstance(value, dict):
+        return {known.setdefault(name, name): _compact(item, known) for name, item in value.items()}
+    return value
 
 
 def gold_judge(prepare):
@@ -153,7 +187,7 @@ def _by_replicate(parents, stage):
     return sorted(found)
 
 
-def _policy(entry, parents, gold):
+def _policy(entry, parents, gold, known):
     ppo, respond = parents[f"ppo/{entry['index']}"], parents[f"respond/{entry['index']}"]
     return Policy(
         arm=entry["arm"],
@@ -165,8 +199,10 @@ def _policy(entry, parents, gold):
         baselines=entry["baselines"],
         metrics=runs.read_jsonl(ppo / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
-        responses=runs.read_jsonl(respond / "responses.jsonl"),
+        responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), known),
         gold=rollout_gold(runs.read_jsonl(ppo / "rollouts.jsonl"), gold),
+        geometry=runs.read_json(respond / "geometry.json"),
+        plane=_csv(parents[f"plane/{entry['index']}"] / "plane.csv") if f"plane/{entry['index']}" in parents else [],
     )
 
 
@@ -181,11 +217,17 @@ def rollout_gold(rollouts, gold):
     return {iteration: sum(values) / len(values) for iteration, values in sorted(by_iteration.items())}
 
 
-def _landscape(folder):
-    with open(folder / "line.csv", encoding="utf-8", newline="") as file:
-        line = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    line.sort(key=lambda row: row["alpha"])
-    return Landscape(line, runs.read_json(folder / "gates.json"), runs.read_jsonl(folder / "responses.jsonl"))
+def _landscape(folder, known):
+    line = sorted(_csv(folder / "line.csv"), key=lambda row: row["alpha"])
+    responses = _compact(runs.read_jsonl(folder / "responses.jsonl"), known)
+    return Landscape(line, runs.read_json(folder / "gates.json"), responses)
+
+
+def _csv(path):
+    """The rows of a CSV: every column a number (nan where it is empty) but `kind`."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: text if name == "kind" else _number(text) for name, text in row.items()} for row in rows]
 
 
 def _number(text):
@@ -206,7 +248,7 @@ def _labels(role, known):
     stage, *rest = role.split("/")
     if stage in ("landscape", "reward_model"):
         return {"replicate": int(rest[0][1:])}
-    if stage in ("ppo", "respond", "judge"):
+    if stage in ("ppo", "respond", "judge", "plane"):
         entry = known[int(rest[-1])]
         return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
     return {}
@@ -407,6 +449,6 @@ if __name__ == "__main__":
         VERSION,
         build,
         config.StudySettings,
-        roles=("prepare", "landscape/rK", "reward_model/rK", "ppo/I", "respond/I", "judge/NAME/I"),
+        roles=("prepare", "landscape/rK", "reward_model/rK", "ppo/I", "respond/I", "judge/NAME/I", "plane/I"),
         description=__doc__,
     )
