@@ -1,0 +1,247 @@
+"""report.html: a study as one file that opens by double click, with a reader of responses and verdicts side by side.
+
+The file loads nothing: figures are embedded, the script and the style are the project's own, and the page's content
+security policy lets no other script run and no address be reached. What models wrote reaches the page as JSON alone,
+and the script shows it as text. Left out: every number, which `tables` and `claims` compute.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+from salsa import runs
+from salsa.report import tables, words
+
+TEMPLATES = Path(__file__).parent / "templates"
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
+READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
+
+
+def write(study, frames, captions, output):
+    """Write report.html into the study's folder, whose figures are there already.
+
+    Args:
+        study: `study.Study`.
+        frames: table name -> data frame.
+        captions: name of a table or figure -> its sentence; their order is that of the page.
+        output: the study's folder.
+    """
+    runs.write_atomically(output / "report.html", page(study, frames, captions, output / "figures"))
+
+
+def page(study, frames, captions, figures):
+    """The whole of report.html as text; `figures` is the folder of PNG files."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (markupsafe.Markup((TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js"))
+    return environment.get_template("report.html.jinja").render(
+        title=words.title(study),
+        question=words.QUESTION,
+        facts=words.facts(study),
+        command=words.command(study),
+        claims=claims(study, frames.get("claims")),
+        checks=checks(study, frames),
+        sections=[section(name, frames, captions, figures) for name in captions],
+        runs=[run(row) for row in study.runs],
+        reader=embedded(reader(study)),
+        style=style,
+        script=script,
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+    )
+
+
+def content_hash(text):
+    """The source expression of a content security policy that allows this inline text and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def embedded(value):
+    """JSON that nothing in it can end: `<`, `>`, `&` and quotes are escapes, which JSON reads as the same text."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    escapes = {character: f"\\u{ord(character):04x}" for character in "<>&'\u2028\u2029"}
+    return markupsafe.Markup(text.translate(str.maketrans(escapes)))
+
+
+def without_prompts(text):
+    """A report without the texts of its prompts, for data whose texts are other people's."""
+
+    def strip(match):
+        data = json.loads(match[2])
+        for benchmark in data["benchmarks"]:
+            for prompt in benchmark["prompts"]:
+                prompt["turns"] = ["(not published)"] * len(prompt["turns"])
+        return match[1] + embedded(data) + match[3]
+
+    return READER.sub(strip, text)
+
+
+def section(name, frames, captions, figures):
+    """What the page says under one name: a figure, a table, or both, with their sentence."""
+    picture = figures / f"{name}.png"
+    shown = tables.shown(name, frames[name]) if name in frames else None
+    return {
+        "name": name,
+        "title": name.replace("_", " ").capitalize(),
+        "caption": captions[name],
+        "figure": data_uri(picture) if picture.is_file() else None,
+        "table": None if shown is None else table(shown),
+    }
+
+
+def data_uri(path):
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def table(frame):
+    """Columns (name, whether it sorts as numbers) and rows of a frame of text."""
+    cells = frame.to_numpy().tolist()
+    numbers = [
+        any(column) and all(NUMBER.fullmatch(cell) for cell in column if cell)
+        for column in (zip(*cells, strict=True) if cells else [()] * len(frame.columns))
+    ]
+    return {"columns": list(zip(map(str, frame.columns), numbers, strict=True)), "rows": cells}
+
+
+def claims(study, frame):
+    """The study's claims in the configuration's order, each with its verdict and its rows; None without any."""
+    if frame is None or frame.empty:
+        return None
+    listed = []
+    for name, claim in study.config["claims"].items():
+        rows = frame[frame["claim"] == name]
+        if len(rows):
+            verdict = combined(rows["verdict"].tolist())
+            shown = tables.shown("claims", rows.drop(columns="claim"))
+            mark = verdict.split()[0]
+            listed.append({"text": claim["text"], "verdict": verdict, "mark": mark, "note": "", "table": table(shown)})
+    counts = Counter(claim["verdict"] for claim in listed)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return {"summary": f"Of {len(listed)} claims: {said}.", "listed": listed}
+
+
+def combined(found):
+    """The verdict of a claim that must hold on every benchmark (intersection-union): refuted where any is."""
+    for verdict in ("refuted", "undecided"):
+        if verdict in found:
+            return verdict
+    return found[0]
+
+
+def checks(study, frames):
+    """(whether it held everywhere, sentence) of every gate that was measured."""
+    lines = tables.gate_lines(study, frames["gates"])
+    mark = "**Warning**: "
+    return [(not line.startswith(mark), line.removeprefix(mark)) for line in lines]
+
+
+def run(row):
+    """A row of the table of runs, as text."""
+    return {name: "" if value is None else str(value) for name, value in row.items()} | {
+        "wall_seconds": tables.number(row["wall_seconds"]),
+        "peak_memory_mib": tables.number(row["peak_memory_mib"]),
+        "kl_coef": tables.number(row["kl_coef"]),
+        "settings": json.dumps(json.loads(row["settings"]), indent=1, ensure_ascii=False),
+    }
+
+
+def reader(study):
+    """What the side-by-side reader shows, as plain values, each response once.
+
+    models: labels, sft0 first; benchmarks: name and prompts (id, turns), the first by id; responses[replicate][model]
+    [benchmark][prompt]: [texts, tokens, finish reasons, proxy reward, gold reward] or None; verdicts: of a judge run on
+    one pair and benchmark, `lines[prompt]` being its verdicts as [turn or None, first model shown, winner, grade], a
+    winner being the index of a model, "tie" or "error".
+    """
+    policies = {(p.replicate, p.name): p for p in study.policies}
+    names = list(dict.fromkeys(p.name for p in ordered(study)))
+    labels = {p.name: f"{p.arm}, kl_coef {p.kl_coef:g}" for p in study.policies}
+    prompts = {name: first_prompts(study, name) for name in study.benchmarks}
+    places = {
+        (benchmark, row["prompt_id"]): (i, j)
+        for i, (benchmark, rows) in enumerate(prompts.items())
+        for j, row in enumerate(rows)
+    }
+    models = {"sft0": 0} | {name: place for place, name in enumerate(names, 1)}
+    responses = []
+    for replicate in study.replicates:
+        answered = [tables.sft0_responses(study, replicate)]
+        answered += [policies[replicate, n].responses if (replicate, n) in policies else [] for n in names]
+        responses.append([placed(rows, places, prompts) for rows in answered])
+    return {
+        "models": ["sft0"] + [labels[name] for name in names],
+        "replicates": study.replicates,
+        "benchmarks": [
+            {"name": name, "prompts": [{"id": str(row["prompt_id"]), "turns": row["prompt"]} for row in rows]}
+            for name, rows in prompts.items()
+        ],
+        "responses": responses,
+        "verdicts": [entry for policy in study.policies for entry in verdicts(study, policy, models, places, prompts)],
+    }
+
+
+def ordered(study):
+    """Policies by arm, then kl_coef, in the study's orders."""
+    arms, kl_coefs = study.arms, study.kl_coefs
+    return sorted(study.policies, key=lambda p: (arms.index(p.arm), kl_coefs.index(p.kl_coef), p.replicate))
+
+
+def first_prompts(study, benchmark):
+    """The first rows of a benchmark by prompt id, one a prompt, as many as the configuration says."""
+    rows = {row["prompt_id"]: row for policy in study.policies for row in policy.responses
+            if row["benchmark"] == benchmark}  # fmt: skip
+    return sorted(rows.values(), key=words.natural)[: study.config["report"]["reader"]]
+
+
+def placed(rows, places, prompts):
+    """[benchmark][prompt] -> what is shown of a model's response, or None."""
+    found = [[None] * len(listed) for listed in prompts.values()]
+    for row in rows:
+        place = places.get((row["benchmark"], row["prompt_id"]))
+        if place:
+            scores = [finite(row["reward"]), finite(row["gold"])]
+            found[place[0]][place[1]] = [row["responses"], row["tokens"], row["finish_reasons"], *scores]
+    return found
+
+
+def finite(x):
+    """A number to four digits, or None for what JSON has not."""
+    return None if x is None or not math.isfinite(x) else float(f"{x:.4g}")
+
+
+def verdicts(study, policy, models, places, prompts):
+    """The verdicts on a policy's responses to the shown prompts, an entry for each judge run, pair and benchmark."""
+    found = {}
+    for judge, folder in words.judge_folders(study, policy).items():
+        for row in runs.read_jsonl(folder / "verdicts.jsonl"):
+            place = places.get((row["benchmark"], row["prompt_id"]))
+            pair = (models.get(row["model_a"]), models.get(row["model_b"]))
+            if place is None or None in pair:
+                continue
+            entry = found.setdefault(
+                (judge, place[0], pair),
+                {
+                    "judge": judge,
+                    "folder": f"{folder.parent.name}/{folder.name}",
+                    "replicate": study.replicates.index(policy.replicate),
+                    "benchmark": place[0],
+                    "pair": sorted(pair),
+                    "lines": [[] for _ in list(prompts.values())[place[0]]],
+                },
+            )
+            winner = pair[("model_a", "model_b").index(row["winner"])] if row["winner"].startswith("model") else None
+            line = [row.get("turn"), pair[row["order"]], row["winner"] if winner is None else winner, row.get("grade")]
+            entry["lines"][place[1]].append(line)
+    return list(found.values())
