@@ -1,0 +1,118 @@
+"""Reward over the plane of weights through sft0, sft1 and a policy, and along the line from sft0 through the policy."""
+
+import math
+
+import numpy as np
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.tri import Triangulation
+
+from salsa.report.figures.style import (
+    DARK,
+    GOLD,
+    PROXY,
+    WIDTH,
+    blank,
+    known,
+    looks,
+    measured,
+    not_measured,
+    say_nothing,
+    styled,
+)
+
+EQUILATERAL = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+WEIGHTS = ["w_sft0", "w_sft1", "w_policy"]
+REWARDS = (("reward", PROXY), ("gold_reward", GOLD))
+
+
+@styled
+def plane(study, frames):
+    """Per arm that spans a plane: contours of proxy and of gold reward over it, and both along sft0 → policy.
+
+    After Garipov et al. (2018, arXiv 1802.10026, figure 1): an orthonormal basis of the plane through three models, so
+    that distances are those of weight space. Points of several replicates are averaged at equal weights.
+    """
+    frame = measured(frames, "plane", "reward", *WEIGHTS)
+    if frame.empty:
+        return not_measured("reward on the plane through sft0, sft1 and a policy")
+    spans = list(frame.groupby(["arm", "kl_coef"], sort=False))
+    figure = blank(WIDTH, 2.7 * len(spans) + 0.3)
+    grid = figure.add_gridspec(2 * len(spans), 3, width_ratios=[1, 1, 0.9])
+    for place, ((arm, kl_coef), own) in enumerate(spans):
+        at, is_apart = corners(measured(frames, "geometry", "sft0_to_sft1", "along_sft1", "off_line"), arm, kl_coef)
+        first = None
+        for column, (name, label) in enumerate(REWARDS):
+            axis = figure.add_subplot(grid[2 * place : 2 * place + 2, column])
+            surface(axis, own[own["kind"] == "plane"], name, at)
+            if axis.axison:
+                axis.set_title(label)
+                axis.set_xlabel("towards sft1" + " (weight distance)" * is_apart)
+                axis.set_ylabel(f"{arm}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else "")
+            line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
+            _along(line, own[own["kind"] == "line"], name, looks(study)[arm].colour)
+            line.set_title(f"{label}, sft0 → policy" if line.axison else "")
+            line.tick_params(labelbottom=column == 1)
+        first.set_xlabel("weight of the policy (0: sft0, 1: policy)")
+    return figure
+
+
+def corners(geometry, arm, kl_coef):
+    """(places (3, 2) of sft0, sft1 and the policy in an orthonormal basis of their plane, whether distances are known).
+
+    sft0 is the origin, sft1 on the first axis; the policy's place is its projection on sft0 → sft1 and its distance
+    from that line. An equilateral triangle of side 1 where distances are not known, or there is no plane.
+    """
+    own = geometry[(geometry["arm"] == arm) & (geometry["kl_coef"] == kl_coef)] if len(geometry) else geometry
+    for row in own.to_dict("records"):
+        side, off = row["sft0_to_sft1"], row["off_line"]
+        if side > 0 and off > 0:
+            return np.array([[0, 0], [side, 0], [row["along_sft1"] * side, off]]), True
+    return EQUILATERAL, False
+
+
+def surface(axis, frame, name, at):
+    """Filled contours of a measure over the grid's points, drawn where `at` (3, 2) puts the three models."""
+    frame = frame.dropna(subset=name) if name in frame else frame[:0]
+    frame = frame[np.isfinite(frame[name])] if name in frame else frame
+    mean = frame.groupby(WEIGHTS, sort=True)[name].mean().reset_index() if len(frame) else frame
+    if len(mean) < 3:
+        say_nothing(axis)
+        return
+    weights, values = mean[WEIGHTS].to_numpy(), mean[name].to_numpy()
+    x, y = (weights @ at).T
+    even = Triangulation(*(weights @ EQUILATERAL).T)  # of an even grid: a thin triangle's would have slivers
+    low = min(np.quantile(values, 0.1), values[(weights >= 0).all(axis=1)].min(initial=math.inf))
+    levels = MaxNLocator(9).tick_values(low, values.max())  # far outside reward falls without bound: one colour
+    drawn = axis.tricontourf(Triangulation(x, y, even.triangles), values, levels=levels, cmap="viridis", extend="min")
+    axis.figure.colorbar(drawn, ax=axis, shrink=0.85, aspect=25, pad=0.02, ticks=MaxNLocator(5))
+    axis.plot(x, y, linestyle="none", marker=".", markersize=2, color="white", alpha=0.7, markeredgewidth=0)
+    _models(axis, at)
+    if 0.4 < np.ptp(y) / np.ptp(x) < 2.5:  # beyond it, true proportions would leave nothing to see
+        axis.set_aspect("equal", adjustable="datalim")
+    axis.set_xlim(x.min(), x.max())
+    axis.set_ylim(y.min(), y.max())
+    axis.grid(visible=False)
+
+
+def _models(axis, at):
+    axis.plot(*np.vstack([at, at[:1]]).T, color="white", linewidth=0.8, alpha=0.8)
+    for name, place, marker in zip(("sft0", "sft1", "policy"), at, "*Do", strict=True):
+        axis.plot(*place, marker=marker, markersize=8 if marker == "*" else 5, color="black", markeredgecolor="white",
+                  markeredgewidth=0.8, zorder=5)  # fmt: skip
+        axis.annotate(name, place, xytext=(0, 6 if name == "policy" else -11), textcoords="offset points", ha="center",
+                      fontsize=7, path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
+
+
+def _along(axis, frame, name, colour):
+    """A measure along the line, a curve a replicate, with its standard error over prompts as a band."""
+    if not known(frame, name):
+        say_nothing(axis)
+        return
+    for _, own in frame.sort_values("w_policy").groupby("replicate", sort=True):
+        x, y, error = own["w_policy"], own[name], own[f"{name}_se"]
+        axis.plot(x, y, color=colour, marker=".", markersize=3, linewidth=1.2)
+        axis.fill_between(x, y - error, y + error, color=colour, alpha=0.18, linewidth=0)
+    for place in (0, 1):
+        axis.axvline(place, color=DARK, linewidth=0.7, linestyle="--")
+    axis.yaxis.set_major_locator(MaxNLocator(4))

@@ -1,0 +1,253 @@
+"""What all figures share: an arm's look, sizes, axes, legends, intervals, and how a figure is saved."""
+
+import functools
+import math
+import random
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from salsa.evaluate import statistics
+
+
+class Look(NamedTuple):
+    colour: str
+    marker: str
+    line: str
+
+
+LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for noise and the last four
+    "ppo": Look("#0072B2", "o", "-"),
+    "salsa": Look("#D55E00", "s", "-"),
+    "other": Look("#009E73", "^", "--"),
+    "noise": Look("#565656", "X", ":"),
+    "soup_start": Look("#CC79A7", "D", "-."),
+    "soup_start_ppo": Look("#56B4E9", "v", ":"),
+    "n_soup": Look("#E69F00", "P", "--"),
+    "multi_kl": Look("#000000", ">", "-."),
+    "ema": Look("#702500", "<", "-"),
+    "reset": Look("#9E3DFF", "p", "--"),
+    "smaller_beta": Look("#1D0057", "d", "--"),
+    "decaying_beta": Look("#9CC45A", "H", "-."),
+}
+SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
+MARKERS = "os^Dv<>P"
+LINES = ("-", "--", ":", "-.")
+DARK, GREY, PALE = "#444444", "#777777", "#c8c8c8"  # what is no arm: marks, words, the other arms behind one
+NEUTRAL = Look(DARK, "o", "-")
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+WIDTH = 7.0  # inches: the text of a printed page
+TALLEST = 9.0  # inches
+FEW = 5  # arms that one panel can show with all their replicates
+KL_SFT0 = "KL(policy ‖ sft0), nats a response"
+KL_OWN = "KL(policy ‖ own reference), nats a response"
+PROXY = "proxy reward (normalised)"
+GOLD = "gold reward"
+
+
+def styled(function):
+    """Draw with the project's style, whatever the user's own is."""
+
+    @functools.wraps(function)
+    def draw(study, frames):
+        with matplotlib.rc_context(STYLE):
+            return function(study, frames)
+
+    return draw
+
+
+def save(figure, folder, name):
+    """Write <name>.png and .pdf; equal figures give equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+        figure.set_layout_engine("none")  # laid out once is enough
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+
+
+def look(arm, alpha=None):
+    """How an arm is drawn: fixed where its name is known, by alpha in viridis where it is only an alpha."""
+    if arm in LOOKS:
+        return LOOKS[arm]
+    if alpha is not None and arm.startswith("alpha"):
+        place = min(max(alpha, 0), 1)
+        place = place**2 * (3 - 2 * place)  # towards the ends, away from the blue of ppo and the green of other
+        return Look(matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)), "8", "-")
+    chosen = random.Random(arm)  # by the name alone, so that other arms change nothing
+    return Look(chosen.choice(SPARE), chosen.choice(MARKERS), chosen.choice(LINES))
+
+
+def looks(study):
+    """arm -> look, in the study's order."""
+    return {arm: look(arm, study.of(arm=arm)[0].alpha) for arm in study.arms}
+
+
+def sizes(study):
+    """kl_coef -> how large its markers are and how thick its lines, 1 where it is the only one."""
+    ordered = sorted(study.kl_coefs)
+    return dict(zip(ordered, np.linspace(0.65, 1.5, len(ordered)) if len(ordered) > 1 else [1.0], strict=True))
+
+
+def drawn_kl_coefs(study):
+    """The kl_coefs that curves show: all, or where they would be too many to tell apart, the one that most arms have
+    (of several such, the study's first)."""
+    if len({(policy.arm, policy.kl_coef) for policy in study.policies}) <= 6:
+        return study.kl_coefs
+    arms = {kl_coef: {policy.arm for policy in study.of(kl_coef=kl_coef)} for kl_coef in study.kl_coefs}
+    return [max(arms, key=lambda kl_coef: len(arms[kl_coef]))]
+
+
+def spread_kl_coefs(study):
+    """At most three kl_coefs, by size: the smallest, what curves show, and the largest, where a collapse would be."""
+    ordered = sorted(study.kl_coefs)
+    return ordered if len(ordered) <= 3 else sorted({ordered[0], drawn_kl_coefs(study)[0], ordered[-1]})
+
+
+def groups(study, kl_coefs):
+    """(arm, kl_coef) -> its replicates' policies, for these kl_coefs."""
+    found = {(arm, k): study.of(arm=arm, kl_coef=k) for arm in study.arms for k in kl_coefs}
+    return {key: policies for key, policies in found.items() if policies}
+
+
+def measured(frames, name, *columns):
+    """The rows of a frame in which all these columns are known; empty where the frame or a column is missing."""
+    frame = frames.get(name)
+    if frame is None or not set(columns) <= set(frame.columns):
+        return pd.DataFrame()
+    return frame.dropna(subset=list(columns))
+
+
+def known(frame, name):
+    return name in frame and frame[name].notna().any()
+
+
+def panels(rows, columns, width=WIDTH, height=2.6, **options):
+    """(figure, axes (rows, columns)); `height` of one row, in inches."""
+    figure = blank(width, height * rows + 0.5)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def blank(width, height):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    return figure
+
+
+def not_measured(what):
+    """A figure that says in words that there is nothing to draw."""
+    figure, axes = panels(1, 1, width=3.5, height=0.5)
+    say_nothing(axes[0, 0], f"{what}: not measured")
+    return figure
+
+
+def say_nothing(axis, text="not measured"):
+    """Words instead of data."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=GREY)
+    axis.set_axis_off()
+
+
+def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, extra=()):
+    """One legend below all panels: colours, markers and line styles say the arm, sizes the kl_coef."""
+
+    def handle(label, shown, size):
+        own = {"marker": shown.marker if markers else None, "markersize": 5 * size}
+        own |= {"linestyle": shown.line if lines else "none", "linewidth": 1.4 * size}
+        return Line2D([], [], color=shown.colour, label=label, **own)
+
+    handles = [handle(arm, shown, 1) for arm, shown in looks(study).items() if arms is None or arm in arms]
+    if len(study.kl_coefs) > 1:
+        drawn = study.kl_coefs if kl_coefs is None else kl_coefs
+        handles += [handle(f"kl_coef {kl_coef:g}", NEUTRAL, sizes(study)[kl_coef]) for kl_coef in sorted(drawn)]
+    handles += extra
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / 1.15)))
+    length = 2.6 if lines else 1.8  # font sizes
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=length, columnspacing=1.4)
+
+
+def mark(label, marker="o", size=5, **options):
+    """A legend's entry for a mark that is of no arm."""
+    return Line2D([], [], marker=marker, markersize=size, label=label, **{"color": DARK, "linestyle": "none"} | options)
+
+
+def arm_grid(figure, grid, arms, columns):
+    """arm -> an axis of its own in the cells of a GridSpec (rows, columns), titled with the arm's name."""
+    axes = {}
+    for place, arm in enumerate(arms):
+        axes[arm] = figure.add_subplot(grid[place // columns, place % columns])
+        axes[arm].set_title(arm, fontsize=8, pad=3)
+        axes[arm].tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= len(arms))
+    return axes
+
+
+def sqrt_axis(axis, values, gap=0.13):
+    """x as sqrt(KL), from 0: reward gained grows roughly linearly in it (Gao et al. 2023, scaling laws).
+
+    `gap`: the least distance of two ticks, in shares of the axis.
+    """
+    axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    top = max([float(v) for v in values if math.isfinite(v)], default=1.0)
+    top = top if top > 0 else 1.0
+    axis.set_xlim(0, top * 1.12)
+    step = 10 ** math.floor(math.log10(top))
+    ticks = [step * share for share in (0, 0.1, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 8, 10) if step * share <= top * 1.12]
+    axis.set_xticks(_spread(ticks, top, gap), minor=False)
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
+def _spread(ticks, top, gap):
+    """Leave out ticks that would stand too close to their left neighbour on the square-root axis."""
+    kept = []
+    for tick in ticks:
+        if not kept or math.sqrt(tick / top) - math.sqrt(kept[-1] / top) > gap:
+            kept.append(tick)
+    return kept
+
+
+def limits(values, margin=0.08):
+    """(low, high) around values, so that no interval, however wide, decides what is seen; None where none is known."""
+    values = [float(v) for v in values if math.isfinite(v)]
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    room = margin * (high - low) or 0.05 * abs(high) or 0.05
+    return low - room, high + room
+
+
+def cross(axis, x, y, colour, **options):
+    """Bars of the 95 % t intervals of the means of replicates' x and y, each (R,); none for one replicate."""
+    (x_mean, *x_bounds), (y_mean, *y_bounds) = statistics.replicate_interval(x), statistics.replicate_interval(y)
+    bars(axis, (x_mean, *x_bounds), (y_mean, *y_bounds), colour, **options)
+
+
+def bars(axis, x, y, colour, **options):
+    """Bars through a point, of its intervals (value, low, high) in x and in y; unknown bounds draw nothing."""
+    options = {"linewidth": 1.0, "solid_capstyle": "butt"} | options
+    if x[1] == x[1]:
+        axis.plot(x[1:], [y[0]] * 2, color=colour, **options)
+    if y[1] == y[1]:
+        axis.plot([x[0]] * 2, y[1:], color=colour, **options)
+
+
+def triple(row, name):
+    """(value, low, high) of a row; bounds nan where it has none."""
+    return row[name], row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
