@@ -2,7 +2,8 @@
 
 Preferences are read from the data, or sampled: two responses to a prompt, drawn equally from sft0 and sft1, of which
 gold chooses one with Bradley-Terry noise. The model starts from sft0. Its reward is shifted and scaled by constants
-fitted once, on samples of sft0, and the same for every arm.
+fitted once, on samples of sft0, and the same for every arm. A judge's reward model is made alike, from preferences
+that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
 """
 
 import numpy as np
@@ -18,6 +19,7 @@ from salsa.data import gold as gold_data
 from salsa.ppo.rollout import sample_in_batches
 
 VERSION = 1
+FOR_JUDGE = "_for_judge"
 
 
 def train(settings, parents, output, execution):
@@ -31,16 +33,22 @@ def train(settings, parents, output, execution):
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     gold = gold_data.load(parents["prepare"])
-    if settings.preferences == "sampled":
+    if settings.preferences.startswith("sampled"):
         pairs, counts = sample_pairs(settings, parents, tokenizer, gold, device, execution)
     else:
         pairs, counts = read_pairs(settings, parents, tokenizer, gold)
     held_out = [pair for pair in pairs if pair["held_out"]]
-    training = [pair for pair in pairs if not pair["held_out"]][: reward.pairs]
+    training = [pair for pair in pairs if not pair["held_out"]]
+    of_ppo = []  # given pairs that train PPO's reward model, and so no judge's
+    if settings.preferences == "given" + FOR_JUDGE:
+        of_ppo, training = training[: reward.pairs], training[reward.pairs :]
+        counts["shared_prompts"] = _shared(of_ppo, training[: reward.pairs])
+    training = training[: reward.pairs]
     if not held_out or len(training) < reward.batch_size:
+        behind = f", behind {len(of_ppo)} of PPO's reward model" if of_ppo else ""
         raise runs.UserError(
-            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows: too few "
-            f"for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
+            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows{behind}: too "
+            f"few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
         )
     set_seed(settings.seed)
     classifier = AutoModelForSequenceClassification.from_pretrained(
@@ -97,8 +105,10 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     """Pairs of responses drawn from sft0 and sft1 in turn (00, 01, 11, 10), labelled by noisy gold.
 
     Returns (pairs, counts): the held-out pairs first, each of a prompt that no training pair has; prompts of training
-    pairs are used again, with other noise, where there are fewer of them than pairs. A pair is {"prompt", "chosen",
-    "rejected"} (token ids) with gold of both. Pairs of two identical texts are dropped.
+    pairs are used again, with other noise, where there are fewer of them than pairs. A judge's training pairs begin
+    with the last prompt instead of the first that is not held out, and its noise is of another seed; `shared_prompts`
+    counts the prompts that PPO's reward model is trained on too. A pair is {"prompt", "chosen", "rejected"} (token ids)
+    with gold of both. Pairs of two identical texts are dropped.
     """
     reward = settings.reward_model
     rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
@@ -108,6 +118,9 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     if len(rows) <= reward.held_out:
         raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
     training = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
+    of_ppo = set(training)
+    if settings.preferences.endswith(FOR_JUDGE):
+        training = [len(rows) - 1 - (place - reward.held_out) for place in training]
     order = [*range(reward.held_out), *training]  # of prompts, one a pair
     sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(order))]
     responses = _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution)
@@ -130,6 +143,8 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
                 }
             )
     counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": len(order) - len(pairs)}
+    if settings.preferences.endswith(FOR_JUDGE):
+        counts["shared_prompts"] = len(of_ppo & set(training))
     return pairs, counts
 
 
@@ -174,6 +189,11 @@ def read_pairs(settings, parents, tokenizer, gold):
                 pair["gold"] = tuple(gold.score([row["prompt"]] * 2, texts))
             pairs.append(pair)
     return pairs, {"read": len(rows), "kept": len(pairs), "dropped_too_long": len(rows) - len(pairs)}
+
+
+def _shared(pairs, others):
+    """How many prompts two lists of pairs have in common."""
+    return len({tuple(pair["prompt"]) for pair in pairs} & {tuple(pair["prompt"]) for pair in others})
 
 
 @torch.no_grad()

@@ -1,18 +1,22 @@
 """Pairwise verdicts on responses that are already written: the candidate against each of its baselines.
 
-The judges here score each response by itself and compare the scores: `gold`, the score that PPO never sees, and
-`vader`, the compound sentiment of a lexicon (Hutto & Gilbert, ICWSM 2014). Neither reads the prompt, and neither can
-prefer a place; both orders are judged all the same, so that every judge's verdicts have one form. Verdicts are appended
-as they come, so a killed run continues where it stopped. Judges that are models are not here.
+Most judges score each response by itself and compare the scores: `gold`, the score that PPO never sees; `vader`, the
+compound sentiment of a lexicon (Hutto & Gilbert, ICWSM 2014); `reward_model`, one that was trained on other preferences
+than PPO's. They can't prefer a place; both orders are judged all the same, so that every judge's verdicts have one
+form. `openai` asks a language model over the network (salsa/evaluate/llm_judge.py). Verdicts are appended as they come,
+so a killed run continues where it stopped.
 """
 
 import functools
-import json
-import os
+
+from tqdm import tqdm
 
 from salsa import config, runs
+from salsa.data import assistant, user
+from salsa.evaluate import llm_judge
+from salsa.evaluate.ledger import Comparison, Ledger, key
 
-VERSION = 1
+VERSION = 2
 ORDERS = (0, 1)  # 1: model_b is shown first
 
 
@@ -20,39 +24,78 @@ def judge(settings, parents, output, execution):
     """Write verdicts.jsonl: candidate (model_a) against every baseline (model_b), both orders of every prompt.
 
     Parents: `candidate`, a folder whose responses.jsonl has rows of model "policy", and `baseline/<name>` for each
-    of `settings.baselines`, the value naming the model of the rows to take.
+    of `settings.baselines`, the value naming the model of the rows to take; of `reward_model` also `scorer`, of
+    `openai` also `benchmark/<name>`. A line is a `Comparison.question` with `winner`, `judge`, `replicate`, and what
+    the judge adds. When all is judged, the lines stand in the order of baselines, prompts, turns and orders.
     """
-    score = scorer(settings.judge)
     candidate = responses(parents["candidate"], "policy")
     baselines = {name: responses(parents[f"baseline/{name}"], model) for name, model in settings.baselines.items()}
     check(candidate, baselines, parents)
-    path = output / "verdicts.jsonl"
-    done = {_key(row) for row in resume(path)}
-    with open(path, "a", encoding="utf-8") as file:
-        for verdict in _verdicts(settings, candidate, baselines, score, done):
-            file.write(json.dumps(verdict, ensure_ascii=False) + "\n")
-            file.flush()
-        os.fsync(file.fileno())
-    return {"prompts": len(candidate), "baselines": len(baselines), "kept": len(done)}
+    by_turn = settings.judge.kind == "openai"
+    comparisons = list(compare(settings.candidate, candidate, baselines, by_turn))
+    own = open_judge(settings, parents, output, execution, comparisons)
+    verdicts = Ledger(output / "verdicts.jsonl", comparisons)
+    kept = {key(line) for line in verdicts.lines}
+    left = [comparison for comparison in comparisons if key(comparison.question) not in kept]
+    named = {"judge": settings.name, "replicate": settings.replicate}
+    try:
+        for comparison, found in tqdm(own.verdicts(left), settings.name, len(left), mininterval=10):
+            verdicts.append(comparison.question | found | named)
+    except llm_judge.Interrupted as interrupted:
+        reason = f"judge {settings.name}: {interrupted}"
+        raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
+    verdicts.finish()
+    counts = {"prompts": len(candidate), "baselines": len(baselines), "kept": len(kept)}
+    return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | own.finish()
 
 
-def _verdicts(settings, candidate, baselines, score, done):
-    for name, rows in baselines.items():
-        for (benchmark, prompt_id), row in candidate.items():
-            for order in ORDERS:
-                if (name, benchmark, prompt_id, order) in done:
-                    continue
-                scores = score(row), score(rows[benchmark, prompt_id])
-                yield {
-                    "prompt_id": prompt_id,
-                    "benchmark": benchmark,
-                    "model_a": settings.candidate,
-                    "model_b": name,
-                    "order": order,
-                    "winner": winner(*scores, settings.judge.tie_margin),
-                    "judge": settings.name,
-                    "replicate": settings.replicate,
-                }
+def compare(name, candidate, baselines, by_turn):
+    """Every comparison, in the order of the finished file; `by_turn` makes one of each turn of a conversation."""
+    for baseline, rows in baselines.items():
+        for place, row in candidate.items():
+            turns = len(row["responses"])
+            for turn in range(1, turns + 1) if by_turn and turns > 1 else (None,):
+                for order in ORDERS:
+                    yield Comparison(name, baseline, row, rows[place], order, turn)
+
+
+def open_judge(settings, parents, output, execution, comparisons):
+    """The judge of the settings, ready to be asked. UserError for one that is unknown or lacks what it needs.
+
+    It has `verdicts(comparisons)`, which yields each comparison with a dictionary of `winner` and what else is to be
+    said, in any order, and `finish()`, which returns counts for the manifest.
+    """
+    kind, margin = settings.judge.kind, settings.judge.tie_margin
+    if kind == "gold":
+        return ScoringJudge(lambda rows: map(gold, rows), margin)
+    if kind == "vader":
+        sentiment = _vader()
+        return ScoringJudge(lambda rows: map(sentiment, rows), margin)
+    if kind == "reward_model":
+        return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), margin)
+    if kind == "openai":
+        return llm_judge.LanguageModelJudge(settings, parents, output, execution, comparisons)
+    raise runs.UserError(f"judge.kind: {kind!r} is no judge; choose gold, vader, reward_model or openai")
+
+
+class ScoringJudge:
+    """Prefers the response with the higher score.
+
+    Args:
+        scores: from rows of responses.jsonl to their scores.
+        tie_margin: a difference up to this is a tie.
+    """
+
+    def __init__(self, scores, tie_margin):
+        self.scores, self.tie_margin = scores, tie_margin
+
+    def verdicts(self, comparisons):
+        scores = iter(self.scores([row for both in comparisons for row in (both.row_a, both.row_b)]))
+        for comparison, score_a, score_b in zip(comparisons, scores, scores, strict=True):
+            yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
+
+    def finish(self):
+        return {}
 
 
 def winner(score_a, score_b, tie_margin=0.0):
@@ -60,16 +103,6 @@ def winner(score_a, score_b, tie_margin=0.0):
     if abs(score_a - score_b) <= tie_margin:
         return "tie"
     return "model_a" if score_a > score_b else "model_b"
-
-
-def scorer(judge):
-    """The function from a row of responses.jsonl to its score. UserError for an unknown or uninstalled judge."""
-    if judge.kind == "gold":
-        return gold
-    if judge.kind == "vader":
-        analyser = _vader()
-        return lambda row: sum(analyser(text) for text in row["responses"]) / len(row["responses"])
-    raise runs.UserError(f"judge.kind: {judge.kind!r} is no judge; choose gold or vader")
 
 
 def gold(row):
@@ -88,7 +121,39 @@ def _vader():
     except ImportError:
         raise runs.UserError("judge vader: not installed; run `pip install vaderSentiment`") from None
     analyser = SentimentIntensityAnalyzer()
-    return functools.cache(lambda text: analyser.polarity_scores(text)["compound"])
+    compound = functools.cache(lambda text: analyser.polarity_scores(text)["compound"])
+    return lambda row: sum(map(compound, row["responses"])) / len(row["responses"])
+
+
+def rewards(rows, scorer, execution):
+    """The rewards of rows of responses.jsonl, means over their turns, in units of the scorer's deviation on sft0.
+
+    Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
+    What several rows share is scored once.
+    """
+    from salsa import forward, models
+
+    turns = list(dict.fromkeys(turn for row in rows for turn in _turns(row)))
+    if not turns:
+        return []
+    device = models.prepare_process(execution)
+    model, tokenizer = models.load_score_model(scorer, device), models.load_tokenizer(scorer / "model")
+    prompts, encoded = [], []
+    for messages, finish_reason in turns:
+        roles = (user, assistant)
+        conversation = [roles[place % 2](text) for place, text in enumerate(messages)]
+        prompt, response = models.encode_conversation(tokenizer, conversation)
+        prompts.append(prompt)
+        encoded.append(response[:-1] or response if finish_reason == "length" else response)
+    batch = forward.from_lists(prompts, encoded, [], tokenizer.pad_token_id, device)
+    scores = dict(zip(turns, model.scores(batch, execution.micro_batch).tolist(), strict=True))
+    return [sum(scores[turn] for turn in _turns(row)) / len(row["responses"]) for row in rows]
+
+
+def _turns(row):
+    """Of each turn: the texts up to and with its response, user's and model's in turn, and how the response ended."""
+    said = [text for pair in zip(row["prompt"], row["responses"], strict=True) for text in pair]
+    return [(tuple(said[: 2 * i + 2]), reason) for i, reason in enumerate(row["finish_reasons"])]
 
 
 def responses(folder, model):
@@ -111,20 +176,12 @@ def check(candidate, baselines, parents):
             )
 
 
-def _key(verdict):
-    return verdict["model_b"], verdict["benchmark"], verdict["prompt_id"], verdict["order"]
-
-
-def resume(path):
-    """The complete verdicts of an interrupted run; a torn last line is cut off the file."""
-    if not path.exists():
-        return []
-    with open(path, "rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-    return runs.read_jsonl(path)
-
-
 if __name__ == "__main__":
     runs.command(
-        "judge", VERSION, judge, config.JudgeSettings, roles=("candidate", "baseline/NAME"), description=__doc__
+        "judge",
+        VERSION,
+        judge,
+        config.JudgeSettings,
+        roles=("candidate", "baseline/NAME", "scorer", "benchmark/NAME"),
+        description=__doc__,
     )
