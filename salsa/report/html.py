@@ -11,15 +11,13 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 
-import jinja2
 import markupsafe
 
 from salsa import runs
+from salsa.evaluate import statistics
 from salsa.report import tables, words
 
-TEMPLATES = Path(__file__).parent / "templates"
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
 
@@ -38,15 +36,10 @@ def write(study, frames, captions, output):
 
 def page(study, frames, captions, figures):
     """The whole of report.html as text; `figures` is the folder of PNG files."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    style, script = (
+        markupsafe.Markup((words.TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js")
     )
-    style, script = (markupsafe.Markup((TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js"))
-    return environment.get_template("report.html.jinja").render(
+    return words.template("report.html.jinja", autoescape=True).render(
         title=words.title(study),
         question=words.QUESTION,
         facts=words.facts(study),
@@ -225,7 +218,7 @@ def verdicts(study, policy, models, places, prompts):
     """The verdicts on a policy's responses to the shown prompts, an entry for each judge run, pair and benchmark."""
     found = {}
     for judge, folder in words.judge_folders(study, policy).items():
-        for row in runs.read_jsonl(folder / "verdicts.jsonl"):
+        for row in statistics.latest(runs.read_jsonl(folder / "verdicts.jsonl")).values():
             place = places.get((row["benchmark"], row["prompt_id"]))
             pair = (models.get(row["model_a"]), models.get(row["model_b"]))
             if place is None or None in pair:

@@ -1,6 +1,12 @@
 """What several parts of a report say of a study in the same words: its title, its settings, how to run it again."""
 
+import functools
 import re
+from pathlib import Path
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 QUESTION = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
 
@@ -45,3 +51,16 @@ def judge_folders(study, policy):
     """judge -> the folder of its run on a policy's responses."""
     named = {role: role.split("/") for role in study.parents if role.startswith("judge/")}
     return {parts[1]: study.parents[role] for role, parts in named.items() if parts[2] == str(policy.index)}
+
+
+@functools.cache
+def template(name, autoescape):
+    """A template of salsa/report/templates; with `autoescape`, what is put into it is text and never markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)

