@@ -1,120 +1,401 @@
-"""What the intervals of a study allow to say of each arm against plain PPO, and no more.
+"""What a study says of each claim that its configuration makes, and no more.
 
-Differences are paired: the same replicate (SFT models, reward model, PPO seed) and the same kl_coef. The interval is a
-t interval over replicates; one replicate has none. The text names a direction only where the interval excludes zero.
+A claim (`config.Claim`) is a hypothesis fixed before the run: candidate minus baseline is above 0, and by how much it
+would matter. Differences are paired by replicate (the same SFT models, reward model and PPO seed), each arm at its
+chosen kl_coef (`selection`), and decided by `statistics.decide`: supported where the 95 % t interval lies above 0,
+refuted where it lies below the smallest effect, else undecided. One replicate decides nothing.
 """
+
+import math
+from collections import Counter
+from dataclasses import dataclass
 
 import pandas as pd
 
 from salsa.evaluate import statistics
-from salsa.report import tables
+from salsa.report import selection, tables
 
-BASELINE = "ppo"  # the role; the arm that plays it is `study.plain`
-QUANTITIES = {  # key of evaluation.json -> words; reward first, since that is what an arm is chosen for
+BASELINE = selection.PPO
+VERDICTS = ("supported", "refuted", "undecided", "not tested")
+ORIGINS = {
+    "abstract": "What the paper's abstract claims",
+    "control": "What would tell an explanation from a coincidence",
+}
+MEASURES = {  # measure -> (what is compared, its unit)
+    "kl_to_sft0": ("KL(policy ‖ sft0) on the development prompts", "nats a response"),
+    "stable": ("replicates in which the candidate is stable", "share"),
+    "reward": ("proxy reward on a benchmark's responses", "standard deviations on sft0's responses"),
+    "gold_reward": ("gold reward on a benchmark's responses", ""),
+    "win_rate": ("adjusted win rate of the candidate minus ½", ""),
+    "matched_gold": ("gold reward on the development prompts at equal KL to sft0", ""),
+    "matched_win_rate": ("win rate against sft0 at equal KL to sft0", ""),
+}
+JUDGED = ("win_rate", "matched_win_rate")
+ON_BENCHMARKS = ("reward", "gold_reward", *JUDGED)  # one test a benchmark, all of which must pass
+COLUMNS = [
+    "claim",
+    "origin",
+    "claim_verdict",
+    "text",
+    "measure",
+    "benchmark",
+    "judge",
+    "candidate",
+    "baseline",
+    "candidate_kl_coef",
+    "baseline_kl_coef",
+    "how",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "smallest_effect",
+    "p",
+    "holm_p",
+    "replicates",
+    "replicates_needed",
+    "verdict",
+    "why",
+]
+QUANTITIES = {  # key of evaluation.json -> words
     "gold_reward": "gold reward",
     "reward": "proxy reward",
-    "kl_to_sft0": "KL(policy ‖ sft0), nats a response",
+    "kl_to_sft0": "KL to sft0",
 }
-HEADER = f"""# Claims
-
-Each row is the difference of an arm and `{BASELINE}` at the same kl_coef: paired by replicate, averaged, with a 95 % t
-interval over replicates. SALSA's claims, and the rows that test them: *the policy deviates further from its start*,
-KL(policy ‖ sft0); *its rewards are higher*, gold reward (proxy reward shows what was optimised, not what was wanted);
-*it is preferred, also out of distribution*, the win rates. Two arms at one kl_coef are not at the same KL; the frontier
-figure shows them there, without an interval. An arm that scales kl_coef is paired at the kl_coef before the scale. Rows
-are many and each interval stands alone: at 95 %, one in twenty excludes 0 where there is no difference at all."""
 
 
-def text(study):
-    """The whole of claims.md."""
-    arms = [arm for arm in study.arms if arm != study.plain]
-    parts = [HEADER]
-    if study.plain is None or not arms:
-        parts.append(f"This study has no arm beside `{BASELINE}` to compare with it: no claim can be tested.")
+@dataclass(frozen=True)
+class Test:
+    """What one benchmark, or the development prompts, say of a claim.
+
+    Attributes:
+        benchmark: "" for the development prompts.
+        judge: "" where none was asked.
+        effects: replicate -> candidate minus baseline; `stable`: replicate -> whether the candidate is.
+        how: in what way the two were compared, where there are several.
+        found: what `statistics.decide` returns.
+    """
+
+    benchmark: str
+    judge: str
+    effects: dict[int, float]
+    how: str
+    found: dict
+
+
+class NotTested(Exception):
+    """A study without what a claim needs; its text says what."""
+
+
+def frame(study):
+    """One row a claim x benchmark; a claim that is not tested has one row, whose `why` says what the study lacks.
+
+    `claim_verdict` is the claim's (the same in each of its rows), `verdict` the row's. `p` is one-sided; `holm_p`
+    corrects, over the claims tested, each claim's largest p, since all its benchmarks must pass.
+    """
+    claims = ordered(study.config["claims"])
+    rows = [row for name, claim in claims.items() for row in _rows(study, name, claim)]
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    largest = result.dropna(subset="p").groupby("claim", sort=False)["p"].max()
+    result["holm_p"] = result["claim"].map(dict(zip(largest.index, statistics.holm(largest), strict=True)))
+    return result.astype({"holm_p": float, "replicates": "Int64", "replicates_needed": "Int64"})
+
+
+def ordered(claims):
+    """The claims, abstract's first, then by measure, then as they come: a plan sorts them by name."""
+    origins, measures = list(ORIGINS), list(MEASURES)
+    return dict(sorted(claims.items(), key=lambda c: (origins.index(c[1]["origin"]), measures.index(c[1]["measure"]))))
+
+
+def _rows(study, name, claim):
+    row = {"claim": name} | {key: claim[key] for key in ("origin", "text", "measure", "smallest_effect")}
+    row |= {"candidate": claim["candidate"], "baseline": claim["baseline"], "benchmark": "", "judge": ""}
+    try:
+        pair = compared(study, claim)
+        tests = tested(study, claim, pair)
+    except NotTested as reason:
+        return [row | {"claim_verdict": "not tested", "verdict": "not tested", "why": str(reason)}]
+    row |= {"candidate": pair.candidate, "baseline": pair.baseline, "claim_verdict": combined(tests)}
+    if not claim["measure"].startswith("matched"):  # which is over all of an arm's kl_coefs
+        row |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
+    why = "one replicate: conditional on one SFT pair" if len(study.replicates) == 1 else ""
+    return [row | _columns(test) | {"why": why} for test in tests]
+
+
+def _columns(test):
+    found = test.found
+    return {
+        "benchmark": test.benchmark,
+        "judge": test.judge,
+        "how": test.how,
+        "effect": found["mean"],
+        "effect_low": found["low"],
+        "effect_high": found["high"],
+        "p": found["p"],
+        "replicates": found["replicates"],
+        "replicates_needed": found["replicates_needed"],
+        "verdict": found["verdict"],
+    }
+
+
+def compared(study, claim):
+    """The claim's two arms, each at its chosen kl_coef. NotTested: an arm or a common kl_coef is missing."""
+    arms = [selection.arm_of(study, claim[role]) for role in ("candidate", "baseline")]
+    missing = [claim[role] for role, arm in zip(("candidate", "baseline"), arms, strict=True) if arm is None]
+    if missing:
+        raise NotTested("this study has no arm " + " and no arm ".join(missing))
+    if arms[0] == arms[1]:
+        raise NotTested(f"{claim['candidate']} and {claim['baseline']} are one arm in this study")
+    pair = selection.pair(study, *arms)
+    if pair is None:
+        raise NotTested(f"{arms[0]} and {arms[1]} were run at no common kl_coef")
+    return pair
+
+
+def tested(study, claim, pair):
+    """A `Test` for each benchmark that must pass, or one on the development prompts. NotTested: data are missing."""
+    measure = claim["measure"]
+    benchmarks = [""]
+    if measure in ON_BENCHMARKS:
+        benchmarks = claim["benchmarks"] or study.benchmarks
+        missing = [name for name in benchmarks if name not in study.benchmarks]
+        if missing or not benchmarks:
+            raise NotTested(f"this study has no benchmark {missing[0]}" if missing else "this study has no benchmark")
+    judge = selection.main_judge(study) if measure in JUDGED else ""
+    if judge is None:
+        raise NotTested("this study has no judge")
+    tests = []
+    for benchmark in benchmarks:
+        effects, how = effects_of(study, measure, pair, judge, benchmark)
+        if not effects:
+            raise NotTested(_lacking(study, measure, pair, benchmark))
+        found = _stable(effects) if measure == "stable" else _decided(effects, claim["smallest_effect"])
+        tests.append(Test(benchmark, judge, effects, how, found))
+    return tests
+
+
+def _decided(effects, smallest_effect):
+    return statistics.decide(list(effects.values()), smallest_effect)
+
+
+def effects_of(study, measure, pair, judge, benchmark):
+    """(replicate -> candidate minus baseline, how they were compared), see MEASURES; empty where data are missing."""
+    if measure == "win_rate":
+        return selection.preference(study, pair, judge, benchmark)
+    if measure in ("matched_gold", "matched_win_rate"):
+        gold = measure == "matched_gold"
+        values = selection.gold_of(study) if gold else selection.rate_of(study, judge, [benchmark])
+        return selection.matched(study, pair.candidate, pair.baseline, values), "where both reach the same KL"
+    if measure == "stable":
+        policies = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)
+        found = {policy.replicate: selection.steadiness(study, policy) for policy in policies}
+        known = {replicate: steady for replicate, steady in found.items() if steady.known()}
+        return {replicate: steady.holds(study.config["stability"]) for replicate, steady in known.items()}, ""
+    sides = ((pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef))
+    if measure == "kl_to_sft0":
+        first, second = (selection.evaluated(study, arm, kl_coef, measure) for arm, kl_coef in sides)
+    else:
+        name = measure.removesuffix("_reward")  # gold, reward: as responses call them
+        first, second = (selection.benchmark_means(study, arm, kl_coef, name, benchmark) for arm, kl_coef in sides)
+    return selection.by_replicate(first, second), ""
+
+
+def _stable(effects):
+    """As `statistics.decide`, without a test: supported where all replicates are stable, refuted where most are not."""
+    share, count = sum(effects.values()) / len(effects), len(effects)
+    verdict = "undecided" if count < 2 else "supported" if share == 1 else "refuted" if share < 0.5 else "undecided"
+    nothing = {"low": math.nan, "high": math.nan, "p": math.nan, "replicates_needed": None}
+    return nothing | {"mean": share, "replicates": count, "verdict": verdict}
+
+
+def _lacking(study, measure, pair, benchmark):
+    if measure.startswith("matched"):
+        if min(len(selection.grid(study, arm)) for arm in (pair.candidate, pair.baseline)) < 2:
+            return "a comparison at equal KL needs two kl_coefs of each arm"
+        if measure == "matched_gold" and selection.measured_by(study) != "gold_reward":
+            return "this data has no gold reward"
+        return "in no replicate do the two arms reach the same KL"
+    if measure == "gold_reward":
+        return "this data has no gold reward"
+    if measure == "stable":
+        return "nothing is known of the responses of sft0, nor of gold"
+    if measure == "win_rate":
+        return f"no verdict on {benchmark} compares {pair.candidate} and {pair.baseline}, or both with a third model"
+    return "the two arms have no replicate in common"
+
+
+def combined(tests):
+    """The verdict of a claim of which all tests must pass: refuted by one, supported by all, else undecided."""
+    verdicts = [test.found["verdict"] for test in tests]
+    if "refuted" in verdicts:
+        return "refuted"
+    return "supported" if set(verdicts) == {"supported"} else "undecided"
+
+
+def text(study, claims, win_rates):
+    """The whole of claims.md.
+
+    Args:
+        claims: what `frame` returns.
+        win_rates: `tables.win_rates`.
+    """
+    parts = ["# Claims", summary(study, claims)]
     if len(study.replicates) == 1:
         parts.append("**One replicate: everything here is conditional on one SFT pair.**")
-    for arm in sorted(arms, key=lambda name: name != "salsa") if study.plain else ():
-        for kl_coef in study.kl_coefs:
-            rows = differences(study, arm, kl_coef)
-            if rows:
-                parts += [f"## {arm} against {BASELINE}, kl_coef {kl_coef:g}", described(study, arm)]
-                parts.append(tables.markdown(_table(rows)))
-    signs = sign_tests(study)
-    if len(signs):
-        parts += ["## Sign tests over prompts", _sign_text(signs), tables.markdown(tables.readable(signs))]
+    if len(claims):
+        parts.append(READING)
+    for origin, title in ORIGINS.items():
+        own = claims[claims["origin"] == origin]
+        if len(own):
+            parts += [f"## {title}", overview(study, own)]
+            tested_ = own[own["claim_verdict"] != "not tested"]
+            if len(tested_):
+                parts.append(tables.markdown(numbers(tested_)))
+    table = differences(study)
+    if len(table):
+        parts += [f"## Every arm against {BASELINE}", _differences_text(study), tables.markdown(table)]
+    parts.append(_sign_text(win_rates))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def described(study, arm):
-    """What the configuration says of an arm; nothing of an alpha that is no arm."""
-    text = study.config["arms"].get(arm, {}).get("description", "")
-    return text[:1].upper() + text[1:]
+READING = """A claim is a hypothesis, fixed before the run: the candidate lies above the baseline, and by how much it
+would matter. An effect is candidate minus baseline, paired by replicate and averaged, with a 95 % t interval over
+replicates: the claim is *supported* where that lies above 0, *refuted* where it lies below the smallest effect that
+would matter, else *undecided*; of several benchmarks all must pass, and one that refutes, refutes. Each arm is taken at
+the kl_coef that does best on the development prompts, of those that both were run at
+([chosen](tables/chosen.csv)). p is one-sided, of a paired t test; Holm's is corrected over the claims tested here, the
+largest p of a claim standing for it. The same numbers, unrounded: [claims](tables/claims.csv); the files of the
+verdicts behind them: [sources](tables/sources.csv)."""
 
 
-def differences(study, arm, kl_coef):
-    """(quantity, paired differences (R,)) of an arm and ppo: rewards, KL, and win rate against ppo minus ½."""
-    first = {policy.replicate: policy for policy in study.of(arm=arm, kl_coef=kl_coef)}
-    second = {policy.replicate: policy for policy in study.of(arm=study.plain, kl_coef=kl_coef)}
-    rows = []
-    for key, words in QUANTITIES.items():
-        values = [
-            {k: policy.evaluation[key] for k, policy in policies.items() if policy.evaluation.get(key) is not None}
-            for policies in (first, second)
-        ]
-        rows.append((words, statistics.paired_differences(*values)))
-    name = next((p.name for p in first.values()), None)
-    baseline = next((p.baselines[BASELINE] for p in first.values() if BASELINE in p.baselines), None)
-    for judge, benchmark in tables.judged(study):
-        rates = tables.replicate_win_rates(study, name, baseline, judge, [benchmark])
-        words = f"win rate against {BASELINE} minus ½: {benchmark}, judge {judge}"
-        rows.append((words, statistics.paired_differences(rates, dict.fromkeys(rates, 0.5))))
-    return [(words, values) for words, values in rows if len(values)]
-
-
-def _table(rows):
-    shown = []
-    for words, values in rows:
-        mean, low, high = statistics.replicate_interval(values)
-        interval = f"[{tables.number(low)}, {tables.number(high)}]" if low == low else "none"
-        cells = [words, tables.number(mean), interval, str(len(values)), verdict(low, high, len(values))]
-        shown.append(dict(zip(("quantity", "difference", "95 % interval", "n", "what it allows"), cells, strict=True)))
-    return pd.DataFrame(shown)
-
-
-def verdict(low, high, count):
-    """What a t interval over `count` replicates allows to say of a difference."""
+def summary(study, claims):
+    """One paragraph: how many claims came to which verdict, and what that rests on."""
+    if claims.empty:
+        return "This study makes no claims."
+    verdicts = claims.drop_duplicates("claim").set_index("claim")["claim_verdict"]
+    counts = Counter(verdicts)
+    listed = {name: ", ".join(verdicts.index[verdicts == name]) for name in VERDICTS}
+    shown = [f"{counts[name]} {name}" + (f" ({listed[name]})" if listed[name] else "") for name in VERDICTS]
+    rest = f"Of {len(verdicts)} claims: {'; '.join(shown)}. "
+    count = len(study.replicates)
+    if counts["not tested"] == len(verdicts):
+        return rest + "No claim can be tested here."
     if count == 1:
-        return "conditional on one SFT pair: no interval, no statement about the arm"
-    if low > 0:
-        return f"above {BASELINE}: the interval excludes 0 with {count} replicates"
-    if high < 0:
-        return f"below {BASELINE}: the interval excludes 0 with {count} replicates"
-    return f"the interval contains 0: undecided with {count} replicates"
+        return rest + "One replicate tells nothing of other SFT pairs, so nothing is decided."
+    rest += f"The tests rest on {count} replicates, each with its own SFT models, reward model and PPO seed"
+    kept = claims.drop_duplicates("claim")
+    kept = int(((kept["claim_verdict"] == "supported") & (kept["holm_p"] < 0.025)).sum())
+    return rest + f"; {kept} of the supported keep a p below 0.025 after Holm's correction."
 
 
-def sign_tests(study):
-    """Exact sign tests over prompts of every arm against ppo, and Holm's correction over all of them."""
+def overview(study, own):
+    """A list: each claim of a frame, its hypothesis, its verdict, and what follows."""
+    lines = []
+    for name, rows in own.groupby("claim", sort=False):
+        claim, row = study.config["claims"][name], rows.iloc[0]
+        lines.append(f"- **{name}**: {claim['text']}. **{_capital(row['claim_verdict'])}**{_because(claim, rows)}.")
+    return "\n".join(lines)
+
+
+def _because(claim, rows):
+    """What stands after a verdict: what it means, what would decide it, or what is missing."""
+    row = rows.iloc[0]
+    if row["claim_verdict"] == "not tested":
+        return f" here: {row['why']}"
+    if row["claim_verdict"] == "refuted":
+        return f": {claim['meaning']}" if claim["meaning"] else ""
+    if row["claim_verdict"] == "supported":
+        return ""
+    if row["why"]:
+        return f"; {row['why']}"
+    if claim["measure"] == "stable":
+        return f": stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
+    open_ = rows[rows["verdict"] == "undecided"]
+    needed = open_["replicates_needed"]
+    more = f"about {needed.max()} would decide" if needed.notna().all() else "no feasible number would decide"
+    return f" with {row['replicates']} replicates; {more}, if effect and spread stay as they are"
+
+
+def numbers(own):
+    """What Markdown shows of the frame of tested claims."""
     rows = []
-    for arm in study.arms:
-        for kl_coef in study.kl_coefs:
-            policies = study.of(arm=arm, kl_coef=kl_coef)
-            baseline = policies[0].baselines.get(BASELINE) if policies else None
-            for judge, benchmark in tables.judged(study) if baseline else ():
-                lines = study.verdicts.get((judge, benchmark, policies[0].name, baseline), [])
-                found = statistics.compare(lines, policies[0].name, baseline, resamples=1)
-                if found["prompts"]:
-                    row = {"arm": arm, "kl_coef": kl_coef, "benchmark": benchmark, "judge": judge}
-                    kept = ("wins", "ties", "losses", "swap_consistency", "sign_test_p")
-                    rows.append(row | {name: found[name] for name in kept})
-    frame = pd.DataFrame(rows)
-    if rows:
-        frame["holm_p"] = statistics.holm(frame["sign_test_p"])
-    return frame
+    for _, row in own.iterrows():
+        words, unit = MEASURES[row["measure"]]
+        by = f", judge {row['judge']}" if row["judge"] else ""
+        how = f" ({row['how']})" if row["how"] else ""
+        interval = f" [{tables.number(row['effect_low'])}, {tables.number(row['effect_high'])}]"
+        sides = [_at(row, "candidate")] + ([_at(row, "baseline")] if row["measure"] != "stable" else [])
+        rows.append(
+            {
+                "claim": row["claim"],
+                "arms, at their kl_coef": " − ".join(sides),
+                "of": words + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
+                "effect": tables.number(row["effect"]) + (interval if row["effect_low"] == row["effect_low"] else ""),
+                "unit": unit,
+                "would matter": tables.number(row["smallest_effect"]) if row["measure"] != "stable" else "",
+                "p": tables.number(row["p"]),
+                "Holm's p": tables.number(row["holm_p"]),
+                "n": str(row["replicates"]),
+                "verdict": row["verdict"],
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _sign_text(frame):
-    small = int((frame["holm_p"] < 0.05).sum())
+def _at(row, role):
+    kl_coef = row[f"{role}_kl_coef"]
+    return row[role] + (f" ({kl_coef:g})" if kl_coef == kl_coef else "")
+
+
+def _capital(words):
+    return words[:1].upper() + words[1:]
+
+
+def differences(study):
+    """Every arm minus plain PPO at the same kl_coef: a row an arm x kl_coef, a column a quantity, as text.
+
+    Bold where the interval excludes 0, which says above or below PPO and no more.
+    """
+    rows, judge = [], selection.main_judge(study)
+    for arm in sorted(set(study.arms) - {study.plain}, key=study.arms.index) if study.plain else ():
+        for kl_coef in selection.grid(study, arm):
+            if not study.of(arm=study.plain, kl_coef=kl_coef):
+                continue
+            row = {"arm": arm, "kl_coef": f"{kl_coef:g}"}
+            for key, words in QUANTITIES.items():
+                sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
+                row[words] = _difference(selection.by_replicate(*sides))
+            at = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
+            for benchmark in study.benchmarks if judge else ():
+                effects, _ = selection.preference(study, at, judge, benchmark)
+                row[f"win rate minus ½, {benchmark}"] = _difference(effects)
+            rows.append(row)
+    frame_ = pd.DataFrame(rows)
+    return frame_.loc[:, [any(frame_[name]) for name in frame_]] if rows else frame_
+
+
+def _difference(effects):
+    mean, low, high = statistics.replicate_interval(list(effects.values()))
+    shown = tables.number(mean) + (f" [{tables.number(low)}, {tables.number(high)}]" if low == low else "")
+    return f"**{shown}**" if low > 0 or high < 0 else shown
+
+
+def _differences_text(study):
+    count = len(study.replicates)
+    interval = "95 % t intervals over replicates" if count > 1 else "no interval: conditional on one SFT pair"
+    bold = "; bold where one excludes 0, as one in twenty does where there is no difference at all" if count > 1 else ""
     return (
-        f"Wins and losses of prompts against `{BASELINE}`, conditional on these models (a small p says that these "
-        f"policies differ, not that their arms do): {small} of {len(frame)} stay below 0.05 after Holm's correction."
+        f"Differences at the same kl_coef, before an arm scales it, on the development prompts and the benchmarks, "
+        f"paired by replicate; {interval}{bold}. Two arms at one kl_coef are not at the same KL."
+    )
+
+
+def _sign_text(win_rates):
+    own = win_rates[win_rates["baseline"] == BASELINE]
+    if own.empty:
+        return ""
+    small = int((own["holm_p"] < 0.05).sum())
+    return (
+        f"Sign tests over prompts against `{BASELINE}` are conditional on these models (a small p says that these "
+        f"policies differ, not that their arms do): {small} of {len(own)} stay below 0.05 after Holm's correction "
+        "([win rates](tables/win_rates.csv))."
     )

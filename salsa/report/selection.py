@@ -17,6 +17,7 @@ from salsa.evaluate import statistics
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"
 JUDGE_KINDS = ("gold", "openai", "reward_model", "vader")  # the first that a study has is the one of its claims
+DIRECT = "judged against each other"
 DEVELOPMENT = ("gold_reward", "reward")  # what a kl_coef is chosen by: the first that the data has
 
 
@@ -110,7 +111,7 @@ def preference(study, chosen, judge, benchmark):
     second = study.of(arm=chosen.baseline, kl_coef=chosen.baseline_kl_coef)[0]
     rates = replicate_win_rates(study, first.name, second.name, judge, [benchmark])
     if rates:
-        return {replicate: rate - 0.5 for replicate, rate in rates.items()}, "judged against each other"
+        return {replicate: rate - 0.5 for replicate, rate in rates.items()}, DIRECT
     for role in (PPO, SFT0):
         opponent = first.baselines.get(role)
         if opponent is not None and opponent == second.baselines.get(role):
@@ -140,6 +141,16 @@ def benchmark_means(study, arm, kl_coef, name, benchmark):
         if values and None not in values:
             found[policy.replicate] = float(np.mean(values))
     return found
+
+
+def gold_of(study):
+    """The function (arm, kl_coef) -> {replicate: gold reward on the development prompts}."""
+    return lambda arm, kl_coef: evaluated(study, arm, kl_coef, "gold_reward")
+
+
+def rate_of(study, judge, benchmarks):
+    """The function (arm, kl_coef) -> {replicate: win rate against sft0}, by one judge on some benchmarks."""
+    return lambda arm, kl_coef: replicate_win_rates(study, name_of(study, arm, kl_coef), SFT0, judge, benchmarks)
 
 
 def matched(study, candidate, baseline, values):
@@ -172,6 +183,9 @@ class Steadiness:
     eos_rate: float  # share of development responses that end, by sft0's
     response_length: float  # their mean length, by sft0's
     gold_loss: float  # gold of the last kept rollouts below their peak
+
+    def known(self):
+        return not all(math.isnan(number) for number in (self.eos_rate, self.response_length, self.gold_loss))
 
     def holds(self, stability):
         """Is it stable by `config.Stability` (a dictionary)? What is unknown speaks neither for nor against."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from salsa import config, runs
 from salsa.evaluate import statistics
-from salsa.report import claims, figures, tables
+from salsa.report import captions, claims, figures, tables, words
 
 VERSION = 4
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
@@ -122,22 +122,18 @@ def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
     study = read(settings, parents)
     frames = {
-        "arms": tables.arms(study),
-        "win_rates": tables.win_rates(study),
-        "frontier": tables.frontier(study),
-        "alpha_curve": tables.alpha_curve(study),
-        "gates": tables.gates(study),
-        "rewards": tables.rewards(study),
+        "claims": claims.frame(study),
+        **{table.__name__: table(study) for table in tables.TABLES},
     }
-    captions = tables.captions(study, frames, figures.drawn_kl_coefs(study))
+    sentences = captions.captions(study, frames, figures.drawn_kl_coefs(study))
     tables.write_csv(tables.runs_frame(study), output / "runs.csv")
     for name, frame in frames.items():
-        tables.write(frame, output / "tables", name, captions[name])
+        tables.write(frame, output / "tables", name, sentences[name])
     for name in figures.NAMES:
         figures.save(getattr(figures, name)(study, frames), output / "figures", name)
     runs.write_atomically(output / "samples.md", samples(study))
-    runs.write_atomically(output / "claims.md", claims.text(study))
-    runs.write_atomically(output / "report.md", report(study, frames, captions))
+    runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
+    runs.write_atomically(output / "report.md", report(study, frames, sentences))
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
 
 
@@ -313,12 +309,6 @@ def _turns(texts):
     return "<br>".join(f"({number}) {escape(text)}" for number, text in enumerate(texts, 1))
 
 
-def _natural(row):
-    """Sort key of a prompt's id: 2 before 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part)
-            for part in re.findall(r"\d+|\D+", str(row["prompt_id"]))]  # fmt: skip
-
-
 def samples(study):
     """Markdown: the first prompts of each benchmark, by id, answered by sft0 and every arm side by side."""
     replicate = study.replicates[0]
@@ -336,7 +326,7 @@ def samples(study):
     for benchmark in study.benchmarks:
         prompts = {key: row for rows in answers.values() for key, row in rows.items() if key[0] == benchmark}
         text += ["", f"## {benchmark}"]
-        for row in sorted(prompts.values(), key=_natural)[: study.config["report"]["samples"]]:
+        for row in sorted(prompts.values(), key=words.natural)[: study.config["report"]["samples"]]:
             text += ["", *_sample(row, answers)]
     return "\n".join(text) + "\n"
 
@@ -360,50 +350,43 @@ def _sample(prompt, answers):
     return lines
 
 
+REPORT = {  # heading -> tables and figures, in their order
+    "Claims": ("claims", "chosen"),
+    "Preferences": ("paper_table", "ablations", "win_rates", "bradley_terry"),
+    "Rewards and KL": ("rewards", "frontier", "matched_kl", "over_optimisation"),
+    "Training and stability": ("training_curves", "stability", "lengths_and_ends"),
+    "The space of weights": ("alpha_curve", "geometry", "plane", "loss_line"),
+    "Judges": ("judges", "judge_pairs", "sources"),
+}
+
+
 def report(study, frames, captions):
     """Markdown: settings, gates, then tables and figures with a sentence each, samples, runs, how to reproduce."""
     parts = [
-        f"# {study.config['title'] or study.config['name']}",
-        _summary(study),
+        f"# {words.title(study)}",
+        words.QUESTION,
+        "\n".join(f"- {name}: {value}" for name, value in words.facts(study).items()),
+        claims.summary(study, frames["claims"]) + " Each is in [claims.md](claims.md).",
         _section("arms", frames, captions, "##"),
         "## Before PPO",
         _gates(study, frames["gates"], captions["gates"]),
         "## Results",
-        "What the intervals allow to say of each comparison is in [claims.md](claims.md).",
         "\n".join(f"- {line}" for line in tables.gate_lines(study, frames["gates"][list(tables.AFTER_PPO)])),
     ]
-    order = ("win_rates", "rewards", "frontier", "alpha_curve", "training_curves", "response_lengths", "loss_line")
-    for name in order:
-        parts.append(_section(name, frames, captions))
+    for heading, names in REPORT.items():
+        known = [name for name in names if name not in frames or len(frames[name])]
+        parts += [f"## {heading}"] * bool(known) + [_section(name, frames, captions) for name in known]
     parts += [
         "## Samples",
         "The same prompts answered by sft0 and every arm side by side: [samples.md](samples.md).",
         "## Runs",
         f"{len(study.runs)} runs, each with its settings and its folder: [runs.csv](runs.csv).",
         "## How to reproduce",
-        _command(study),
+        f"```\n{words.command(study)}\n```",
+        "Where values were overridden, add the overrides: the whole resolved configuration is under `settings` in "
+        "manifest.json beside this file, and the commit of every run in runs.csv.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _summary(study):
-    settings = study.config
-    sft, ppo = settings["sft"], settings["ppo"]
-    stop = "the epoch of lowest validation loss" if sft["stop"] == "validation" else "the last epoch"
-    facts = {
-        "model and data": f"{settings['model']['name']}, {settings['data']['name']}",
-        "arms": ", ".join(study.arms),
-        "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
-        "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
-        "SFT": f"{sft['models']} models a replicate, {sft['epochs']} epochs, kept: {stop}",
-        "PPO": f"{ppo['iterations']} iterations of {ppo['batch_size']} prompts",
-        "precision": "float32" if settings["mixed_precision"] == "no" else "float32 weights, bfloat16 arithmetic",
-        "benchmarks": ", ".join(study.benchmarks) or "none",
-        "judges": ", ".join(settings["judges"]) or "none",
-        "root seed": settings["seed"],
-    }
-    question = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
-    return question + "\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _gates(study, frame, caption):
@@ -431,16 +414,6 @@ def _section(name, frames, captions, level="###"):
     links = [f"[PDF](figures/{name}.pdf)"] if name in figures.NAMES else []
     links += [f"[{kind}](tables/{name}.{kind.lower()})" for kind in ("CSV", "TeX")] if name in frames else []
     return "\n\n".join([*parts, " · ".join(links)])
-
-
-def _command(study):
-    name = study.config["name"]
-    override = "" if name == "default" else f' --config overrides="experiment={name}"'
-    return (
-        f"```\nsnakemake --cores all{override}\n```\n\n"
-        "Where values were overridden, add the overrides: the whole resolved configuration is under `settings` in "
-        "manifest.json beside this file, and the commit of every run in runs.csv."
-    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The tables of a study as data frames, and how each is written as CSV, Markdown and LaTeX.
 
 The CSV holds every number, bounds in columns of their own (`<name>_low`, `<name>_high`: 95 %, over replicates,
-except in win_rates); Markdown and LaTeX show the same rounded, "mean [low, high]". Intervals come from
-`evaluate.statistics`. Proxy reward is everywhere the reward model's score, without PPO's penalty for a missing end.
+except in win_rates and bradley_terry); Markdown and LaTeX show the same rounded, "mean [low, high]". Intervals come
+from `evaluate.statistics`. Proxy reward is everywhere the reward model's score, without PPO's penalty for a missing
+end.
 """
 
 import itertools
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from salsa import plan, runs
-from salsa.evaluate import statistics
+from salsa.evaluate import statistics, tournament
+from salsa.report import selection
 
 WIN_RATES = [
     "model",
@@ -28,6 +30,15 @@ WIN_RATES = [
     "ci_high",
     "prompts",
     "replicates",
+    "length_controlled",
+    "length_controlled_low",
+    "length_controlled_high",
+    "wins",
+    "ties",
+    "losses",
+    "swap_consistency",
+    "sign_test_p",
+    "holm_p",
 ]
 FRONTIER = [
     "model",
@@ -74,6 +85,89 @@ LATEX = {"\\": r"\textbackslash{}", "‖": r"$\|$", "½": r"$\frac{1}{2}$"}
 LATEX |= {character: "\\" + character for character in "%&_#${}"}
 
 
+BOUNDS = ("", "_low", "_high")
+GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
+SOURCES = [
+    "judge",
+    "candidate",
+    "baseline",
+    "kl_coef",
+    "replicate",
+    "verdicts",
+    "candidate_model",
+    "baseline_model",
+]
+JUDGES = [
+    "judge",
+    "benchmark",
+    "verdicts",
+    "errors",
+    "ties",
+    "swap_consistency",
+    "first_position_share",
+    "gold_comparisons",
+    "gold_agreement",
+    "gold_kappa",
+]
+CHOSEN = [
+    "candidate",
+    "baseline",
+    "grid",
+    "candidate_kl_coef",
+    "baseline_kl_coef",
+    "by",
+    "candidate_value",
+    "baseline_value",
+]
+GEOMETRY = [
+    "from_sft0",
+    "sft0_norm",
+    "from_sft1",
+    "from_soup",
+    "sft0_to_sft1",
+    "cosine_sft1",
+    "along_sft1",
+    "off_line",
+]
+PLANE = [
+    "kind",
+    "w_sft0",
+    "w_sft1",
+    "w_policy",
+    "reward",
+    "reward_se",
+    "gold_reward",
+    "gold_reward_se",
+    "kl_from_sft0",
+    "response_length",
+    "eos_rate",
+]
+STABILITY = {  # field of selection.Steadiness -> column
+    "eos_rate": "end_rate_relative",
+    "response_length": "length_relative",
+    "gold_loss": "gold_loss",
+}
+
+
+def _bounded(*names):
+    return [name + bound for name in names for bound in BOUNDS]
+
+
+PREFERENCES = [
+    "model",
+    "data",
+    "benchmark",
+    "judge",
+    "arm",
+    "alpha",
+    "kl_coef",
+    "ppo_kl_coef",
+    *_bounded("arm_vs_ppo", "arm_vs_sft0", "ppo_vs_sft0"),
+    "how",
+    "replicates",
+]
+
+
 def _identity(study):
     return {"model": study.config["model"]["name"], "data": study.config["data"]["name"]}
 
@@ -114,38 +208,165 @@ def soup_text(weights):
 
 
 def win_rates(study):
-    """One row a benchmark x judge x candidate arm x baseline x kl_coef; bounds: bootstrap over prompts."""
-    report, rows = study.config["report"], []
+    """One row a benchmark x judge x candidate arm x baseline x kl_coef; bounds: bootstrap over prompts.
+
+    holm_p corrects the sign tests over the table's rows of one baseline: all against ppo, and all against sft0.
+    """
+    report, lengths, rows = study.config["report"], response_lengths(study), []
     for arm in study.arms:
-        for kl_coef in study.kl_coefs:
-            policies = study.of(arm=arm, kl_coef=kl_coef)
-            for baseline, name in policies[0].baselines.items() if policies else ():
+        for kl_coef in selection.grid(study, arm):
+            policy = study.of(arm=arm, kl_coef=kl_coef)[0]
+            for baseline, name in policy.baselines.items():
                 for judge, benchmark in judged(study):
-                    lines = study.verdicts.get((judge, benchmark, policies[0].name, name), [])
-                    found = statistics.compare(lines, policies[0].name, name, report["seed"], report["bootstrap"])
+                    lines = study.lines(judge, benchmark, policy.name, name)
+                    found = statistics.compare(lines, policy.name, name, report["seed"], report["bootstrap"])
                     if found["prompts"]:
-                        key = {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline}
-                        count = len({line["replicate"] for line in lines})
-                        rows.append(_identity(study) | key | {"kl_coef": kl_coef, "replicates": count} | found)
-    return pd.DataFrame(rows, columns=WIN_RATES)
+                        row = {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline}
+                        row |= {"kl_coef": kl_coef, "replicates": len({line["replicate"] for line in lines})}
+                        row |= length_controlled(study, judge, benchmark, policy.name, name, lengths)
+                        rows.append(_identity(study) | row | found)
+    frame = pd.DataFrame(rows, columns=WIN_RATES)
+    for baseline in frame["baseline"].unique():
+        own = frame["baseline"] == baseline
+        frame.loc[own, "holm_p"] = statistics.holm(frame.loc[own, "sign_test_p"])
+    return frame
+
+
+def response_lengths(study):
+    """(replicate, model's name in verdicts) -> (benchmark, prompt's id) -> tokens of its answers, all turns."""
+    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
+    answered |= {(k, selection.SFT0): sft0_responses(study, k) for k in study.replicates}
+    return {
+        key: {(row["benchmark"], row["prompt_id"]): sum(row["tokens"]) for row in rows}
+        for key, rows in answered.items()
+    }
+
+
+def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
+    """The length-controlled win rate of a pair and its bounds, as columns; a prompt's numbers are replicates' means."""
+    pairs = {}
+    for replicate, scores in study.scores(judge, benchmark, candidate, baseline).items():
+        ours, theirs = lengths[replicate, candidate], lengths[replicate, baseline]
+        for prompt, score in scores.items():
+            longer = ours[benchmark, prompt] - theirs[benchmark, prompt]
+            pairs.setdefault(prompt, []).append((score, longer))
+    scores, differences = np.array([np.mean(found, axis=0) for found in pairs.values()]).reshape(-1, 2).T
+    report = study.config["report"]
+    low, high = statistics.length_controlled_interval(scores, differences, report["seed"], report["bootstrap"])
+    rate = statistics.length_controlled(scores, differences)
+    return {"length_controlled": rate, "length_controlled_low": low, "length_controlled_high": high}
+
+
+def sources(study):
+    """Where verdicts lie: one row a judge x pair x replicate, `verdicts` a file below the results folder.
+
+    `python -m salsa.evaluate.statistics FILE --candidate CANDIDATE_MODEL --baseline BASELINE_MODEL` counts them again.
+    """
+    arms_of = {policy.name: policy.arm for policy in study.policies}
+    pairs = sorted({(judge, first, second) for judge, _, first, second in study.verdicts})
+    rows = []
+    for policy in study.policies:
+        for judge, first, second in pairs:
+            role = f"judge/{judge}/{policy.index}"
+            if first == policy.name and role in study.parents:
+                folder = study.parents[role]
+                row = {"judge": judge, "candidate": policy.arm, "baseline": arms_of.get(second, second)}
+                row |= {"kl_coef": policy.kl_coef, "replicate": policy.replicate}
+                row |= {"verdicts": f"{folder.parent.name}/{folder.name}/verdicts.jsonl"}
+                rows.append(row | {"candidate_model": first, "baseline_model": second})
+    return pd.DataFrame(rows, columns=SOURCES)
+
+
+def judges(study):
+    """One row a judge x benchmark, and `all`: what its verdicts say of it, and how far they agree with gold's."""
+    gold, rows = _gold_judge(study), []
+    for judge in dict.fromkeys(judge for judge, _ in judged(study)):
+        for benchmark, lines in _by_benchmark(study, judge):
+            row = {"judge": judge, "benchmark": benchmark} | statistics.judge_quality(lines)
+            if gold == GOLD_SCORES:
+                lines = lines + gold_verdicts(study, lines)
+            elif gold not in (None, judge):
+                lines = lines + dict(_by_benchmark(study, gold)).get(benchmark, [])
+            if gold not in (None, judge):
+                found = statistics.agreement(lines, judge, gold)
+                row |= {f"gold_{name}": number_ for name, number_ in found.items()}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=JUDGES)
+
+
+def judge_pairs(study):
+    """One row a pair of judges x benchmark, and `all`: agreement and Cohen's kappa on what both judged."""
+    rows = []
+    names = dict.fromkeys(judge for judge, _ in judged(study))
+    for first, second in itertools.combinations(names, 2):
+        others = dict(_by_benchmark(study, second))
+        for benchmark, lines in _by_benchmark(study, first):
+            found = statistics.agreement(lines + others.get(benchmark, []), first, second)
+            rows.append({"judge": first, "other_judge": second, "benchmark": benchmark} | found)
+    return pd.DataFrame(rows, columns=["judge", "other_judge", "benchmark", "comparisons", "agreement", "kappa"])
+
+
+def _by_benchmark(study, judge):
+    """(benchmark, all lines of a judge on it) pairs, `all` first."""
+    found = {"all": []}
+    for (name, benchmark, *_), lines in study.verdicts.items():
+        if name == judge:
+            found["all"] += lines
+            found.setdefault(benchmark, []).extend(lines)
+    return [(name, found[name]) for name in ("all", *study.benchmarks) if name in found]
+
+
+def _gold_judge(study):
+    """The judge that is gold; GOLD_SCORES where none is but responses carry gold; None where there is no gold."""
+    for judge, _ in judged(study):
+        if study.config["judges"][judge]["kind"] == "gold":
+            return judge
+    scored = all(row["gold"] is not None for policy in study.policies for row in policy.responses)
+    return GOLD_SCORES if scored and study.verdicts else None
+
+
+def gold_verdicts(study, lines):
+    """What gold says of the comparisons of some verdicts, from the scores that came with the responses."""
+    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
+    answered |= {(k, selection.SFT0): sft0_responses(study, k) for k in study.replicates}
+    gold = {
+        (*model, row["benchmark"], row["prompt_id"]): row["gold"] for model, rows in answered.items() for row in rows
+    }
+    found = []
+    for line in lines:
+        prompt = line["benchmark"], line["prompt_id"]
+        ours, theirs = (gold[line["replicate"], line[side], *prompt] for side in ("model_a", "model_b"))
+        winner = "tie" if ours == theirs else "model_a" if ours > theirs else "model_b"
+        found.append(line | {"winner": winner, "judge": GOLD_SCORES})
+    return found
+
+
+def bradley_terry(study):
+    """One row a judge x model, best first: its score on one scale, sft0's being 0; bounds: bootstrap over prompts.
+
+    All verdicts of a judge together, those on every benchmark and of every replicate.
+    """
+    report, rows = study.config["report"], []
+    named = {policy.name: (policy.arm, policy.kl_coef) for policy in study.policies}
+    for judge in dict.fromkeys(judge for judge, _ in judged(study)):
+        lines = dict(_by_benchmark(study, judge))["all"]
+        models = {line[side] for line in lines if line["winner"] != "error" for side in ("model_a", "model_b")}
+        if not models:
+            continue
+        anchor = selection.SFT0 if selection.SFT0 in models else min(models)
+        for model, found in tournament.bradley_terry(lines, anchor, report["seed"], report["bootstrap"]).items():
+            arm, kl_coef = named.get(model, (model, math.nan))
+            label = model if kl_coef != kl_coef else f"{arm}, kl_coef {kl_coef:g}"
+            row = {"judge": judge, "model": label, "score": found["score"]}
+            row |= {"score_low": found["low"], "score_high": found["high"]}
+            rows.append(row | {"arm": arm, "kl_coef": kl_coef})
+    return pd.DataFrame(rows, columns=["judge", "model", *_bounded("score"), "arm", "kl_coef"])
 
 
 def judged(study):
     """The (judge, benchmark) pairs that have verdicts, in the configuration's order."""
     present = {key[:2] for key in study.verdicts}
     return [(judge, name) for judge in study.config["judges"] for name in study.benchmarks if (judge, name) in present]
-
-
-def replicate_win_rates(study, policy_name, baseline_name, judge, benchmarks):
-    """replicate -> adjusted win rate over all prompts of some benchmarks."""
-    lines = [line for name in benchmarks for line in study.verdicts.get((judge, name, policy_name, baseline_name), [])]
-    found = {}
-    for replicate in sorted({line["replicate"] for line in lines}):
-        own = [line for line in lines if line["replicate"] == replicate]
-        scores = statistics.prompt_scores(own, policy_name, baseline_name)
-        if scores:
-            found[replicate] = statistics.adjusted_win_rate(list(scores.values()))
-    return found
 
 
 def frontier(study):
@@ -190,8 +411,7 @@ def rewards(study):
                 for measure in MEASURES:
                     row |= interval(measure, [policy.evaluation.get(measure) for policy in policies])
                 rows.append(row)
-    columns = [name + bound for name in MEASURES for bound in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", *columns])
+    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", *_bounded(*MEASURES)])
 
 
 def line_rows(study, alpha):
@@ -201,19 +421,22 @@ def line_rows(study, alpha):
 
 
 def alpha_curve(study):
-    """By alpha: SFT soups before PPO; after it, policies from sft0 with the soup of that alpha as reference."""
+    """By alpha: SFT soups before PPO; after it, policies from sft0 with the soup of that alpha as reference.
+
+    loss is the validation loss of an SFT soup, nats a token.
+    """
     rows = []
     for alpha in sorted({line["alpha"] for k in study.replicates for line in study.landscape(k).line}):
         lines = line_rows(study, alpha)
         row = {"kind": "sft_soup", "alpha": alpha, "kl_coef": math.nan, "replicates": len(lines)}
-        for measure in ("reward", "gold_reward"):
+        for measure in ("reward", "gold_reward", "loss"):
             row |= interval(measure, [line[measure] for line in lines])
         rows.append(row)
     for kl_coef in study.kl_coefs:
         for alpha in sorted({p.alpha for p in study.of(kl_coef=kl_coef) if p.alpha is not None}):
             rows.append(_alpha_policy(study, alpha, kl_coef))
-    names = [name + bound for name in ("reward", "gold_reward", "win_rate_vs_sft0") for bound in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["kind", "alpha", "kl_coef", "replicates", *names])
+    measures = ("reward", "gold_reward", "win_rate_vs_sft0", "loss")
+    return pd.DataFrame(rows, columns=["kind", "alpha", "kl_coef", "replicates", *_bounded(*measures)])
 
 
 def _alpha_policy(study, alpha, kl_coef):
@@ -221,10 +444,143 @@ def _alpha_policy(study, alpha, kl_coef):
     row = {"kind": "policy", "alpha": alpha, "kl_coef": kl_coef, "replicates": len(policies)}
     for measure in ("reward", "gold_reward"):
         row |= interval(measure, [policy.evaluation.get(measure) for policy in policies])
-    judge = next(iter(study.config["judges"]), None)
-    baseline = policies[0].baselines.get("sft0", "sft0")
-    rates = replicate_win_rates(study, policies[0].name, baseline, judge, study.benchmarks)
+    judge = selection.main_judge(study)
+    rates = selection.replicate_win_rates(study, policies[0].name, selection.SFT0, judge, study.benchmarks)
     return row | interval("win_rate_vs_sft0", list(rates.values()))
+
+
+def chosen(study):
+    """One row a pair of arms that is compared: every arm and plain PPO, and the pairs of the study's claims.
+
+    The grid, the kl_coef chosen for each, and what it has on the development prompts (`by`).
+    """
+    plain = study.plain
+    pairs = dict.fromkeys((arm, plain) for arm in study.arms if plain is not None and arm != plain)
+    for claim in study.config["claims"].values():
+        pairs[selection.arm_of(study, claim["candidate"]), selection.arm_of(study, claim["baseline"])] = None
+    rows = []
+    for candidate, baseline in pairs:
+        found = selection.pair(study, candidate, baseline) if candidate and baseline else None
+        if found and candidate != baseline:
+            row = {"candidate": candidate, "baseline": baseline, "grid": ", ".join(f"{x:g}" for x in found.grid)}
+            row |= {"candidate_kl_coef": found.candidate_kl_coef, "baseline_kl_coef": found.baseline_kl_coef}
+            row |= {"by": selection.measured_by(study)}
+            for role, arm, kl_coef in (
+                ("candidate", candidate, found.candidate_kl_coef),
+                ("baseline", baseline, found.baseline_kl_coef),
+            ):
+                row[f"{role}_value"] = selection.development(study, arm, kl_coef)
+            rows.append(row)
+    return pd.DataFrame(rows, columns=CHOSEN)
+
+
+def matched_kl(study):
+    """One row an arm x measure: the arm minus plain PPO at equal KL to sft0, over the KL that both reach.
+
+    Measures: gold reward on the development prompts; the win rate against sft0 over all benchmarks' prompts. Of the
+    arms that were run at two kl_coefs at least; bounds: t over replicates.
+    """
+    rows, judge, plain = [], selection.main_judge(study), study.plain
+    measures = {"gold_reward": ("", selection.gold_of(study))}
+    if judge:
+        measures["win_rate_vs_sft0"] = (judge, selection.rate_of(study, judge, study.benchmarks))
+    for arm in study.arms if plain else ():
+        for measure, (asked, values) in measures.items() if arm != plain else ():
+            found = selection.matched(study, arm, plain, values)
+            if found:
+                row = {"arm": arm, "baseline": plain, "measure": measure, "judge": asked}
+                row |= {"kl_coefs": ", ".join(f"{x:g}" for x in selection.grid(study, arm)), "replicates": len(found)}
+                rows.append(row | interval("difference", list(found.values())))
+    columns = ["arm", "baseline", "measure", "judge", "kl_coefs", "replicates", *_bounded("difference")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def paper_table(study):
+    """The shape of a table of preferences: a row a benchmark; SALSA against PPO, each against sft0; t over replicates.
+
+    Each arm at its chosen kl_coef, judged by the main judge.
+    """
+    arm = salsa_arm(study)
+    frame = _preferences(study, [arm] if arm else [])
+    names = {"kl_coef": "salsa_kl_coef"}
+    names |= {f"arm_vs_{other}{bound}": f"salsa_vs_{other}{bound}" for other in ("ppo", "sft0") for bound in BOUNDS}
+    return frame.drop(columns=["arm", "alpha"]).rename(columns=names)
+
+
+def ablations(study):
+    """As `paper_table`, a row an arm x benchmark: alphas by alpha, then the controls."""
+    arms = [arm for arm in study.arms if arm != study.plain]
+    alphas = {arm: study.of(arm=arm)[0].alpha for arm in arms}
+    return _preferences(study, sorted(arms, key=lambda arm: (alphas[arm] is None, alphas[arm] or 0.0)))
+
+
+def salsa_arm(study):
+    """The arm that is SALSA: of that name, or from sft0 with the soup of alpha ½ as its reference. Or None."""
+    named = selection.arm_of(study, "salsa")
+    return named or next((policy.arm for policy in study.policies if policy.alpha == 0.5), None)
+
+
+def _preferences(study, arms):
+    """A row an arm x benchmark: win rates of the arm against ppo, and of both against sft0, at chosen kl_coefs."""
+    rows, judge = [], selection.main_judge(study)
+    for arm in arms if study.plain and judge else ():
+        found = selection.pair(study, arm, study.plain)
+        for benchmark in study.benchmarks if found else ():
+            preferred, how = selection.preference(study, found, judge, benchmark)
+            row = {"benchmark": benchmark, "judge": judge, "arm": arm, "alpha": value(study.of(arm=arm)[0].alpha)}
+            row |= {"kl_coef": found.candidate_kl_coef, "ppo_kl_coef": found.baseline_kl_coef}
+            row |= {"replicates": len(preferred), "how": how}
+            row |= interval("arm_vs_ppo", [0.5 + effect for effect in preferred.values()])
+            for name, own, kl_coef in (
+                ("arm_vs_sft0", arm, found.candidate_kl_coef),
+                ("ppo_vs_sft0", study.plain, found.baseline_kl_coef),
+            ):
+                row |= interval(name, list(selection.rate_of(study, judge, [benchmark])(own, kl_coef).values()))
+            rows.append(_identity(study) | row)
+    return pd.DataFrame(rows, columns=PREFERENCES)
+
+
+def geometry(study):
+    """One row an arm x kl_coef: where its policies lie in the space of weights; mean and t interval over replicates.
+
+    Distances are Euclidean; along_sft1 is the share of the way from sft0 to sft1, off_line the distance from that line.
+    """
+    rows = []
+    for arm in study.arms:
+        for kl_coef in selection.grid(study, arm):
+            known = [policy.geometry for policy in study.of(arm=arm, kl_coef=kl_coef)]
+            row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(known)}
+            for name in GEOMETRY:
+                row |= interval(name, [found.get(name) for found in known])
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", *_bounded(*GEOMETRY)])
+
+
+def plane(study):
+    """One row a point: rewards and KL at weights w_sft0, w_sft1, w_policy, for each policy that spans a plane."""
+    rows = [
+        {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate} | row
+        for policy in study.policies
+        for row in policy.plane
+    ]
+    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicate", *PLANE])
+
+
+def stability(study):
+    """One row an arm x kl_coef: responses by sft0's, gold's loss from its peak, and in how many replicates that holds.
+
+    Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
+    configuration's `stability`.
+    """
+    rows = []
+    for arm in study.arms:
+        for kl_coef in selection.grid(study, arm):
+            known = [selection.steadiness(study, policy) for policy in study.of(arm=arm, kl_coef=kl_coef)]
+            row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(known)}
+            for name, column in STABILITY.items():
+                row |= interval(column, [getattr(found, name) for found in known])
+            rows.append(row | {"stable": sum(found.holds(study.config["stability"]) for found in known)})
+    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", "stable", *_bounded(*STABILITY.values())])
 
 
 def gates(study):
@@ -331,66 +687,35 @@ def gate_lines(study, frame):
     return lines
 
 
+TABLES = (
+    arms,
+    gates,
+    chosen,
+    paper_table,
+    ablations,
+    win_rates,
+    sources,
+    judges,
+    judge_pairs,
+    bradley_terry,
+    rewards,
+    frontier,
+    matched_kl,
+    stability,
+    alpha_curve,
+    geometry,
+    plane,
+)  # what a study writes, beside its claims
+
+
 def runs_frame(study):
     """Every run of the study; columns as in RUNS."""
     return pd.DataFrame(study.runs, columns=RUNS).astype({"replicate": "Int64", "seed": "Int64"})
 
 
-def captions(study, frames, kl_coefs):
-    """name -> one sentence for each table and figure, from its numbers; `kl_coefs`: those that curves show."""
-    count = len(study.replicates)
-    replicates = f"{count} replicate" + "s" * (count != 1)
-    band = "95 % t intervals over replicates" if count > 1 else "no interval: conditional on one SFT pair"
-    last = final(frames["frontier"])
-    drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs]
-    coefs = ", ".join(f"{kl_coef:g}" for kl_coef in kl_coefs)
-    texts = {
-        "arms": f"{len(frames['arms'])} arms: where the policy starts, what its KL penalty is measured from, and the "
-        "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says; the kl_coef that "
-        "tables and figures show is the study's, before the scale.",
-        "win_rates": _win_rate_caption(frames["win_rates"], replicates),
-        "frontier": f"{len(last)} final policies of {replicates}: KL(policy ‖ sft0) from {_range(last['kl_to_sft0'])} "
-        f"nats a response, gold reward {_range(last['gold_reward'])}, proxy reward {_range(last['reward'])}; KL to the "
-        "own reference is not comparable between references.",
-        "alpha_curve": f"Reward along the line from sft0 (alpha 0) to sft1 (alpha 1), before PPO at "
-        f"{(frames['alpha_curve']['kind'] == 'sft_soup').sum()} soups and after it at "
-        f"{(frames['alpha_curve']['kind'] == 'policy').sum()} settings of alpha and kl_coef, {replicates}; {band}.",
-        "gates": f"Gates of {replicates}: KL(sft0 ‖ soup) {_range(frames['gates']['kl_sft0_soup'])} nats a response, "
-        f"reward model's agreement with gold {_range(frames['gates']['gold_agreement'])} on held-out pairs and "
-        f"{_range(frames['gates']['policy_gold_agreement'])} between final policies.",
-        "rewards": f"Mean over {replicates} on the evaluation prompts ({band}); sft0, sft1 and their soup before PPO.",
-        "training_curves": f"Training of {len(drawn)} policies (kl_coef {coefs}), sampled before each iteration's "
-        f"update: line the mean, band the range over {replicates}; gold reward is that of the kept rollouts.",
-        "response_lengths": f"Response length in tokens (kl_coef {coefs}), in training and on "
-        f"{len(study.benchmarks)} benchmarks; final policies answer the evaluation prompts in "
-        f"{_range(last['response_length'])} tokens on average.",
-        "loss_line": "Validation loss along the line between the first two SFT models: the barrier is "
-        f"{_range(frames['gates']['barrier'])} nats a token over {replicates}.",
-    }
-    return texts
-
-
-def _win_rate_caption(frame, replicates):
-    if frame.empty:
-        return "No verdicts: this study has no judge."
-    clear = int(((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum())
-    return (
-        f"Adjusted win rates (wins + ties/2) with 95 % intervals that resample {_range(frame['prompts'])} prompts over "
-        f"{replicates}, conditional on these models: {clear} of {len(frame)} intervals exclude ½."
-    )
-
-
-def _range(values):
-    values = [value(v) for v in values if v == v]
-    if not values:
-        return "unknown"
-    low, high = number(min(values)), number(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
 def number(x):
     """Three significant digits without an exponent where that is readable; nothing for nan and None."""
-    if x is None or x != x:
+    if x is None or pd.isna(x):
         return ""
     return f"{x:.0f}" if abs(x) >= 100 or x == 0 else f"{x:.3g}"
 
@@ -415,11 +740,20 @@ def _cell(x):
     return x if isinstance(x, str) else number(x)
 
 
+LEFT_OUT = {  # table -> columns that Markdown and LaTeX leave to the CSV; everywhere: data, and model where it is one
+    "win_rates": ["wins", "ties", "losses"],
+    "bradley_terry": ["arm", "kl_coef"],
+    "claims": ["origin", "text", "measure", "judge", "how"],
+    "geometry": ["sft0_norm", "from_sft1"],
+}
+
+
 def shown(name, frame):
-    """What Markdown and LaTeX show of a table: of the frontier, final policies alone; never model and data."""
+    """What Markdown and LaTeX show of a table: of the frontier, final policies alone."""
     if name == "frontier":
         frame = final(frame).drop(columns="iteration")
-    return readable(frame.drop(columns=["model", "data"], errors="ignore"))
+    identity = ["data"] if name in ("paper_table", "bradley_terry") else ["model", "data"]
+    return readable(frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore"))
 
 
 def markdown(frame):
