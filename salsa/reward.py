@@ -45,10 +45,10 @@ def train(settings, parents, output, execution):
         counts["shared_prompts"] = _shared(of_ppo, training[: reward.pairs])
     training = training[: reward.pairs]
     if not held_out or len(training) < reward.batch_size:
-        behind = f", behind {len(of_ppo)} of PPO's reward model" if of_ppo else ""
+        behind = f" behind PPO's {len(of_ppo)}" if of_ppo else ""
         raise runs.UserError(
-            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows{behind}: too "
-            f"few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
+            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows{behind}: "
+            f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
         )
     set_seed(settings.seed)
     classifier = AutoModelForSequenceClassification.from_pretrained(
