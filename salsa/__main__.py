@@ -1,4 +1,4 @@
-"""What people type: `salsa plan`, `run`, `verify`, `soup`, `publish`, `base` (or `python -m salsa …`)."""
+"""What people type: `salsa plan`, `run`, `verify`, `soup`, `publish`, `export`, `base` (or `python -m salsa …`)."""
 
 import argparse
 import json
@@ -24,8 +24,10 @@ def main(argv=None):
 
             return soup.main(argv[1:])
         argv, extra = _split(argv)
+        if argv[:1] == ["run"]:
+            return run_command(argv[1:], extra)
         arguments = _parser().parse_args(argv)
-        if extra and arguments.function is not run_command:
+        if extra:
             raise UserError("options after -- are Snakemake's, and only `salsa run` starts Snakemake")
         return arguments.function(arguments, extra)
     except UserError as error:
@@ -48,9 +50,8 @@ def _parser():
     plan.add_argument("overrides", **overrides)
     plan.add_argument("--json", action="store_true", help="print the plan itself")
     plan.set_defaults(function=plan_command)
-    run = commands.add_parser("run", help="run a configuration (Snakemake, all cores); after --: Snakemake's options")
-    run.add_argument("overrides", **overrides)
-    run.set_defaults(function=run_command)
+    run = "run a configuration or, with Hydra's -m, a sweep (Snakemake, all cores); after --: Snakemake's options"
+    commands.add_parser("run", help=run, add_help=False)
     verify = commands.add_parser("verify", help="check every finished run's files against its manifest")
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
@@ -58,6 +59,13 @@ def _parser():
     publish = commands.add_parser("publish", help="copy a finished study to results/published, to be committed")
     publish.add_argument("study", help="a study's folder, such as results/studies/default")
     publish.set_defaults(function=publish_command)
+    export = commands.add_parser("export", help="copy a trained policy and its model card to a new folder")
+    export.add_argument("study", help="a study's folder, such as results/studies/default")
+    export.add_argument("policy", help="its arm, such as salsa")
+    export.add_argument("--kl-coef", type=float, help="where the arm was run at several")
+    export.add_argument("--replicate", type=int, help="where the study has several")
+    export.add_argument("--output", required=True, help="the folder to make")
+    export.set_defaults(function=export_command)
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
     base.set_defaults(function=base_command)
     return parser
@@ -91,21 +99,13 @@ def plan_command(arguments, _):
 
 
 def run_command(arguments, extra):
-    """Become Snakemake on the configuration that the overrides say."""
-    from salsa.compose import ROOT
+    """Become Snakemake on the configuration that the overrides say, or Hydra, where flags or settings of it do."""
+    from salsa import multirun
 
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in extra):
-        command += ["--cores", "all"]
-    command += extra
-    if arguments.overrides:
-        command += ["--config", f"overrides={snakemake_text(shlex.join(arguments.overrides))}"]
-    os.execv(sys.executable, command)
-
-
-def snakemake_text(text):
-    """A value of Snakemake's --config that it reads as this text: it strips quotes, and then reads YAML."""
-    return f" {json.dumps(text, ensure_ascii=False)} "
+    if multirun.is_hydras(arguments):
+        return multirun.run(arguments, extra)
+    config = [f"overrides={multirun.snakemake_text(shlex.join(arguments))}"] if arguments else []
+    os.execv(sys.executable, multirun.command(extra, *config))
 
 
 def verify_command(arguments, _):
@@ -131,6 +131,15 @@ def publish_command(arguments, _):
     from salsa import studies
 
     print(studies.publish(Path(arguments.study)))
+    return 0
+
+
+def export_command(arguments, _):
+    """Copy a trained policy's model folder, with its card as README.md."""
+    from salsa import studies
+
+    wanted = arguments.policy, arguments.output, arguments.kl_coef, arguments.replicate
+    print(studies.export(Path(arguments.study), *wanted))
     return 0
 
 

@@ -4,6 +4,7 @@ Everything that a user can get wrong in a configuration is refused here, as a `U
 is computed. Stages do not import this module: they receive plain settings.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -27,6 +28,7 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from salsa import config, data, plan, runs
 from salsa.data import BENCHMARKS
@@ -43,6 +45,7 @@ JUDGES = {  # kinds of judge, by kind of data
 }
 GOLD = ("stories", "reviews")
 MEASURES = ("kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable")
+OBJECTIVES = ("gold_reward", "reward", "win_rate")
 CHOICES = {
     "model.source": ("pretrain", "package", "hub"),
     "model.dtype": ("float32", "bfloat16"),
@@ -86,7 +89,9 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Hydra adds no entry to a typed dictionary, and puts nothing into a null: OmegaConf merges these overrides.
 MERGED = re.compile(r"\+(arms|benchmarks|judges|claims)\.[\w.+-]+=|arms\.[\w+-]+\.kl_schedule[.=]")
-UNADDRESSED = re.compile(r"(experiment|results|execution\.\w+)=")  # overrides that leave a study what its name says
+UNADDRESSED = re.compile(
+    r"(experiment|results|execution\.\w+|objective\.\w+)="
+)  # overrides that leave a study what its name says
 
 ConfigStore.instance().store(name="schema", node=config.Config)
 
@@ -94,38 +99,85 @@ ConfigStore.instance().store(name="schema", node=config.Config)
 def compose(overrides=()):
     """The configurations that a list of Hydra overrides asks for, each checked, as plain dictionaries.
 
-    Comma sweeps, `range()`, `choice()` and `glob()` are expanded by their Cartesian product, in order. The companions
-    of an experiment follow it, composed with the same overrides. Each dictionary is a `config.Config`, with two
-    entries more: `files`, the content of the local files that its runs read (run -> name -> `<bytes>:<sha256>`), and
-    `link`, the readable name of the study's folder where nothing but the experiment was chosen, or None.
+    Comma sweeps, `range()`, `choice()` and `glob()` are expanded by their Cartesian product, in order; see
+    `compose_points` for what each point gives.
 
     Raises:
         UserError: one line; see `validate` for what is refused.
     """
-    overrides = list(overrides)
+    return compose_points(expand(list(overrides)))
+
+
+def compose_points(points):
+    """The configurations of the points of a sweep, each a list of overrides that are no sweeps.
+
+    The companions of an experiment follow it, composed with the same overrides. Each dictionary is a `config.Config`,
+    with three entries more: `files`, the content of the local files that its runs read (run -> name ->
+    `<bytes>:<sha256>`); `link`, the readable name of the study's folder where nothing but the experiment was chosen,
+    or None; `point`, what sets it apart in the sweep (swept key -> value as text; nothing where there is one point),
+    or None for a companion.
+
+    Raises:
+        UserError: one line; see `validate` for what is refused.
+    """
     if not CONF.is_dir():
         raise UserError(f"{CONF}: no such folder; salsa reads its configuration from the repository (pip install -e .)")
-    GlobalHydra.instance().clear()
     composed = []
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa"):
-        for point in _expand(overrides):
+    with _hydra():
+        for point, label in zip(points, labels(points), strict=True):
             values = _compose_one(point)
-            composed.append(_checked(values, point))
+            composed.append(_checked(values, point, label))
             for companion in values["companions"]:
                 point_ = [f"experiment={companion}", *(o for o in point if not o.startswith("experiment="))]
-                composed.append(_checked(_compose_one(point_), point_))
+                composed.append(_checked(_compose_one(point_), point_, None))
     return composed
 
 
-def _checked(values, overrides):
+@contextlib.contextmanager
+def _hydra():
+    """Hydra's global state on the project's configuration, and afterwards as it was: a sweep may be under way."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _checked(values, overrides, point):
     validate(values)
     values["files"] = content_of_files(values)
     named = all(UNADDRESSED.match(override) for override in overrides)
     values["link"] = f"studies/{values['name']}" if named else None
+    values["point"] = point
     return values
 
 
-def _expand(overrides):
+def read_points(path):
+    """The points in a JSON or YAML file: a list of lists of overrides. UserError where it is no such file."""
+    try:
+        points = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {_first_line(error)}; give a file with a list of lists of overrides") from None
+    proper = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
+    if not proper or not all(isinstance(override, str) for point in points for override in point):
+        raise UserError(f'{path}: not a list of lists of overrides, such as [["seed=0"], ["seed=1"]]; mend the file')
+    return points
+
+
+def labels(points):
+    """What sets each point apart: the overrides whose values differ between points, as key -> value."""
+    parsed = []
+    for point in points:
+        pairs = zip(point, _parse(point), strict=True)
+        parsed.append({override.get_key_element().lstrip("+"): text.split("=", 1)[-1] for text, override in pairs})
+    keys = dict.fromkeys(key for point in parsed for key in point)
+    swept = [key for key in keys if len({point.get(key) for point in parsed}) > 1]
+    return [{key: point[key] for key in swept if key in point} for point in parsed]
+
+
+def expand(overrides):
     """The points of a sweep, each a list of overrides that are no sweeps."""
     axes = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
@@ -159,16 +211,26 @@ def _parse(overrides):
 def _compose_one(overrides):
     """One configuration as a dictionary, by Hydra; its errors as one line."""
     try:
-        merged = [override for override in overrides if MERGED.match(override)]
-        composed = hydra_compose(config_name="config", overrides=[o for o in overrides if o not in merged])
-        OmegaConf.set_struct(composed, False)
-        composed = OmegaConf.merge(composed, *(_tree(override, composed) for override in merged))
+        others, merged = split_merged(overrides)
+        composed = merge(hydra_compose(config_name="config", overrides=others), merged)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_one_line(error, overrides)) from None
+        raise UserError(one_line(error, overrides)) from None
+
+
+def split_merged(overrides):
+    """The overrides that Hydra can apply, and those that `merge` has to."""
+    merged = [override for override in overrides if MERGED.match(override)]
+    return [override for override in overrides if override not in merged], merged
+
+
+def merge(composed, overrides):
+    """A composed configuration with overrides that add entries to its typed dictionaries."""
+    OmegaConf.set_struct(composed, False)
+    return OmegaConf.merge(composed, *(_tree(override, composed) for override in overrides))
 
 
 def _tree(text, composed):
@@ -183,7 +245,7 @@ def _tree(text, composed):
     return OmegaConf.create(value)
 
 
-def _one_line(error, overrides):
+def one_line(error, overrides):
     """What Hydra or OmegaConf says, in one line with what is possible instead."""
     text = str(error)
     missing = re.search(r"Could not (?:find|load) '([\w/-]+)/([^/']*)'", text)
@@ -222,7 +284,7 @@ def _unknown(key):
             close = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean {'.'.join([*path, close[0]])}? " if close else ""
             if not path:
-                groups = {p.name for p in CONF.iterdir() if p.is_dir()} - {"accelerate"}  # files of Accelerate's own
+                groups = {p.name for p in CONF.iterdir() if p.is_dir()} - {"accelerate", "hydra"}  # not of a study
                 names = sorted({*names, *groups})
             there = f"{where or 'the configuration'} has {', '.join(names)}"
             if not names:
@@ -263,6 +325,7 @@ def validate(values):
         _check_execution,
         _check_data,
         _check_plane,
+        _check_objective,
         _check_model,
         _check_names_differ,
     ):
@@ -316,7 +379,7 @@ def _check_ranges(values):
     positive = [f"arms.{name}.kl_scale" for name in values["arms"]]
     positive += [f"{key}.{name}" for key in schedules for name in ("target", "horizon")]
     positive += [f"claims.{name}.smallest_effect" for name in values["claims"]]
-    positive += ["execution.judge_timeout"]
+    positive += ["execution.judge_timeout", "objective.kl_penalty"]
     for smallest, keys in AT_LEAST.items():
         for key in keys.split():
             if not smallest <= _value(values, key) < math.inf:
@@ -570,6 +633,18 @@ def _check_plane(values):
         raise UserError(f"{key}.kl_coef: {plane['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
 
 
+def _check_objective(values):
+    objective, key = values["objective"], "objective"
+    arms = [name for names, _ in plan.ways(values).values() for name in names]
+    if objective["arm"] and objective["arm"] not in arms:
+        raise UserError(f"{key}.arm={objective['arm']}: no arm of this study; it has {', '.join(arms)}")
+    _choose(f"{key}.measure", objective["measure"] or OBJECTIVES[0], OBJECTIVES)
+    if objective["kl_coef"] is not None and objective["kl_coef"] not in values["kl_coefs"]:
+        raise UserError(f"{key}.kl_coef: {objective['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
+    if not 0 <= (objective["kl_budget"] or 0) < math.inf:
+        raise UserError(f"{key}.kl_budget={objective['kl_budget']}: must be at least 0")
+
+
 def _check_model(values):
     model = values["model"]
     template = model["chat_template"]
@@ -645,6 +720,39 @@ def _check_names_differ(values):
         if policy["name"] in seen:
             raise UserError(f"two arms or alphas are both shown as {policy['name']}; remove one")
         seen.add(policy["name"])
+
+
+def resolve_objective(values):
+    """What of a finished study is its objective, as a dictionary of `config.Objective` with every choice made.
+
+    `values` is a configuration that `compose` returned; the dictionary names the judge, too.
+
+    Raises:
+        UserError: the study will not have the number.
+    """
+    objective = dict(values["objective"])
+    ways = plan.ways(values).values()  # a policy has the first of its way's names
+    arms = [name for names, _ in ways for name in names]
+    wanted = objective["arm"] or ("salsa" if "salsa" in arms else arms[-1])
+    names, kl_coefs = next(way for way in ways if wanted in way[0])
+    objective["arm"] = names[0]
+    if objective["kl_coef"] is None:
+        objective["kl_coef"] = kl_coefs[0]
+    elif objective["kl_coef"] not in kl_coefs:
+        raise UserError(
+            f"objective.kl_coef={objective['kl_coef']}: {wanted} is not run at it; choose among {_shown(kl_coefs)}"
+        )
+    objective["judge"] = next(iter(values["judges"]), None)
+    gold = values["data"]["task"]["kind"] in GOLD
+    if not objective["measure"]:
+        objective["measure"] = "gold_reward" if gold else "win_rate"
+    if objective["measure"] == "gold_reward" and not gold:
+        raise UserError(f"objective.measure=gold_reward: data={values['data']['name']} has no gold; use win_rate")
+    if objective["measure"] == "win_rate" and not objective["judge"]:
+        raise UserError("objective.measure=win_rate: the study has no judge; choose judge=[…], or measure=reward")
+    if values["sft"]["models"] < 2:
+        raise UserError("objective: is measured against sft0, which is evaluated beside sft1; set sft.models=2")
+    return objective
 
 
 def content_of_files(values):

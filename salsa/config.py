@@ -278,6 +278,19 @@ class Report:
 
 
 @dataclass
+class Objective:
+    """The number that a sweeper maximises, read from a finished study; no part of any address."""
+
+    arm: str = ""  # "": salsa, or the last arm where there is none of that name
+    kl_coef: float | None = None  # of the study's; null: the first that the arm is run at
+    # gold_reward | reward: the arm's mean minus sft0's | win_rate: against sft0, by the first judge, mean over
+    # benchmarks | "": gold_reward, or win_rate where the data has no gold
+    measure: str = ""
+    kl_budget: float | None = None  # of KL(policy ‖ sft0), nats a response; null: no limit
+    kl_penalty: float = 0.1  # taken off for each nat above the budget, in the measure's unit
+
+
+@dataclass
 class Execution:
     """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding.
 
@@ -337,6 +350,7 @@ class Config:
     report: Report = field(default_factory=Report)
     claims: dict[str, Claim] = field(default_factory=dict)
     stability: Stability = field(default_factory=Stability)
+    objective: Objective = field(default_factory=Objective)
     execution: Execution = field(default_factory=Execution)
 
 
@@ -439,6 +453,11 @@ class JudgeSettings:
 class StudySettings:
     config: dict[str, Any]  # the resolved configuration without `execution`
     policies: list[dict[str, Any]]  # arm, alpha, kl_coef, replicate, name, index (among the parents), baselines
+
+
+@dataclass
+class ComparisonSettings:
+    points: list[dict[str, str]]  # swept key -> its value at the point; its study is the parent study/<place>
 
 
 def from_dict(cls, values):

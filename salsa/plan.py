@@ -29,9 +29,11 @@ MODULES = {  # in the order of the pipeline
     "respond": "salsa.evaluate.respond",
     "judge": "salsa.evaluate.judge",
     "study": "salsa.report.study",
+    "comparison": "salsa.report.comparison",
 }
-FOLDERS = {stage: "studies" if stage == "study" else stage for stage in MODULES}
+FOLDERS = {stage: "studies" if stage in ("study", "comparison") else stage for stage in MODULES}
 LONGEST_LABEL = 200  # characters; a file name holds 255
+SWEEP = "-sweep"  # ends the label of a comparison
 SFT0 = ("1",)  # the weights of sft0 alone
 MOVING = {"ema": "rate", "reset": "every"}  # kind of a reference that follows the policy -> its own setting
 SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
@@ -66,6 +68,7 @@ class Plan:
     results: str
     runs: dict[str, Run] = field(default_factory=dict)
     studies: list[dict] = field(default_factory=list)  # name, path, link (a path below results, or None)
+    comparison: str | None = None  # the path of the run that compares the points of a sweep
 
     def save(self):
         """Write the plan to `<results>/plans/<12 hex>.json`, named by its content, and return that path."""
@@ -75,6 +78,7 @@ class Plan:
                 "results": self.results,
                 "runs": {path: {name: getattr(run, name) for name in fields} for path, run in self.runs.items()},
                 "studies": self.studies,
+                "comparison": self.comparison,
             }
         )
         path = Path(self.results) / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
@@ -88,7 +92,7 @@ def load(path):
     try:
         values = runs.read_json(path)
         loaded = {name: Run(**run) for name, run in values["runs"].items()}
-        return Plan(values["results"], loaded, values["studies"])
+        return Plan(values["results"], loaded, values["studies"], values.get("comparison"))
     except FileNotFoundError:
         raise runs.UserError(f"{path}: no such plan; `salsa plan` writes one") from None
     except (ValueError, KeyError, TypeError):
@@ -99,8 +103,9 @@ def plan(configs):
     """The runs of several studies, as one `Plan`.
 
     Args:
-        configs: what `compose.compose` returns: `config.Config` as dictionaries, each with two entries more: `files`
-            (the content of local files, by run) and `link` (the readable name of the study's folder, or None).
+        configs: what `compose.compose` returns: `config.Config` as dictionaries, each with three entries more: `files`
+            (the content of local files, by run), `link` (the readable name of the study's folder, or None) and `point`
+            (what sets it apart in a sweep, or None where it is none of its points).
 
     Raises:
         runs.UserError: the studies disagree on the results folder.
@@ -109,11 +114,37 @@ def plan(configs):
     if len(folders) > 1:
         raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
     result = Plan(folders[0])
+    points = []
     for values in configs:
         study = _Study(values, result).add()
         if study["path"] not in {known["path"] for known in result.studies}:
             result.studies.append(study)
+        if values["point"]:
+            points.append((values["point"], study))
+    result.comparison = _add_comparison(points, result)
     return result
+
+
+def _add_comparison(points, result):
+    """The path of the run that compares the studies of a sweep's points; None where they are not several."""
+    paths = [study["path"] for _, study in points]
+    if len(set(paths)) < 2:
+        return None
+    settings = asdict(config.ComparisonSettings([point for point, _ in points]))
+    parents = {f"study/{place}": path for place, path in enumerate(paths)}
+    label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
+    return add_run(result, "comparison", label, settings, parents, asdict(config.Execution()))
+
+
+def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):
+    """Add a run to the plan `result`, unless it is there; returns its path."""
+    addresses = {role: result.runs[path].address for role, path in parents.items()}
+    digest = runs.address(stage, version(stage), settings, addresses)
+    label = label[:LONGEST_LABEL]
+    path = f"{FOLDERS[stage]}/{label}-{digest[:12]}"
+    if path not in result.runs:
+        result.runs[path] = Run(stage, label, digest, settings, parents, execution, replicate, after)
+    return path
 
 
 @functools.cache
@@ -314,14 +345,7 @@ class _Study:
         return {"name": values["name"], "path": path, "link": values["link"]}
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=()):
-        known = self.result.runs
-        addresses = {role: known[path].address for role, path in parents.items()}
-        digest = runs.address(stage, version(stage), settings, addresses)
-        label = label[:LONGEST_LABEL]
-        path = f"{FOLDERS[stage]}/{label}-{digest[:12]}"
-        if path not in known:
-            known[path] = Run(stage, label, digest, settings, parents, self.execution, replicate, after)
-        return path
+        return add_run(self.result, stage, label, settings, parents, self.execution, replicate, after)
 
     def seed(self, stage, replicate, index=0):
         return runs.derive_seed(self.values["seed"], stage, replicate, index)
@@ -552,7 +576,7 @@ class _Study:
 
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
-        left_out = {"execution", "results", "companions", "files", "link"}
+        left_out = {"execution", "results", "companions", "objective", "files", "link", "point"}
         shown = copy.deepcopy({key: value for key, value in self.values.items() if key not in left_out})
         parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
         parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}

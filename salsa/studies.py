@@ -1,5 +1,7 @@
 """What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
 
+import csv
+import math
 import os
 import re
 import shlex
@@ -7,11 +9,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from salsa import runs
+from salsa import config, gpus, runs
+from salsa.evaluate import llm_judge
 
 MAIN_TABLE = "tables/win_rates.md"
+COMPARISON = "comparison.md"
 LOG = "log.txt"
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
+DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in memory
+REPORT = ("study", "comparison")
 
 
 def use_environment(root):
@@ -28,15 +34,23 @@ def use_environment(root):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
 
 
-def needs(run, name):
-    """What a run's execution settings say of it: threads (of all its processes), memory_mb, gpus, …
+def small(run):
+    """Whether a run is a small process, whatever the model: data, reports, and judges that are no model of ours."""
+    judged = run.stage == "judge" and run.settings["judge"]["kind"] != "reward_model"
+    return judged or run.stage in DATA + REPORT
 
-    A judge is a small process, but where it is a model of ours.
-    """
-    if run.stage == "judge" and run.settings["judge"]["kind"] != "reward_model" and name in SMALL:
-        return SMALL[name]
+
+def needs(run, name):
+    """What a run's execution settings say of it: threads (of all its processes), memory_mb, gpus, …"""
+    if small(run) and name in SMALL:
+        return SMALL[name] * (2 if name == "memory_mb" and run.stage in DATA else 1)
     value = run.execution[name]
     return value * run.execution["processes"] if name == "threads" and run.stage == "ppo" else value
+
+
+def gpus_here(plan):
+    """How many GPUs of this machine a plan's jobs may use; asked only where one of them wants any."""
+    return len(gpus.devices()) if any(needs(run, "gpus") for run in plan.runs.values()) else 0
 
 
 def launcher(run):
@@ -45,8 +59,8 @@ def launcher(run):
     A run on GPUs is started with a lease of as many. `accelerate launch` sets as many processes going as are asked for
     only where it is told of several GPUs, or by its configuration file; on a CPU, `--multi_gpu` does it just so.
     """
-    gpus, processes, path = (needs(run, name) for name in ("gpus", "processes", "accelerate_config"))
-    leased = ["python", "-m", "salsa.gpus", str(gpus)] if gpus else []
+    devices, processes, path = (needs(run, name) for name in ("gpus", "processes", "accelerate_config"))
+    leased = ["python", "-m", "salsa.gpus", str(devices)] if devices else []
     if run.stage != "ppo" or (processes == 1 and not path):
         return shlex.join([*leased, "python"])
     chosen = ["--config_file", path] if path else ["--multi_gpu"]
@@ -66,6 +80,15 @@ def finished(plan, path):
     return (Path(plan.results) / path / runs.MANIFEST).exists()
 
 
+def check_judges(plan):
+    """UserError where a language model that is still to judge could not be asked: before anything is computed."""
+    for path, run in plan.runs.items():
+        if run.stage == "judge" and run.settings["judge"]["kind"] == "openai" and not finished(plan, path):
+            judge = config.from_dict(config.Judge, run.settings["judge"])
+            llm_judge.check_access(judge)
+            llm_judge.load_templates(judge.templates)
+
+
 def conclude(plan):
     """Link the readable names of the finished studies to their folders; yields the lines to show."""
     for study in plan.studies:
@@ -79,6 +102,8 @@ def conclude(plan):
                 yield f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}"
         if (folder / MAIN_TABLE).exists():
             yield (folder / MAIN_TABLE).read_text(encoding="utf-8").rstrip()
+    if plan.comparison and finished(plan, plan.comparison):
+        yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / COMPARISON}"
 
 
 def link(plan, study):
@@ -119,6 +144,96 @@ def publish(study):
     artefacts = runs.artefacts(target)  # with the samples as they are here
     runs.write_json(target / runs.MANIFEST, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
     return target
+
+
+def read_objective(folder, objective):
+    """A finished study's objective, and what it is made of, as a dictionary.
+
+    objective = value - kl_penalty * max(0, kl_to_sft0 - kl_budget), where value is the arm's mean reward minus sft0's
+    (gold_reward, reward), or its adjusted win rate against sft0 by the first judge, mean over benchmarks (win_rate).
+
+    Args:
+        folder: the study's.
+        objective: what `compose.resolve_objective` returned.
+
+    Raises:
+        UserError: the study's tables lack the number.
+    """
+    arm, kl_coef, measure = objective["arm"], objective["kl_coef"], objective["measure"]
+    rewards = _rows(folder / "tables" / "rewards.csv")
+    own = [row for row in rewards if row["arm"] == arm and row["kl_coef"] and float(row["kl_coef"]) == kl_coef]
+    kl = _mean(own, "kl_to_sft0")
+    if measure == "win_rate":
+        key = {"judge": objective["judge"], "candidate": arm, "baseline": "sft0"}
+        lines = [
+            row
+            for row in _rows(folder / MAIN_TABLE.replace(".md", ".csv"))
+            if all(row[name] == wanted for name, wanted in key.items()) and float(row["kl_coef"]) == kl_coef
+        ]
+        value = _mean(lines, "adjusted_win_rate")
+    else:
+        value = _mean(own, measure) - _mean([row for row in rewards if row["arm"] == "sft0"], measure)
+    if math.isnan(value):
+        raise runs.UserError(f"{folder}: its tables have no {measure} of {arm} at kl_coef {kl_coef:g}; see objective")
+    penalty = 0.0
+    if objective["kl_budget"] is not None:
+        penalty = objective["kl_penalty"] * max(0.0, kl - objective["kl_budget"])
+        if math.isnan(penalty):
+            raise runs.UserError(f"{folder}: its tables have no KL to sft0 of {arm}; leave out objective.kl_budget")
+    parts = {"value": value, "kl_to_sft0": None if math.isnan(kl) else kl, "penalty": penalty}
+    return {"objective": value - penalty} | parts | objective
+
+
+def _rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _mean(rows, column):
+    """The mean of a column; nan where there is no row, or a row without a number."""
+    values = [float(row[column] or "nan") for row in rows]
+    return sum(values) / len(values) if values else math.nan
+
+
+def export(study, arm, output, kl_coef=None, replicate=None):
+    """Copy a trained policy's model folder, with its card as README.md, to the new folder `output`.
+
+    The copies are files of their own, so that what is done to them leaves the run as it is. UserError where the study
+    or the run is unfinished or altered, where not exactly one policy is meant, or where `output` is there already.
+    """
+    from salsa.report import cards  # which Snakemake, that imports this module, has no need of
+
+    output = Path(output)
+    if output.exists():
+        raise runs.UserError(f"{output}: is there already; choose another --output")
+    manifest = runs.verify(study)
+    policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate)
+    parent = manifest.get("parents", {}).get(f"ppo/{policy['index']}")
+    if parent is None:
+        raise runs.UserError(f"{study}: a copy beside no models; give the study's own folder, results/studies/…")
+    folder = study.resolve().parent.parent / "ppo" / parent["folder"]
+    if runs.verify(folder)["address"] != parent["address"]:
+        raise runs.UserError(f"{folder}: another run than the study was made from; build the study again")
+    card = study / "cards" / cards.file_name(policy["arm"], policy["kl_coef"], policy["replicate"])
+    if not card.is_file():
+        raise runs.UserError(f"{study}: has no card of this policy; run the study again with this version")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.copytree(folder / "model", temporary, copy_function=shutil.copyfile)
+    shutil.copyfile(card, temporary / "README.md")
+    temporary.rename(output)
+    return output
+
+
+def _policy(policies, arm, kl_coef, replicate):
+    """The one policy that is meant; UserError, with those there are, where it is none or several."""
+    wanted = {"arm": arm, "kl_coef": kl_coef, "replicate": replicate}
+    fitting = [p for p in policies if all(value in (None, p[name]) for name, value in wanted.items())]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = [f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" for p in fitting or policies]
+    problem = "several policies fit" if fitting else "no such policy"
+    raise runs.UserError(f"{arm}: {problem}; choose one of: {'; '.join(known)}")
 
 
 def failures(plan):

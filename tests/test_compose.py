@@ -9,7 +9,7 @@ import pytest
 from snakemake.cli import parse_config
 
 from salsa import compose, plan
-from salsa.__main__ import snakemake_text
+from salsa.multirun import snakemake_text
 from salsa.runs import UserError
 
 FITTING = {  # what else has to be chosen with a kind of data

@@ -22,7 +22,7 @@ def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1
 def make(**changes):
     """A small configuration as `compose` returns it; `changes` are dotted keys with __ for the dots."""
     values = dataclasses.asdict(config.Config())
-    values |= {"files": {}, "link": None, "replicates": [0, 1]}
+    values |= {"files": {}, "link": None, "point": {}, "replicates": [0, 1]}
     values["model"] |= {"name": "tiny", "source": "pretrain"}
     values["data"] |= {"name": "stories"}
     values["data"]["corpus"]["kind"] = values["data"]["task"]["kind"] = "stories"
@@ -63,7 +63,8 @@ def test_settings_are_those_of_the_stages():
     """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
     judges = {kind: {"kind": kind, "model": "some"} for kind in ("gold", "reward_model", "openai")}
     judges = {name: dataclasses.asdict(config.Judge(**judge)) for name, judge in judges.items()}
-    result = plan.plan([make(alphas=["0.25", "1/3"], evaluate__plane__arms=["salsa"], judges=judges)])
+    made = make(alphas=["0.25", "1/3"], evaluate__plane__arms=["salsa"], judges=judges)
+    result = plan.plan([made | {"seed": seed, "point": {"seed": str(seed)}} for seed in (0, 1)])
     assert {run.stage for run in result.runs.values()} == set(plan.MODULES)
     for run in result.runs.values():
         cls = getattr(config, SETTINGS[run.stage])

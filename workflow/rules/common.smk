@@ -1,6 +1,11 @@
-"""The plan, and the functions that the rules read it with. `--config overrides="…"` takes Hydra's overrides."""
+"""The plan, and the functions that the rules read it with.
+
+`--config overrides="…"` takes Hydra's overrides, `--config points=FILE` a list of lists of them, and `--config
+plan=FILE` what was planned before.
+"""
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,18 +19,25 @@ from salsa.runs import UserError
 
 def read_plan():
     """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
-    unknown = sorted(set(config) - {"overrides", "plan"})
+    unknown = sorted(set(config) - {"overrides", "plan", "points"})
     if unknown:
         sys.exit(f'--config {unknown[0]}=…: no such key; give --config overrides="model=tiny ppo.iterations=10"')
     for key, value in config.items():
         if not isinstance(value, str | None):
             sys.exit(f'--config {key}: not text but {value!r}; quote it: --config overrides="model=tiny"')
+    given = [key for key, value in config.items() if value]
+    if "points" in given and len(given) > 1:
+        sys.exit("--config points: the file says everything; give no overrides and no plan beside it")
     try:
         if config.get("plan"):
             return planning.load(config["plan"]), Path(config["plan"])
         from salsa import compose
 
-        plan = planning.plan(compose.compose(shlex.split(config.get("overrides") or "")))
+        if config.get("points"):
+            composed = compose.compose_points(compose.read_points(config["points"]))
+        else:
+            composed = compose.compose(shlex.split(config.get("overrides") or ""))
+        plan = planning.plan(composed)
         return plan, plan.save()
     except (UserError, ValueError) as error:
         sys.exit(f"salsa: {error}")
@@ -35,8 +47,22 @@ PLAN, PLAN_FILE = read_plan()
 # Snakemake hands these arguments on to the processes that it starts for jobs.
 workflow.config_settings.config_args = [f"plan={str(PLAN_FILE)!r}"]
 
+# Executors of clusters are given --jobs. There, --retries says how often any job is tried again; here, training is once.
+ELSEWHERE = workflow.nodes is not None
+RETRIES = None if ELSEWHERE else 1
+
+# Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/gpus.py).
+# No profile says how many: the number would also be the most that a job can ask of a cluster.
+if workflow.is_main_process and not ELSEWHERE and workflow.global_resources["gpu"].value is None:
+    if here := studies.gpus_here(PLAN):
+        workflow.register_resource("gpu", here)
 
 studies.use_environment(workflow.basedir)
+if workflow.is_main_process:
+    try:
+        studies.check_judges(PLAN)
+    except UserError as error:
+        sys.exit(f"salsa: {error}")
 
 
 def beside(stage, name):
@@ -81,6 +107,16 @@ def execution(stage, name):
     return lambda wildcards: studies.needs(planned(stage, wildcards), name)
 
 
+def memory(stage):
+    """The memory function of a stage, in MB: half as much again with each try."""
+    return lambda wildcards, attempt: studies.needs(planned(stage, wildcards), "memory_mb") * (attempt + 1) // 2
+
+
+def verdicts(wildcards):
+    """The group of a judge's job: on a cluster, several small ones are one job."""
+    return "verdicts" if studies.small(planned("judge", wildcards)) else None
+
+
 def launcher(stage):
     """The parameter function of a stage that may need GPUs or several processes: what starts them."""
     return lambda wildcards: studies.launcher(planned(stage, wildcards))
@@ -99,7 +135,14 @@ def command(stage, show=False, python="{params.launcher}"):
 
 
 def study_manifests():
-    return [manifest(study["path"]) for study in PLAN.studies]
+    """What all is for: the studies, and the comparison of a sweep's."""
+    comparison = [PLAN.comparison] if PLAN.comparison else []
+    return [manifest(path) for path in [*(study["path"] for study in PLAN.studies), *comparison]]
+
+
+def comparison_name():
+    """The folder's name of the plan's comparison, as a regular expression: it lies among the studies."""
+    return re.escape(Path(PLAN.comparison).name) if PLAN.comparison else "(?!)"
 
 
 def conclude():
