@@ -292,11 +292,11 @@ def overview(study, own):
     lines = []
     for name, rows in own.groupby("claim", sort=False):
         claim, row = study.config["claims"][name], rows.iloc[0]
-        lines.append(f"- **{name}**: {claim['text']}. **{_capital(row['claim_verdict'])}**{_because(claim, rows)}.")
+        lines.append(f"- **{name}**: {claim['text']}. **{_capital(row['claim_verdict'])}**{because(claim, rows)}.")
     return "\n".join(lines)
 
 
-def _because(claim, rows):
+def because(claim, rows):
     """What stands after a verdict: what it means, what would decide it, or what is missing."""
     row = rows.iloc[0]
     if row["claim_verdict"] == "not tested":

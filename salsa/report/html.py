@@ -10,13 +10,12 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
 
 import markupsafe
 
 from salsa import runs
 from salsa.evaluate import statistics
-from salsa.report import tables, words
+from salsa.report import claims, tables, words
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
@@ -28,7 +27,7 @@ def write(study, frames, captions, output):
     Args:
         study: `study.Study`.
         frames: table name -> data frame.
-        captions: name of a table or figure -> its sentence; their order is that of the page.
+        captions: name of a table or figure -> its sentence.
         output: the study's folder.
     """
     runs.write_atomically(output / "report.html", page(study, frames, captions, output / "figures"))
@@ -44,9 +43,11 @@ def page(study, frames, captions, figures):
         question=words.QUESTION,
         facts=words.facts(study),
         command=words.command(study),
-        claims=claims(study, frames.get("claims")),
-        checks=checks(study, frames),
-        sections=[section(name, frames, captions, figures) for name in captions],
+        claims=hypotheses(study, frames["claims"]),
+        checks=checks(study, frames["gates"]),
+        arms=section("arms", frames, captions, figures),
+        gates=section("gates", frames, captions, figures),
+        parts=parts(frames, captions, figures),
         runs=[run(row) for row in study.runs],
         reader=embedded(reader(study)),
         style=style,
@@ -84,7 +85,9 @@ def without_prompts(text):
 def section(name, frames, captions, figures):
     """What the page says under one name: a figure, a table, or both, with their sentence."""
     picture = figures / f"{name}.png"
-    shown = tables.shown(name, frames[name]) if name in frames else None
+    shown = None
+    if name in frames:
+        shown = claims.numbers(tested(frames[name])) if name == "claims" else tables.shown(name, frames[name])
     return {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
@@ -108,36 +111,41 @@ def table(frame):
     return {"columns": list(zip(map(str, frame.columns), numbers, strict=True)), "rows": cells}
 
 
-def claims(study, frame):
-    """The study's claims in the configuration's order, each with its verdict and its rows; None without any."""
-    if frame is None or frame.empty:
-        return None
-    listed = []
-    for name, claim in study.config["claims"].items():
-        rows = frame[frame["claim"] == name]
-        if len(rows):
-            verdict = combined(rows["verdict"].tolist())
-            shown = tables.shown("claims", rows.drop(columns="claim"))
-            mark = verdict.split()[0]
-            listed.append({"text": claim["text"], "verdict": verdict, "mark": mark, "note": "", "table": table(shown)})
-    counts = Counter(claim["verdict"] for claim in listed)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return {"summary": f"Of {len(listed)} claims: {said}.", "listed": listed}
+def parts(frames, captions, figures):
+    """heading -> its sections, as report.md has them; a table without rows is left out with its figure."""
+    found = {}
+    for heading, names in words.REPORT.items():
+        known = [name for name in names if name not in frames or len(frames[name])]
+        found[heading] = [section(name, frames, captions, figures) for name in known]
+    return {heading: sections for heading, sections in found.items() if sections}
 
 
-def combined(found):
-    """The verdict of a claim that must hold on every benchmark (intersection-union): refuted where any is."""
-    for verdict in ("refuted", "undecided"):
-        if verdict in found:
-            return verdict
-    return found[0]
+def hypotheses(study, frame):
+    """The study's claims in words: `summary`, and `origins`, by heading each hypothesis with its verdict."""
+    origins = {}
+    for origin, heading in claims.ORIGINS.items():
+        own = frame[frame["origin"] == origin]
+        listed = [
+            {
+                "text": study.config["claims"][name]["text"],
+                "verdict": rows["claim_verdict"].iloc[0],
+                "because": claims.because(study.config["claims"][name], rows).lstrip(" :;").removeprefix("here: "),
+            }
+            for name, rows in own.groupby("claim", sort=False)
+        ]
+        if listed:
+            origins[heading] = listed
+    return {"summary": claims.summary(study, frame), "origins": origins}
 
 
-def checks(study, frames):
+def tested(frame):
+    return frame[frame["claim_verdict"] != "not tested"]
+
+
+def checks(study, gates):
     """(whether it held everywhere, sentence) of every gate that was measured."""
-    lines = tables.gate_lines(study, frames["gates"])
     mark = "**Warning**: "
-    return [(not line.startswith(mark), line.removeprefix(mark)) for line in lines]
+    return [(not line.startswith(mark), line.removeprefix(mark)) for line in tables.gate_lines(study, gates)]
 
 
 def run(row):

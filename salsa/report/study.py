@@ -1,25 +1,25 @@
-"""Everything that a person reads of a study: runs.csv, tables/, figures/, samples.md, claims.md and report.md.
+"""Everything that a person reads of a study: report.html, tables/, figures/, cards/, runs.csv and texts in Markdown.
 
 This module reads finished runs, says what they were, and puts the parts in their order; what is computed from them is
 in `tables`, drawn in `figures` and concluded in `claims`. Nothing is trained, answered or judged here.
 """
 
 import csv
-import html
 import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from html import escape as escape_html
 from pathlib import Path
 from typing import Any
 
 from salsa import config, runs
 from salsa.evaluate import statistics
-from salsa.report import captions, claims, figures, tables, words
+from salsa.report import captions, cards, claims, figures, html, tables, words
 
 VERSION = 4
-MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after html.escape
+MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after escape_html
 
 
 @dataclass
@@ -134,6 +134,8 @@ def build(settings, parents, output, execution):
     runs.write_atomically(output / "samples.md", samples(study))
     runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
     runs.write_atomically(output / "report.md", report(study, frames, sentences))
+    html.write(study, frames, sentences, output)
+    cards.write(study, frames, output)
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
 
 
@@ -299,7 +301,7 @@ def _without_paths(settings):
 
 def escape(text):
     """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
-    lines = html.escape(text, quote=False).translate(MARKUP).split("\n")
+    lines = escape_html(text, quote=False).translate(MARKUP).split("\n")
     return "<br>".join(re.sub(r"[\x00-\x1f\x7f]", " ", line) for line in lines)
 
 
@@ -350,16 +352,6 @@ def _sample(prompt, answers):
     return lines
 
 
-REPORT = {  # heading -> tables and figures, in their order
-    "Claims": ("claims", "chosen"),
-    "Preferences": ("paper_table", "ablations", "win_rates", "bradley_terry"),
-    "Rewards and KL": ("rewards", "frontier", "matched_kl", "over_optimisation"),
-    "Training and stability": ("training_curves", "stability", "lengths_and_ends"),
-    "The space of weights": ("alpha_curve", "geometry", "plane", "loss_line"),
-    "Judges": ("judges", "judge_pairs", "sources"),
-}
-
-
 def report(study, frames, captions):
     """Markdown: settings, gates, then tables and figures with a sentence each, samples, runs, how to reproduce."""
     parts = [
@@ -373,7 +365,7 @@ def report(study, frames, captions):
         "## Results",
         "\n".join(f"- {line}" for line in tables.gate_lines(study, frames["gates"][list(tables.AFTER_PPO)])),
     ]
-    for heading, names in REPORT.items():
+    for heading, names in words.REPORT.items():
         known = [name for name in names if name not in frames or len(frames[name])]
         parts += [f"## {heading}"] * bool(known) + [_section(name, frames, captions) for name in known]
     parts += [

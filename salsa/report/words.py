@@ -10,6 +10,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 QUESTION = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
 
+REPORT = {  # heading -> tables and figures, in their order
+    "Claims": ("claims", "chosen"),
+    "Preferences": ("paper_table", "ablations", "win_rates", "bradley_terry"),
+    "Rewards and KL": ("rewards", "frontier", "matched_kl", "over_optimisation"),
+    "Training and stability": ("training_curves", "stability", "lengths_and_ends"),
+    "The space of weights": ("alpha_curve", "geometry", "plane", "loss_line"),
+    "Judges": ("judges", "judge_pairs", "sources"),
+}
+
 
 def title(study):
     return study.config["title"] or study.config["name"]
