@@ -7,6 +7,7 @@ is said in words in its place. Nothing is computed here but places on paper, and
 `tables` has by replicate.
 """
 
+from salsa.report.figures.captions import captions
 from salsa.report.figures.curves import lengths_and_ends, over_optimisation, training_curves
 from salsa.report.figures.forests import bradley_terry, claims, matched_kl, win_rates
 from salsa.report.figures.planes import plane
@@ -29,4 +30,4 @@ DRAWN = (
 )
 NAMES = tuple(function.__name__ for function in DRAWN)
 
-__all__ = ["DRAWN", "LOOKS", "NAMES", "drawn_kl_coefs", "look", "save"]
+__all__ = ["DRAWN", "LOOKS", "NAMES", "captions", "drawn_kl_coefs", "look", "save"]

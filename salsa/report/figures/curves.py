@@ -10,7 +10,6 @@ from salsa.report.figures.style import (
     DARK,
     FEW,
     GREY,
-    KL_SFT0,
     PROXY,
     TALLEST,
     WIDTH,
@@ -216,8 +215,8 @@ def over_optimisation(study, frames):
                 _trajectory(axis, own, looks(study)[arm], size, gold=name == "gold_reward")
         sqrt_axis(axis, means["kl_to_sft0"], gap=0.13 if columns <= 3 else 0.25)
         axis.set_ylim(ends)
-    figure.supxlabel(KL_SFT0 + "  (√ scale)", fontsize=8)
-    figure.supylabel("gain, in shares of the largest", fontsize=8)
+        axis.set_xlabel("KL to sft0, nats" if axis.xaxis.get_tick_params()["labelbottom"] else "", fontsize=7.5)
+        axis.set_ylabel("share of the largest gain" if axis.yaxis.get_tick_params()["labelleft"] else "", fontsize=7.5)
     entries = [Line2D([], [], color=DARK, linewidth=1.3, label="gold in training"), mark("gold, final policy")]
     if "gold_reward" not in gains:
         entries = [Line2D([], [], linestyle="none", label="gold: not measured")]

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
@@ -14,6 +15,7 @@ from salsa.report.figures.style import (
     TALLEST,
     WIDTH,
     bars,
+    below,
     drawn_kl_coefs,
     known,
     legend,
@@ -45,12 +47,9 @@ def win_rates(study, frames):
     frame = measured(frames, "win_rates", "adjusted_win_rate")
     if frame.empty:
         return not_measured("win rates")
-    rows = list(dict.fromkeys(zip(frame["judge"], frame["baseline"], strict=True)))
+    frame, kl_coefs = shown_win_rates(study, frame)
+    rows = _comparisons(frame)
     names = [name for name in study.benchmarks if name in set(frame["benchmark"])]
-    kl_coefs = study.kl_coefs
-    if len(rows) * _height(_slots(study, frame, kl_coefs)) > TALLEST - 1:
-        kl_coefs = drawn_kl_coefs(study)
-        frame = frame[frame["kl_coef"].isin(kl_coefs)]
     slots = {row: _slots(study, frame[_is(frame, *row)], kl_coefs) for row in rows}
     heights = [_height(slots[row]) for row in rows]
     figure, axes = panels(len(rows), len(names), width=max(3.5, min(WIDTH, 1.2 + 2.1 * len(names))),
@@ -68,9 +67,23 @@ def win_rates(study, frames):
         low, high = axis.get_xlim()
         axis.xaxis.set_major_locator(MultipleLocator(0.2 if high - low > 0.5 else 0.1 if high - low > 0.2 else 0.05))
     entries = [mark("adjusted win rate")]
-    entries += [mark("length-controlled", markerfacecolor="white")] * known(frame, "length_controlled")
+    if known(frame, "length_controlled"):
+        entries.append(mark("length-controlled", markerfacecolor="white"))
     legend(figure, study, arms=set(frame["candidate"]), kl_coefs=kl_coefs, extra=entries)
     return figure
+
+
+def shown_win_rates(study, frame):
+    """(rows, kl_coefs): all, or where they would not fit on a page, those at the kl_coefs that curves show."""
+    if len(_comparisons(frame)) * _height(_slots(study, frame, study.kl_coefs)) <= TALLEST - 1:
+        return frame, study.kl_coefs
+    kl_coefs = drawn_kl_coefs(study)
+    return frame[frame["kl_coef"].isin(kl_coefs)], kl_coefs
+
+
+def _comparisons(frame):
+    """(judge, baseline) of each row of panels."""
+    return list(dict.fromkeys(zip(frame["judge"], frame["baseline"], strict=True)))
 
 
 def _is(frame, judge, baseline):
@@ -90,8 +103,8 @@ def _slots(study, frame, kl_coefs):
 
 
 def _height(slots):
-    """Inches of a panel with these rows."""
-    return 0.55 + 0.115 * (max(slots.values(), default=0) + 1)
+    """Inches of a panel with these rows; no less than its label needs."""
+    return max(1.25, 0.55 + 0.115 * (max(slots.values(), default=0) + 1))
 
 
 def _win_panel(axis, study, frame, slots):
@@ -147,59 +160,70 @@ def matched_kl(study, frames):
 
 @styled
 def claims(study, frames):
-    """A forest plot of the claims: effects with intervals in units of the smallest effect of interest, and verdicts."""
+    """A forest plot of the claims: effects with intervals in units of the smallest effect of interest, and verdicts.
+
+    A claim of several benchmarks has a line of its own, with its verdict, above theirs.
+    """
     frame = measured(frames, "claims", "verdict")
     if frame.empty:
         return not_measured("claims")
-    rows = frame.to_dict("records")
-    figure, axes = panels(1, 1, height=0.5 + 0.24 * len(rows))
+    lines = claim_lines(frame)
+    figure, axes = panels(1, 1, height=0.45 + 0.19 * len(lines))
     axis = axes[0, 0]
     axis.axvline(0, color=DARK, linewidth=0.9, linestyle="--")
     axis.axvline(1, color=DARK, linewidth=0.9, linestyle=":")
-    for y, row in enumerate(rows):
-        _claim(axis, row, y)
-    _symlog(axis, rows)
-    axis.set_yticks(range(len(rows)), [_claim_label(row) for row in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
+    for y, (_, text, row) in enumerate(lines):
+        if row is not None:
+            _effect(axis, row, y)
+        axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=DARK)
+    _symlog(axis, [row for _, _, row in lines if row is not None])
+    axis.set_yticks(range(len(lines)), [label for label, _, _ in lines])
+    axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("effect, in units of the smallest effect of interest (linear to ±2, then logarithmic)")
+    axis.set_xlabel("effect, in units of the smallest effect of interest\n(linear to ±2, then logarithmic)")
     entries = [mark(name, marker, color=colour, markerfacecolor=colour if filled else "white")
                for name, (marker, colour, filled) in VERDICTS.items()]  # fmt: skip
     entries.append(Line2D([], [], color=DARK, linewidth=0.9, linestyle=":", label="smallest effect of interest"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=4, handlelength=1.8, columnspacing=1.4)
+    below(figure, entries)
     return figure
 
 
-def _claim(axis, row, y):
-    marker, colour, filled = VERDICTS.get(row["verdict"], ("x", GREY, True))
+def claim_lines(frame):
+    """(label, words on the right, row or None) of each line of the forest, downwards."""
+    lines = []
+    for name, own in frame.groupby("claim", sort=False):
+        rows, label = own.to_dict("records"), name.replace("_", " ")
+        if len(rows) == 1:
+            benchmark = f" ({rows[0]['benchmark'].replace('_', ' ')})" if rows[0].get("benchmark") else ""
+            lines.append((label + benchmark, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
+            continue
+        verdict = rows[0].get("claim_verdict", "")
+        lines.append((f"{label}:", _words(rows[0], verdict, p=bool(verdict)), None))
+        lines += [(row["benchmark"].replace("_", " "), _words(row, row["verdict"], needed=True), row) for row in rows]
+    return lines
+
+
+def _words(row, verdict, p=False, needed=False):
+    parts = [verdict]
+    if p and pd.notna(row.get("holm_p")):
+        parts.append(f"p {row['holm_p']:.2g}")
+    if needed and verdict == "undecided" and pd.notna(row.get("replicates_needed")):
+        parts.append(f"needs {row['replicates_needed']:.0f} replicates")
+    return ", ".join(part for part in parts if part)
+
+
+def _effect(axis, row, y):
     x = in_units(row)
     if x[0] == x[0]:
+        marker, colour, filled = VERDICTS[row["verdict"]]
         bars(axis, x, (y, *NO_BOUNDS), colour, linewidth=1.4)
         axis.plot(x[0], y, marker=marker, color=colour, markersize=5.5, markerfacecolor=colour if filled else "white")
-    axis.annotate(_verdict_text(row), (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7,
-                  color=DARK, annotation_clip=False)  # fmt: skip
 
 
 def in_units(row):
     """(effect, low, high) of a claim's row, divided by its smallest effect of interest."""
     unit = row["smallest_effect"]
     return tuple(x / unit for x in triple(row, "effect")) if unit > 0 else (math.nan,) * 3
-
-
-def _claim_label(row):
-    benchmark = row.get("benchmark")
-    named = isinstance(benchmark, str) and benchmark not in ("", "all")
-    return row["claim"].replace("_", " ") + (f": {benchmark.replace('_', ' ')}" if named else "")
-
-
-def _verdict_text(row):
-    parts = [row["verdict"]]
-    if row.get("holm_p", math.nan) == row.get("holm_p", math.nan):
-        parts.append(f"p {row['holm_p']:.2g}")
-    needed = row.get("replicates_needed", math.nan)
-    if row["verdict"] == "undecided" and needed == needed:
-        parts.append(f"needs n {needed:.0f}")
-    return ", ".join(parts)
 
 
 def _symlog(axis, rows):

@@ -9,8 +9,6 @@ from matplotlib.tri import Triangulation
 
 from salsa.report.figures.style import (
     DARK,
-    GOLD,
-    PROXY,
     WIDTH,
     blank,
     known,
@@ -23,7 +21,7 @@ from salsa.report.figures.style import (
 
 EQUILATERAL = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 WEIGHTS = ["w_sft0", "w_sft1", "w_policy"]
-REWARDS = (("reward", PROXY), ("gold_reward", GOLD))
+REWARDS = (("reward", "proxy reward"), ("gold_reward", "gold reward"))
 
 
 @styled
@@ -51,9 +49,9 @@ def plane(study, frames):
                 axis.set_ylabel(f"{arm}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else "")
             line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
             _along(line, own[own["kind"] == "line"], name, looks(study)[arm].colour)
-            line.set_title(f"{label}, sft0 → policy" if line.axison else "")
+            line.set_title(f"{label} along sft0 → policy" if line.axison else "")
             line.tick_params(labelbottom=column == 1)
-        first.set_xlabel("weight of the policy (0: sft0, 1: policy)")
+        first.set_xlabel("weight of the policy (the rest: sft0)")
     return figure
 
 
@@ -73,9 +71,7 @@ def corners(geometry, arm, kl_coef):
 
 def surface(axis, frame, name, at):
     """Filled contours of a measure over the grid's points, drawn where `at` (3, 2) puts the three models."""
-    frame = frame.dropna(subset=name) if name in frame else frame[:0]
-    frame = frame[np.isfinite(frame[name])] if name in frame else frame
-    mean = frame.groupby(WEIGHTS, sort=True)[name].mean().reset_index() if len(frame) else frame
+    mean = over_replicates(frame, name)
     if len(mean) < 3:
         say_nothing(axis)
         return
@@ -89,10 +85,16 @@ def surface(axis, frame, name, at):
     axis.plot(x, y, linestyle="none", marker=".", markersize=2, color="white", alpha=0.7, markeredgewidth=0)
     _models(axis, at)
     if 0.4 < np.ptp(y) / np.ptp(x) < 2.5:  # beyond it, true proportions would leave nothing to see
-        axis.set_aspect("equal", adjustable="datalim")
+        axis.set_aspect("equal", adjustable="box")
     axis.set_xlim(x.min(), x.max())
     axis.set_ylim(y.min(), y.max())
     axis.grid(visible=False)
+
+
+def over_replicates(frame, name):
+    """Weights and mean of a measure over the replicates: far out it may be no finite number, and is left out."""
+    finite = frame[np.isfinite(frame[name].to_numpy(dtype=float))] if name in frame else frame.assign(**{name: 0.0})[:0]
+    return finite.groupby(WEIGHTS, sort=True)[name].mean().reset_index()
 
 
 def _models(axis, at):

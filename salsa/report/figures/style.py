@@ -179,9 +179,17 @@ def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, e
         drawn = study.kl_coefs if kl_coefs is None else kl_coefs
         handles += [handle(f"kl_coef {kl_coef:g}", NEUTRAL, sizes(study)[kl_coef]) for kl_coef in sorted(drawn)]
     handles += extra
-    columns = min(len(handles), max(1, int(figure.get_figwidth() / 1.15)))
-    length = 2.6 if lines else 1.8  # font sizes
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=length, columnspacing=1.4)
+    if not handles:
+        return
+    below(figure, handles, handlelength=2.6 if lines else 1.8)
+
+
+def below(figure, handles, **options):
+    """A legend below all panels, in rows of about equal length."""
+    most = max(1, int(figure.get_figwidth() / 1.15))
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / most))
+    options = {"handlelength": 1.8, "columnspacing": 1.4} | options
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **options)
 
 
 def mark(label, marker="o", size=5, **options):

@@ -1,0 +1,354 @@
+"""The figures of made-up studies: what is drawn where, what is said where nothing was measured, and that it fits."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from salsa import config
+from salsa.report import figures, tables
+from salsa.report.figures import curves, forests, planes, style
+from salsa.report.study import Landscape, Policy, Study
+
+THREE = ("ppo", "salsa", "other")
+ALPHAS = {"ppo": 0.0, "salsa": 0.5, "other": 1.0}
+BENCHMARKS = ("in_distribution", "out_of_distribution")
+
+
+def made(arms=THREE, kl_coefs=(0.05,), replicates=(0, 1), gold=True, only=None):
+    """A study whose numbers are simple functions of arm, kl_coef, replicate and iteration; lengths go to 0 at 0.5."""
+    values = dataclasses.asdict(config.Config())
+    values |= {"kl_coefs": list(kl_coefs), "arms": dict.fromkeys(arms), "benchmarks": dict.fromkeys(BENCHMARKS)}
+    policies = [
+        policy(arm, kl_coef, replicate, place, gold)
+        for replicate in replicates
+        for place, arm in enumerate(arms)
+        for kl_coef in (only or {}).get(arm, kl_coefs)
+    ]
+    line = [
+        {"alpha": a, "loss": 2.0 - a * (1 - a), "loss_interpolated": 2.0, "reward": a,
+         "gold_reward": 0.2 + a / 10 if gold else math.nan, "response_length": 20.0, "eos_rate": 1.0}
+        for a in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    sft0 = [{"model": "sft0", "benchmark": name, "tokens": [20], "gold": None} for name in BENCHMARKS]
+    return Study(values, policies, {k: Landscape(line, {"barrier": 0.01}, sft0) for k in replicates}, {}, {}, [])
+
+
+def policy(arm, kl_coef, replicate, place, gold):
+    def row(i):
+        kl = (i + 0.1 * replicate) * (1 + place) * 0.01 / kl_coef if i else 0.0
+        short = 1 - i / 10 if kl_coef == 0.5 else 1
+        return {"iteration": i, "score": 0.1 * i + 0.01 * place, "kl_to_sft0": kl, "kl_to_reference": kl + 0.5,
+                "response_length": 20 * short, "eos_rate": 0.9, "entropy": 2.0, "kl_coef": kl_coef}  # fmt: skip
+
+    golds = {i: 0.2 + 0.1 * i - 0.01 * i**2 if gold else math.nan for i in (0, 4, 8)}
+    final = row(10) | {"reward": 1.0 + 0.1 * place + 0.1 * replicate, "gold_reward": 0.5 if gold else None}
+    answers = [{"model": "policy", "benchmark": name, "tokens": [15, 17], "gold": None} for name in BENCHMARKS]
+    name = f"{arm}-kl_{kl_coef:g}"
+    return Policy(arm, ALPHAS.get(arm), kl_coef, replicate, name, 0, {}, [row(i) for i in range(10)], final, answers,
+                  golds)  # fmt: skip
+
+
+def bounded(name, value, half):
+    return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+
+
+def frames_of(study, gold=True):
+    """Frames as `tables` makes them, of hand-made numbers where it would need judges or weights."""
+    pairs = [(arm, k) for arm in study.arms for k in study.kl_coefs if study.of(arm=arm, kl_coef=k)]
+    win_rates = [
+        {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline, "kl_coef": k,
+         "adjusted_win_rate": 0.6, "ci_low": 0.55, "ci_high": 0.65} | bounded("length_controlled", 0.58, 0.06)
+        for judge in ("gold", "reward_model") for baseline in ("sft0", "ppo") for benchmark in BENCHMARKS
+        for arm, k in pairs if arm != baseline
+    ]  # fmt: skip
+    geometry = [
+        {"arm": arm, "kl_coef": k} | bounded("from_sft0", 2.5, 0.1) | bounded("along_sft1", 0.375, 0.01)
+        | bounded("cosine_sft1", 0.6, 0.01) | bounded("off_line", 2.0, 0.1) | bounded("sft0_to_sft1", 4.0, 0.1)
+        for arm, k in pairs
+    ]  # fmt: skip
+    claim = {"candidate": "salsa", "baseline": "ppo", "benchmark": "", "smallest_effect": 0.1}
+    test = {"verdict": "supported", "holm_p": 0.02, "replicates_needed": pd.NA}
+    claims = [
+        claim | {"claim": "higher_gold", "claim_verdict": "supported"} | test | bounded("effect", 0.2, 0.1),
+        claim | {"claim": "preferred", "claim_verdict": "undecided", "benchmark": BENCHMARKS[0]} | test
+        | bounded("effect", 0.05, 0.02),
+        claim | {"claim": "preferred", "claim_verdict": "undecided", "benchmark": BENCHMARKS[1]} | test
+        | {"verdict": "undecided", "replicates_needed": 9} | bounded("effect", 0.05, 0.5),
+        claim | {"claim": "soup_not_noise", "claim_verdict": "not tested", "verdict": "not tested"},
+    ]  # fmt: skip
+    scores = [{"judge": "gold", "model": "sft0", "score": 0.0}]
+    scores += [{"judge": "gold", "model": f"{arm}, kl_coef {k:g}"} | bounded("score", 1, 0.1) for arm, k in pairs]
+    return {
+        "frontier": tables.frontier(study), "rewards": tables.rewards(study), "alpha_curve": tables.alpha_curve(study),
+        "gates": pd.DataFrame({"barrier": [0.01]}), "win_rates": pd.DataFrame(win_rates),
+        "geometry": pd.DataFrame(geometry), "plane": plane_frame(gold), "claims": pd.DataFrame(claims),
+        "matched_kl": pd.DataFrame([{"arm": "salsa", "baseline": "ppo", "measure": "gold_reward"}
+                                    | bounded("difference", 0.03, 0.01)]),
+        "bradley_terry": pd.DataFrame(scores),
+    }  # fmt: skip
+
+
+def plane_frame(gold=True):
+    """salsa's plane in quarters, half beyond its models, and its line; best at (0, 1/2, 1/2)."""
+    steps = np.arange(-2, 9) / 4
+    points = [("plane", 1 - x - y, x, y) for x in steps for y in steps if x + y <= 1.5]
+    points += [("line", 1 - x, 0.0, x) for x in np.arange(-4, 13) / 8]
+    rows = [
+        {"kind": kind, "w_sft0": w0, "w_sft1": w1, "w_policy": wp, "reward": -((w1 - 0.5) ** 2) - (wp - 0.5) ** 2}
+        for kind, w0, w1, wp in points
+    ]
+    frame = pd.DataFrame(rows).assign(arm="salsa", kl_coef=0.05, replicate=0, reward_se=0.1, gold_reward_se=0.01)
+    return frame.assign(gold_reward=frame["reward"] / 10 if gold else math.nan)
+
+
+def texts(figure):
+    """All words of a figure, laid out or not."""
+    found = [axis.get_title(loc=where) for axis in figure.axes for where in ("left", "center")]
+    found += [text.get_text() for axis in figure.axes for text in axis.texts]
+    return found + [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+@pytest.fixture(scope="module")
+def small():
+    study = made()
+    return study, frames_of(study)
+
+
+@pytest.fixture(scope="module")
+def every():
+    """All arms that have a look of their own, half of them at one kl_coef alone."""
+    arms = tuple(figures.LOOKS)
+    study = made(arms, (0.02, 0.05, 0.5), (0, 1, 2), only={arm: (0.05,) for arm in arms[6:]})
+    return study, frames_of(study)
+
+
+def tight(figure):
+    """(left, bottom, right, top) of all that is drawn, in shares of the figure."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_everything_lies_on_the_page(name, small):
+    figure = getattr(figures, name)(*small)
+    left, bottom, right, top = tight(figure)
+    assert left > -0.002 and bottom > -0.002 and right < 1.002 and top < 1.002
+    assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_pages_of_many_arms_are_no_larger(name, every):
+    figure = getattr(figures, name)(*every)
+    assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
+
+
+NEEDED = {
+    "claims": "claims",
+    "win_rates": "win_rates",
+    "bradley_terry": "bradley_terry",
+    "frontier": "frontier",
+    "matched_kl": "matched_kl",
+    "over_optimisation": "frontier",
+    "alpha_curve": "alpha_curve",
+    "geometry": "geometry",
+    "plane": "plane",
+}
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_a_missing_or_empty_frame_is_said_in_words(name, small):
+    study, frames = small
+    needed = NEEDED.get(name)
+    for frames_ in ({}, frames | {needed: frames[needed][:0]} if needed else {}):
+        figure = getattr(figures, name)(study, frames_)
+        assert name not in NEEDED or any("not measured" in text for text in texts(figure))
+        figures.captions(study, frames_)
+
+
+def test_without_gold_the_proxy_is_drawn_alone():
+    study = made(gold=False)
+    frames = frames_of(study, gold=False)
+    assert any("gold: not measured" in text for text in texts(figures.over_optimisation(study, frames)))
+    assert texts(figures.plane(study, frames)).count("not measured") == 2
+    assert len(figures.frontier(study, frames).axes) == 2
+    assert "gold" not in figures.captions(study, frames)["over_optimisation"]
+
+
+def test_one_replicate_has_no_intervals():
+    study = made(replicates=(0,))
+    figure = figures.frontier(study, frames_of(study))
+    assert "95 % t interval" not in texts(figure)
+    assert "95 % t interval" in texts(figures.frontier(made(), frames_of(made())))
+
+
+def test_equal_input_gives_equal_bytes(small, tmp_path):
+    for name in ("plane", "claims"):
+        for folder in ("a", "b"):
+            figures.save(getattr(figures, name)(*small), tmp_path / folder, name)
+        for kind in ("png", "pdf"):
+            assert (tmp_path / "a" / f"{name}.{kind}").read_bytes() == (tmp_path / "b" / f"{name}.{kind}").read_bytes()
+
+
+def test_curves_show_the_kl_coef_that_most_arms_have():
+    assert figures.drawn_kl_coefs(made(kl_coefs=(0.1, 0.05))) == [0.1, 0.05]
+    arms = tuple(figures.LOOKS)
+    assert figures.drawn_kl_coefs(made(arms, (0.02, 0.05, 0.1), (0,), only={arms[3]: (0.05, 0.1)})) == [0.05]
+    assert figures.drawn_kl_coefs(made(arms, (0.02, 0.05), (0,))) == [0.02]
+    study = made(arms, (0.1, 0.01, 0.02, 0.05, 0.5), (0,), only={arms[3]: (0.05,)})
+    assert style.spread_kl_coefs(study) == [0.01, 0.05, 0.5]
+
+
+def test_a_collapse_at_the_largest_kl_coef_is_seen(every):
+    figure = figures.lengths_and_ends(*every)
+    axis = next(axis for axis in figure.axes if axis.get_title() == "training, kl_coef 0.5")
+    salsa = next(line for line in axis.lines if line.get_color() == figures.LOOKS["salsa"].colour)
+    assert list(salsa.get_ydata()[[0, -1]]) == pytest.approx([20, 2]) and axis.get_ylim()[0] == 0
+    final = next(axis for axis in figure.axes if axis.get_title() == "final policies")
+    salsa = [line for line in final.lines if line.get_color() == figures.LOOKS["salsa"].colour]
+    assert list(salsa[0].get_ydata()) == pytest.approx([20, 20, 0])
+    assert "those of ppo at kl_coef 0.5, 0 tokens, where sft0 writes 20" in figures.captions(*every)["lengths_and_ends"]
+
+
+def test_many_arms_have_a_panel_each(every):
+    study, frames = every
+    figure = figures.frontier(study, frames)
+    assert [axis.get_title() for axis in figure.axes] == ["", "", *study.arms]
+    assert len({axis.get_ylim() for axis in figure.axes[2:]}) == len({axis.get_xlim() for axis in figure.axes[2:]}) == 1
+    assert [axis.get_title() for axis in figures.over_optimisation(study, frames).axes] == study.arms
+    caption = figures.captions(study, frames)["training_curves"]
+    assert caption == "Of 12 curves, the ranges of ppo and salsa alone are shown."
+    assert len(figures.training_curves(study, frames).axes[0].collections) == 2
+
+
+def test_trajectories_are_means_over_replicates(small):
+    study, frames = small
+    means = curves.trajectories(frames["frontier"])
+    for row in means.to_dict("records"):
+        own = [r for r in frames["frontier"].to_dict("records")
+               if (r["arm"], r["iteration"]) == (row["arm"], row["iteration"])]  # fmt: skip
+        assert len(own) == 2 and row["is_final"] == (row["iteration"] == 10)
+        for name in ("kl_to_sft0", "reward", "gold_reward"):
+            assert row[name] == pytest.approx(sum(r[name] for r in own) / 2)
+    # gold starts at 0.2 and is 0.44 at iteration 4, 0.36 at iteration 8 and 0.5 at the end
+    start, largest = curves.gain_scale(study, means, "gold_reward")
+    assert (start, largest) == pytest.approx((0.2, 0.3))
+    ppo = curves.scaled(study, means, "gold_reward")[means["arm"] == "ppo"]
+    assert list(ppo) == pytest.approx([0, 0.8, 0.16 / 0.3, 1])
+    assert "gold ends below its peak in 3 of 3 curves" in figures.captions(study, frames)["over_optimisation"]
+
+
+def test_an_iteration_that_a_replicate_lacks_is_left_out():
+    frame = pd.DataFrame({"arm": "ppo", "kl_coef": 0.1, "iteration": [0, 5, 10, 0, 10], "kl_to_sft0": [0, 1, 2, 0, 4],
+                          "reward": 1.0, "gold_reward": 1.0})  # fmt: skip
+    means = curves.trajectories(frame)
+    assert means["iteration"].tolist() == [0, 10] and means["kl_to_sft0"].tolist() == [0, 3]
+
+
+@given(st.lists(st.lists(st.integers(-9, 9), min_size=5, max_size=5), min_size=3, max_size=3))
+@settings(deadline=None)
+def test_corners_keep_the_distances_of_weight_space(vectors):
+    sft0, sft1, end = np.array(vectors, dtype=float)
+    side, away = sft1 - sft0, end - sft0
+    length = np.linalg.norm(side)
+    along = away @ side / length**2 if length else 0.0
+    off = np.linalg.norm(away - along * side)
+    row = {"arm": "ppo", "kl_coef": 0.1, "sft0_to_sft1": length, "along_sft1": along, "off_line": off}
+    at, is_apart = planes.corners(pd.DataFrame([row]), "ppo", 0.1)
+    assert is_apart == (length > 0 and off > 0)
+    if is_apart:
+        drawn = [np.linalg.norm(at[i] - at[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert drawn == pytest.approx([length, np.linalg.norm(away), np.linalg.norm(end - sft1)])
+    else:
+        assert at is planes.EQUILATERAL
+
+
+def test_the_plane_is_drawn_where_its_weights_are(small):
+    study, frames = small
+    figure = figures.plane(study, frames)
+    proxy, gold = (next(a for a in figure.axes if a.get_title() == f"{name} reward") for name in ("proxy", "gold"))
+    points = proxy.lines[0].get_xydata()
+    assert len(points) == len(frames["plane"].query("kind == 'plane'")) == 66
+    # sft1 lies 4 from sft0, the policy 0.375 of the way to it and 2 off the line: at (1.5, 2)
+    for place in ((0, 0), (4, 0), (1.5, 2), (-2, 0), (1.5 * 1.5, 3), (4 * 1.5 - 0.75, -1)):
+        assert np.abs(points - place).sum(axis=1).min() == pytest.approx(0, abs=1e-9), place
+    assert {"sft0", "sft1", "policy"} == {text.get_text() for text in gold.texts}
+    line = next(a for a in figure.axes if a.get_title() == "gold reward along sft0 → policy")
+    assert len(line.lines[0].get_xdata()) == 17 and line.lines[0].get_xdata()[0] == -0.5
+    assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in figures.captions(study, frames)["plane"]
+
+
+def test_points_that_are_no_number_are_left_out(small):
+    frame = plane_frame()
+    frame.loc[[0, 3], "reward"] = [math.inf, -math.inf]
+    again = frame.assign(replicate=1, reward=frame["reward"] + 1)
+    means = planes.over_replicates(pd.concat([frame, again])[lambda f: f["kind"] == "plane"], "reward")
+    assert len(means) == 64
+    best = means.loc[means["reward"].idxmax()]
+    assert best[planes.WEIGHTS].tolist() == [0, 0.5, 0.5] and best["reward"] == pytest.approx(0.5)
+    figures.plane(small[0], small[1] | {"plane": frame})
+
+
+def test_lines_of_the_claims(small):
+    study, frames = small
+    lines = [(label, words) for label, words, _ in forests.claim_lines(frames["claims"])]
+    assert lines == [
+        ("higher gold", "supported, p 0.02"),
+        ("preferred:", "undecided, p 0.02"),
+        ("in distribution", "supported"),
+        ("out of distribution", "undecided, needs 9 replicates"),
+        ("soup not noise", "not tested"),
+    ]
+    axis = figures.claims(study, frames).axes[0]
+    marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
+    assert marks == [("^", pytest.approx(2), 0), ("^", pytest.approx(0.5), 2), ("o", pytest.approx(0.5), 3)]
+    assert "3 effects in units of the smallest that would matter, 2 " in figures.captions(study, frames)["claims"]
+
+
+def test_length_controlled_rates_are_hollow(small):
+    study, frames = small
+    panel = figures.win_rates(study, frames).axes[0]
+    marks = [line for line in panel.lines if line.get_marker() not in ("None", None)]
+    hollow = [line for line in marks if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata()[0] for line in hollow] == [0.58] * 3 and len(marks) == 6
+    raw = frames["win_rates"].drop(columns="length_controlled")
+    assert "length-controlled" not in texts(figures.win_rates(study, frames | {"win_rates": raw}))
+    assert "moves a rate by at most 0.02." in figures.captions(study, frames)["win_rates"]
+
+
+def test_win_rates_that_fill_a_page_are_of_the_shared_kl_coef(every, small):
+    frame, kl_coefs = forests.shown_win_rates(every[0], every[1]["win_rates"])
+    assert kl_coefs == [0.05] and set(frame["kl_coef"]) == {0.05} and set(frame["candidate"]) == set(figures.LOOKS)
+    frame, kl_coefs = forests.shown_win_rates(small[0], small[1]["win_rates"])
+    assert len(frame) == len(small[1]["win_rates"])
+
+
+def test_judged_models_have_the_look_of_their_arm(every):
+    study, _ = every
+    for model in ("salsa, kl_coef 0.5", "salsa-kl_0.5"):
+        assert forests.model_look(study, model) == (figures.LOOKS["salsa"], pytest.approx(1.5))
+    assert forests.model_look(study, "sft0") == (style.NEUTRAL, 1.0)
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=9))
+def test_limits_hold_all_values(values):
+    known = [value for value in values if value == value]
+    found = style.limits(values)
+    assert (found is None) == (not known)
+    if known:
+        assert found[0] < min(known) and max(known) < found[1]
+
+
+def test_bars_end_where_the_interval_does(small):
+    study, frames = small
+    axis = figures.geometry(study, frames).axes[0]
+    ends = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
+    assert (pytest.approx(0.365), pytest.approx(0.385)) in [tuple(end) for end in ends]
+    axis = figures.matched_kl(study, frames).axes[0]
+    assert any(list(line.get_xdata()) == pytest.approx([0.02, 0.04]) for line in axis.lines)
+    assert any(line.get_marker() == figures.LOOKS["salsa"].marker for line in axis.lines)
