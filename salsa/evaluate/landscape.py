@@ -22,7 +22,8 @@ VERSION = 1
 def survey(settings, parents, output, execution):
     """Write line.csv (a row an alpha), gates.json and responses.jsonl (models "sft0", "sft1", "soup").
 
-    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `benchmark/<name>` for each.
+    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `benchmark/<name>` for each. A run that was killed goes on
+    behind its last finished chunk of answers.
     """
     device = models.prepare_process(execution)
     folders = [models.model_folder(parents["sft0"]), models.model_folder(parents["sft1"])]
@@ -41,10 +42,15 @@ def survey(settings, parents, output, execution):
 
     sft0 = models.load_policy(folders[0], device)
     end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
+    benchmarks = generate.read_benchmarks(parents)
+    asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
+    context = generate.check(sft0, tokenizer, asked, lengths)
+    engine = generate.make_engine(sft0, tokenizer, context, execution)
     sft0_samples, line, rows = None, [], []
     for alpha in alphas:
         model = models.mix_policies(folders, [1 - alpha, alpha], device)
-        answers = evaluation_answers(model, tokenizer, evaluation, settings, execution)
+        kept = output / runs.CHECKPOINTS / "answers" / str(alpha).replace("/", "_")
+        answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, kept, engine)
         if sft0_samples is None:  # alpha 0 comes first
             sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
@@ -55,7 +61,12 @@ def survey(settings, parents, output, execution):
         line.append(point | summarise(answers, rewards, golds))
         print(f"alpha {float(alpha):.2f}: loss {point['loss']:.4f}, KL(sft0 ‖ soup) {kl_mean:.4f}", flush=True)
         if alpha in named:
-            rows += _benchmarks(model, tokenizer, named[alpha], parents, reward_model, gold, settings, execution)
+            for name, prompts in benchmarks.items():
+                answers = generate.answer(
+                    model, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
+                )
+                rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+                rows += score.response_rows(answers, name, named[alpha], rewards, golds)
     runs.write_jsonl(output / "responses.jsonl", rows)
     for point in line:
         point["loss_interpolated"] = line[0]["loss"] + point["alpha"] * (line[-1]["loss"] - line[0]["loss"])
@@ -88,19 +99,6 @@ def token_loss(model, pairs, pad_id, device, execution):
         logprobs, _ = forward.response_logprobs(model, batch)
         total, tokens = total - logprobs.sum().item(), tokens + batch.response_mask.sum().item()
     return total / tokens
-
-
-def _benchmarks(model, tokenizer, name, parents, reward_model, gold, settings, execution):
-    rows = []
-    for role in sorted(role for role in parents if role.startswith("benchmark/")):
-        benchmark = role.removeprefix("benchmark/")
-        prompts = runs.read_jsonl(parents[role] / "benchmark.jsonl")
-        answers = generate.answer(model, tokenizer, prompts, benchmark, settings, execution, settings.temperature)
-        rewards, golds = score.score(
-            answers, reward_model, gold, models.end_ids(model, tokenizer), tokenizer.pad_token_id, execution
-        )
-        rows += score.response_rows(answers, benchmark, name, rewards, golds)
-    return rows
 
 
 def _write_line(path, line):

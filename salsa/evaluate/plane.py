@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from salsa import config, forward, models, runs
 from salsa.data import gold as gold_data
-from salsa.evaluate import score
+from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 
 VERSION = 1
@@ -73,7 +73,10 @@ def _measure(points, settings, parents, output, execution):
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[: settings.prompts]
     sft0 = models.load_policy(folders[0], device)
     end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
-    answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution)
+    asked = {"evaluation": generate.evaluation_rows(evaluation)}
+    engine = generate.make_engine(sft0, tokenizer, generate.check(sft0, tokenizer, asked, settings.lengths), execution)
+    kept_answers = output / runs.CHECKPOINTS / "answers"  # of sft0 alone: its samples are needed to the end
+    answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution, kept_answers, engine)
     samples = score.sequences(answers, 0, end_ids, pad_id, device)
 
     path = output / runs.CHECKPOINTS / "points.json"
@@ -84,7 +87,7 @@ def _measure(points, settings, parents, output, execution):
             continue
         if at != SFT0:
             model = models.mix_policies(folders, at, device)
-            answers = evaluation_answers(model, tokenizer, evaluation, settings, execution)
+            answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, engine=engine)
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         kl = 0.0 if at == SFT0 else forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
         point = summarise(answers, rewards, golds) | {"kl_from_sft0": kl}

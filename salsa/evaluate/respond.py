@@ -18,7 +18,7 @@ def respond(settings, parents, output, execution):
     """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts), geometry.json.
 
     Parents: `ppo`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, and what the reference needs,
-    `benchmark/<name>` for each.
+    `benchmark/<name>` for each. A run that was killed goes on behind its last finished chunk of answers.
     """
     device = models.prepare_process(execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["ppo"]))
@@ -27,18 +27,25 @@ def respond(settings, parents, output, execution):
     gold = gold_data.load(parents["prepare"])
     end_ids, pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
 
-    rows = []
-    for role in sorted(role for role in parents if role.startswith("benchmark/")):
-        name = role.removeprefix("benchmark/")
-        prompts = runs.read_jsonl(parents[role] / "benchmark.jsonl")
-        answers = generate.answer(policy, tokenizer, prompts, name, settings, execution, settings.temperature)
+    benchmarks = generate.read_benchmarks(parents)
+    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
+    asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
+    context = generate.check(policy, tokenizer, asked, settings.lengths)
+    engine = generate.make_engine(policy, tokenizer, context, execution)
+    kept = output / runs.CHECKPOINTS / "answers"
+
+    rows, left_out = [], {}
+    for name, prompts in benchmarks.items():
+        answers = generate.answer(
+            policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
+        )
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
-        print(f"{name}: {len(answers.rows)} prompts answered", flush=True)
+        left_out[name] = answers.left_out
+        print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} too long", flush=True)
     runs.write_jsonl(output / "responses.jsonl", rows)
 
-    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution)
+    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
     kls = _kls(settings, parents, policy, batch, tokenizer, device, execution)
@@ -52,15 +59,13 @@ def respond(settings, parents, output, execution):
     sft = [models.model_folder(parents[role]) for role in ("sft0", "sft1") if role in parents]
     where = geometry.describe(models.model_folder(parents["ppo"]), *sft)
     runs.write_json(output / "geometry.json", where | {"start": ppo_settings["start"]})
-    return summary
+    return summary | {"left_out": left_out}
 
 
-def evaluation_answers(model, tokenizer, evaluation, settings, execution):
+def evaluation_answers(model, tokenizer, evaluation, settings, execution, kept=None, engine=None):
     """Answers to the fixed evaluation prompts at temperature 1."""
-    rows = [
-        {"id": row["id"], "before": row["prompt"][:-1], "turns": [row["prompt"][-1]["content"]]} for row in evaluation
-    ]
-    return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0)
+    rows = generate.evaluation_rows(evaluation)
+    return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0, kept, engine)
 
 
 def summarise(answers, rewards, golds):
