@@ -1,0 +1,367 @@
+"""The judge that is asked over the network, against servers: one that fails in every way, and `transformers serve`."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import finished
+from test_llm_judge import CANDIDATE, PROMPTS, make_parents, preferred, row, settings
+
+from salsa import config, runs
+from salsa.evaluate import judge, llm_judge, statistics
+
+pytest.importorskip("openai", reason="needs the extra salsa[judge]")
+KEY = "sk-very-secret"
+TURNED_DOWN = {"error": {"message": f"Incorrect API key: {KEY}\nsee the docs", "code": "invalid_api_key"}}
+
+
+class Server(ThreadingHTTPServer):
+    """Speaks /v1/chat/completions. What it does to its n-th request, and how long it takes, is told by `faults`.
+
+    Args:
+        faults: number of a request (from 0) -> what to do instead of answering: an HTTP status (int), (status, headers,
+            JSON), a text that is sent with status 200, a function of the good answer's text, or seconds (float).
+        delay: seconds that each answer takes.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, faults=None, delay=0.0):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults, self.delay = faults or {}, delay
+        self.bodies, self.authorizations = [], []
+        self.under_way = self.most_under_way = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            number = len(server.bodies)
+            server.bodies.append(body)
+            server.authorizations.append(self.headers["Authorization"])
+            server.under_way += 1
+            server.most_under_way = max(server.most_under_way, server.under_way)
+        fault = server.faults.get(number)
+        time.sleep(fault if isinstance(fault, float) else server.delay)
+        with server.lock:
+            server.under_way -= 1
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
+            self.answer(fault, body)
+
+    def answer(self, fault, body):
+        text = "Hm. " + preferred(body["messages"][0]["content"])
+        if self.path != "/v1/chat/completions":
+            self.send(404, {}, b"{}")
+        elif isinstance(fault, int):
+            self.send(fault, {}, b'{"error": {"message": "out of order"}}')
+        elif isinstance(fault, tuple):
+            status, headers, content = fault
+            self.send(status, headers, json.dumps(content).encode())
+        elif isinstance(fault, str):
+            self.send(200, {}, fault.encode())
+        else:
+            self.send(200, {}, json.dumps(completion(fault(text) if callable(fault) else text)).encode())
+
+    def send(self, status, headers, content):
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(content), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def completion(text):
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "served-1",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 50, "completion_tokens": 7, "total_tokens": 57},
+    }
+
+
+@pytest.fixture
+def serve():
+    """Start servers that end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(faults=None, delay=0.0):
+            server = stack.enter_context(Server(faults, delay))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return server
+
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+@pytest.fixture
+def parents(tmp_path):
+    texts = ("a good answer", "a bad answer")
+    made = make_parents(
+        tmp_path,
+        [row("policy", i, [texts[i % 2]]) for i in range(PROMPTS)],
+        [row("sft0", i, [texts[1 - i % 2]]) for i in range(PROMPTS)],
+    )
+    for folder in set(made.values()):  # as runs that are finished, so that the command takes them
+        finished("stage", folder, lambda output: None)
+    return made
+
+
+def judged(server, parents, output, chosen=None, **execution):
+    output.mkdir(exist_ok=True)
+    chosen = chosen or settings(base_url=server.url)
+    limits = {"judge_retries": 2, "judge_timeout": 5.0} | execution
+    summary = judge.judge(chosen, parents, output, config.Execution(**limits))
+    return statistics.read_verdicts(output / "verdicts.jsonl"), summary
+
+
+def failed(*arguments, **options):
+    with pytest.raises(runs.UserError) as error:
+        judged(*arguments, **options)
+    assert "\n" not in str(error.value) and KEY not in str(error.value)
+    return str(error.value)
+
+
+def right(verdicts):
+    return [v["winner"] == ("model_a" if v["prompt_id"] % 2 == 0 else "model_b") for v in verdicts]
+
+
+def test_what_is_asked_and_what_is_kept(serve, parents, tmp_path):
+    server = serve()
+    verdicts, summary = judged(server, parents, tmp_path / "out")
+    assert all(right(verdicts)) and len(verdicts) == 2 * PROMPTS
+    assert summary["models"] == ["served-1"] and summary["prompt_tokens"] == 50 * 12
+    body = server.bodies[0]
+    assert {name: body[name] for name in ("model", "temperature", "max_tokens")} == {
+        "model": "judge-1", "temperature": 0.0, "max_tokens": 1024,
+    }  # fmt: skip
+    assert set(body) == {"model", "temperature", "max_tokens", "messages"}
+    assert set(server.authorizations) == {f"Bearer {KEY}"}
+    assert all(KEY not in path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    answer = runs.read_jsonl(tmp_path / "out" / "answers.jsonl")[0]
+    assert answer == {
+        "prompt_id": 0, "benchmark": "b", "model_a": CANDIDATE, "model_b": "sft0", "order": 0, "attempt": 0,
+        "text": "Hm. [[A>>B]]", "finish_reason": "stop", "prompt_tokens": 50, "completion_tokens": 7,
+        "served_model": "served-1",
+    }  # fmt: skip
+
+
+def test_a_server_of_ones_own_needs_no_key(serve, parents, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    server = serve()
+    assert all(right(judged(server, parents, tmp_path / "out")[0]))
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert all(right(judged(server, parents, tmp_path / "env", settings(base_url=""))[0]))
+    assert set(server.authorizations) == {"Bearer none"}
+
+
+def test_openais_own_server_is_told_the_limit_by_its_new_name():
+    def limit(url):
+        chosen = config.Judge(kind="openai", model="m", max_tokens=7, base_url=url)
+        return llm_judge.Client(chosen, config.Execution()).limit
+
+    assert limit("") == {"max_completion_tokens": 7} and limit("http://127.0.0.1:9/v1") == {"max_tokens": 7}
+
+
+def test_faults_that_pass(serve, parents, tmp_path):
+    """Each is tried again, and none of them shows in the verdicts."""
+    soon = {"Retry-After": "0.01"}
+    good = json.dumps(completion("[[A>B]]"))
+    faults = {
+        0: (429, soon, {"error": {"message": "slow down"}}),
+        1: (500, soon, {}),
+        2: 8.0,  # longer than the timeout
+        4: good[: len(good) // 2],
+        5: '{"error": "upstream"}',
+        6: "",
+        7: (503, soon, {}),
+        8: lambda text: "I can't decide.",
+        9: lambda text: "[[A>>B]",
+    }
+    server = serve(faults)
+    verdicts, summary = judged(
+        server, parents, tmp_path / "out", judge_concurrency=1, judge_timeout=4.0, judge_retries=4
+    )
+    assert all(right(verdicts)) and len(verdicts) == 12
+    assert summary["malformed"] == 2 and summary["errors"] == 0 and summary["asked"] == 14
+    assert len(server.bodies) == 12 + len(faults)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "tries"),
+    [
+        ((401, {}, TURNED_DOWN), "answers 401: Error code: 401", 1),
+        ((429, {"Retry-After": "0.01"}, {"error": {"message": "no quota"}}), "answers 429", 3),
+        ((503, {"Retry-After": "0.01"}, {}), "answers 503", 3),
+        ('{"choices": [', "answers what is no chat completion", 3),
+        (8.0, "can't be reached: Request timed out.", 3),
+    ],
+)
+def test_faults_that_stay_end_the_run_and_cost_no_verdict(serve, parents, tmp_path, fault, words, tries):
+    server = serve(dict.fromkeys(range(2, 100), fault))
+    message = failed(server, parents, tmp_path / "out", judge_concurrency=1, judge_timeout=2.0)
+    assert message.startswith(f"judge llm: judge-1 at 127.0.0.1:{server.server_port} {words}")
+    assert message.endswith("; 2 of 12 verdicts are kept") and len(server.bodies) == 2 + tries
+    verdicts = statistics.read_verdicts(tmp_path / "out" / "verdicts.jsonl")
+    assert len(verdicts) == 2 and all(right(verdicts))
+    mended = serve()
+    verdicts, _ = judged(server, parents, tmp_path / "out", settings(base_url=mended.url))
+    assert len(mended.bodies) == 10 and all(right(verdicts))
+
+
+def test_no_server(parents, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    message = failed(None, parents, tmp_path / "out", settings(base_url=url), judge_retries=0)
+    assert "can't be reached: Connection error." in message and "0 of 12" in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "This model's maximum context length is 64 tokens", "code": 400},
+        {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "no", "code": "content_filter"},
+    ],
+)
+def test_a_question_that_is_refused_is_an_error_of_that_order(serve, parents, tmp_path, error):
+    server = serve({5: (400, {}, {"error": error})})
+    verdicts, summary = judged(server, parents, tmp_path / "out", judge_concurrency=1)
+    refused = [v for v in verdicts if v["winner"] == "error"]
+    assert [(v["prompt_id"], v["order"]) for v in refused] == [(2, 1)] and "400" in refused[0]["reason"]
+    assert summary["errors"] == 1 and summary["asked"] == 11
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_is_asked_at_once_than_allowed(serve, parents, tmp_path, concurrency):
+    server = serve(delay=0.1)
+    judged(server, parents, tmp_path / "out", judge_concurrency=concurrency)
+    assert server.most_under_way == concurrency
+
+
+def command(server, parents, folder, **execution):
+    """The stage's command, by hand, and its output folder."""
+    runs.write_json(folder / "settings.json", dataclasses.asdict(settings(base_url=server.url)))
+    runs.write_json(folder / "execution.json", execution)
+    output = folder / "out"
+    words = [sys.executable, "-m", "salsa.evaluate.judge", "--settings", str(folder / "settings.json")]
+    words += ["--execution", str(folder / "execution.json"), "--output", str(output)]
+    return [*words, *(f"--parent={role}={path}" for role, path in parents.items())], output
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_goes_on_and_asks_nothing_twice(serve, parents, tmp_path, stop):
+    server = serve({i: 60.0 for i in range(5, 8)})  # 3 at once: these never end
+    words, output = command(server, parents, tmp_path, judge_concurrency=3)
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while server.under_way < 3 or len(server.bodies) < 8:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(stop)
+    assert process.wait(20) == (-9 if stop == signal.SIGKILL else 143)  # without waiting for the server
+    assert len(runs.read_jsonl(output / "verdicts.jsonl")) == 5 and not (output / runs.MANIFEST).exists()
+    with open(output / "verdicts.jsonl", "a") as file:
+        file.write('{"prompt_id": 4, "bench')
+    second = serve()
+    words, _ = command(second, parents, tmp_path, judge_concurrency=3)
+    settled = runs.read_json(tmp_path / "settings.json")
+    assert subprocess.run(words, capture_output=True, text=True, timeout=120).returncode == 0
+    answered = [body["messages"][0]["content"] for body in server.bodies]
+    again = [body["messages"][0]["content"] for body in second.bodies]
+    assert len(again) == len(set(again)) == 7 and len(set(answered) & set(again)) == 3  # those under way
+    verdicts = statistics.read_verdicts(output / "verdicts.jsonl")
+    assert len(verdicts) == 12 and all(right(verdicts)) and settled["judge"]["base_url"] == second.url
+    assert runs.verify(output)["summary"]["asked"] == 12
+
+
+def test_the_command_says_what_is_wrong_in_one_line_and_no_file_holds_the_key(serve, parents, tmp_path):
+    server = serve(dict.fromkeys(range(4, 100), (401, {}, TURNED_DOWN)))
+    words, output = command(server, parents, tmp_path, judge_concurrency=1)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("python -m salsa.evaluate.judge: judge llm: judge-1 at 127.0.0.1")
+    assert "4 of 12 verdicts are kept" in last and KEY not in done.stderr + done.stdout
+    server.faults = {}
+    assert subprocess.run(words, capture_output=True, timeout=120).returncode == 0
+    assert runs.verify(output)["summary"]["kept"] == 4
+    assert all(KEY.encode() not in path.read_bytes() for path in output.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tmp_path_factory, tiny_chat_model):
+    """The address of `transformers serve` with a small random Llama, and the model's folder."""
+    for name in ("fastapi", "uvicorn", "openai"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}, of the extra salsa[serving]")
+    folder = shutil.copytree(tiny_chat_model, tmp_path_factory.mktemp("served") / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    words = [*program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    log = folder.parent / "log.txt"
+    with open(log, "w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"NO_PROXY": "*"})
+    try:
+        deadline = time.monotonic() + 240
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_served_model_is_asked(transformers_serve, tmp_path):
+    """A random model gives no verdict: two answers to each question are kept, and each is an error."""
+    url, folder = transformers_serve
+    few = make_parents(tmp_path, [row("policy", 0, ["a"])], [row("sft0", 0, ["b"])])
+    chosen = settings(base_url=url, model=str(folder), max_tokens=5, attempts=2)
+    verdicts, summary = judged(None, few, tmp_path / "out", chosen, judge_timeout=120.0, judge_concurrency=2)
+    assert [v["winner"] for v in verdicts] == ["error", "error"]
+    assert (summary["asked"], summary["malformed"], summary["errors"]) == (4, 4, 2)
+    assert summary["completion_tokens"] > 0 and summary["prompt_tokens"] > 4 * 100
+    assert all(line["text"] for line in runs.read_jsonl(tmp_path / "out" / "answers.jsonl"))
