@@ -22,7 +22,7 @@ from salsa import runs
 
 WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")
-CHUNK = 4_000_000  # indices that the bootstrap holds at a time
+CHUNK = 4_000_000  # indices that a bootstrap holds at a time
 RIDGE = 0.01  # of the slope of `length_controlled`
 MOST_REPLICATES = 10_000  # that `decide` thinks of
 
@@ -124,17 +124,11 @@ def bootstrap_interval(scores, seed=0, resamples=2000, level=0.95):
     scores = np.asarray(scores, dtype=np.float64)
     if not scores.size:
         return math.nan, math.nan
-    means = [scores[indices].mean(axis=1) for indices in _resampled(scores.size, seed, resamples)]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    # Prompts of one score are alike, so a resample is how many of each score it holds.
+    values, counts = np.unique(scores, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(scores.size, counts / scores.size, resamples)
+    low, high = np.quantile(drawn @ values / scores.size, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _resampled(size, seed, resamples):
-    """Indices (R, size) of bootstrap samples, `resamples` rows in all, a bounded number at a time."""
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK // size)
-    for start in range(0, resamples, rows):
-        yield generator.integers(size, size=(min(rows, resamples - start), size))
 
 
 def length_controlled(scores, differences):
@@ -167,6 +161,14 @@ def length_controlled_interval(scores, differences, seed=0, resamples=2000, leve
     ]
     low, high = np.quantile(np.concatenate(rates), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _resampled(size, seed, resamples):
+    """Indices (R, size) of bootstrap samples, `resamples` rows in all, a bounded number at a time."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // size)
+    for start in range(0, resamples, rows):
+        yield generator.integers(size, size=(min(rows, resamples - start), size))
 
 
 def _rates_at_one_length(scores, differences):

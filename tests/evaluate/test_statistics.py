@@ -1,4 +1,4 @@
-"""Win rates against naive loops, hand-computed numbers, and the coverage that their interval promises."""
+"""Win rates, judges, curves and decisions against naive loops and hand-computed numbers."""
 
 import json
 import math
@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize, special
+from scipy import stats as scipy_stats
+from sklearn import metrics
 
 from salsa.evaluate import statistics
 
@@ -89,17 +92,31 @@ def test_copies_of_prompts_do_not_narrow_the_interval():
     assert (first["ci_low"], first["ci_high"]) == (second["ci_low"], second["ci_high"])
 
 
+def test_a_turn_is_judged_by_itself():
+    rows = [
+        verdict(1, 0, "model_a", turn=1),
+        verdict(1, 1, "model_a", turn=1),
+        verdict(1, 0, "model_b", turn=2),
+        verdict(1, 1, "tie", turn=2),
+        verdict(1, 0, "model_a", turn=2),  # judged again
+        verdict(2, 0, "model_b", turn=1),  # turn 2 of prompt 2 is lost
+    ]
+    found = statistics.compare(rows, "new", "old")
+    assert statistics.prompt_scores(rows, "new", "old") == {("b", 1): (1 + 1 + 1 + 0.5) / 4, ("b", 2): 0.0}
+    assert (found["prompts"], found["swap_consistency"]) == (2, 0.5)
+
+
 WINNERS = st.sampled_from(statistics.WINNERS)
 ROWS = st.lists(
     st.builds(
-        lambda prompt, order, winner, swap, replicate: verdict(
-            prompt, order, winner, a="old" if swap else "new", b="new" if swap else "old", replicate=replicate
+        lambda prompt, order, winner, swap, more: verdict(
+            prompt, order, winner, a="old" if swap else "new", b="new" if swap else "old", **more
         ),
-        st.integers(0, 5),
+        st.integers(0, 3),
         st.integers(0, 1),
         WINNERS,
         st.booleans(),
-        st.integers(0, 1),
+        st.fixed_dictionaries({"replicate": st.integers(0, 1), "turn": st.integers(1, 2)}),
     ),
     max_size=40,
 )
@@ -112,11 +129,12 @@ def naive_scores(rows):
         replicates = []
         for replicate in (0, 1):
             orders = []
-            for first_shown in ("new", "old"):
+            for turn, first_shown in [(1, "new"), (1, "old"), (2, "new"), (2, "old")]:
                 last = None
                 for row in rows:
                     shown = row["model_a"] if row["order"] == 0 else row["model_b"]
-                    if (row["prompt_id"], row["replicate"], shown) == (prompt, replicate, first_shown):
+                    place = (row["prompt_id"], row["replicate"], row["turn"], shown)
+                    if place == (prompt, replicate, turn, first_shown):
                         last = row
                 if last is not None and last["winner"] != "error":
                     name = last.get(last["winner"], "tie")
@@ -146,7 +164,10 @@ def test_scores_equal_naive_loops(rows):
 @given(ROWS.filter(bool), st.randoms())
 def test_line_order_across_prompts_changes_nothing(rows, random):
     unique = list(
-        {(r["prompt_id"], r["order"], r["replicate"]): {**r, "model_a": "new", "model_b": "old"} for r in rows}.values()
+        {
+            (r["prompt_id"], r["order"], r["replicate"], r["turn"]): {**r, "model_a": "new", "model_b": "old"}
+            for r in rows
+        }.values()
     )
     shuffled = random.sample(unique, len(unique))
     first, second = (statistics.compare(r, "new", "old", resamples=50) for r in (unique, shuffled))
@@ -156,26 +177,14 @@ def test_line_order_across_prompts_changes_nothing(rows, random):
 def test_bootstrap_equals_a_naive_loop():
     scores = np.random.default_rng(0).choice([0, 0.25, 0.5, 0.75, 1], 60)
     generator, means = np.random.default_rng(5), []
-    indices = generator.integers(60, size=(300, 60))
-    for row in indices:
+    for row in generator.integers(60, size=(4000, 60)):
         means.append(sum(scores[i] for i in row) / 60)
     expected = np.quantile(means, [0.025, 0.975])
-    assert statistics.bootstrap_interval(scores, 5, 300) == pytest.approx(tuple(expected))
-    assert statistics.bootstrap_interval(scores, 5) == statistics.bootstrap_interval(scores, 5)
+    assert statistics.bootstrap_interval(scores, 5, 20_000) == pytest.approx(tuple(expected), abs=0.01)  # 2 steps
+    assert statistics.bootstrap_interval(scores, 5) == statistics.bootstrap_interval(scores[::-1], 5)
     assert statistics.bootstrap_interval(scores, 6) != statistics.bootstrap_interval(scores, 5)
+    assert statistics.bootstrap_interval([0.3] * 7) == pytest.approx((0.3, 0.3))
     assert all(map(math.isnan, statistics.bootstrap_interval([])))
-
-
-def test_bootstrap_covers_what_it_promises():
-    """200 prompts, 600 simulated studies: 94 to 96 %, give or take three Monte-Carlo standard errors."""
-    generator, covered, studies = np.random.default_rng(7), 0, 600
-    chances = np.array([0.35, 0.15, 0.1, 0.15, 0.25])
-    values = np.linspace(0, 1, 5)
-    for study in range(studies):
-        low, high = statistics.bootstrap_interval(generator.choice(values, 200, p=chances), study, 400)
-        covered += low <= chances @ values <= high
-    tolerance = 3 * math.sqrt(0.95 * 0.05 / studies)
-    assert 0.94 - tolerance < covered / studies < 0.96 + tolerance
 
 
 def test_replicate_interval():
@@ -206,6 +215,219 @@ def test_swap_consistency_of_nothing():
     assert math.isnan(statistics.swap_consistency([verdict(1, 0, "tie")], "new", "old"))
 
 
+def test_judge_quality_by_hand():
+    found = statistics.judge_quality(
+        [*HAND, verdict(7, 0, "model_b", a="x", b="y"), verdict(7, 1, "model_b", a="x", b="y")]
+    )
+    # Prompts 1, 2, 4 and 7 have both orders; 2 has them apart, and so has 3.
+    assert found == {
+        "verdicts": 11,
+        "errors": 3,
+        "ties": pytest.approx(3 / 11),
+        "swap_consistency": 3 / 5,
+        # Decided, shown first is the winner: 1/0, 2/0, 2/1, 3/1, 7/1; shown second: 1/1, 5/1, 7/0.
+        "first_position_share": 5 / 8,
+    }
+    nothing = statistics.judge_quality([verdict(1, 0, "error")])
+    assert (nothing["verdicts"], nothing["errors"]) == (0, 1)
+    assert all(math.isnan(nothing[name]) for name in ("ties", "swap_consistency", "first_position_share"))
+
+
+def test_a_judge_of_places_and_one_of_models():
+    places = [verdict(i, order, "model_b" if order else "model_a") for i in range(4) for order in (0, 1)]
+    models = [verdict(i, order, "model_a") for i in range(4) for order in (0, 1)]
+    found = [statistics.judge_quality(rows) for rows in (places, models)]
+    assert [(f["first_position_share"], f["swap_consistency"]) for f in found] == [(1.0, 0.0), (0.5, 1.0)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(WINNERS, WINNERS, st.booleans()), max_size=30))
+def test_agreement_equals_sklearn(rows):
+    verdicts, labels = [], []
+    for i, (first, second, swapped) in enumerate(rows):
+        verdicts.append(verdict(i, 0, first, judge="one"))
+        name = {"model_a": "model_b", "model_b": "model_a"}.get(second, second) if swapped else second
+        # Calling the models by each other's letters, and so showing the other one first, is the same comparison.
+        models = {"a": "old", "b": "new", "order": 1} if swapped else {"order": 0}
+        verdicts.append(verdict(i, winner=name, judge="two", **models))
+        if "error" not in (first, second):
+            labels.append((first, second))
+    found = statistics.agreement(verdicts, "one", "two")
+    back = statistics.agreement(verdicts, "two", "one")
+    assert found["comparisons"] == len(labels)
+    if not labels:
+        assert math.isnan(found["agreement"]) and math.isnan(found["kappa"])
+        return
+    assert found["agreement"] == pytest.approx(np.mean([a == b for a, b in labels]))
+    if len({label for pair in labels for label in pair}) == 1:
+        assert math.isnan(found["kappa"])
+    else:
+        assert found["kappa"] == pytest.approx(metrics.cohen_kappa_score(*zip(*labels, strict=True)))
+        assert back == pytest.approx(found)
+
+
+def naive_length_controlled(scores, differences):
+    feature = np.tanh(differences / np.std(differences, ddof=1))
+
+    def loss(weights):
+        chances = special.expit(weights[0] + weights[1] * feature)
+        entropy = special.xlogy(scores, chances) + special.xlogy(1 - scores, 1 - chances)
+        return 0.005 * weights[1] ** 2 - entropy.sum()
+
+    return special.expit(optimize.minimize(loss, [0, 0], method="BFGS", options={"gtol": 1e-7}).x[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0, 0.25, 0.5, 1]), st.integers(-40, 40)), min_size=2, max_size=30))
+def test_length_control_equals_a_naive_fit(rows):
+    scores, differences = np.array(rows, dtype=float).T
+    found = statistics.length_controlled(scores, differences)
+    assert 0 <= found <= 1
+    if np.ptp(differences) == 0 or scores.mean() in (0, 1):
+        assert found == pytest.approx(scores.mean())
+    else:
+        assert found == pytest.approx(naive_length_controlled(scores, differences), abs=1e-4)
+        assert statistics.length_controlled(scores, 7 * differences) == pytest.approx(found)  # words, letters, tokens
+        assert statistics.length_controlled(1 - scores, -differences) == pytest.approx(1 - found)
+
+
+def test_length_is_controlled_for():
+    """Wins by length alone are no wins; wins whatever the length are."""
+    differences = np.array([-30, -20, -10, 10, 20, 30, 40, 50])
+    assert statistics.length_controlled(differences > 0, differences) == pytest.approx(0.5, abs=0.15)
+    assert np.mean(differences > 0) == 0.625
+    assert statistics.length_controlled([1, 0, 1, 1] * 2, differences) == pytest.approx(0.75, abs=0.05)
+    assert statistics.length_controlled([1, 0], [5, 5]) == 0.5  # no spread
+    assert statistics.length_controlled([0.75], [5]) == 0.75
+    assert math.isnan(statistics.length_controlled([], []))
+
+
+def test_length_controlled_interval():
+    generator = np.random.default_rng(1)
+    differences = generator.normal(20, 50, 300)
+    chances = special.expit(0.4 + np.tanh(differences / 50))
+    scores = (generator.random(300) < chances).astype(float)
+    low, high = statistics.length_controlled_interval(scores, differences, seed=2, resamples=200)
+    assert low < statistics.length_controlled(scores, differences) < high
+    naive = []
+    for _ in range(60):
+        drawn = generator.integers(300, size=300)
+        naive.append(statistics.length_controlled(scores[drawn], differences[drawn]))
+    assert high - low == pytest.approx(4 * np.std(naive), rel=0.35)
+    again = statistics.length_controlled_interval(scores, differences, seed=2, resamples=200)
+    assert again == (low, high)
+    assert statistics.length_controlled_interval([1, 1, 1], [1, 2, 3], resamples=20) == (1, 1)
+    assert all(map(math.isnan, statistics.length_controlled_interval([], [])))
+
+
+def test_interquartile_mean():
+    assert statistics.interquartile_mean([100, 1, 2, 3, -50, 4, 5, 6]) == 3.5  # without -50, 1, 6 and 100
+    assert statistics.interquartile_mean([1, 2, 9]) == 4  # a quarter of 3 is none
+    assert statistics.interquartile_mean([math.nan, 2]) == 2
+    assert math.isnan(statistics.interquartile_mean([]))
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        ([(0, 0), (2, 2)], [(1, 0), (3, 0)], 1.5),  # over [1, 2], x - 0
+        ([(2, 2), (0, 0)], [(3, 0), (1, 0)], 1.5),  # in any order
+        ([(0, 0), (1, 1), (2, 0)], [(0, 0), (2, 0)], 0.5),  # a tent
+        ([(0, 0), (2, 2)], [(0, 0), (1, 3), (2, 0)], -0.5),  # knots of the second
+        ([(0, 1), (0, 3), (2, 2)], [(0, 0), (2, 0)], 2),  # two values at one kl
+        ([(0, 1), (1, 5)], [(1, 2), (2, 9)], 3),  # they touch where both were measured
+        ([(1, 5)], [(1, 2)], 3),
+        ([(1, 5)], [(0, 1), (2, 3)], math.nan),  # not measured at 1
+        ([(1, 5)], [(0, 1), (1, 2), (2, 3)], 3),
+        ([(0, 0), (1, 1)], [(1.1, 0), (2, 0)], math.nan),  # never beyond
+        ([(0, 0), (math.nan, 5), (1, 1)], [(0, 0), (1, 0), (2, math.nan)], 0.5),
+        ([], [(0, 0), (1, 0)], math.nan),
+    ],
+)
+def test_matched_difference_by_hand(first, second, expected):
+    found = statistics.matched_difference(np.array(first), np.array(second))
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+CURVE = st.lists(
+    st.tuples(st.integers(0, 20), st.integers(-5, 5)), min_size=2, max_size=6, unique_by=lambda point: point[0]
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(CURVE, CURVE)
+def test_matched_difference_equals_a_fine_grid(first, second):
+    found = statistics.matched_difference(first, second)
+    assert statistics.matched_difference(second, first) == pytest.approx(-found, nan_ok=True)
+    first, second = sorted(first), sorted(second)
+    low, high = max(first[0][0], second[0][0]), min(first[-1][0], second[-1][0])
+    if low >= high:
+        return
+    middles = low + (high - low) * (np.arange(20_000) + 0.5) / 20_000
+    grid = [np.interp(middles, *np.transpose(curve)) for curve in (first, second)]
+    assert found == pytest.approx(np.mean(grid[0] - grid[1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values, smallest, verdict_",
+    [
+        ([0.1, 0.2, 0.3], 0.05, "undecided"),  # [-0.05, 0.45]
+        ([0.2, 0.21, 0.19], 0.05, "supported"),
+        ([-0.2, -0.21, -0.19], 0.05, "refuted"),
+        ([0.02, 0.021, 0.019], 0.05, "refuted"),  # above 0 for sure, and too small to matter
+        ([0.5], 0.05, "undecided"),
+        ([], 0.05, "undecided"),
+        ([0.1, 0.1], 0.05, "supported"),
+        ([0.0, 0.0], 0.05, "refuted"),
+        ([0.0, 0.0], 0.0, "undecided"),
+        ([0.5, math.nan], 0.05, "undecided"),
+    ],
+)
+def test_decide(values, smallest, verdict_):
+    found = statistics.decide(values, smallest)
+    assert found["verdict"] == verdict_
+    values = [value for value in values if value == value]
+    assert found["replicates"] == len(values)
+    if len(values) > 1 and np.ptp(values):
+        p = scipy_stats.ttest_1samp(values, 0, alternative="greater").pvalue
+        assert found["p"] == pytest.approx(p)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        statistics.replicate_interval(values), nan_ok=True
+    )
+
+
+def test_p_of_equal_values():
+    assert [statistics.decide([value] * 3, 0.0)["p"] for value in (2, 0, -2)] == [0, 0.5, 1]
+    assert math.isnan(statistics.decide([2.0], 0.0)["p"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=6), st.integers(0, 30))
+def test_replicates_needed_is_the_first_number_that_decides(values, smallest):
+    found = statistics.decide(values, smallest)
+    if found["verdict"] != "undecided":
+        assert found["replicates_needed"] is None
+        return
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+
+    def decides(n):
+        half = scipy_stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
+        return mean + half < smallest or mean - half > 0
+
+    needed = found["replicates_needed"]
+    if needed is None:
+        assert not decides(10_000)
+    else:
+        assert needed > len(values) and decides(needed) and not decides(needed - 1)
+
+
+def test_too_many_replicates_and_a_negative_effect():
+    assert statistics.decide([-1.0, 1.0001], 0.0)["replicates_needed"] is None
+    assert statistics.decide([1.0], 0.0)["replicates_needed"] is None
+    with pytest.raises(ValueError, match="negative"):
+        statistics.decide([1.0, 2.0], -0.1)
+
+
 def test_command_prints_one_object_without_torch(tmp_path):
     path = write(tmp_path / "verdicts.jsonl", HAND)
     code = (
@@ -231,6 +453,7 @@ def test_command_prints_one_object_without_torch(tmp_path):
         (HAND, ["old", "--judge", "vader"], "its judges: gold"),
         ([HAND[0], verdict(1, 0, "A")], ["old"], "verdicts.jsonl:2: winner 'A'"),
         ([verdict(1, 2, "tie")], ["old"], "verdicts.jsonl:1: order 2"),
+        ([verdict(1, 0, "tie", turn="2")], ["old"], "verdicts.jsonl:1: turn '2'"),
         ([{"winner": "tie"}], ["old"], "verdicts.jsonl:1: no field 'prompt_id'"),
         (["text"], ["old"], "verdicts.jsonl:1: a verdict is a JSON object"),
     ],
