@@ -48,6 +48,11 @@ def needs(run, name):
     return value * run.execution["processes"] if name == "threads" and run.stage == "ppo" else value
 
 
+def brief(run):
+    """Whether a judge's run takes seconds: a language model that is asked over the network takes hours."""
+    return small(run) and run.settings["judge"]["kind"] != "openai"
+
+
 def gpus_here(plan):
     """How many GPUs of this machine a plan's jobs may use; asked only where one of them wants any."""
     return len(gpus.devices()) if any(needs(run, "gpus") for run in plan.runs.values()) else 0
@@ -177,9 +182,9 @@ def read_objective(folder, objective):
         raise runs.UserError(f"{folder}: its tables have no {measure} of {arm} at kl_coef {kl_coef:g}; see objective")
     penalty = 0.0
     if objective["kl_budget"] is not None:
-        penalty = objective["kl_penalty"] * max(0.0, kl - objective["kl_budget"])
-        if math.isnan(penalty):
+        if math.isnan(kl):
             raise runs.UserError(f"{folder}: its tables have no KL to sft0 of {arm}; leave out objective.kl_budget")
+        penalty = objective["kl_penalty"] * max(0.0, kl - objective["kl_budget"])
     parts = {"value": value, "kl_to_sft0": None if math.isnan(kl) else kl, "penalty": penalty}
     return {"objective": value - penalty} | parts | objective
 

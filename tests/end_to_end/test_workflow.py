@@ -21,7 +21,7 @@ SMALL = "replicates=[0] benchmark=[in_distribution]"
 TINY = f"{SMALL} arm=[ppo,salsa]"
 
 FAKE = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 def main(module, plan_file, path):
@@ -36,10 +36,20 @@ def main(module, plan_file, path):
     with open("processes.txt", "a") as file:
         file.write(f"{stage} {rank} of {processes}\\n")
 
+    def note(*_):
+        with open("signalled.txt", "a") as file:
+            file.write(stage + "\\n")
+        os._exit(143)
+
+    signal.signal(signal.SIGTERM, note)
+
     def function(settings, parents, output, execution):
         if rank == 0:  # the others are the same run
             with open("calls.txt", "a") as file:
                 file.write(path + "\\n")
+            lent = [str(os.environ.get(name)) for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES")]
+            with open("lent.txt", "a") as file:
+                file.write(" ".join([stage, *lent]) + "\\n")
         while Path(f"hold_{stage}").exists():
             time.sleep(0.05)
         if Path(f"fail_{stage}").exists():
@@ -48,6 +58,8 @@ def main(module, plan_file, path):
         if stage == "study":
             names = ["report.md", "claims.md", "runs.csv", "tables/win_rates.md", "tables/win_rates.csv"]
             names += ["figures/frontier.png", "figures/loss_line.png"]
+        if stage == "comparison":
+            names = ["comparison.md", "tables/comparison.csv", "figures/comparison.png"]
         for name in names:
             runs.write_atomically(output / name, path)
 
@@ -56,7 +68,7 @@ def main(module, plan_file, path):
                  config.from_dict(config.Execution, run["execution"]), expected=run["address"])
 
 arguments = [argument for argument in sys.orig_argv[1:] if argument != "-u"]  # which torch.distributed.run adds
-if arguments[:1] == ["-m"] and arguments[1].startswith("salsa.") and "--plan" in arguments:
+if arguments[:1] == ["-m"] and arguments[1].startswith("salsa.") and arguments[2] == "--plan":
     code = 0
     try:
         main(arguments[1], arguments[arguments.index("--plan") + 1], arguments[arguments.index("--run") + 1])
@@ -199,7 +211,7 @@ def test_what_an_override_runs(small, tmp_path):
     counts, _ = place.run(f"{SMALL} arm=[ppo,salsa,noise]")
     assert counts == {"ppo": 1, "respond": 1, "judge": 1, "studies": 1}
     counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5,2e-5 execution.micro_batch=3")
-    assert counts == {"ppo": 2, "respond": 2, "judge": 2, "studies": 1}
+    assert counts == {"ppo": 2, "respond": 2, "judge": 2, "studies": 2}  # with the comparison
     counts, _ = place.run(f"{TINY} evaluate.gates.smallest_kl=0.1")
     assert counts == {"landscape": 1, "judge": 2, "studies": 1}  # PPO comes after the gates, and reads nothing of them
     assert len(place.calls()) == len(set(place.calls()))

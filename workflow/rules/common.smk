@@ -113,8 +113,8 @@ def memory(stage):
 
 
 def verdicts(wildcards):
-    """The group of a judge's job: on a cluster, several small ones are one job."""
-    return "verdicts" if studies.small(planned("judge", wildcards)) else None
+    """The group of a judge's job: on a cluster, several that take seconds are one job."""
+    return "verdicts" if studies.brief(planned("judge", wildcards)) else None
 
 
 def launcher(stage):

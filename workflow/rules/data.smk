@@ -7,11 +7,13 @@ rule corpus:
         beside("corpus", "log.txt"),
     benchmark:
         beside("corpus", "benchmark.tsv")
+    group:
+        "data"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory("corpus"),
         runtime=60,
     shell:
         command("corpus", python="python")
@@ -26,11 +28,13 @@ rule prepare:
         beside("prepare", "log.txt"),
     benchmark:
         beside("prepare", "benchmark.tsv")
+    group:
+        "data"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory("prepare"),
         runtime=60,
     shell:
         command("prepare", python="python")
@@ -45,11 +49,13 @@ rule benchmark:
         beside("benchmark", "log.txt"),
     benchmark:
         beside("benchmark", "benchmark.tsv")
+    group:
+        "data"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory("benchmark"),
         runtime=60,
     shell:
         command("benchmark", python="python")

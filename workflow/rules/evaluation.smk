@@ -11,7 +11,7 @@ rule landscape:
         "../../environment.yml"
     threads: execution("landscape", "threads")
     resources:
-        mem_mb=execution("landscape", "memory_mb"),
+        mem_mb=memory("landscape"),
         runtime=execution("landscape", "runtime"),
         gpu=execution("landscape", "gpus"),
     params:
@@ -33,7 +33,7 @@ rule respond:
         "../../environment.yml"
     threads: execution("respond", "threads")
     resources:
-        mem_mb=execution("respond", "memory_mb"),
+        mem_mb=memory("respond"),
         runtime=execution("respond", "runtime"),
         gpu=execution("respond", "gpus"),
     params:
@@ -55,7 +55,7 @@ rule plane:
         "../../environment.yml"
     threads: execution("plane", "threads")
     resources:
-        mem_mb=execution("plane", "memory_mb"),
+        mem_mb=memory("plane"),
         runtime=execution("plane", "runtime"),
         gpu=execution("plane", "gpus"),
     params:
@@ -73,11 +73,13 @@ rule judge:
         beside("judge", "log.txt"),
     benchmark:
         beside("judge", "benchmark.tsv")
+    group:
+        verdicts
     conda:
         "../../environment.yml"
     threads: execution("judge", "threads")
     resources:
-        mem_mb=execution("judge", "memory_mb"),
+        mem_mb=memory("judge"),
         runtime=execution("judge", "runtime"),
         gpu=execution("judge", "gpus"),
     params:

@@ -7,12 +7,12 @@ rule base:
         beside("base", "log.txt"),
     benchmark:
         beside("base", "benchmark.tsv")
-    retries: 1
+    retries: RETRIES
     conda:
         "../../environment.yml"
     threads: execution("base", "threads")
     resources:
-        mem_mb=execution("base", "memory_mb"),
+        mem_mb=memory("base"),
         runtime=execution("base", "runtime"),
         gpu=execution("base", "gpus"),
     params:
@@ -30,12 +30,12 @@ rule sft:
         beside("sft", "log.txt"),
     benchmark:
         beside("sft", "benchmark.tsv")
-    retries: 1
+    retries: RETRIES
     conda:
         "../../environment.yml"
     threads: execution("sft", "threads")
     resources:
-        mem_mb=execution("sft", "memory_mb"),
+        mem_mb=memory("sft"),
         runtime=execution("sft", "runtime"),
         gpu=execution("sft", "gpus"),
     params:
@@ -53,12 +53,12 @@ rule reward_model:
         beside("reward_model", "log.txt"),
     benchmark:
         beside("reward_model", "benchmark.tsv")
-    retries: 1
+    retries: RETRIES
     conda:
         "../../environment.yml"
     threads: execution("reward_model", "threads")
     resources:
-        mem_mb=execution("reward_model", "memory_mb"),
+        mem_mb=memory("reward_model"),
         runtime=execution("reward_model", "runtime"),
         gpu=execution("reward_model", "gpus"),
     params:
@@ -76,12 +76,12 @@ rule ppo:
         beside("ppo", "log.txt"),
     benchmark:
         beside("ppo", "benchmark.tsv")
-    retries: 1
+    retries: RETRIES
     conda:
         "../../environment.yml"
     threads: execution("ppo", "threads")
     resources:
-        mem_mb=execution("ppo", "memory_mb"),
+        mem_mb=memory("ppo"),
         runtime=execution("ppo", "runtime"),
         gpu=execution("ppo", "gpus"),
     params:

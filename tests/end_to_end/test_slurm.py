@@ -1,0 +1,153 @@
+"""The workflow on SLURM: what jobs ask for, which share one, and that a lost job or node loses no finished work.
+
+The SLURM is a real one, on this machine (`slurm_cluster`). Most stages are stand-ins that only write a manifest; the
+last study is computed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+import slurm_cluster
+from slurm_cluster import wait_for
+from test_study import SMALL as SMALLEST
+from test_workflow import ROOT, TINY, Place
+
+PROFILE = ROOT / "workflow" / "profiles" / "slurm"
+# Of jobs of seconds, on a disk that all nodes share for sure.
+QUICK = [
+    "--slurm-init-seconds-before-status-checks",
+    "1",
+    "--seconds-between-status-checks",
+    "1",
+    "--latency-wait",
+    "5",
+]
+PARTITIONS = """
+partitions:
+  cpu: {max_runtime: 120, max_mem_mb: 500000, max_threads: 8, max_gpu: 0}
+  gpu: {max_runtime: 10000, max_mem_mb: 500000, max_threads: 8, max_gpu: 2, available_gpu_models: []}
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    reason = slurm_cluster.missing()
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ended():
+    """Processes that are no more when the test ends."""
+    processes = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def by_stage(place):
+    """{stage: [(SLURM's job, CUDA_VISIBLE_DEVICES) of each run]} of a place of stand-ins."""
+    found = defaultdict(list)
+    for line in (place.folder / "lent.txt").read_text().splitlines():
+        stage, *lent = line.split()
+        found[stage].append(tuple(lent))
+    return found
+
+
+def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, tmp_path, ended):
+    place = Place(tmp_path / "place")
+    partitions = tmp_path / "partitions.yaml"
+    partitions.write_text(PARTITIONS)
+    (place.folder / "hold_ppo").touch()
+    overrides = f"{TINY} execution.gpus=1 execution.memory_mb=3000 execution.threads=2"
+    options = ["--profile", str(PROFILE), *QUICK, "--slurm-partition-config", str(partitions)]
+    process = place.start(overrides, *options)
+    ended.append(process)
+
+    def held():
+        assert process.poll() is None, process.communicate()[0]
+        return len(by_stage(place)["ppo"]) == 2 if (place.folder / "lent.txt").exists() else False
+
+    wait_for(held, "two PPO runs")
+    first, second = slurm.running("ppo")
+    for job in first, second:
+        assert (job["gpus"], job["memory"], job["cpus"], job["partition"]) == ("gres:gpu:1", "3000M", "2", "gpu")
+    assert {devices for _, devices in by_stage(place)["ppo"]} <= {"0", "1"}
+
+    slurm.cancel(first, "--signal=TERM")  # as SLURM does before the time limit: to the steps, not to the batch shell
+    wait_for(lambda: "ppo" in (place.folder / "signalled.txt").read_text(), "the signal to reach the stage")
+    slurm.node(second["node"], "down")
+    wait_for(lambda: not {job["id"] for job in slurm.running("ppo")} & {first["id"]}, "the signalled job to end")
+    (again,) = wait_for(
+        lambda: [job for job in slurm.running("ppo") if job["id"] not in (first["id"], second["id"])], "another try"
+    )
+    assert again["memory"] == "4500M" and again["node"] != second["node"]
+    slurm.node(second["node"], "resume")
+    (place.folder / "hold_ppo").unlink()
+    printed, _ = process.communicate(timeout=slurm_cluster.PATIENCE)
+    assert process.returncode == 0, printed
+    assert "win_rates" in printed
+    states = {job["id"]: job["state"] for job in slurm.jobs()}
+    assert states[first["id"]] == "FAILED" and states[second["id"]] == states[again["id"]] == "COMPLETED"
+
+    lent = by_stage(place)
+    assert len(lent["judge"]) == 2 and len({job for job, _ in lent["judge"]}) == 1
+    assert len({job for stage in ("corpus", "prepare", "benchmark") for job, _ in lent[stage]}) == 1
+    assert {devices for stage in ("corpus", "judge", "study") for _, devices in lent[stage]} == {"None"}
+    rules = {job["id"]: job["partition"] for job in slurm.jobs()}
+    assert rules[lent["study"][0][0]] == rules[lent["judge"][0][0]] == "cpu"
+
+
+def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
+    results = tmp_path / "results"
+    changes = ["arm=[salsa]", "benchmark=[in_distribution]", "benchmarks.in_distribution.prompts=6"]
+    changes += ["reward_model.pairs=64", "ppo.iterations=20", "execution.checkpoint_every=1"]
+    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALLEST, *changes]
+    command += ["--", "--profile", str(PROFILE), *QUICK, "--cores", "4", "--directory", str(tmp_path)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    ended.append(process)
+
+    def saved():
+        assert process.poll() is None, process.communicate()[0]
+        return list(results.glob("ppo/*/checkpoints/[0-9]*"))
+
+    wait_for(saved, "a checkpoint")
+    (job,) = slurm.running("ppo")
+    slurm.cancel(job)
+    printed, _ = process.communicate(timeout=slurm_cluster.PATIENCE)
+    assert process.returncode == 0, printed
+    (manifest,) = results.glob("ppo/*/manifest.json")
+    made = json.loads(manifest.read_text())
+    (resumed,) = made["summary"]["resumed_at"]
+    assert 1 <= resumed < 20
+    lines = (manifest.parent / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == list(range(20))
+    verified = subprocess.run([sys.executable, "-m", "salsa", "verify", str(results)], cwd=ROOT, capture_output=True)
+    assert verified.returncode == 0, verified.stdout
+    (study,) = (path for path in (results / "studies").iterdir() if not path.is_symlink())
+    assert (study / "report.md").is_file()
+
+
+def test_the_papers_experiment_is_planned_with_the_profile(tmp_path):
+    """Without a network and without a cluster: a dry run, with the settings of both profiles."""
+    if slurm_cluster.importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("no SLURM plugin of Snakemake: pip install 'salsa[slurm]'")
+    place = Place(tmp_path / "place")
+    _, printed = place.run("experiment=paper execution.gpus=4 execution.processes=4", "--profile", str(PROFILE), "-n")
+    jobs = printed.split("\nrule ")
+    (sft, *_) = (job for job in jobs if job.startswith("sft:"))
+    for wanted in ("gpu=4", "mem_mb=160000", "runtime=2880", "slurm_extra=--signal=TERM@300"):
+        assert wanted in sft
+    (study,) = (job for job in jobs if job.startswith("study:"))
+    assert "mem_mb=2000" in study and "gpu=" not in study
+    assert not place.calls()
