@@ -131,6 +131,7 @@ def build(settings, parents, output, execution):
         tables.write(frame, output / "tables", name, sentences[name])
     for name in figures.NAMES:
         figures.save(getattr(figures, name)(study, frames), output / "figures", name)
+    sentences |= {name: f"{sentences[name]} {text}" for name, text in figures.captions(study, frames).items()}
     runs.write_atomically(output / "samples.md", samples(study))
     runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
     runs.write_atomically(output / "report.md", report(study, frames, sentences))

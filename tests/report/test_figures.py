@@ -278,7 +278,7 @@ def test_the_plane_is_drawn_where_its_weights_are(small):
     for place in ((0, 0), (4, 0), (1.5, 2), (-2, 0), (1.5 * 1.5, 3), (4 * 1.5 - 0.75, -1)):
         assert np.abs(points - place).sum(axis=1).min() == pytest.approx(0, abs=1e-9), place
     assert {"sft0", "sft1", "policy"} == {text.get_text() for text in gold.texts}
-    line = next(a for a in figure.axes if a.get_title() == "gold reward along sft0 → policy")
+    line = next(a for a in figure.axes if a.get_ylabel() == "gold reward")
     assert len(line.lines[0].get_xdata()) == 17 and line.lines[0].get_xdata()[0] == -0.5
     assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in figures.captions(study, frames)["plane"]
 
@@ -299,7 +299,7 @@ def test_lines_of_the_claims(small):
     lines = [(label, words) for label, words, _ in forests.claim_lines(frames["claims"])]
     assert lines == [
         ("higher gold", "supported, p 0.02"),
-        ("preferred:", "undecided, p 0.02"),
+        ("preferred (on all of these):", "undecided, p 0.02"),
         ("in distribution", "supported"),
         ("out of distribution", "undecided, needs 9 replicates"),
         ("soup not noise", "not tested"),

@@ -206,7 +206,8 @@ def over_optimisation(study, frames):
     rows = math.ceil(len(arms) / columns)
     figure = blank(WIDTH, min(TALLEST, (2.2 if rows == 1 else 1.55) * rows + 0.9))
     ends = limits(np.concatenate(list(gains.values())))
-    for arm, axis in arm_grid(figure, figure.add_gridspec(rows, columns), arms, columns).items():
+    labels = ("KL to sft0, nats", "share of the largest gain")
+    for arm, axis in arm_grid(figure, figure.add_gridspec(rows, columns), arms, columns, labels).items():
         axis.axhline(0, color=DARK, linewidth=0.7)
         for kl_coef, size in sizes(study).items():
             chosen = (means["arm"] == arm) & (means["kl_coef"] == kl_coef)
@@ -215,8 +216,6 @@ def over_optimisation(study, frames):
                 _trajectory(axis, own, looks(study)[arm], size, gold=name == "gold_reward")
         sqrt_axis(axis, means["kl_to_sft0"], gap=0.13 if columns <= 3 else 0.25)
         axis.set_ylim(ends)
-        axis.set_xlabel("KL to sft0, nats" if axis.xaxis.get_tick_params()["labelbottom"] else "", fontsize=7.5)
-        axis.set_ylabel("share of the largest gain" if axis.yaxis.get_tick_params()["labelleft"] else "", fontsize=7.5)
     entries = [Line2D([], [], color=DARK, linewidth=1.3, label="gold in training"), mark("gold, final policy")]
     if "gold_reward" not in gains:
         entries = [Line2D([], [], linestyle="none", label="gold: not measured")]

@@ -91,20 +91,21 @@ def _is(frame, judge, baseline):
 
 
 def _slots(study, frame, kl_coefs):
-    """(arm, kl_coef) -> y, downwards: an arm's kl_coefs 1 apart, arms 1.6."""
+    """(arm, kl_coef) -> y, downwards: an arm's kl_coefs 1 apart, and more between arms."""
     present, places, y = set(zip(frame["candidate"], frame["kl_coef"], strict=True)), {}, 0.0
+    between = 0.6 if len(kl_coefs) > 1 else 0.15
     for arm in study.arms:
         own = [kl_coef for kl_coef in sorted(kl_coefs) if (arm, kl_coef) in present]
         for kl_coef in own:
             places[arm, kl_coef] = y
             y += 1
-        y += 0.6 * bool(own)
+        y += between * bool(own)
     return places
 
 
 def _height(slots):
     """Inches of a panel with these rows; no less than its label needs."""
-    return max(1.25, 0.55 + 0.115 * (max(slots.values(), default=0) + 1))
+    return max(1.25, 0.45 + 0.115 * (max(slots.values(), default=0) + 1))
 
 
 def _win_panel(axis, study, frame, slots):
@@ -113,14 +114,14 @@ def _win_panel(axis, study, frame, slots):
         y = slots[row["candidate"], row["kl_coef"]]
         shown, size = looks(study)[row["candidate"]], min(sizes(study)[row["kl_coef"]], 1.2)
         controlled = row.get("length_controlled", math.nan)
-        apart = 0.22 if controlled == controlled else 0
+        apart = 0.2 if controlled == controlled else 0
         point = (row["adjusted_win_rate"], row["ci_low"], row["ci_high"])
         bars(axis, point, (y - apart, *NO_BOUNDS), shown.colour, linewidth=1.4)
-        axis.plot(point[0], y - apart, color=shown.colour, marker=shown.marker, markersize=3.5 * size)
+        axis.plot(point[0], y - apart, color=shown.colour, marker=shown.marker, markersize=3.2 * size)
         if apart:
             bars(axis, triple(row, "length_controlled"), (y + apart, *NO_BOUNDS), shown.colour, linewidth=0.7)
-            axis.plot(controlled, y + apart, color=shown.colour, marker=shown.marker, markersize=3.2 * size,
-                      markerfacecolor="white", markeredgewidth=0.7)  # fmt: skip
+            axis.plot(controlled, y + apart, color=shown.colour, marker=shown.marker, markersize=2.8 * size,
+                      markerfacecolor="white", markeredgewidth=0.6)  # fmt: skip
     _arm_rows(axis, slots)
 
 
@@ -194,11 +195,12 @@ def claim_lines(frame):
     for name, own in frame.groupby("claim", sort=False):
         rows, label = own.to_dict("records"), name.replace("_", " ")
         if len(rows) == 1:
-            benchmark = f" ({rows[0]['benchmark'].replace('_', ' ')})" if rows[0].get("benchmark") else ""
-            lines.append((label + benchmark, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
+            benchmark = (rows[0].get("benchmark") or "").replace("_", " ")
+            own_label = label if benchmark in ("", label) else f"{label} ({benchmark})"
+            lines.append((own_label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
             continue
         verdict = rows[0].get("claim_verdict", "")
-        lines.append((f"{label}:", _words(rows[0], verdict, p=bool(verdict)), None))
+        lines.append((f"{label} (on all of these):", _words(rows[0], verdict, p=bool(verdict)), None))
         lines += [(row["benchmark"].replace("_", " "), _words(row, row["verdict"], needed=True), row) for row in rows]
     return lines
 

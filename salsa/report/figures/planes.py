@@ -35,7 +35,7 @@ def plane(study, frames):
     if frame.empty:
         return not_measured("reward on the plane through sft0, sft1 and a policy")
     spans = list(frame.groupby(["arm", "kl_coef"], sort=False))
-    figure = blank(WIDTH, 2.7 * len(spans) + 0.3)
+    figure = blank(WIDTH, 2.5 * len(spans) + 0.2)
     grid = figure.add_gridspec(2 * len(spans), 3, width_ratios=[1, 1, 0.9])
     for place, ((arm, kl_coef), own) in enumerate(spans):
         at, is_apart = corners(measured(frames, "geometry", "sft0_to_sft1", "along_sft1", "off_line"), arm, kl_coef)
@@ -49,9 +49,10 @@ def plane(study, frames):
                 axis.set_ylabel(f"{arm}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else "")
             line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
             _along(line, own[own["kind"] == "line"], name, looks(study)[arm].colour)
-            line.set_title(f"{label} along sft0 → policy" if line.axison else "")
+            line.set_title("along sft0 → policy" if column == 0 else "")
+            line.set_ylabel(label)
             line.tick_params(labelbottom=column == 1)
-        first.set_xlabel("weight of the policy (the rest: sft0)")
+        first.set_xlabel("weight of the policy")
     return figure
 
 
@@ -81,7 +82,8 @@ def surface(axis, frame, name, at):
     low = min(np.quantile(values, 0.1), values[(weights >= 0).all(axis=1)].min(initial=math.inf))
     levels = MaxNLocator(9).tick_values(low, values.max())  # far outside reward falls without bound: one colour
     drawn = axis.tricontourf(Triangulation(x, y, even.triangles), values, levels=levels, cmap="viridis", extend="min")
-    axis.figure.colorbar(drawn, ax=axis, shrink=0.85, aspect=25, pad=0.02, ticks=MaxNLocator(5))
+    axis.figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.85, aspect=25, pad=0.03, spacing="proportional",
+                         ticks=levels[:: max(1, len(levels) // 4)])  # fmt: skip
     axis.plot(x, y, linestyle="none", marker=".", markersize=2, color="white", alpha=0.7, markeredgewidth=0)
     _models(axis, at)
     if 0.4 < np.ptp(y) / np.ptp(x) < 2.5:  # beyond it, true proportions would leave nothing to see
@@ -93,7 +95,8 @@ def surface(axis, frame, name, at):
 
 def over_replicates(frame, name):
     """Weights and mean of a measure over the replicates: far out it may be no finite number, and is left out."""
-    finite = frame[np.isfinite(frame[name].to_numpy(dtype=float))] if name in frame else frame.assign(**{name: 0.0})[:0]
+    found = frame.reindex(columns=[*WEIGHTS, name])
+    finite = found[np.isfinite(found[name].to_numpy(dtype=float))]
     return finite.groupby(WEIGHTS, sort=True)[name].mean().reset_index()
 
 

@@ -94,7 +94,8 @@ def _many(study, last, rewards):
         axis.set_ylabel(label)
         axis.set_xlabel(KL_SFT0 + "  (√ scale)")
     reward, label = rewards[0]
-    for arm, axis in arm_grid(figure, bottom.subgridspec(rows, columns), study.arms, columns).items():
+    grid, labels = bottom.subgridspec(rows, columns), ("KL to sft0, nats", label)
+    for arm, axis in arm_grid(figure, grid, study.arms, columns, labels).items():
         for other in study.arms:
             _means(axis, study, last[last["arm"] == other], "kl_to_sft0", reward, BEHIND, small=0.4)
         own, shown = last[last["arm"] == arm], looks(study)[arm]

@@ -197,13 +197,20 @@ def mark(label, marker="o", size=5, **options):
     return Line2D([], [], marker=marker, markersize=size, label=label, **{"color": DARK, "linestyle": "none"} | options)
 
 
-def arm_grid(figure, grid, arms, columns):
-    """arm -> an axis of its own in the cells of a GridSpec (rows, columns), titled with the arm's name."""
-    axes = {}
+def arm_grid(figure, grid, arms, columns, labels):
+    """arm -> an axis of its own in the cells of a GridSpec (rows, columns), titled with the arm's name.
+
+    All are to have the same limits: the numbers and `labels` (x, y) stand below the last row and beside the first
+    column alone.
+    """
+    axes, last = {}, (len(arms) - 1) // columns
     for place, arm in enumerate(arms):
         axes[arm] = figure.add_subplot(grid[place // columns, place % columns])
         axes[arm].set_title(arm, fontsize=8, pad=3)
-        axes[arm].tick_params(labelleft=place % columns == 0, labelbottom=place + columns >= len(arms))
+        below, beside = place // columns == last, place % columns == 0
+        axes[arm].tick_params(labelbottom=below, labelleft=beside)
+        axes[arm].set_xlabel(labels[0] if below else "", fontsize=7.5)
+        axes[arm].set_ylabel(labels[1] if beside else "", fontsize=7.5)
     return axes
 
 
