@@ -30,6 +30,9 @@ SHARES_WITHOUT_SFT_FILE = {
     "evaluation": 0.05,
 }
 SFT_SHARES = {"demonstrations": 0.95, "validation": 0.05}  # of an sft_file without a test split
+# Whose answers MT-Bench's judge compares with a reference (FastChat's NEED_REF_CATS). A question of another category
+# may have notes in its `reference`: they are no answers.
+REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 HUB_SPLITS = {  # setting -> the split to read, first that exists
     "sft_file": ("train_sft", "train"),
     "validation": ("test_sft",),
@@ -387,13 +390,17 @@ def _preference_benchmark(rows, counts, seed):
 
 
 def _mt_bench_row(question, index, references):
-    """A row of FastChat's question.jsonl, or of HuggingFaceH4/mt_bench_prompts (prompt, prompt_id, reference)."""
+    """A row of FastChat's question.jsonl, or of HuggingFaceH4/mt_bench_prompts (prompt, prompt_id, reference).
+
+    In the three categories that are judged by a reference, one of the reference file goes before the question's own.
+    """
     identifier = question.get("question_id", question.get("prompt_id", index))
+    reference = references.get(identifier) or list(question.get("reference") or [])
     return {
         "id": f"mt_bench-{identifier}",
         "turns": list(question.get("turns") or question.get("prompt") or []),
         "category": question["category"],
-        "reference": references.get(identifier) or list(question.get("reference") or []) or None,
+        "reference": (reference or None) if question["category"] in REFERENCE_CATEGORIES else None,
     }
 
 

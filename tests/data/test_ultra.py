@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,72 @@ def test_real_ultrafeedback():
     assert {name: len(rows) > 20 for name, rows in splits.items()} == dict.fromkeys(splits, True)
     assert len(splits["evaluation"]) == 50
     assert set(splits["preferences"][0]) == {"prompt", "chosen", "rejected"}
+
+
+def test_references_of_mt_bench_are_of_three_categories(tmp_path):
+    questions = [
+        {"question_id": 1, "category": "math", "turns": ["1 + 1?", "2 + 2?"], "reference": ["two", "four"]},
+        {"question_id": 2, "category": "math", "turns": ["1 + 2?", "2 + 3?"], "reference": ["three", ""]},
+        {"question_id": 3, "category": "coding", "turns": ["Loop.", "Twice."], "reference": None},
+        {"question_id": 4, "category": "roleplay", "turns": ["Be a pirate.", "Go on."], "reference": ["a note", ""]},
+    ]
+    answers = [{"question_id": i, "choices": [{"turns": [f"{i}a", f"{i}b"]}]} for i in (1, 4)]
+    mt = config.Benchmark(
+        "mt_bench", file=write(tmp_path / "q.jsonl", questions), reference_file=write(tmp_path / "a.jsonl", answers)
+    )
+    rows, read, dropped = ultra.benchmark(mt, 0)
+    found = {row["id"]: row["reference"] for row in rows}
+    assert found == {
+        "mt_bench-1": ["1a", "1b"],
+        "mt_bench-2": ["three", ""],
+        "mt_bench-3": None,
+        "mt_bench-4": None,
+    }
+    assert (read, dropped) == (4, {"empty_or_repeated": 0})
+
+
+@needs_real
+def test_real_mt_bench():
+    folder = REAL / "mt_bench"
+    mt = config.Benchmark(
+        "mt_bench",
+        file=str(folder / "question.jsonl"),
+        reference_file=str(folder / "reference_answer_gpt-4.jsonl"),
+    )
+    check(mt)
+    rows, read, dropped = ultra.benchmark(mt, 0)
+    assert read == len({row["id"] for row in rows}) == 80 and dropped == {"empty_or_repeated": 0}
+    assert {len(row["turns"]) for row in rows} == {2}
+    assert Counter(row["category"] for row in rows) == dict.fromkeys(
+        ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"), 10
+    )
+    with_reference = [row for row in rows if row["reference"]]
+    assert Counter(row["category"] for row in with_reference) == {"reasoning": 10, "math": 10, "coding": 10}
+    questions = {row["question_id"]: row for row in lines(folder / "question.jsonl")}
+    answers = {row["question_id"]: row["choices"][0]["turns"] for row in lines(folder / "reference_answer_gpt-4.jsonl")}
+    for row in rows:
+        number = int(row["id"].removeprefix("mt_bench-"))
+        assert row["turns"] == questions[number]["turns"] and row["category"] == questions[number]["category"]
+        assert row["reference"] == answers.get(number)
+    alone, _, _ = ultra.benchmark(config.Benchmark("mt_bench", file=str(folder / "question.jsonl")), 0)
+    assert [row["turns"] for row in alone] == [row["turns"] for row in rows]  # the order is the seed's
+    assert sum(row["reference"] is not None for row in alone) == 29  # one question has no note of its own
+
+
+@needs_real
+def test_real_arena_hard():
+    path = REAL / "arena_hard" / "question_v0.1.jsonl"
+    hard = config.Benchmark("arena_hard", file=str(path))
+    check(hard)
+    rows, read, dropped = ultra.benchmark(hard, 0)
+    assert read == len(rows) == 500 and dropped == {"empty_or_repeated": 0}
+    questions = {f"arena_hard-{row['uid']}": row for row in lines(path)}
+    assert len({row["category"] for row in rows}) == 250
+    for row in rows:
+        question = questions.pop(row["id"])
+        assert (row["turns"], row["category"]) == ([question["prompt"]], question["cluster"])
+        assert row["reference"] is None
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
