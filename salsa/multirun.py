@@ -21,7 +21,6 @@ from unittest import mock
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import filter_overrides
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
@@ -32,7 +31,7 @@ from salsa.compose import CONF, ROOT
 from salsa.runs import UserError
 
 OBJECTIVE = "objective.json"
-LAUNCHER = "hydra/launcher="
+OPTUNA = "hydra/sweeper=optuna"
 OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
 SIGNALLED = 128  # exit codes from here on say which signal ended a process
 
@@ -66,16 +65,14 @@ def run(arguments, options):
         arguments: Hydra's flags and overrides.
         options: Snakemake's, which stood behind --.
     """
-    if "hydra/sweeper=optuna" in arguments:
+    if OPTUNA in arguments:
         _check_optuna()
-    if not any(argument.startswith(LAUNCHER) for argument in arguments):
-        arguments = [*arguments, f"{LAUNCHER}salsa"]
     application = Application(options)
     code = 0
     # Hydra has no place to hand in a loader of configurations, and reads sys.argv alone.
     with (
         mock.patch("hydra._internal.hydra.ConfigLoaderImpl", Loader),
-        mock.patch.object(sys, "argv", ["salsa run", *arguments]),
+        mock.patch.object(sys, "argv", ["salsa run", *arguments, *defaults(arguments)]),
     ):
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(application)()
@@ -86,9 +83,18 @@ def run(arguments, options):
     return max(code, application.code)
 
 
+def defaults(arguments):
+    """The overrides of Hydra's settings that `salsa run` adds where the arguments leave them open."""
+    wanted = {"hydra/launcher": "salsa"}
+    if OPTUNA in arguments:  # whose own direction is down, and which one failed point of a batch would stop
+        wanted |= {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "0.9"}
+    given = {argument.split("=")[0] for argument in arguments}
+    return [f"{key}={value}" for key, value in wanted.items() if key not in given]
+
+
 def _check_optuna():
     if importlib.util.find_spec("optuna") is None:
-        raise UserError("hydra/sweeper=optuna: needs the extra salsa[optuna]; pip install -e '.[optuna]'")
+        raise UserError(f"{OPTUNA}: needs the extra salsa[optuna]; pip install -e '.[optuna]'")
 
 
 class Loader(ConfigLoaderImpl):
@@ -97,15 +103,13 @@ class Loader(ConfigLoaderImpl):
     def load_configuration(self, config_name, overrides, run_mode, *others, **options):
         applied, merged = compose.split_merged(overrides)
         try:
-            if run_mode == RunMode.MULTIRUN:  # whose overrides wait for the points
-                return super().load_configuration(config_name, overrides, run_mode, *others, **options)
             composed = super().load_configuration(config_name, applied, run_mode, *others, **options)
-            if not merged:
-                return composed
-            composed = compose.merge(composed, merged)
-            OmegaConf.set_struct(composed, True)
+            if merged and run_mode == RunMode.RUN:  # a multirun's wait for its points
+                composed = compose.merge(composed, merged)
+                OmegaConf.set_struct(composed, True)
             with open_dict(composed.hydra):
-                composed.hydra.overrides.task = list(filter_overrides(overrides))
+                of_hydra = composed.hydra.overrides.hydra
+                composed.hydra.overrides.task = [override for override in overrides if override not in of_hydra]
             return composed
         except UserError as error:
             raise Refused(f"salsa: {error}") from None

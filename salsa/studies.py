@@ -101,7 +101,7 @@ def conclude(plan):
             continue
         folder = Path(plan.results) / study["path"]
         yield f"study {study['name']}: {link(plan, study)}"
-        for name in ("report.md", MAIN_TABLE, "figures"):
+        for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
             if (folder / name).exists():
                 figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
                 yield f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}"
@@ -131,8 +131,10 @@ def publish(study):
     """Copy a study's files, which are small, to `<results>/published/<name>` and return that folder.
 
     An overridden study keeps its address in the name. Of the manifest, host and command line stay behind; of samples
-    from other people's reviews, the prompts. UserError where the study isn't finished.
+    and the page, from other people's reviews, the prompts. UserError where the study isn't finished.
     """
+    from salsa.report import html  # which Snakemake, that imports this module, has no need of
+
     manifest = runs.verify(study)
     settings, folder = manifest["settings"]["config"], study.resolve()
     link = folder.parent / settings["name"]
@@ -145,6 +147,8 @@ def publish(study):
     if settings["data"]["task"]["kind"] == "reviews":
         samples = (target / "samples.md").read_text(encoding="utf-8")
         (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
+        page = target / "report.html"
+        page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
     kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
     artefacts = runs.artefacts(target)  # with the samples as they are here
     runs.write_json(target / runs.MANIFEST, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
