@@ -252,7 +252,8 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
             pairs.setdefault(prompt, []).append((score, longer))
     scores, differences = np.array([np.mean(found, axis=0) for found in pairs.values()]).reshape(-1, 2).T
     report = study.config["report"]
-    low, high = statistics.length_controlled_interval(scores, differences, report["seed"], report["bootstrap"])
+    resamples = max(1, report["bootstrap"] // 4)  # each is a fit
+    low, high = statistics.length_controlled_interval(scores, differences, report["seed"], resamples)
     rate = statistics.length_controlled(scores, differences)
     return {"length_controlled": rate, "length_controlled_low": low, "length_controlled_high": high}
 
