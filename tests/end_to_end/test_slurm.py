@@ -6,6 +6,8 @@ last study is computed.
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -16,16 +18,11 @@ from slurm_cluster import wait_for
 from test_study import SMALL as SMALLEST
 from test_workflow import ROOT, TINY, Place
 
+from salsa import compose, config, plan, runs
+
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 # Of jobs of seconds, on a disk that all nodes share for sure.
-QUICK = [
-    "--slurm-init-seconds-before-status-checks",
-    "1",
-    "--seconds-between-status-checks",
-    "1",
-    "--latency-wait",
-    "5",
-]
+QUICK = ["--slurm-init-seconds-before-status-checks=1", "--seconds-between-status-checks=1", "--latency-wait=5"]
 PARTITIONS = """
 partitions:
   cpu: {max_runtime: 120, max_mem_mb: 500000, max_threads: 8, max_gpu: 0}
@@ -52,6 +49,24 @@ def ended():
         process.communicate()
 
 
+def finish(place, overrides, stages):
+    """Finish a place's runs of these stages, as its stand-ins would, without a workflow."""
+    results = place.folder / "results"
+    for path, run in plan.plan(compose.compose([*shlex.split(overrides), f"results={results}"])).runs.items():
+        if run.stage in stages:
+            settings = getattr(config, "".join(part.title() for part in run.stage.split("_")) + "Settings")
+            runs.execute(
+                run.stage,
+                plan.version(run.stage),
+                lambda settings, parents, output, execution: None,
+                config.from_dict(settings, run.settings),
+                {role: results / parent for role, parent in run.parents.items()},
+                results / path,
+                config.from_dict(config.Execution, run.execution),
+                expected=run.address,
+            )
+
+
 def by_stage(place):
     """{stage: [(SLURM's job, CUDA_VISIBLE_DEVICES) of each run]} of a place of stand-ins."""
     found = defaultdict(list)
@@ -67,6 +82,9 @@ def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, tmp_path, ended)
     partitions.write_text(PARTITIONS)
     (place.folder / "hold_ppo").touch()
     overrides = f"{TINY} execution.gpus=1 execution.memory_mb=3000 execution.threads=2"
+    finish(place, overrides, ["corpus", "prepare", "benchmark", "base", "sft", "reward_model", "landscape"])
+    for stage in ("prepare", "benchmark"):
+        shutil.rmtree(place.folder / "results" / stage)
     options = ["--profile", str(PROFILE), *QUICK, "--slurm-partition-config", str(partitions)]
     process = place.start(overrides, *options)
     ended.append(process)
@@ -99,23 +117,30 @@ def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, tmp_path, ended)
 
     lent = by_stage(place)
     assert len(lent["judge"]) == 2 and len({job for job, _ in lent["judge"]}) == 1
-    assert len({job for stage in ("corpus", "prepare", "benchmark") for job, _ in lent[stage]}) == 1
-    assert {devices for stage in ("corpus", "judge", "study") for _, devices in lent[stage]} == {"None"}
+    assert len({job for stage in ("prepare", "benchmark") for job, _ in lent[stage]}) == 1
+    assert {devices for stage in ("prepare", "judge", "study") for _, devices in lent[stage]} == {"None"}
     rules = {job["id"]: job["partition"] for job in slurm.jobs()}
     assert rules[lent["study"][0][0]] == rules[lent["judge"][0][0]] == "cpu"
 
 
 def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
+    """What comes before PPO is computed here, to save time; from PPO to the report, SLURM runs it."""
     results = tmp_path / "results"
     changes = ["arm=[salsa]", "benchmark=[in_distribution]", "benchmarks.in_distribution.prompts=6"]
     changes += ["reward_model.pairs=64", "ppo.iterations=20", "execution.checkpoint_every=1"]
-    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALLEST, *changes]
-    command += ["--", "--profile", str(PROFILE), *QUICK, "--cores", "4", "--directory", str(tmp_path)]
+    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALLEST, *changes, "--"]
+    command += ["--directory", str(tmp_path), "--cores", "4"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    ended.append(process)
+
+    def snakemake(*options):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        ended.append(subprocess.Popen([*command, *options], cwd=ROOT, env=environment, **pipes))
+        return ended[-1]
+
+    before = snakemake("--until", "landscape")
+    printed, _ = before.communicate(timeout=slurm_cluster.PATIENCE)
+    assert before.returncode == 0, printed
+    process = snakemake("--profile", str(PROFILE), *QUICK)
 
     def saved():
         assert process.poll() is None, process.communicate()[0]
@@ -127,8 +152,7 @@ def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
     printed, _ = process.communicate(timeout=slurm_cluster.PATIENCE)
     assert process.returncode == 0, printed
     (manifest,) = results.glob("ppo/*/manifest.json")
-    made = json.loads(manifest.read_text())
-    (resumed,) = made["summary"]["resumed_at"]
+    (resumed,) = json.loads(manifest.read_text())["summary"]["resumed_at"]
     assert 1 <= resumed < 20
     lines = (manifest.parent / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == list(range(20))

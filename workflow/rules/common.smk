@@ -48,12 +48,12 @@ PLAN, PLAN_FILE = read_plan()
 workflow.config_settings.config_args = [f"plan={str(PLAN_FILE)!r}"]
 
 # Executors of clusters are given --jobs. There, --retries says how often any job is tried again; here, training is once.
-ELSEWHERE = workflow.nodes is not None
-RETRIES = None if ELSEWHERE else 1
+HERE = workflow.is_main_process and workflow.nodes is None
+RETRIES = 1 if HERE else None
 
 # Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/gpus.py).
 # No profile says how many: the number would also be the most that a job can ask of a cluster.
-if workflow.is_main_process and not ELSEWHERE and workflow.global_resources["gpu"].value is None:
+if HERE and workflow.global_resources["gpu"].value is None:
     if here := studies.gpus_here(PLAN):
         workflow.register_resource("gpu", here)
 
