@@ -70,7 +70,7 @@ def _few(study, last, rewards):
             axis = axes[row, column]
             for arm, shown in looks(study).items():
                 _replicates(axis, study, last[last["arm"] == arm], kl, reward, shown)
-                _means(axis, study, last[last["arm"] == arm], kl, reward, shown, bars=True)
+                _means(axis, study, last[last["arm"] == arm], kl, reward, shown, crosses=True)
             if kl == "kl_to_sft0":
                 _start_point(axis, study, reward)
             sqrt_axis(axis, last[kl])
@@ -100,7 +100,7 @@ def _many(study, last, rewards):
             _means(axis, study, last[last["arm"] == other], "kl_to_sft0", reward, BEHIND, small=0.4)
         own, shown = last[last["arm"] == arm], looks(study)[arm]
         _replicates(axis, study, own, "kl_to_sft0", reward, shown, small=0.7)
-        _means(axis, study, own, "kl_to_sft0", reward, shown, bars=True, small=0.7)
+        _means(axis, study, own, "kl_to_sft0", reward, shown, crosses=True, small=0.7)
         _finish(axis, study, last, reward, gap=0.25)
     return figure
 
@@ -121,13 +121,13 @@ def _replicates(axis, study, frame, kl, reward, shown, small=1.0):
                      alpha=0.4, linewidths=0)  # fmt: skip
 
 
-def _means(axis, study, frame, kl, reward, shown, bars=False, small=1.0):
+def _means(axis, study, frame, kl, reward, shown, crosses=False, small=1.0):
     means = []
     for kl_coef, size in sizes(study).items():
         some = frame[frame["kl_coef"] == kl_coef]
         if len(some):
             means.append((some[kl].mean(), some[reward].mean(), size * small))
-            if bars:
+            if crosses:
                 cross(axis, some[kl], some[reward], shown.colour, zorder=3)
     means.sort(key=lambda point: point[0])
     axis.plot([m[0] for m in means], [m[1] for m in means], color=shown.colour, linestyle=shown.line, linewidth=1.1,
