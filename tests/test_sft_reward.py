@@ -276,6 +276,61 @@ def test_given_preferences(parents, execution, tokenizer, prepare_run, tmp_path)
     assert not (tmp_path / "few" / "model").exists()
 
 
+def test_a_judges_preferences_begin_at_the_other_end(parents, tokenizer, execution):
+    """96 prompts, 16 of them held out: two times 40 share none, two times 48 share 16."""
+    encoded = models.encode_prompts(
+        tokenizer, [row["prompt"] for row in runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")]
+    )
+
+    def sampled(preferences, seed, pairs):
+        settings = reward_settings(preferences, seed, pairs=pairs)
+        return reward.sample_pairs(settings, parents, tokenizer, LengthGold(), CPU, execution)
+
+    def prompts(pairs, held_out):
+        return [pair["prompt"] for pair in pairs if pair["held_out"] is held_out]
+
+    for count, shared in ((40, 0), (48, 16)):
+        own, counts = sampled("sampled", 3, count)
+        other, other_counts = sampled("sampled_for_judge", 4, count)
+        assert "shared_prompts" not in counts and other_counts["shared_prompts"] == shared
+        last = [ids for ids in encoded[::-1][:count] if ids in prompts(other, False)]
+        assert prompts(other, False) == last and len(last) > count - 10
+        assert all(ids in encoded[:16] for ids in prompts(own, True) + prompts(other, True))
+    both = {tuple(ids) for ids in prompts(own, True)} & {tuple(ids) for ids in prompts(other, True)}
+    chosen = [{tuple(p["prompt"]): p["chosen"] for p in pairs if p["held_out"]} for pairs in (own, other)]
+    assert any(chosen[0][prompt] != chosen[1][prompt] for prompt in both)  # the noise is another
+
+
+def test_a_judges_given_preferences_are_those_behind_ppos(parents, execution, tokenizer, prepare_run, tmp_path):
+    given = shutil.copytree(prepare_run, tmp_path / "prepare")
+    runs.write_json(given / "gold" / "gold.json", {"kind": "none"})
+    rows = given_pairs(given, tokenizer)
+    rows[40]["prompt"] = rows[15]["prompt"]  # a prompt of both
+    runs.write_jsonl(given / "preferences.jsonl", rows)
+    parents = {"prepare": given, "sft0": parents["sft0"]}
+    seen = []
+
+    def trained(preferences, name, **changes):
+        (tmp_path / name).mkdir()
+        settings = reward_settings(preferences, held_out=10, **changes)
+        with pytest.MonkeyPatch.context() as patch:
+            trainer = reward._trainer
+            patch.setattr(
+                reward,
+                "_trainer",
+                lambda s, c, t, training, *rest: seen.append(training) or trainer(s, c, t, training, *rest),
+            )
+            return reward.train(settings, parents, tmp_path / name, execution)
+
+    own, other = trained("given", "own", pairs=20), trained("given_for_judge", "other", pairs=20)
+    pairs, _ = reward.read_pairs(reward_settings("given", held_out=10), parents, tokenizer, None)
+    assert seen == [pairs[10:30], pairs[30:50]]
+    assert other["counts"]["shared_prompts"] == 1 and "shared_prompts" not in own["counts"]
+    assert (own["held_out"], other["held_out"], other["pairs"]) == (10, 10, 20)
+    with pytest.raises(runs.UserError, match=r"7 training pairs are left of 60 rows behind PPO's 40: too few"):
+        trained("given_for_judge", "few", pairs=40)
+
+
 def test_a_tokenizer_that_pads_with_its_end_is_refused(parents, execution, tokenizer, sft_runs, tmp_path):
     folder = shutil.copytree(sft_runs[0], tmp_path / "sft0")
     padded = models.load_tokenizer(folder / "model")

@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
-from salsa import config, runs
+from salsa import config, forward, runs
 from salsa.evaluate import judge, statistics
 
 NAME, BASELINE = "start_sft0-ref_soup0.50-kl_0.05", "start_sft0-ref_sft0-kl_0.05"
@@ -96,6 +98,82 @@ def test_vader_reads_the_response_alone_and_averages_turns(tmp_path):
     }
     verdicts = judged(parents, tmp_path / "out", kind="vader", margin=0.0, sft0="sft0")
     assert [v["winner"] for v in verdicts] == ["model_b", "model_b"]
+
+
+def naive_reward(folder, tokenizer, messages, cut):
+    """The reward of the last message, read from the classifier that transformers loads, without any padding."""
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    end = len(ids) - 1 - ids[::-1].index(tokenizer.eos_token_id)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    constants = runs.read_json(folder / "normalisation.json")
+    with torch.no_grad():
+        states = classifier.model(input_ids=torch.tensor([ids[: end if cut else end + 1]])).last_hidden_state
+        return ((classifier.score(states[0, -1]) - constants["mean"]) / constants["std"]).item()
+
+
+@pytest.fixture
+def told(tmp_path, tokenizer, reward_run):
+    """Parents with conversations of one and two turns, some of them cut."""
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
+
+    def said(start, length):
+        return " ".join(words[start : start + length])
+
+    def rows(model, shift):
+        one = row(model, 0, None, [said(shift, 5)])
+        two = row(model, 1, None, [said(shift + 3, 4), said(shift + 20, 7)])
+        cut = row(model, 2, None, [said(shift + 8, 6)])
+        one["prompt"], two["prompt"], cut["prompt"] = [said(50, 4)], [said(60, 3), said(70, 5)], [said(80, 6)]
+        cut["finish_reasons"] = ["length"]
+        same = row(model, 3, None, [said(5, 4)])
+        return [one, two, cut, same]
+
+    candidate, baseline = rows("policy", 100), rows("sft0", 130)
+    folders = {"candidate": folder(tmp_path / "c", candidate), "baseline/sft0": folder(tmp_path / "s", baseline)}
+    return folders | {"scorer": reward_run}, candidate + baseline
+
+
+def test_a_reward_model_scores_each_turn_in_its_conversation(told, tokenizer, reward_run, tmp_path):
+    parents, rows = told
+    found = judge.rewards(rows, reward_run, config.Execution(device="cpu", micro_batch=3))
+    expected = []
+    for one in rows:
+        messages, scores = [], []
+        for prompt, response, reason in zip(one["prompt"], one["responses"], one["finish_reasons"], strict=True):
+            messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            scores.append(naive_reward(reward_run, tokenizer, messages, reason == "length"))
+        expected.append(sum(scores) / len(scores))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert len({round(score, 3) for score in expected}) == 7  # all differ but the two that are one response
+    verdicts = judged(parents, tmp_path / "out", kind="reward_model", margin=0.0, sft0="sft0")
+    for verdict in verdicts:
+        a, b = expected[verdict["prompt_id"]], expected[4 + verdict["prompt_id"]]
+        assert verdict["winner"] == ("tie" if verdict["prompt_id"] == 3 else "model_a" if a > b else "model_b")
+
+
+def test_a_response_that_several_rows_share_is_scored_once(told, reward_run, monkeypatch):
+    _, rows = told
+    sizes, original = [], forward.ScoreModel.scores
+
+    def counted(self, sequences, micro_batch):
+        sizes.append(len(sequences))
+        return original(self, sequences, micro_batch)
+
+    monkeypatch.setattr(forward.ScoreModel, "scores", counted)
+    judge.rewards(rows + rows, reward_run, config.Execution(device="cpu"))
+    assert sizes == [9]  # of the rows' 2 * 5 turns, one is shared
+
+
+def test_a_finished_file_is_in_the_order_of_the_comparisons(parents, tmp_path):
+    judged(parents, tmp_path / "out")
+    path = tmp_path / "out" / "verdicts.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[7:3:-1]))
+    judged(parents, tmp_path / "out")
+    assert path.read_bytes() == whole
+    runs.write_jsonl(path, [{**json.loads(lines[0]), "prompt_id": 99}])
+    assert "verdicts.jsonl: holds lines of another run" in refused(parents, tmp_path)
 
 
 def refused(parents, tmp_path, **options):
