@@ -2,8 +2,8 @@
 
 A claim (`config.Claim`) is a hypothesis fixed before the run: candidate minus baseline is above 0, and by how much it
 would matter. Differences are paired by replicate (the same SFT models, reward model and PPO seed), each arm at its
-chosen kl_coef (`selection`), and decided by `statistics.decide`: supported where the 95 % t interval lies above 0,
-refuted where it lies below the smallest effect, else undecided. One replicate decides nothing.
+chosen kl_coef (`selection`), and decided by `statistics.decide`: refuted where the 95 % t interval lies below the
+smallest effect, else supported where it lies above 0, else undecided. One replicate decides nothing.
 """
 
 import math
@@ -259,9 +259,9 @@ def text(study, claims, win_rates):
 
 READING = """A claim is a hypothesis, fixed before the run: the candidate lies above the baseline, and by how much it
 would matter. An effect is candidate minus baseline, paired by replicate and averaged, with a 95 % t interval over
-replicates: the claim is *supported* where that lies above 0, *refuted* where it lies below the smallest effect that
-would matter, else *undecided*; of several benchmarks all must pass, and one that refutes, refutes. Each arm is taken at
-the kl_coef that does best on the development prompts, of those that both were run at
+replicates: the claim is *refuted* where that lies below the smallest effect that would matter, be it above 0 or not,
+*supported* where it lies above 0, else *undecided*; of several benchmarks all must pass, and one that refutes, refutes.
+Each arm is taken at the kl_coef that does best on the development prompts, of those that both were run at
 ([chosen](tables/chosen.csv)). p is one-sided, of a paired t test; Holm's is corrected over the claims tested here, the
 largest p of a claim standing for it. The same numbers, unrounded: [claims](tables/claims.csv); the files of the
 verdicts behind them: [sources](tables/sources.csv)."""
