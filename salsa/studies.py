@@ -128,7 +128,7 @@ def link(plan, study):
 
 
 def publish(study):
-    """Copy a study's files, which are small, to `<results>/published/<name>` and return that folder.
+    """Copy the files of a study or a comparison, which are small, to `<results>/published/<name>` and return that folder.
 
     An overridden study keeps its address in the name. Of the manifest, host and command line stay behind; of samples
     and the page, from other people's reviews, the prompts. UserError where the study isn't finished.
@@ -136,15 +136,15 @@ def publish(study):
     from salsa.report import html  # which Snakemake, that imports this module, has no need of
 
     manifest = runs.verify(study)
-    settings, folder = manifest["settings"]["config"], study.resolve()
-    link = folder.parent / settings["name"]
+    settings, folder = manifest["settings"].get("config"), study.resolve()  # a comparison has no configuration
+    link = folder.parent / settings["name"] if settings else folder
     name = settings["name"] if link.is_symlink() and link.resolve() == folder else folder.name
     target = folder.parent.parent / "published" / name
     shutil.rmtree(target, ignore_errors=True)
     for artefact in manifest["artefacts"]:
         (target / artefact).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / artefact, target / artefact)
-    if settings["data"]["task"]["kind"] == "reviews":
+    if settings and settings["data"]["task"]["kind"] == "reviews":
         samples = (target / "samples.md").read_text(encoding="utf-8")
         (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
         page = target / "report.html"

@@ -7,15 +7,18 @@ from conftest import EXECUTION
 
 from salsa import config, plan, runs, studies
 
+PAGE = """<p>a study</p><script type="application/json" id="reader-data">{"benchmarks": [{"name": "openings", "prompts":
+[{"id": "openings-1", "turns": ["a movie that"]}]}], "responses": ["is not bad"]}</script>"""
 SAMPLES = "# Samples\n\n**openings-1**: a movie that\n\n| sft0 | is **not**: bad |\n"
 
 
 def study(results, kind, iterations=1):
-    """A finished study's folder of two files, and the link of its name to it."""
+    """A finished study's folder of three files, and the link of its name to it."""
     values: dict[str, Any] = {"name": "mine", "data": {"task": {"kind": kind}}, "ppo": {"iterations": iterations}}
 
     def write(settings, parents, output, execution):
         runs.write_atomically(output / "samples.md", SAMPLES)
+        runs.write_atomically(output / "report.html", PAGE)
         runs.write_atomically(output / "figures" / "a.png", "png")
 
     folder = results / "studies" / f"mine-{iterations}"
@@ -68,7 +71,7 @@ def test_a_study_is_published_under_its_name(tmp_path):
     target = studies.publish(tmp_path / "studies" / "mine")
     assert target == tmp_path / "published" / "mine"
     found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert found == ["figures/a.png", "manifest.json", "samples.md"]
+    assert found == ["figures/a.png", "manifest.json", "report.html", "samples.md"]
     assert (target / "samples.md").read_text() == SAMPLES
     manifest = runs.read_json(target / "manifest.json")
     assert "host" not in manifest and "command" not in manifest and manifest["settings"]["config"]["name"] == "mine"
@@ -85,7 +88,9 @@ def test_other_peoples_reviews_stay_behind(tmp_path):
     published = studies.publish(study(tmp_path, "reviews"))
     samples = (published / "samples.md").read_text()
     assert "a movie that" not in samples and "**openings-1**" in samples and "is **not**: bad" in samples
-    assert "samples.md" in runs.verify(published)["artefacts"]  # as it is here
+    page = (published / "report.html").read_text()
+    assert "a movie that" not in page and "openings-1" in page and "is not bad" in page and "<p>a study</p>" in page
+    assert {"samples.md", "report.html"} <= set(runs.verify(published)["artefacts"])  # as they are here
 
 
 def test_an_unfinished_or_altered_study_is_not_published(tmp_path):

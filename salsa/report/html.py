@@ -77,7 +77,7 @@ def without_prompts(text):
         for benchmark in data["benchmarks"]:
             for prompt in benchmark["prompts"]:
                 prompt["turns"] = ["(not published)"] * len(prompt["turns"])
-        return match[1] + embedded(data) + match[3]
+        return match[1] + str(embedded(data)) + match[3]
 
     return READER.sub(strip, text)
 

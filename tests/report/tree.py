@@ -66,7 +66,8 @@ class Tree:
         values["benchmarks"] = {name: {} for name in benchmarks}
         values["judges"] = {name: {"kind": name, "tournament": tournament} for name in self.judges}
         values["claims"] = composed()["claims"]
-        values["model"]["name"], values["data"]["name"] = "tiny", "stories"
+        values["model"] |= {"name": "tiny", "source": "pretrain"}
+        values["data"]["name"] = values["data"]["task"]["kind"] = values["data"]["corpus"]["kind"] = "stories"
         values["report"] |= {"bootstrap": 200, "samples": 2}
         del values["execution"]
         self.settings = config.StudySettings(config=values, policies=self.policies)
