@@ -19,8 +19,9 @@ from pathlib import Path
 from unittest import mock
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
@@ -72,24 +73,33 @@ def run(arguments, options):
     # Hydra has no place to hand in a loader of configurations, and reads sys.argv alone.
     with (
         mock.patch("hydra._internal.hydra.ConfigLoaderImpl", Loader),
-        mock.patch.object(sys, "argv", ["salsa run", *arguments, *defaults(arguments)]),
+        mock.patch.object(sys, "argv", ["salsa run", *with_defaults(arguments)]),
     ):
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(application)()
         except SystemExit as stopped:
             code = stopped.code or 0
+        except Refused as error:  # where Hydra lets it through, as with --help
+            print(error, file=sys.stderr)
+            return 1
+        except ValueError as error:  # flags of Hydra that exclude each other
+            raise UserError(str(error)) from None
     if code < SIGNALLED:
         application.compare_batches()
     return max(code, application.code)
 
 
-def defaults(arguments):
-    """The overrides of Hydra's settings that `salsa run` adds where the arguments leave them open."""
+def with_defaults(arguments):
+    """The arguments, and the overrides of Hydra's settings that `salsa run` adds where they leave them open."""
     wanted = {"hydra/launcher": "salsa"}
     if OPTUNA in arguments:  # whose own direction is down, and which one failed point of a batch would stop
         wanted |= {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "0.9"}
     given = {argument.split("=")[0] for argument in arguments}
-    return [f"{key}={value}" for key, value in wanted.items() if key not in given]
+    added = [f"{key}={value}" for key, value in wanted.items() if key not in given]
+    # Hydra's parser takes overrides in one row, on whichever side of the flags.
+    overrides = [text.startswith("~") or ("=" in text and not text.startswith("-")) for text in arguments]
+    place = overrides.index(True) if any(overrides) else 0
+    return [*arguments[:place], *added, *arguments[place:]]
 
 
 def _check_optuna():
@@ -107,14 +117,22 @@ class Loader(ConfigLoaderImpl):
             if merged and run_mode == RunMode.RUN:  # a multirun's wait for its points
                 composed = compose.merge(composed, merged)
                 OmegaConf.set_struct(composed, True)
-            with open_dict(composed.hydra):
-                of_hydra = composed.hydra.overrides.hydra
-                composed.hydra.overrides.task = [override for override in overrides if override not in of_hydra]
+            if merged:
+                _name_overrides(composed.hydra, overrides)
             return composed
         except UserError as error:
             raise Refused(f"salsa: {error}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise Refused(f"salsa: {compose.one_line(error, overrides)}") from None
+
+
+def _name_overrides(settings, overrides):
+    """Let Hydra's settings name all overrides but those of Hydra itself, in their order."""
+    task = [override for override in overrides if override not in settings.overrides.hydra]
+    with open_dict(settings):
+        settings.overrides.task = task
+        parsed = OverridesParser.create().parse_overrides(task)
+        settings.job.override_dirname = get_overrides_dirname(parsed, **settings.job.config.override_dirname)
 
 
 @dataclass

@@ -128,7 +128,7 @@ def link(plan, study):
 
 
 def publish(study):
-    """Copy the files of a study or a comparison, which are small, to `<results>/published/<name>` and return that folder.
+    """Copy a study's or a comparison's files, which are small, to `<results>/published/<name>`; returns that folder.
 
     An overridden study keeps its address in the name. Of the manifest, host and command line stay behind; of samples
     and the page, from other people's reviews, the prompts. UserError where the study isn't finished.

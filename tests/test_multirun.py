@@ -147,6 +147,8 @@ def test_entries_added_to_typed_dictionaries_are_swept(snakemake):
         assert OmegaConf.load(f"sweep/{number}/.hydra/config.yaml").arms.x.kl_scale == scale
         overrides = OmegaConf.load(f"sweep/{number}/.hydra/overrides.yaml")
         assert list(overrides) == [*TINY, f"+arms.x.kl_scale={scale}", "+arms.x.start=[1/2,1/2]"]
+        settings = OmegaConf.load(f"sweep/{number}/.hydra/hydra.yaml").hydra
+        assert f"+arms.x.kl_scale={scale}" in settings.job.override_dirname
     assert len(snakemake.plans[0].studies) == 2
 
 
@@ -203,6 +205,35 @@ def test_flags_are_hydras(arguments, says, capsys, monkeypatch, tmp_path):
     printed = capsys.readouterr().out
     assert all(text in printed for text in says)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "placed"),
+    [
+        (["-m", "seed=1,2"], ["-m", "hydra/launcher=salsa", "seed=1,2"]),
+        (["~data", "-m"], ["hydra/launcher=salsa", "~data", "-m"]),
+        (["--info"], ["hydra/launcher=salsa", "--info"]),
+        (["-m", "hydra/launcher=basic"], ["-m", "hydra/launcher=basic"]),
+        (
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra/launcher=basic", "-m"],
+            ["hydra.sweeper.max_failure_rate=0.9", "hydra/sweeper=optuna", "hydra.sweeper.direction=minimize",
+             "hydra/launcher=basic", "-m"],
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_salsa_adds_stand_beside_the_overrides(arguments, placed):
+    assert multirun.with_defaults(arguments) == placed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--help", "ppo.foo=1"], "ppo.foo: no such setting"), (["-m", "--cfg", "job"], "Only one of"),
+     (["--resolve", "seed=1"], "--resolve")],
+)  # fmt: skip
+def test_a_mistake_in_flags_is_one_line(arguments, says, capsys):
+    assert main(["run", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("salsa: ") and says in line
 
 
 def test_without_hydras_flags_it_becomes_snakemake(monkeypatch):
