@@ -244,7 +244,9 @@ def limits(values, margin=0.08):
     if not values:
         return None
     low, high = min(values), max(values)
-    room = margin * (high - low) or 0.05 * abs(high) or 0.05
+    room, size = margin * (high - low), max(abs(low), abs(high))
+    if room <= 1e-9 * size:  # no spread beyond rounding
+        room = 0.05 * size or 0.05
     return low - room, high + room
 
 
