@@ -34,7 +34,16 @@ def test_numerics_need_no_workflow(module):
     imports(f"import {module}", ["trl", "datasets", "hydra", "omegaconf", "snakemake"])
 
 
-@pytest.mark.parametrize("module", ["salsa.evaluate.judge", "salsa.evaluate.statistics", "salsa.report.study"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "salsa.evaluate.judge",
+        "salsa.evaluate.published",
+        "salsa.evaluate.statistics",
+        "salsa.evaluate.tournament",
+        "salsa.report.study",
+    ],
+)
 def test_judging_and_reporting_need_no_torch(module):
     # Not blocked but looked for: scipy itself asks whether torch is there.
     imports(f"import {module}; assert 'torch' not in sys.modules", ["transformers", "trl", "datasets", "snakemake"])

@@ -98,15 +98,14 @@ def _fit(counts, design):
     counts = counts.reshape(len(counts), *design.shape[:2])
     totals = counts.sum(axis=2)  # (R, P)
     parameters = np.zeros((len(counts), design.shape[2]))
+    flat = design.reshape(-1, design.shape[2])  # (P·3, K+1)
+    squares = np.einsum("nd,ne->nde", flat, flat).reshape(len(flat), -1)
     for _ in range(200):
         chances = special.softmax(np.einsum("pod,rd->rpo", design, parameters), axis=2)
         gradient = np.einsum("rpo,pod->rd", counts - totals[..., None] * chances, design) - RIDGE * parameters
         means = np.einsum("rpo,pod->rpd", chances, design)
         weighted = (totals[..., None] * chances).reshape(len(counts), -1)
-        flat = design.reshape(-1, design.shape[2])
-        curvature = (weighted @ np.einsum("nd,ne->nde", flat, flat).reshape(len(flat), -1)).reshape(
-            len(counts), *[design.shape[2]] * 2
-        )
+        curvature = (weighted @ squares).reshape(len(counts), flat.shape[1], flat.shape[1])
         curvature -= np.einsum("rp,rpd,rpe->rde", totals, means, means, optimize=True)
         curvature += RIDGE * np.eye(design.shape[2])
         steps = np.linalg.solve(curvature, gradient[..., None])[..., 0]
