@@ -266,9 +266,10 @@ def test_a_question_that_is_refused_is_an_error_of_that_order(serve, parents, tm
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_is_asked_at_once_than_allowed(serve, parents, tmp_path, concurrency):
-    server = serve(delay=0.1)
+    server = serve(delay=0.2)
     judged(server, parents, tmp_path / "out", judge_concurrency=concurrency)
-    assert server.most_under_way == concurrency
+    assert server.most_under_way <= concurrency
+    assert concurrency == 1 or server.most_under_way > 1
 
 
 def command(server, parents, folder, **execution):
@@ -292,7 +293,7 @@ def test_a_killed_command_goes_on_and_asks_nothing_twice(serve, parents, tmp_pat
         time.sleep(0.05)
     process.send_signal(stop)
     assert process.wait(20) == (-9 if stop == signal.SIGKILL else 143)  # without waiting for the server
-    assert len(runs.read_jsonl(output / "verdicts.jsonl")) == 5 and not (output / runs.MANIFEST).exists()
+    assert len(runs.read_jsonl(output / "answers.jsonl")) == 5 and not (output / runs.MANIFEST).exists()
     with open(output / "verdicts.jsonl", "a") as file:
         file.write('{"prompt_id": 4, "bench')
     second = serve()
