@@ -66,6 +66,20 @@ def test_runs_on_gpus_have_a_lease():
         assert tuple(studies.needs(run, name) for run in (ppo, sft, judge, scorer)) == values
 
 
+def test_small_runs_ask_for_little_whatever_the_model(monkeypatch):
+    execution = {"threads": 8, "processes": 2, "gpus": 1, "memory_mb": 160000}
+    made = {
+        (stage, kind): plan.Run(stage, "label", "address", {"judge": {"kind": kind}}, {}, execution)
+        for stage, kind in (("prepare", ""), ("study", ""), ("judge", "gold"), ("judge", "openai"), ("ppo", ""))
+    }
+    asked = [tuple(studies.needs(run, name) for name in ("threads", "memory_mb", "gpus")) for run in made.values()]
+    assert asked == [(1, 4000, 0), (1, 2000, 0), (1, 2000, 0), (1, 2000, 0), (16, 160000, 1)]
+    assert studies.brief(made["judge", "gold"]) and not studies.brief(made["judge", "openai"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    counts = [studies.gpus_here(plan.Plan("results", {"run": run}, [])) for run in made.values()]
+    assert counts == [0, 0, 0, 0, 2]
+
+
 def test_a_study_is_published_under_its_name(tmp_path):
     study(tmp_path, "stories")
     target = studies.publish(tmp_path / "studies" / "mine")

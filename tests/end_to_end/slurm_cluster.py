@@ -46,7 +46,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=batch_sched_delay=1,sched_min_interval=100000
 GresTypes=gpu
-ReturnToService=2
+ReturnToService=1
 KillWait=30
 MinJobAge=300
 {nodes}
@@ -113,6 +113,14 @@ class Cluster:
     def running(self, rule):
         """The running jobs of a rule or group."""
         return [job for job in self.jobs("running") if job["rule"] == rule]
+
+    def submit(self, command, *options):
+        """Queue a shell command; returns the job."""
+        return {"id": ask("sbatch", "--parsable", "--output=/dev/null", *options, f"--wrap={command}")[0]}
+
+    def state(self, job):
+        """What has become of a job, by now."""
+        return next(found["state"] for found in self.jobs() if found["id"] == job["id"])
 
     def cancel(self, job, *options):
         ask("scancel", *options, job["id"])

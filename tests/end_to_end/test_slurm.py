@@ -39,6 +39,14 @@ def slurm(tmp_path_factory):
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def warned(slurm, tmp_path_factory):
+    """A job that SLURM warns as long before its end as it looks at time limits, every half minute; and its file."""
+    file = tmp_path_factory.mktemp("warned") / "signal.txt"
+    step = f"bash -c 'trap \"echo TERM > {file}; kill %1; exit 143\" TERM; sleep 600 & wait'"
+    return slurm.submit(f"srun {step}", "--time=60", "--signal=TERM@3580"), file
+
+
 @pytest.fixture
 def ended():
     """Processes that are no more when the test ends."""
@@ -76,7 +84,7 @@ def by_stage(place):
     return found
 
 
-def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, tmp_path, ended):
+def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, warned, tmp_path, ended):
     place = Place(tmp_path / "place")
     partitions = tmp_path / "partitions.yaml"
     partitions.write_text(PARTITIONS)
@@ -99,21 +107,22 @@ def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, tmp_path, ended)
         assert (job["gpus"], job["memory"], job["cpus"], job["partition"]) == ("gres:gpu:1", "3000M", "2", "gpu")
     assert {devices for _, devices in by_stage(place)["ppo"]} <= {"0", "1"}
 
-    slurm.cancel(first, "--signal=TERM")  # as SLURM does before the time limit: to the steps, not to the batch shell
-    wait_for(lambda: "ppo" in (place.folder / "signalled.txt").read_text(), "the signal to reach the stage")
+    slurm.cancel(first, "--signal=TERM")  # as it comes before the time limit (below)
+    wait_for(lambda: slurm.state(first) == "FAILED", "the end of a signalled job")
+    assert (place.folder / "signalled.txt").read_text() == "ppo\n"  # the stage had the signal, and ended by itself
     slurm.node(second["node"], "down")
-    wait_for(lambda: not {job["id"] for job in slurm.running("ppo")} & {first["id"]}, "the signalled job to end")
-    (again,) = wait_for(
-        lambda: [job for job in slurm.running("ppo") if job["id"] not in (first["id"], second["id"])], "another try"
+    others = {first["id"], second["id"]}
+    again = wait_for(
+        lambda: [j for j in slurm.running("ppo") if j["id"] not in others and j["node"] != second["node"]],
+        "a second try",
     )
-    assert again["memory"] == "4500M" and again["node"] != second["node"]
+    assert [job["memory"] for job in again] == ["4500M"]
     slurm.node(second["node"], "resume")
     (place.folder / "hold_ppo").unlink()
     printed, _ = process.communicate(timeout=slurm_cluster.PATIENCE)
     assert process.returncode == 0, printed
     assert "win_rates" in printed
-    states = {job["id"]: job["state"] for job in slurm.jobs()}
-    assert states[first["id"]] == "FAILED" and states[second["id"]] == states[again["id"]] == "COMPLETED"
+    assert [slurm.state(job) for job in (first, second, *again)] == ["FAILED", "COMPLETED", "COMPLETED"]
 
     lent = by_stage(place)
     assert len(lent["judge"]) == 2 and len({job for job, _ in lent["judge"]}) == 1
@@ -162,10 +171,15 @@ def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
     assert (study / "report.md").is_file()
 
 
+def test_the_signal_before_the_time_limit_reaches_the_step(slurm, warned):
+    job, file = warned
+    wait_for(lambda: slurm.state(job) == "FAILED", "the warned job's end")
+    assert file.read_text() == "TERM\n"
+
+
 def test_the_papers_experiment_is_planned_with_the_profile(tmp_path):
     """Without a network and without a cluster: a dry run, with the settings of both profiles."""
-    if slurm_cluster.importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        pytest.skip("no SLURM plugin of Snakemake: pip install 'salsa[slurm]'")
+    pytest.importorskip("snakemake_executor_plugin_slurm")
     place = Place(tmp_path / "place")
     _, printed = place.run("experiment=paper execution.gpus=4 execution.processes=4", "--profile", str(PROFILE), "-n")
     jobs = printed.split("\nrule ")
