@@ -53,7 +53,7 @@ RETRIES = 1 if HERE else None
 
 # Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/gpus.py).
 # No profile says how many: the number would also be the most that a job can ask of a cluster.
-if HERE and workflow.global_resources["gpu"].value is None:
+if HERE and "gpu" not in workflow.global_resources:
     if here := studies.gpus_here(PLAN):
         workflow.register_resource("gpu", here)
 
