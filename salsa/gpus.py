@@ -88,7 +88,7 @@ def main(arguments):
     try:
         os.environ[VISIBLE] = ",".join(lease(int(arguments[0]), devices()))
     except ValueError as error:
-        sys.exit(f"salsa: {error}; lower execution.gpus, or give this machine's to Snakemake with --resources gpu=N")
+        sys.exit(f"salsa: {error}; lower execution.gpus, or name more in CUDA_VISIBLE_DEVICES")
     os.execvp(arguments[1], arguments[1:])
 
 
