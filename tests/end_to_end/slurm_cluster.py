@@ -63,6 +63,8 @@ def missing():
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm munge)"
     if os.geteuid():
         return "SLURM's daemons need root"
+    if "SLURM_CONF" in os.environ:
+        return f"SLURM_CONF names another SLURM: {os.environ['SLURM_CONF']}"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "no SLURM plugin of Snakemake: pip install 'salsa[slurm]'"
     theirs = [path for name in ("slurm.conf", "gres.conf") if (path := ETC / name).exists() and not ours(path)]
@@ -92,7 +94,7 @@ def wait_for(condition, what, seconds=PATIENCE):
 
 def ask(*command, check=True):
     """The lines that a command of SLURM prints."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
     return done.stdout.splitlines()
 
@@ -101,7 +103,7 @@ class Cluster:
     """What a test asks of a running cluster."""
 
     def jobs(self, states="all"):
-        """{"id", "state", "rule", "node", "gpus", "memory", "cpus", "partition", "restarts"} of every job."""
+        """{"id", "state", "rule", "node", "gpus", "memory", "cpus", "partition"} of every job."""
         names = ("id", "state", "rule", "node", "memory", "cpus", "partition", "gpus")
         fields = "JobID:|,State:|,Comment:|,NodeList:|,MinMemory:|,NumCPUs:|,Partition:|,tres-per-job:"
         rows = [line.split("|") for line in ask("squeue", "--noheader", "--states", states, "--Format", fields)]
