@@ -303,7 +303,7 @@ class Execution:
     rollout_batch: int = 128  # sequences sampled at once
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute
-    rollouts: str = "transformers"  # transformers | vllm: what samples PPO's responses
+    rollouts: str = "transformers"  # transformers | vllm: what samples PPO's responses and answers
     processes: int = 1  # of a PPO run, started by `accelerate launch`
     accelerate_config: str = ""  # its configuration file: FSDP, DeepSpeed (conf/accelerate)
     checkpoint_every: int = 10  # PPO iterations between checkpoints; 0: only when it is told to stop
