@@ -90,16 +90,17 @@ def run(arguments, options):
 
 
 def with_defaults(arguments):
-    """The arguments, and the overrides of Hydra's settings that `salsa run` adds where they leave them open."""
+    """The overrides, then those of Hydra's settings that `salsa run` adds where they leave them open, then the flags.
+
+    Hydra's parser takes overrides on one side of the flags alone.
+    """
+    overrides = [text for text in arguments if text.startswith("~") or ("=" in text and not text.startswith("-"))]
     wanted = {"hydra/launcher": "salsa"}
-    if OPTUNA in arguments:  # whose own direction is down, and which one failed point of a batch would stop
+    if OPTUNA in overrides:  # whose own direction is down, and which one failed point of a batch would stop
         wanted |= {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "0.9"}
-    given = {argument.split("=")[0] for argument in arguments}
+    given = {override.split("=")[0] for override in overrides}
     added = [f"{key}={value}" for key, value in wanted.items() if key not in given]
-    # Hydra's parser takes overrides in one row, on whichever side of the flags.
-    overrides = [text.startswith("~") or ("=" in text and not text.startswith("-")) for text in arguments]
-    place = overrides.index(True) if any(overrides) else 0
-    return [*arguments[:place], *added, *arguments[place:]]
+    return [*overrides, *added, *(text for text in arguments if text not in overrides)]
 
 
 def _check_optuna():

@@ -210,14 +210,14 @@ def test_flags_are_hydras(arguments, says, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "placed"),
     [
-        (["-m", "seed=1,2"], ["-m", "hydra/launcher=salsa", "seed=1,2"]),
-        (["~data", "-m"], ["hydra/launcher=salsa", "~data", "-m"]),
+        (["seed=1,2", "-m", "~data"], ["seed=1,2", "~data", "hydra/launcher=salsa", "-m"]),
+        (["--cfg", "job", "seed=1"], ["seed=1", "hydra/launcher=salsa", "--cfg", "job"]),
         (["--info"], ["hydra/launcher=salsa", "--info"]),
-        (["-m", "hydra/launcher=basic"], ["-m", "hydra/launcher=basic"]),
+        (["-m", "hydra/launcher=basic"], ["hydra/launcher=basic", "-m"]),
         (
-            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra/launcher=basic", "-m"],
-            ["hydra.sweeper.max_failure_rate=0.9", "hydra/sweeper=optuna", "hydra.sweeper.direction=minimize",
-             "hydra/launcher=basic", "-m"],
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "-m"],
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra/launcher=salsa",
+             "hydra.sweeper.max_failure_rate=0.9", "-m"],
         ),
     ],
 )  # fmt: skip

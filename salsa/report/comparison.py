@@ -179,7 +179,7 @@ def figure(points, frame, looks):
     with matplotlib.rc_context(style.STYLE):
         shown = panels(frame)
         columns = 1 if len(shown) <= ONE_COLUMN else 2
-        rows = math.ceil(len(shown) / columns)
+        rows = max(math.ceil(len(shown) / columns), 1)
         drawn = Figure(figsize=(style.WIDTH, min(1.9 * rows + 1.0, style.TALLEST)), layout="constrained")
         axes = drawn.subplots(rows, columns, squeeze=False, sharex=True).flatten()
         order = [label(point) for point in points]
