@@ -70,12 +70,12 @@ rule comparison:
             category="Comparison",
             subcategory="{run}",
         ),
-    wildcard_constraints:
-        run=comparison_name(),
     log:
         beside("comparison", "log.txt"),
     benchmark:
         beside("comparison", "benchmark.tsv")
+    wildcard_constraints:
+        run=comparison_name(),
     conda:
         "../../environment.yml"
     threads: 1
