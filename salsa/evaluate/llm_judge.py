@@ -57,17 +57,16 @@ class LanguageModelJudge:
 
     Args:
         comparisons: all of the run; those that are judged already among them.
-        client: what answers, `Client` unless a test says otherwise.
 
     Raises UserError, before anything is asked, for a missing key, package, template, placeholder or benchmark, and for
     a prompt of more than two turns.
     """
 
-    def __init__(self, settings, parents, output, execution, comparisons, client=None):
+    def __init__(self, settings, parents, output, execution, comparisons):
         self.settings = settings
         self.templates = load_templates(settings.judge.templates)
         self.references = _references(parents, comparisons)
-        self.client = client or Client(settings.judge, execution)
+        self.client = Client(settings.judge, execution)
         self.answers = Ledger(output / "answers.jsonl", comparisons)
         self.kept = defaultdict(list)  # key of a comparison -> its answers
         for line in self.answers.lines:
@@ -114,7 +113,7 @@ class LanguageModelJudge:
             return comparison, None
 
     def _verdict(self, comparison):
-        kept = self.kept[key(comparison.question)]
+        kept = self.kept.get(key(comparison.question), [])
         attempts = self.settings.judge.attempts
         for attempt in range(attempts):
             line = kept[attempt] if attempt < len(kept) else self._ask(comparison, attempt)
