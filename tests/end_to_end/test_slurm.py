@@ -54,7 +54,8 @@ def ended():
     yield processes
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def finish(place, overrides, stages):
