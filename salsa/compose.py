@@ -625,8 +625,11 @@ def _check_plane(values):
             raise UserError(f"{key}.arms: {arm} is no arm of this study; it has {', '.join(values['arms'])}")
     if plane["arms"] and values["sft"]["models"] < 2:
         raise UserError(f"{key}.arms={plane['arms']}: a plane needs two SFT models; set sft.models=2, or {key}.arms=[]")
-    if not 0 < _fraction(f"{key}.step", plane["step"]) <= 1:
+    step = _fraction(f"{key}.step", plane["step"])
+    if not 0 < step <= 1:
         raise UserError(f"{key}.step={plane['step']}: must be above 0, and at most 1")
+    if (1 / step).denominator != 1:
+        raise UserError(f"{key}.step={plane['step']}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
     if not 0 <= _fraction(f"{key}.margin", plane["margin"]) <= 5:
         raise UserError(f"{key}.margin={plane['margin']}: must lie between 0 and 5")
     if plane["kl_coef"] is not None and plane["kl_coef"] not in values["kl_coefs"]:

@@ -175,6 +175,7 @@ MISTAKES = {
     "arms.salsa.kl_coefs=[]": "empty",
     "evaluate.plane.arms=[nothing]": "nothing",
     "evaluate.plane.step=2": "above 0, and at most 1",
+    "evaluate.plane.step=2/3": "1 must be a multiple of it",
     "evaluate.plane.kl_coef=0.7": "0.7",
     "+judges.ai.kind=openai": "judges.ai.model is missing",
     "+judges.ai={kind:openai,model:some,templates:/nowhere}": "no such folder",
