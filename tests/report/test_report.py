@@ -14,7 +14,7 @@ from tree import EVERY_ARM, Tree, presets
 
 from salsa import compose, config, plan, runs
 from salsa.evaluate import statistics
-from salsa.report import claims, figures, study, tables
+from salsa.report import figures, study, tables, words
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,12 @@ def table(output, name):
 
 def test_exact_set_of_files(built):
     _, output = built
-    expected = {"runs.csv", "samples.md", "claims.md", "report.md", "manifest.json", ".lock"}
-    names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards")
+    expected = {"runs.csv", "samples.md", "claims.md", "report.md", "report.html", "manifest.json", ".lock"}
+    names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards", "claims", "chosen", "paper_table",
+             "ablations", "sources", "judges", "judge_pairs", "bradley_terry", "matched_kl", "stability", "geometry",
+             "plane")  # fmt: skip
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
+    expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
     expected |= {f"figures/{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")}
     assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} == expected
 
@@ -47,7 +50,7 @@ def test_contract_columns(built):
         "model, data, arm, kl_coef, replicate, iteration, kl_to_reference, kl_to_sft0, reward, gold_reward, "
         "response_length, eos_rate"
     )
-    assert list(table(output, "win_rates").columns) == win.split(", ")
+    assert list(table(output, "win_rates").columns)[:12] == win.split(", ")
     assert list(table(output, "frontier").columns) == line.split(", ")
 
 
@@ -139,29 +142,91 @@ def test_runs(built):
     assert float(ppo["wall_seconds"]) >= 0 and float(ppo["peak_memory_mib"]) > 0
 
 
-def test_claims_say_what_intervals_allow(built):
+def test_sign_tests_are_corrected_among_the_rows_of_one_baseline(built):
     _, output = built
-    text = (output / "claims.md").read_text()
-    assert text.index("## salsa against ppo") < text.index("## other against ppo")
-    part = text.split("## salsa against ppo, kl_coef 0.05")[1].split("##")[0]
-    assert "| KL(policy ‖ sft0), nats a response | 2 | [2, 2] | 2 | above ppo" in part
-    assert "| gold reward | 0.0225 | [-0.00927, 0.0543] | 2 | the interval contains 0: undecided with 2" in part
-    assert "win rate against ppo minus ½: in_distribution, judge gold | 0.0417" in part
-    assert "0 of 4 stay below 0.05" in text
+    frame = table(output, "win_rates")
+    assert frame["wins"].tolist() == [8 if b == "sft0" else int(c == "salsa") for b, c in
+                                      zip(frame["baseline"], frame["candidate"], strict=True)]  # fmt: skip
+    for baseline in ("sft0", "ppo"):
+        own = frame[frame["baseline"] == baseline]
+        assert own["holm_p"].tolist() == pytest.approx(naive_holm(own["sign_test_p"].tolist()))
 
 
-@pytest.mark.parametrize(
-    "bounds, count, expected",
-    [
-        ((math.nan, math.nan), 1, "conditional on one SFT pair"),
-        ((-1, 1), 3, "the interval contains 0: undecided with 3 replicates"),
-        ((0, 1), 3, "undecided"),
-        ((0.1, 1), 3, "above ppo"),
-        ((-1, -0.1), 3, "below ppo"),
-    ],
-)
-def test_verdict(bounds, count, expected):
-    assert expected in claims.verdict(*bounds, count)
+def naive_holm(p_values):
+    """The largest, up to each p in ascending order, of p times the number of those not yet rejected; at most 1."""
+    ascending = sorted(p_values)
+    return [min(1, max(p * (len(ascending) - ascending.index(p)) for p in ascending if p <= own)) for own in p_values]
+
+
+def test_sources_lead_to_the_verdicts(built):
+    tree, output = built
+    frame = table(output, "sources")
+    assert len(frame) == 2 * (3 + 2)  # replicates x (three arms against sft0, two against ppo)
+    for row in frame.to_dict("records"):
+        found = runs.read_jsonl(tree.root / row["verdicts"])
+        pair = {(line["model_a"], line["model_b"], line["replicate"]) for line in found}
+        assert (row["candidate_model"], row["baseline_model"], row["replicate"]) in pair
+        assert row["candidate_model"] == f"{row['candidate']}-kl_0.05"
+
+
+def test_length_controlled_rates_are_of_answers_of_one_length(built):
+    tree, output = built
+    frame = table(output, "win_rates").set_index(["candidate", "baseline", "benchmark"])
+    rate = frame.loc[("salsa", "sft0", "in_distribution"), "length_controlled"]
+    assert rate == pytest.approx(8 / 12)  # all answers are equally long
+    found = study.read(tree.settings, tree.parents)
+    lengths = tables.response_lengths(found)
+    lengths[0, "salsa-kl_0.05"]["in_distribution", "in_distribution-1"] += 90  # two replicates' mean: 45 longer
+    row = tables.length_controlled(found, "gold", "in_distribution", "salsa-kl_0.05", "sft0", lengths)
+    scores = [float(i % 3 > 0) for i in range(12)]
+    differences = [45.0 * (i == 1) for i in range(12)]
+    assert row["length_controlled"] == pytest.approx(statistics.length_controlled(scores, differences))
+    assert row["length_controlled"] != pytest.approx(8 / 12)
+
+
+def test_judges_without_a_gold_judge_are_held_to_gold_scores(built):
+    """Gold of sft0's answers is i, of ppo's 1 + i or 1.1 + i: ppo should always win, and wins 8 of 12."""
+    tree, output = built
+    assert table(output, "judges")["gold_agreement"].isna().all()  # gold is not held to itself
+    found = study.read(tree.settings, tree.parents)
+    found.config = found.config | {"judges": {"gold": {"kind": "openai"}}}
+    found.verdicts = {key: rows for key, rows in found.verdicts.items() if key[2:] == ("ppo-kl_0.05", "sft0")}
+    frame = tables.judges(found)
+    assert frame["benchmark"].tolist() == ["all", "in_distribution", "out_of_distribution"]
+    assert frame["verdicts"].tolist() == [96, 48, 48]
+    assert frame["gold_agreement"].tolist() == pytest.approx([8 / 12] * 3)
+
+
+def test_bradley_terry_of_two_models_is_their_log_odds(built):
+    tree, _ = built
+    found = study.read(tree.settings, tree.parents)
+    found.verdicts = {key: rows for key, rows in found.verdicts.items() if key[2:] == ("ppo-kl_0.05", "sft0")}
+    frame = tables.bradley_terry(found).set_index("model")
+    assert frame.loc["sft0", "score"] == 0
+    assert frame.loc["ppo, kl_coef 0.05", "score"] == pytest.approx(math.log(2), abs=0.01)  # 8 wins, 4 losses
+
+
+def test_geometry_and_plane(built):
+    _, output = built
+    row = table(output, "geometry").set_index("arm").loc["salsa"]  # 2.0 and 2.2 from sft0
+    assert row["from_sft0"] == pytest.approx(2.1)
+    assert row["from_sft0_high"] - row["from_sft0"] == pytest.approx(12.706204736432095 * 0.1)
+    assert row["along_sft1"] == pytest.approx(0.6 * 2.1 / 4)
+    plane = table(output, "plane")
+    assert (plane["kind"] == "plane").sum() == 9 and (plane["kind"] == "line").sum() == 5
+    assert set(zip(plane["arm"], plane["replicate"], strict=True)) == {("salsa", 0)}
+    assert plane["reward"].tolist() == pytest.approx((plane["w_sft1"] + 2 * plane["w_policy"]).tolist())
+
+
+def test_stability(built):
+    tree, output = built
+    frame = table(output, "stability")
+    assert frame["end_rate_relative"].tolist() == pytest.approx([0.95 / 0.98] * 3)
+    assert frame["length_relative"].tolist() == pytest.approx([22 / 25] * 3)
+    assert frame["gold_loss"].tolist() == [0] * 3 and frame["stable"].tolist() == [2] * 3
+    found = study.read(tree.settings, tree.parents)
+    found.config = found.config | {"stability": found.config["stability"] | {"shortest_length": 0.9}}
+    assert tables.stability(found)["stable"].tolist() == [0] * 3
 
 
 def test_model_text_cannot_break_the_samples(built):
@@ -176,7 +241,7 @@ def test_model_text_cannot_break_the_samples(built):
 
 
 def test_samples_are_in_the_order_of_numbers():
-    ids = sorted(({"prompt_id": name} for name in ("b-10", "b-9", "a-11")), key=study._natural)
+    ids = sorted(({"prompt_id": name} for name in ("b-10", "b-9", "a-11")), key=words.natural)
     assert [row["prompt_id"] for row in ids] == ["a-11", "b-9", "b-10"]
 
 
@@ -207,7 +272,8 @@ def test_one_replicate(tmp_path, monkeypatch):
     output = Tree(tmp_path, replicates=(3,)).build(monkeypatch)
     text = (output / "claims.md").read_text()
     assert "One replicate: everything here is conditional on one SFT pair" in text
-    assert "undecided" not in text and "above ppo" not in text
+    assert set(table(output, "claims")["claim_verdict"]) == {"undecided", "not tested"}
+    assert "**Undecided**; one replicate" in text and "nothing is decided" in text
     assert table(output, "rewards")["reward_low"].isna().all()
 
 
@@ -216,14 +282,17 @@ def test_without_gold_and_judges(tmp_path, monkeypatch):
     assert table(output, "frontier")["gold_reward"].isna().all()
     assert list(table(output, "win_rates").columns) == tables.WIN_RATES and table(output, "win_rates").empty
     assert "no gold judge" in (output / "report.md").read_text()
-    assert "gold reward" not in (output / "claims.md").read_text().split("##", 1)[1]
+    why = table(output, "claims").set_index("claim")["why"]
+    assert why["higher_gold"] == "this data has no gold reward" and why["preferred"] == "this study has no judge"
+    assert set(table(output, "chosen")["by"]) == {"reward"}
 
 
 def test_one_sft_model_and_no_line_between_two(tmp_path, monkeypatch):
     tree = Tree(tmp_path, replicates=(0,), arms={"ppo": "0"})
     del tree.parents["landscape/r0"]
     output = tree.build(monkeypatch)
-    assert "no claim can be tested" in (output / "claims.md").read_text()
+    assert "No claim can be tested here" in (output / "claims.md").read_text()
+    assert table(output, "stability")["end_rate_relative"].isna().all()
 
 
 def test_looks_are_stable_and_alphas_differ():
@@ -275,12 +344,13 @@ def test_every_arm_has_its_place(every):
         frame = table(output, name)
         assert names <= set(frame["candidate" if name == "win_rates" else "arm"]), name
         assert set(frame["kl_coef"].dropna()) == {0.02, 0.05}
-    for name in ("frontier", "training_curves", "response_lengths", "win_rates"):
+    for name in ("frontier", "training_curves", "lengths_and_ends", "win_rates"):
         shown = {text.get_text() for legend in tree.figures[name].legends for text in legend.get_texts()}
         assert names <= shown, name
-    claims_ = (output / "claims.md").read_text()
-    assert all(f"## {name} against ppo, kl_coef 0.02" in claims_ for name in names - {"ppo"})
-    assert "Plain PPO with a smaller kl_coef: is another" in claims_.split("## smaller_beta against ppo")[1]
+    claims = (output / "claims.md").read_text()
+    assert all(f"| {name} | 0.02 |" in claims for name in names - {"ppo"})
+    assert set(table(output, "ablations")["arm"]) == names - {"ppo"}
+    assert set(table(output, "matched_kl")["arm"]) == {"salsa", "other"}  # no other starts below ppo's largest KL, 7.5
 
 
 def test_arms_are_described(every):
