@@ -32,7 +32,9 @@ def build(settings, parents, output, execution):
     duels = [row for study in dict.fromkeys(studies) for row in head_to_head(study)]
     looks = {arm: look for study in studies for arm, look in arm_looks(study).items()}
     caption = _caption(settings.points, frame)
-    tables.write(frame, output / "tables", "comparison", caption)
+    shown = frame.drop(columns=[_column(key) for key in _keys(settings.points)])  # `point` says them to a reader
+    tables.write(shown, output / "tables", "comparison", caption)
+    tables.write_csv(frame, output / "tables" / "comparison.csv")
     style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
     lines = "\n".join(f"- {line}" for line in statements(settings.points, frame, duels, plain_arms(studies)))
     parts = [
@@ -40,7 +42,7 @@ def build(settings, parents, output, execution):
         lines,
         "## Table",
         caption,
-        tables.markdown(tables.readable(frame)),
+        tables.markdown(tables.readable(shown)),
         "## Figure",
         "Bars are 95 % intervals: over replicates, for rewards and KL; over prompts, for win rates.",
         "![Comparison](figures/comparison.png)",
@@ -55,6 +57,10 @@ def label(point):
     return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
+def _keys(points):
+    return list(dict.fromkeys(key for point in points for key in point))
+
+
 def comparison(points, studies):
     """One row a point x (sft0, sft1, their soup, and each arm at each of its kl_coefs).
 
@@ -62,7 +68,7 @@ def comparison(points, studies):
     over replicates (_low, _high); win_rate_<judge>_<benchmark>, the adjusted win rate against sft0, with its bounds
     over prompts; study, the path of the study below the results.
     """
-    keys = list(dict.fromkeys(key for point in points for key in point))
+    keys = _keys(points)
     rows = []
     for point, study in zip(points, studies, strict=True):
         rates = pd.read_csv(study / "tables" / "win_rates.csv")
@@ -166,7 +172,7 @@ def _won(arm, duels):
 
 
 def _caption(points, frame):
-    keys = list(dict.fromkeys(key for point in points for key in point))
+    keys = _keys(points)
     return (
         f"{len(points)} points of a sweep over {', '.join(keys)}: means over replicates with 95 % t intervals, and "
         "adjusted win rates against sft0 with 95 % intervals over prompts, conditional on the models; none is "
@@ -216,7 +222,7 @@ def _panel(axis, frame, name, order, looks, sizes):
 
 
 def _name_points(axis, points):
-    keys = list(dict.fromkeys(key for point in points for key in point))
+    keys = _keys(points)
     names = ["\n".join(point.get(key, "–") for key in keys) for point in points]
     axis.set_xticks(range(len(points)), names)
     axis.tick_params(labelbottom=True)
