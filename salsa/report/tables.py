@@ -81,8 +81,25 @@ RUNS = [
     "started",
     "settings",
 ]
-LATEX = {"\\": r"\textbackslash{}", "‖": r"$\|$", "½": r"$\frac{1}{2}$"}
+SYMBOLS = {  # what pdflatex does not know by itself
+    "‖": r"$\|$",
+    "½": r"$\frac{1}{2}$",
+    "¾": r"$\frac{3}{4}$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "√": r"$\surd$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "−": r"$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "…": r"\ldots{}",
+}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {character: "\\" + character for character in "%&_#${}"}
+LONGEST = 45  # rows that a page holds
+FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"  # as wide as the text at most
 
 
 BOUNDS = ("", "_low", "_high")
@@ -766,13 +783,30 @@ def markdown(frame):
 
 
 def latex(frame, name, caption):
-    """A booktabs table in a float, everything escaped."""
-    escaped = "".join(LATEX.get(character, character) for character in caption)
+    """A booktabs table, everything escaped: in a float, or, where it is longer than a page, a longtable.
+
+    A table without rows is a comment: LaTeX sets none without columns.
+    """
+    if frame.empty:
+        return f"% no rows: {caption}\n"
+    escaped = caption.translate(str.maketrans(LATEX))
     columns = "".join("p{4cm}" if frame[column].str.len().max() > 40 else "l" for column in frame)
+    long = len(frame) > LONGEST
     text = frame.to_latex(
-        index=False, escape=True, caption=escaped, label=f"tab:{name}", position="htbp", column_format=columns
+        index=False,
+        escape=True,
+        caption=escaped,
+        label=f"tab:{name}",
+        position=None if long else "htbp",
+        column_format=columns,
+        longtable=long,
     )
-    return "% \\usepackage{booktabs}\n" + text.replace("‖", LATEX["‖"]).replace("½", LATEX["½"])
+    if not long:
+        text = text.replace(r"\begin{tabular}", FITTED + r"\begin{tabular}").replace(
+            r"\end{tabular}", r"\end{tabular}}"
+        )
+    needed = "booktabs,longtable" if long else "booktabs,graphicx"
+    return f"% \\usepackage{{{needed}}}\n" + text.translate(str.maketrans(SYMBOLS))
 
 
 def write_csv(frame, path):

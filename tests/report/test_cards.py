@@ -10,7 +10,7 @@ from tree import Tree
 from salsa import config, runs, studies
 from salsa.__main__ import main
 from salsa.evaluate import statistics
-from salsa.report import cards, study
+from salsa.report import cards, study, tables
 
 
 class ModelTree(Tree):
@@ -34,15 +34,27 @@ class ModelTree(Tree):
         runs.execute(stage, 1, write, settings, parents, output, config.Execution())
         return output
 
+    def cards(self):
+        """The folder of a finished study that has cards alone."""
+
+        def write(settings, parents, output, execution):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(study, "gold_judge", lambda prepare: None)  # of rollouts, which no card shows
+                found = study.read(settings, parents)
+            cards.write(found, {"arms": tables.arms(found)}, output)
+
+        output = self.root / "studies" / "tiny_test-0123456789ab"
+        runs.execute("study", study.VERSION, write, self.settings, self.parents, output, config.Execution())
+        return output
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, tokenizer):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tree = ModelTree(tmp_path_factory.mktemp("cards"), tokenizer)
-        output = tree.build(monkeypatch)
-        link = output.parent / "tiny_test"
-        link.symlink_to(output.name)
-        yield tree, link
+    tree = ModelTree(tmp_path_factory.mktemp("cards"), tokenizer)
+    output = tree.cards()
+    link = output.parent / "tiny_test"
+    link.symlink_to(output.name)
+    return tree, link
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +118,12 @@ def test_no_licence_is_given_away(model, corpus, task, expected):
     assert (data.license, data.base_model, data.datasets) == expected
 
 
-def test_a_licence_is_left_to_the_user(built):
+def test_a_licence_is_left_to_the_user(built, monkeypatch):
     tree, _ = built
+    monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
     found = study.read(tree.settings, tree.parents)
     found.config["model"] = found.config["model"] | {"source": "hub", "path": "google/gemma-2b", "revision": "abc"}
-    frames = {"arms": study.tables.arms(found)}
+    frames = {"arms": tables.arms(found)}
     card = ModelCard(cards.card(found, frames, found.policies[0]))
     assert card.data.license is None and card.data.base_model == "google/gemma-2b"
     assert "base model: google/gemma-2b, revision abc" in card.text and "Not stated here" in card.text
@@ -159,9 +172,9 @@ def test_nothing_is_overwritten(built, tmp_path):
         studies.export(built[1], "salsa", tmp_path, replicate=0)
 
 
-def test_an_altered_policy_is_not_exported(tmp_path, tokenizer, monkeypatch):
+def test_an_altered_policy_is_not_exported(tmp_path, tokenizer):
     tree = ModelTree(tmp_path, tokenizer, replicates=(0,), arms={"ppo": "0"}, prompts=3)
-    output = tree.build(monkeypatch)
+    output = tree.cards()
     path = tree.parents["ppo/0"] / "model" / "config.json"
     text = path.read_text()
     path.write_text(text.replace("llama", "lamma"))
