@@ -288,7 +288,7 @@ def test_without_gold_and_judges(tmp_path, monkeypatch):
 
 
 def test_one_sft_model_and_no_line_between_two(tmp_path, monkeypatch):
-    tree = Tree(tmp_path, replicates=(0,), arms={"ppo": "0"})
+    tree = Tree(tmp_path, replicates=(0,), arms={"ppo": "0"}, judges=())  # sft0 answers nothing
     del tree.parents["landscape/r0"]
     output = tree.build(monkeypatch)
     assert "No claim can be tested here" in (output / "claims.md").read_text()
