@@ -28,7 +28,6 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from salsa import config, data, plan, runs
 from salsa.data import BENCHMARKS
@@ -155,11 +154,11 @@ def _checked(values, overrides, point):
 
 
 def read_points(path):
-    """The points in a JSON or YAML file: a list of lists of overrides. UserError where it is no such file."""
+    """The points in a JSON file: a list of lists of overrides. UserError where it is no such file."""
     try:
-        points = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: {_first_line(error)}; give a file with a list of lists of overrides") from None
+        points = runs.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {_first_line(error)}; give a JSON file with a list of lists of overrides") from None
     proper = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
     if not proper or not all(isinstance(override, str) for point in points for override in point):
         raise UserError(f'{path}: not a list of lists of overrides, such as [["seed=0"], ["seed=1"]]; mend the file')
