@@ -48,7 +48,7 @@ SchedulerParameters=batch_sched_delay=1,sched_min_interval=100000
 GresTypes=gpu
 ReturnToService=1
 KillWait=30
-MinJobAge=300
+MinJobAge=86400
 {nodes}
 PartitionName=cpu Nodes=n1,n2 Default=YES MaxTime=120
 PartitionName=gpu Nodes=n1,n2 MaxTime=INFINITE
