@@ -73,6 +73,7 @@ class Test:
         effects: replicate -> candidate minus baseline; `stable`: replicate -> whether the candidate is.
         how: in what way the two were compared, where there are several.
         found: what `statistics.decide` returns.
+        refutes: whether it refutes the claim alone: as one of several, its interval has to reach further (Bonferroni).
     """
 
     benchmark: str
@@ -80,6 +81,7 @@ class Test:
     effects: dict[int, float]
     how: str
     found: dict
+    refutes: bool
 
 
 class NotTested(Exception):
@@ -168,13 +170,18 @@ def tested(study, claim, pair):
         effects, how = effects_of(study, measure, pair, judge, benchmark)
         if not effects:
             raise NotTested(_lacking(study, measure, pair, benchmark))
-        found = _stable(effects) if measure == "stable" else _decided(effects, claim["smallest_effect"])
-        tests.append(Test(benchmark, judge, effects, how, found))
+        tests.append(Test(benchmark, judge, effects, how, *_decided(claim, effects, len(benchmarks))))
     return tests
 
 
-def _decided(effects, smallest_effect):
-    return statistics.decide(list(effects.values()), smallest_effect)
+def _decided(claim, effects, tests):
+    """What `statistics.decide` finds, and whether that refutes a claim of so many tests, at 95 % for all together."""
+    if claim["measure"] == "stable":
+        found = _stable(effects)
+        return found, found["verdict"] == "refuted"
+    values = list(effects.values())
+    strict = statistics.decide(values, claim["smallest_effect"], level=1 - 0.05 / tests)
+    return statistics.decide(values, claim["smallest_effect"]), strict["verdict"] == "refuted"
 
 
 def effects_of(study, measure, pair, judge, benchmark):
@@ -225,10 +232,9 @@ def _lacking(study, measure, pair, benchmark):
 
 def combined(tests):
     """The verdict of a claim of which all tests must pass: refuted by one, supported by all, else undecided."""
-    verdicts = [test.found["verdict"] for test in tests]
-    if "refuted" in verdicts:
+    if any(test.refutes for test in tests):
         return "refuted"
-    return "supported" if set(verdicts) == {"supported"} else "undecided"
+    return "supported" if {test.found["verdict"] for test in tests} == {"supported"} else "undecided"
 
 
 def text(study, claims, win_rates):
@@ -260,7 +266,9 @@ def text(study, claims, win_rates):
 READING = """A claim is a hypothesis, fixed before the run: the candidate lies above the baseline, and by how much it
 would matter. An effect is candidate minus baseline, paired by replicate and averaged, with a 95 % t interval over
 replicates: the claim is *refuted* where that lies below the smallest effect that would matter, be it above 0 or not,
-*supported* where it lies above 0, else *undecided*; of several benchmarks all must pass, and one that refutes, refutes.
+*supported* where it lies above 0, else *undecided*. Of several benchmarks all must pass: the claim is supported where
+each of them is, and refuted where one is by an interval that holds for all together (Bonferroni: wider than the one
+shown).
 Each arm is taken at the kl_coef that does best on the development prompts, of those that both were run at
 ([chosen](tables/chosen.csv)). p is one-sided, of a paired t test; Holm's is corrected over the claims tested here, the
 largest p of a claim standing for it. The same numbers, unrounded: [claims](tables/claims.csv); the files of the
@@ -310,6 +318,8 @@ def because(claim, rows):
     if claim["measure"] == "stable":
         return f": stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
     open_ = rows[rows["verdict"] == "undecided"]
+    if open_.empty:
+        return ": what one benchmark alone refutes is not enough for several"
     needed = open_["replicates_needed"]
     more = f"about {needed.max()} would decide" if needed.notna().all() else "no feasible number would decide"
     return f" with {row['replicates']} replicates; {more}, if effect and spread stay as they are"

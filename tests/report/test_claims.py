@@ -119,11 +119,27 @@ def test_kl_is_measured_on_the_development_prompts(found):
 
 def test_of_several_benchmarks_all_must_pass(found):
     def verdict(*verdicts):
-        return claims.combined([claims.Test("", "", {}, "", {"verdict": verdict}) for verdict in verdicts])
+        tests = [claims.Test("", "", {}, "", {"verdict": verdict}, verdict == "refuted") for verdict in verdicts]
+        return claims.combined(tests)
 
     assert verdict("supported", "supported") == "supported"
     assert verdict("supported", "undecided") == "undecided"
     assert verdict("undecided", "refuted") == verdict("supported", "refuted") == "refuted"
+
+
+def test_one_of_several_benchmarks_refutes_by_a_wider_interval():
+    effects = {0: 0.0, 1: 0.02, 2: 0.04, 3: 0.06}  # mean 0.03, standard error sqrt(1/6000)
+    alone, of_three = (0.03 + stats.t.ppf(1 - 0.025 / tests, 3) * math.sqrt(1 / 6000) for tests in (1, 3))
+    for smallest, refutes_alone, refutes_of_three in (
+        (alone - 1e-6, False, False),
+        (alone + 1e-6, True, False),
+        (of_three - 1e-6, True, False),
+        (of_three + 1e-6, True, True),
+    ):
+        claim = {"measure": "reward", "smallest_effect": smallest}
+        assert claims._decided(claim, effects, 1)[1] == refutes_alone
+        found, refutes = claims._decided(claim, effects, 3)
+        assert (found["verdict"] == "refuted", refutes) == (refutes_alone, refutes_of_three)
 
 
 @pytest.mark.parametrize(

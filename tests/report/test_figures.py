@@ -299,7 +299,7 @@ def test_lines_of_the_claims(small):
     lines = [(label, words) for label, words, _ in forests.claim_lines(frames["claims"])]
     assert lines == [
         ("higher gold", "supported, p 0.02"),
-        ("preferred (on all of these):", "undecided, p 0.02"),
+        ("preferred, on all of:", "undecided, p 0.02"),
         ("in distribution", "supported"),
         ("out of distribution", "undecided, needs 9 replicates"),
         ("soup not noise", "not tested"),

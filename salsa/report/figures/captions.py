@@ -7,7 +7,7 @@ from salsa.report import tables
 from salsa.report.figures.curves import banded, gain_scale, trajectories
 from salsa.report.figures.forests import in_units, shown_win_rates
 from salsa.report.figures.planes import WEIGHTS, corners, over_replicates
-from salsa.report.figures.style import FEW, drawn_kl_coefs, groups, known, measured, spread_kl_coefs
+from salsa.report.figures.style import FEW, drawn_kl_coefs, groups, has_intervals, known, measured, spread_kl_coefs
 
 CUT = "a bar that reaches the frame goes on beyond it"
 
@@ -72,7 +72,7 @@ def _frontier(study, frame):
     last = tables.final(frame)
     farthest = last.loc[last["kl_to_sft0"].idxmax()]
     text = f"The farthest policy is of {farthest['arm']} at kl_coef {farthest['kl_coef']:g}"
-    if len(study.replicates) > 1:
+    if has_intervals(study):
         text += f"; crosses are 95 % t intervals of the means of KL and reward, and {CUT}"
     if len(study.arms) > FEW:
         text += "; above, the means of all arms, below, each arm and its replicates before the means of the others"

@@ -29,6 +29,7 @@ from salsa.report.figures.style import (
     triple,
 )
 
+PART = "· "  # before a benchmark of a claim
 NO_BOUNDS = (math.nan, math.nan)
 VERDICTS = {  # verdict -> marker, colour, filled
     "supported": ("^", LOOKS["ppo"].colour, True),
@@ -179,6 +180,8 @@ def claims(study, frames):
         axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=DARK)
     _symlog(axis, [row for _, _, row in lines if row is not None])
     axis.set_yticks(range(len(lines)), [label for label, _, _ in lines])
+    for tick, (label, _, _) in zip(axis.get_yticklabels(), lines, strict=True):
+        tick.set_color(GREY if label.startswith(PART) else DARK)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("effect, in units of the smallest effect of interest\n(linear to ±2, then logarithmic)")
@@ -200,8 +203,10 @@ def claim_lines(frame):
             lines.append((own_label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
             continue
         verdict = rows[0].get("claim_verdict", "")
-        lines.append((f"{label} (on all of these):", _words(rows[0], verdict, p=bool(verdict)), None))
-        lines += [(row["benchmark"].replace("_", " "), _words(row, row["verdict"], needed=True), row) for row in rows]
+        lines.append((f"{label}, on all of:", _words(rows[0], verdict, p=bool(verdict)), None))
+        lines += [
+            (PART + row["benchmark"].replace("_", " "), _words(row, row["verdict"], needed=True), row) for row in rows
+        ]
     return lines
 
 
@@ -223,8 +228,8 @@ def _effect(axis, row, y):
 
 
 def in_units(row):
-    """(effect, low, high) of a claim's row, divided by its smallest effect of interest."""
-    unit = row["smallest_effect"]
+    """(effect, low, high) of a claim's row, divided by its smallest effect; nan of `stable`, a share."""
+    unit = row["smallest_effect"] if row.get("measure") != "stable" else 0
     return tuple(x / unit for x in triple(row, "effect")) if unit > 0 else (math.nan,) * 3
 
 

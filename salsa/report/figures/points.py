@@ -24,6 +24,7 @@ from salsa.report.figures.style import (
     bars,
     blank,
     cross,
+    has_intervals,
     known,
     legend,
     limits,
@@ -57,7 +58,7 @@ def frontier(study, frames):
     figure = _few(study, last, rewards) if len(study.arms) <= FEW else _many(study, last, rewards)
     entries = [mark("sft0", "*", 9, color="black"), mark("a replicate", size=4, alpha=0.4)]
     entries.append(mark("their mean", size=7, markeredgecolor="white"))
-    if len(study.replicates) > 1:
+    if has_intervals(study):
         entries.append(Line2D([], [], color=DARK, linewidth=1.0, marker="+", markersize=9, label="95 % t interval"))
     legend(figure, study, extra=entries)
     return figure
@@ -127,7 +128,7 @@ def _means(axis, study, frame, kl, reward, shown, crosses=False, small=1.0):
         some = frame[frame["kl_coef"] == kl_coef]
         if len(some):
             means.append((some[kl].mean(), some[reward].mean(), size * small))
-            if crosses:
+            if crosses and has_intervals(study):
                 cross(axis, some[kl], some[reward], shown.colour, zorder=3)
     means.sort(key=lambda point: point[0])
     axis.plot([m[0] for m in means], [m[1] for m in means], color=shown.colour, linestyle=shown.line, linewidth=1.1,
@@ -160,7 +161,7 @@ def alpha_curve(study, frames):
     columns = len(shown) if len(shown) < 4 else 2
     figure, axes = panels(math.ceil(len(shown) / columns), columns, height=2.3)
     for axis, (name, label) in zip(axes.flat, shown, strict=True):
-        _soups(axis, frame[frame["kind"] == "sft_soup"].dropna(subset=name), name)
+        _soups(axis, study, frame[frame["kind"] == "sft_soup"].dropna(subset=name), name)
         for index, kl_coef in enumerate(study.kl_coefs):
             some = frame[(frame["kind"] == "policy") & (frame["kl_coef"] == kl_coef)]
             _alpha_policies(axis, study, some, name, index)
@@ -178,9 +179,9 @@ def alpha_curve(study, frames):
     return figure
 
 
-def _soups(axis, frame, name):
+def _soups(axis, study, frame, name):
     axis.plot(frame["alpha"], frame[name], color=DARK, linestyle="-", marker=".", markersize=6)
-    if f"{name}_low" in frame:
+    if has_intervals(study) and f"{name}_low" in frame:
         axis.fill_between(frame["alpha"], frame[f"{name}_low"], frame[f"{name}_high"], color=DARK, alpha=0.15, lw=0)
 
 
@@ -193,7 +194,8 @@ def _alpha_policies(axis, study, frame, name, index):
     for place, row in zip(x, frame.to_dict("records"), strict=True):
         arm = next(p.arm for p in study.of(alpha=row["alpha"], kl_coef=row["kl_coef"]))
         shown = look(arm, row["alpha"])
-        bars(axis, (place, math.nan, math.nan), triple(row, name), shown.colour, linewidth=1.2 * size, zorder=3)
+        if has_intervals(study):
+            bars(axis, (place, math.nan, math.nan), triple(row, name), shown.colour, linewidth=1.2 * size, zorder=3)
         axis.plot(place, row[name], color=shown.colour, marker=shown.marker, markersize=5 * size, zorder=4)
 
 
@@ -255,6 +257,7 @@ def geometry(study, frames):
 
 def _place(axis, study, row, name):
     shown, size = looks(study)[row["arm"]], sizes(study)[row["kl_coef"]]
-    bars(axis, triple(row, name), triple(row, "from_sft0"), shown.colour, linewidth=0.8, alpha=0.6, zorder=2)
+    if has_intervals(study):
+        bars(axis, triple(row, name), triple(row, "from_sft0"), shown.colour, linewidth=0.8, alpha=0.6, zorder=2)
     axis.plot(row[name], row["from_sft0"], color=shown.colour, marker=shown.marker, markersize=6 * size,
               markeredgecolor="white", markeredgewidth=0.6, linestyle="none", zorder=3)  # fmt: skip

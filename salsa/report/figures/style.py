@@ -250,6 +250,11 @@ def limits(values, margin=0.08):
     return low - room, high + room
 
 
+def has_intervals(study):
+    """Whether t intervals over replicates are drawn: those of two are 13 standard errors wide, and would hide all."""
+    return len(study.replicates) > 2
+
+
 def cross(axis, x, y, colour, **options):
     """Bars of the 95 % t intervals of the means of replicates' x and y, each (R,); none for one replicate."""
     (x_mean, *x_bounds), (y_mean, *y_bounds) = statistics.replicate_interval(x), statistics.replicate_interval(y)
