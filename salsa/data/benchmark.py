@@ -9,7 +9,7 @@ from salsa.data import BENCHMARKS, normalised, reviews, stories
 from salsa.data import prepare as preparation
 from salsa.runs import UserError
 
-VERSION = 1
+VERSION = 2
 
 
 def make(settings, parents, output, execution):
