@@ -20,6 +20,7 @@ from conftest import move
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from salsa import config, forward, models, runs
+from salsa.evaluate import generate
 from salsa.ppo import processes, trainer, vllm_rollout
 
 LENGTHS = config.Lengths(prompt=64, response=8)
@@ -359,6 +360,42 @@ def test_a_broken_vllm_is_not_taken_for_a_missing_one(make_sampler, monkeypatch,
     monkeypatch.delitem(sys.modules, "vllm")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_it_needs"):
         make_sampler()
+
+
+def test_answers_to_benchmarks_come_from_any_policy_in_memory(vllm, sft_models, tokenizer):
+    """One engine answers for two models, turn by turn, each prompt with a seed of its own."""
+    rows = [{"id": i, "turns": [text, "now a tree"]} for i, text in enumerate(["a fox", "a kite and a fox", "a boat"])]
+    settings = config.RespondSettings(5, 0.7, LENGTHS)
+    execution = config.Execution(rollouts="vllm", rollout_batch=2)
+    context = generate.check(sft_models[0], tokenizer, {"b": rows}, LENGTHS)
+    engine = generate.make_engine(sft_models[0], tokenizer, context, execution)
+    found = []
+    for model in sft_models:
+        answers = generate.answer(model, tokenizer, rows, "b", settings, execution, 0.7, engine=engine)
+        found.append(answers.responses)
+        for i, turn in itertools.product(range(3), range(2)):
+            request = SamplingParams(
+                temperature=0.7,
+                seed=runs.derive_seed(5, "answer", 0, f"b/{i}/{turn}"),
+                max_tokens=8,
+                stop_token_ids=models.end_ids(model, tokenizer),
+                logprobs=0,
+            )
+            reader = LLM.__new__(LLM)
+            reader.network, reader.eos = Network(model), tokenizer.eos_token_id
+            reader.arguments = {"logprobs_mode": "raw_logprobs", "max_model_len": context}
+            assert list(reader._respond(answers.prompts[turn][i], request).token_ids) == answers.responses[turn][i]
+        assert answers.texts[0][0] in [message["content"] for message in answers.conversations[1][0]]
+    assert found[0] != found[1]
+    (made,) = vllm.LLM.made
+    assert made.arguments["max_model_len"] == context and made.arguments["dtype"] == "float32" and made.awake == set()
+
+
+def test_answers_without_a_gpu_are_refused(vllm, sft_models, tokenizer, monkeypatch):
+    monkeypatch.setattr(vllm_rollout, "DEVICES", ("cuda",))
+    assert generate.make_engine(sft_models[0], tokenizer, 100, config.Execution()) is None
+    with pytest.raises(runs.UserError, match=r"needs a CUDA GPU, and this run is on cpu"):
+        generate.make_engine(sft_models[0], tokenizer, 100, config.Execution(rollouts="vllm"))
 
 
 def test_ppo_trains_on_what_vllm_samples(vllm, make, prompts):
