@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from salsa import runs
@@ -48,7 +47,10 @@ def _parser():
     overrides = {"nargs": "*", "metavar": "OVERRIDE", "help": "Hydra's, such as experiment=reviews ppo.iterations=10"}
     plan = commands.add_parser("plan", help="show the runs of a configuration, and which are done")
     plan.add_argument("overrides", **overrides)
-    plan.add_argument("--json", action="store_true", help="print the plan itself")
+    plan.add_argument("--json", action="store_true", help="print the plan itself, and what it needs")
+    plan.add_argument("--tflops", type=float, help="throughput of a run in 10¹² operations a second: shows hours")
+    plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="of a GPU: warn of runs that can't fit")
+    plan.add_argument("--memory", type=float, metavar="GIB", help="of the machine: warn of runs that can't fit")
     plan.set_defaults(function=plan_command)
     run = "run a configuration or, with Hydra's -m, a sweep (Snakemake, all cores); after --: Snakemake's options"
     commands.add_parser("run", help=run, add_help=False)
@@ -72,29 +74,23 @@ def _parser():
 
 
 def plan_command(arguments, _):
-    """Show how many runs of each stage a configuration has, and how many are finished."""
-    from salsa import compose, plan, studies
+    """Show the runs of each stage, how many are finished, and what they need; warn of what can't fit."""
+    from rich.console import Console
+
+    from salsa import compose, estimate, plan, studies
 
     result = plan.plan(compose.compose(arguments.overrides))
+    found = estimate.survey(result, lambda path: studies.finished(result, path), arguments.tflops)
+    warnings = found.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
-        print(json.dumps(runs.read_json(result.save()), indent=2, ensure_ascii=False))
+        shown = runs.read_json(result.save()) | {"estimate": found.as_dict(), "warnings": warnings}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    total = Counter(run.stage for run in result.runs.values())
-    done = Counter(run.stage for path, run in result.runs.items() if studies.finished(result, path))
     for study in result.studies:
         print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
-    table = Table()
-    for name in ("stage", "runs", "done", "to run"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in plan.MODULES:
-        if total[stage]:
-            table.add_row(stage, str(total[stage]), str(done[stage]), str(total[stage] - done[stage]))
-    table.add_section()
-    table.add_row("all", *(str(n) for n in (total.total(), done.total(), total.total() - done.total())))
-    Console().print(table)
+    Console().print(found.table())
+    for line in [*found.lines(), *warnings]:
+        print(line)
     return 0
 
 
