@@ -180,11 +180,10 @@ def test_without_gold_the_proxy_is_drawn_alone():
     assert "gold" not in figures.captions(study, frames)["over_optimisation"]
 
 
-def test_one_replicate_has_no_intervals():
-    study = made(replicates=(0,))
-    figure = figures.frontier(study, frames_of(study))
-    assert "95 % t interval" not in texts(figure)
-    assert "95 % t interval" in texts(figures.frontier(made(), frames_of(made())))
+@pytest.mark.parametrize(("replicates", "drawn"), [((0,), False), ((0, 1), False), ((0, 1, 2), True)])
+def test_intervals_over_replicates_need_three(replicates, drawn):
+    study = made(replicates=replicates)
+    assert ("95 % t interval" in texts(figures.frontier(study, frames_of(study)))) == drawn
 
 
 def test_equal_input_gives_equal_bytes(small, tmp_path):
