@@ -379,7 +379,7 @@ def test_command_line(tmp_path):
     shown = salsa("plan", f"results={tmp_path}")
     assert shown.returncode == 0 and "reward_model" in shown.stdout
     printed = json.loads(salsa("plan", "--json", f"results={tmp_path}").stdout)
-    assert set(printed) == {"results", "runs", "studies"}
+    assert set(printed) == {"results", "runs", "studies", "comparison", "estimate", "warnings"}
     mistaken = salsa("plan", "model=foo")
     assert mistaken.returncode == 1 and mistaken.stderr.count("\n") == 1 and not mistaken.stdout
     nothing = salsa("verify", str(tmp_path / "none"))

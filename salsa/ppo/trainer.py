@@ -129,7 +129,7 @@ class Trainer:
             betas=(self.ppo.adam_beta1, self.ppo.adam_beta2),
             eps=self.ppo.adam_epsilon,
             weight_decay=0.0,
-            foreach=True,
+            fused=True,  # one pass over each tensor, without temporary ones as large as all of them
         )
         self.networks, self.optimizer = accelerator.prepare(self.networks, self.optimizer)
         self.progress = checkpoints.Progress(settings.kl_coef, self.reference)

@@ -299,8 +299,8 @@ def test_lines_of_the_claims(small):
     assert lines == [
         ("higher gold", "supported, p 0.02"),
         ("preferred, on all of:", "undecided, p 0.02"),
-        ("in distribution", "supported"),
-        ("out of distribution", "undecided, needs 9 replicates"),
+        ("· in distribution", "supported"),
+        ("· out of distribution", "undecided, needs 9 replicates"),
         ("soup not noise", "not tested"),
     ]
     axis = figures.claims(study, frames).axes[0]
@@ -345,7 +345,7 @@ def test_limits_hold_all_values(values):
 
 def test_bars_end_where_the_interval_does(small):
     study, frames = small
-    axis = figures.geometry(study, frames).axes[0]
+    axis = figures.geometry(made(replicates=(0, 1, 2)), frames).axes[0]
     ends = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
     assert (pytest.approx(0.365), pytest.approx(0.385)) in [tuple(end) for end in ends]
     axis = figures.matched_kl(study, frames).axes[0]
