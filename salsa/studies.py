@@ -15,6 +15,7 @@ from salsa.evaluate import llm_judge
 MAIN_TABLE = "tables/win_rates.md"
 COMPARISON = "comparison.md"
 LOG = "log.txt"
+LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
 DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in memory
 REPORT = ("study", "comparison")
@@ -141,7 +142,9 @@ def publish(study):
     name = settings["name"] if link.is_symlink() and link.resolve() == folder else folder.name
     target = folder.parent.parent / "published" / name
     shutil.rmtree(target, ignore_errors=True)
-    for artefact in manifest["artefacts"]:
+    for artefact, described in manifest["artefacts"].items():
+        if described["bytes"] > LARGEST:
+            continue
         (target / artefact).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / artefact, target / artefact)
     if settings and settings["data"]["task"]["kind"] == "reviews":
