@@ -151,7 +151,8 @@ def publish(study):
         samples = (target / "samples.md").read_text(encoding="utf-8")
         (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
         page = target / "report.html"
-        page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
+        if page.exists():
+            page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
     kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
     artefacts = runs.artefacts(target)  # with the samples as they are here
     runs.write_json(target / runs.MANIFEST, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
