@@ -111,6 +111,7 @@ def test_equal_studies_give_equal_pages(built, text):
     found = study.read(tree.settings, tree.parents)
     frames = {"claims": study.claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
     sentences = study.captions.captions(found, frames, study.figures.drawn_kl_coefs(found))
+    sentences |= {name: f"{sentences[name]} {more}" for name, more in study.figures.captions(found, frames).items()}
     assert page.page(found, frames, sentences, output / "figures") == text
 
 
