@@ -166,11 +166,14 @@ def read_points(path):
 
 
 def labels(points):
-    """What sets each point apart: the overrides whose values differ between points, as key -> value."""
+    """What sets each point apart: the overrides whose values differ between points, as key -> value.
+
+    Values are as Hydra writes them (1e-5 is 1e-05), so that a point says the same of itself wherever it comes from.
+    """
     parsed = []
     for point in points:
-        pairs = zip(point, _parse(point), strict=True)
-        parsed.append({override.get_key_element().lstrip("+"): text.split("=", 1)[-1] for text, override in pairs})
+        pairs = ((override.get_key_element().lstrip("+"), override) for override in _parse(point))
+        parsed.append({key: "" if o.is_delete() else o.get_value_element_as_str() for key, o in pairs})
     keys = dict.fromkeys(key for point in parsed for key in point)
     swept = [key for key in keys if len({point.get(key) for point in parsed}) > 1]
     return [{key: point[key] for key in swept if key in point} for point in parsed]
