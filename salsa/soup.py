@@ -1,20 +1,28 @@
 """Weight averages ("soups") of models that share an architecture.
 
-`mixed_tensors` is the one place where weights are averaged: it streams one tensor of each ingredient at a time from
-safetensors files, accumulates in float32 and rounds once to the stored dtype. `soup` writes the stream as a model
-folder; PPO copies it straight into a model, so that a grid of references costs no disk.
+Weights are averaged in one place, `_Mixer`: it reads a piece of a tensor from each ingredient's safetensors file,
+accumulates in float32 and rounds once to the stored dtype, for all rows of a grid of weights. `soups` writes a model
+folder a row, from one reading of the ingredients and in the memory of a few pieces, whatever the models' size; PPO
+copies `mixed_tensors` straight into a model, so that a grid of references costs no disk.
 
 Left out: SLERP, task arithmetic and the like. Source: Model soups (2203.05482); SALSA (2411.01798) averages two.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
+import math
 import os
+import queue
 import shutil
+import signal
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +31,20 @@ from salsa.runs import UserError, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
+# safetensors' names of the types that can be averaged or, without a fraction, compared.
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 # Keys of config.json in which two models of one architecture may differ without changing what the weights mean.
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attention_dropout"}
 
@@ -69,10 +91,40 @@ def _open(path):
         raise UserError(f"{path}: can't be read ({error}); save or download the model again") from None
 
 
+class _Stored(NamedTuple):
+    """Where a tensor is stored: the file, the type as safetensors names it, the shape, its first byte in the file."""
+
+    path: Path
+    dtype: str
+    shape: tuple
+    start: int
+
+
+def _stored(folder):
+    """Tensor name -> `_Stored` of a model folder, from the files' headers alone."""
+    found = {}
+    for path in sorted(set(shards(folder).values())):
+        with _open(path):  # the header is sound, and the file as long as the header says
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, _ = entry["data_offsets"]
+                found[name] = _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
+    return found
+
+
 def check_ingredients(models):
     """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree."""
     first = Path(models[0])
     names = _headers(first)
+    for name, (dtype, _) in names.items():
+        if dtype not in TYPES:
+            raise UserError(
+                f"{first}: tensor {name} is {dtype}, which can't be averaged; save the model in another type"
+            )
     for other in map(Path, models[1:]):
         theirs = _headers(other)
         for name in sorted(set(names) | set(theirs)):
@@ -94,18 +146,12 @@ def _describe(header):
 
 
 def _headers(folder):
-    found = {}
-    for path in sorted(set(shards(folder).values())):
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (an open file is no dictionary)
-                part = file.get_slice(name)
-                found[name] = (part.get_dtype(), tuple(part.get_shape()))
-    return found
+    return {name: (stored.dtype, stored.shape) for name, stored in _stored(folder).items()}
 
 
 def shapes(folder):
     """Tensor name -> shape (a tuple) of a model folder, from the files' headers alone."""
-    return {name: shape for name, (_, shape) in _headers(folder).items()}
+    return {name: stored.shape for name, stored in _stored(folder).items()}
 
 
 def _configuration(folder):
@@ -122,6 +168,76 @@ def _tokenizer(folder):
     return None
 
 
+class _Mixer:
+    """Averages pieces of tensors with every row of a grid of weights, in buffers that are made once.
+
+    Args:
+        grid: rows of weights, one for each ingredient.
+    """
+
+    def __init__(self, grid):
+        self.grid = grid
+        count = len(grid[0])
+        self.raw = torch.empty(count + 1, 8 * PIECE, dtype=torch.uint8)  # as stored; the last is a result's
+        self.floats = torch.empty(count + 1, PIECE)  # in float32; the last is the total
+
+    def averages(self, name, ingredients, files, start, count):
+        """Yield `count` numbers of the average from number `start` on, in the stored dtype, for each row of the grid.
+
+        Args:
+            ingredients: where each model stores the tensor.
+            files: open files by their paths.
+
+        What was yielded last is overwritten by the next. Tensors that are no floats (buffers) can't be averaged: they
+        must be equal, else UserError.
+        """
+        dtype = TYPES[ingredients[0].dtype]
+        raw = self.raw[:, : count * dtype.itemsize]
+        for stored, buffer in zip(ingredients, raw, strict=False):
+            _read(files[stored.path], buffer, stored.start + start * dtype.itemsize)
+        *parts, result = raw.view(dtype)
+        if not dtype.is_floating_point:
+            if any(not torch.equal(parts[0], part) for part in parts[1:]):
+                raise UserError(f"tensor {name} is {dtype} and differs between the models; it can't be averaged")
+            yield from itertools.repeat(parts[0], len(self.grid))
+            return
+        *floats, total = self.floats[:, :count]
+        for part, converted in zip(parts, floats, strict=True):
+            converted.copy_(part)
+        for weights in self.grid:
+            torch.mul(floats[0], weights[0], out=total)
+            for converted, weight in zip(floats[1:], weights[1:], strict=True):
+                total.add_(converted, alpha=weight)
+            yield result.copy_(total)
+
+
+def _pieces(shape):
+    """(first number, numbers) of the pieces of a tensor."""
+    size = math.prod(shape)
+    return [(start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
+
+
+def _read(file, tensor, offset):
+    """Fill a tensor of bytes from a file. Mapping the file instead would count its pages as this process's memory."""
+    view = memoryview(tensor.numpy())
+    while view:
+        done = os.preadv(file.fileno(), [view], offset)
+        if not done:
+            raise UserError(f"{file.name}: ends too early; was it changed meanwhile?")
+        view, offset = view[done:], offset + done
+
+
+def _write(file, view, offset):
+    while view:
+        done = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _open_all(stack, tensors):
+    """Path -> open file, closed with the stack, of stored tensors."""
+    return {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {stored.path for stored in tensors}}
+
+
 def mixed_tensors(models, weights, names=None):
     """Yield (name, tensor) of the weighted average, one tensor at a time, in the ingredients' stored dtype.
 
@@ -132,97 +248,160 @@ def mixed_tensors(models, weights, names=None):
 
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
-    models = [Path(folder) for folder in models]
-    files = [shards(folder) for folder in models]
-    handles = {path: _open(path) for path in {p for index in files for p in index.values()}}
-    try:
-        for name in names if names is not None else files[0]:
-            ingredients = (handles[index[name]].get_tensor(name) for index in files)
-            yield name, _average(name, ingredients, weights)
-    finally:
-        for handle in handles.values():
-            handle.__exit__(None, None, None)
-
-
-def _average(name, ingredients, weights):
-    total = None
-    for tensor, weight in zip(ingredients, weights, strict=True):
-        if total is None:
-            first, dtype = tensor, tensor.dtype
-            total = tensor.float().mul(weight) if dtype.is_floating_point else tensor
-        elif dtype.is_floating_point:
-            total.add_(tensor.float(), alpha=weight)
-        elif not torch.equal(tensor, first):
-            raise UserError(f"tensor {name} is {dtype} and differs between the models; it can't be averaged")
-    return total.to(dtype)
+    models = [_stored(folder) for folder in models]
+    mixer = _Mixer([weights])
+    with contextlib.ExitStack() as stack:
+        files = _open_all(stack, itertools.chain(*(model.values() for model in models)))
+        for name in names if names is not None else models[0]:
+            ingredients = [model[name] for model in models]
+            dtype, shape = TYPES[ingredients[0].dtype], ingredients[0].shape
+            tensor = torch.empty(shape, dtype=dtype)
+            for start, count in _pieces(shape):
+                (average,) = mixer.averages(name, ingredients, files, start, count)
+                tensor.view(-1)[start : start + count] = average
+            yield name, tensor
 
 
 def soup(models, weights, output):
-    """Write the weighted average of model folders as a model folder that `from_pretrained` loads.
+    """Write the weighted average of model folders as a model folder: `soups` with one output."""
+    soups(models, [weights], [output])
+
+
+def soups(models, grid, outputs):
+    """Write weighted averages of model folders, as model folders that `from_pretrained` loads.
 
     Args:
-        models: two or more folders of one architecture, dtype and tokenizer.
-        weights: one for each, decimals or fractions, that sum to 1 within 1e-6. None may be left out.
-        output: a folder that doesn't exist yet, or is empty.
+        models: two or more folders of one architecture, dtype and tokenizer. Each is read once.
+        grid: a row of weights for each output: one for each model, decimals or fractions, that sum to 1 within 1e-6.
+            None may be left out.
+        outputs: folders that don't exist yet, or are empty.
 
-    Everything but the weights (configuration, tokenizer) is the first model's. Raises UserError before anything is
-    written when the ingredients don't fit together.
+    Everything but the weights (configuration, tokenizer, how weights are cut into files) is the first model's. Each
+    weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are in work at once. Raises
+    UserError before anything is written when the ingredients don't fit together, an output exists or the disk is too
+    small; whatever else fails, no part of an output is left.
     """
-    models, output = [Path(folder) for folder in models], Path(output)
-    weights = parse_weights(weights, len(models))
+    models, outputs = [Path(folder) for folder in models], [Path(os.path.abspath(folder)) for folder in outputs]
+    grid = [parse_weights(weights, len(models)) for weights in grid]
+    if len(grid) != len(outputs):
+        raise UserError(f"{len(grid)} rows of weights for {len(outputs)} outputs; give each output its --weights")
     check_ingredients(models)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: exists and is not empty; choose another --output")
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    _check_outputs(outputs)
+    partial = [output.with_name(f".{output.name}.partial") for output in outputs]
+    for folder in partial:  # of an earlier attempt that was killed
+        shutil.rmtree(folder, ignore_errors=True)
+    _check_room(models[0], outputs)
     try:
-        _write_folder(models, weights, partial)
-        if output.exists():
-            output.rmdir()
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        for folder in partial:
+            folder.mkdir(parents=True)
+            for path in _companions(models[0]):
+                shutil.copy2(path, folder / path.name)
+        _write_weights(models, grid, partial)
+        for folder, output in zip(partial, outputs, strict=True):
+            if output.exists():
+                output.rmdir()
+            os.replace(folder, output)
+    except OSError as error:
+        raise UserError(f"{error.filename or outputs[0]}: {error.strerror}; try another --output") from None
+    finally:
+        for folder in partial:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_folder(models, weights, output):
-    for path in sorted(models[0].iterdir()):
-        if path.is_file() and path.suffix not in {".safetensors", ".bin", ".pt", ".gguf"}:
-            shutil.copy2(path, output / path.name)
-    (output / "manifest.json").unlink(missing_ok=True)  # of the run that made the ingredient, not of this folder
-    index, headers = shards(models[0]), _headers(models[0])
-    for path in sorted(set(index.values())):
-        names = [name for name, file in index.items() if file == path]
-        _write_safetensors(output / path.name, {n: headers[n] for n in names}, mixed_tensors(models, weights, names))
+def _check_outputs(outputs):
+    """UserError where an output holds something, or two are one or lie in each other."""
+    for output in outputs:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output}: exists and is not empty; choose another --output")
+    for one, other in itertools.permutations(outputs, 2):
+        if other == one or one in other.parents:
+            raise UserError(f"{other}: is, or lies in, another output ({one}); choose another --output")
 
 
-def _write_safetensors(path, headers, tensors):
-    """Write tensors as they come. safetensors' own `save_file` wants all of them in memory at once."""
-    sizes = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, (dtype, shape) in headers.items():
-        size = sizes[dtype]
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for _, tensor in tensors:
-            file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+def _check_room(model, outputs):
+    """UserError where the outputs, each as large as the model, don't fit on their disks."""
+    size = sum(path.stat().st_size for path in [*_companions(model), *set(shards(model).values())])
+    disks = {}
+    for output in outputs:
+        folder = next(folder for folder in [output, *output.parents] if folder.exists())
+        disks.setdefault(folder.stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        free = shutil.disk_usage(folders[0]).free
+        if len(folders) * size > free:
+            raise UserError(
+                f"{folders[0]}: {len(folders)} x {size / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB are free; make "
+                "room, or choose another --output"
+            )
+
+
+def _companions(folder):
+    """The files of a model folder that a soup of it takes over: all but weights, and the manifest of the run."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and path.suffix not in {".safetensors", ".bin", ".pt", ".gguf"}
+        and path.name != "manifest.json"
+    ]
+
+
+def _write_weights(models, grid, outputs):
+    """Write the averages into the outputs' folders, in files and at places where the first model has its tensors."""
+    models = [_stored(folder) for folder in models]
+    threads = torch.get_num_threads()
+    mixers = queue.SimpleQueue()
+    for _ in range(threads):
+        mixers.put(_Mixer(grid))
+    torch.set_num_threads(1)  # threads of torch's own, within each of ours, would be too many
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for path in sorted({stored.path for stored in models[0].values()}):
+                _write_file(path, models, mixers, pool, outputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write_file(path, models, mixers, pool, outputs):
+    names = [name for name, stored in models[0].items() if stored.path == path]
+    with contextlib.ExitStack() as stack:
+        files = _open_all(stack, [model[name] for model in models for name in names])
+        targets = [stack.enter_context(open(output / path.name, "wb", buffering=0)) for output in outputs]
+        header = files[path].read(min(models[0][name].start for name in names))
+        for target in targets:
+            _write(target, memoryview(header), 0)
+
+        def write_piece(piece):
+            name, (start, count) = piece
+            mixer = mixers.get()
+            try:
+                ingredients = [model[name] for model in models]
+                averages = mixer.averages(name, ingredients, files, start, count)
+                for target, average in zip(targets, averages, strict=True):
+                    offset = ingredients[0].start + start * average.itemsize
+                    _write(target, memoryview(average.view(torch.uint8).numpy()), offset)
+            finally:
+                mixers.put(mixer)
+
+        # In the files' order. The first error ends the loop, which cancels what hasn't begun.
+        for _ in pool.map(write_piece, [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]):
+            pass
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="salsa soup", description="Average the weights of model folders.")
+    parser = argparse.ArgumentParser(
+        prog="salsa soup",
+        description="Average the weights of model folders. Repeat --weights and --output, in pairs, for several soups "
+        "from one reading.",
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="model folders of one architecture")
-    parser.add_argument("--weights", nargs="+", required=True, metavar="W", help="decimals or fractions; sum 1")
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--weights", nargs="+", action="append", required=True, metavar="W", help="decimals or fractions; sum 1"
+    )
+    parser.add_argument("--output", action="append", required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so what is half-written goes
     try:
-        soup(arguments.models, arguments.weights, arguments.output)
+        soups(arguments.models, arguments.weights, arguments.output)
     except UserError as error:
         sys.exit(f"{parser.prog}: {error}")
 
