@@ -1,3 +1,11 @@
 """SALSA: PPO anchored to a soup of SFT models, and the controls that tell a soup's effect from others."""
 
+import gc
+import sys
+
 __version__ = "0.1.0"
+
+# A stage that the workflow starts imports thousands of modules, in which there is no garbage to be found: half a
+# second of looking for it. `salsa.runs.command` lets the collector work again.
+if "--plan" in sys.orig_argv:
+    gc.disable()

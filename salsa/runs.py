@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import gc
 import hashlib
 import json
 import os
@@ -324,6 +325,8 @@ def command(stage, version, function, settings_class, roles=(), description=None
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     gpus.keep()
+    gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second
+    gc.enable()
     try:
         if arguments.plan:
             if not arguments.run:

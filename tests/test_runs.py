@@ -1,6 +1,8 @@
 """Runs: addresses by content, manifests written last, artefacts checked, one process at a time."""
 
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import time
 
 import pytest
 
+import salsa
 from salsa import config, runs
 
 
@@ -299,6 +302,20 @@ def test_a_stage_is_a_command(tmp_path):
     command("--plan", tmp_path / "plan.json", "--run", "stage/b")
     manifest = runs.verify(tmp_path / "stage" / "b")
     assert manifest["settings"]["seed"] == 6 and manifest["execution"]["threads"] == 2
+
+
+def test_no_garbage_is_looked_for_while_a_stage_is_imported(tmp_path, monkeypatch):
+    runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {}})
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "salsa.sft", "--plan", "plan.json"])
+    try:
+        importlib.reload(salsa)
+        assert not gc.isenabled()
+        with pytest.raises(SystemExit, match="no run"):
+            command("--plan", tmp_path / "plan.json", "--run", "stage/b")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(
