@@ -62,6 +62,7 @@ CHOICES = {
     "mixed_precision": ("no", "bf16"),
 }
 SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds a whole policy
+ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *SHARDED)  # for which `accelerate launch` starts several processes
 REFERENCES = ("soup", "noise", "multi_kl", *plan.MOVING)
 AT_LEAST = {  # the smallest value that makes sense
@@ -73,7 +74,8 @@ AT_LEAST = {  # the smallest value that makes sense
     "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
     "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
-    "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip ppo.lora_rank seed "
+    "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip seed "
+    "sft.lora_rank reward_model.lora_rank ppo.lora_rank "
     "execution.checkpoint_every execution.judge_retries execution.judge_requests execution.judge_tokens "
     "evaluate.plane.replicates report.reader stability.lowest_end_rate stability.shortest_length "
     "stability.largest_gold_loss data.task.demonstrations data.task.validation data.task.preferences "
@@ -81,7 +83,8 @@ AT_LEAST = {  # the smallest value that makes sense
 }
 POSITIVE = (
     "base.learning_rate sft.learning_rate reward_model.learning_rate ppo.learning_rate ppo.temperature "
-    "ppo.max_grad_norm ppo.adam_epsilon ppo.lora_alpha evaluate.temperature reward_model.gold_temperature"
+    "ppo.max_grad_norm ppo.adam_epsilon ppo.lora_alpha sft.lora_alpha reward_model.lora_alpha evaluate.temperature "
+    "reward_model.gold_temperature"
 )
 SHARES = "base.warmup sft.warmup reward_model.warmup sft.dropout ppo.gamma ppo.lam ppo.adam_beta1 ppo.adam_beta2"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -532,13 +535,19 @@ def _check_execution(values):
             f"execution.processes={execution['processes']}: cannot share the {size} prompts of a mini-batch evenly; "
             "change it, ppo.batch_size or ppo.mini_batches"
         )
-    adapters = f"ppo.lora_rank={ppo['lora_rank']}"
+    for stage in ("sft", "reward_model"):
+        if values[stage]["batch_size"] % execution["processes"]:
+            raise UserError(
+                f"execution.processes={execution['processes']}: cannot share {stage}.batch_size="
+                f"{values[stage]['batch_size']} evenly; change one of them"
+            )
     if execution["rollouts"] == "vllm":
         _check_installed("vllm", "vllm", "execution.rollouts=vllm")
         if ppo["lora_rank"]:
             raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
-    if ppo["lora_rank"]:
-        _check_installed("peft", "lora", adapters)
+    for stage in ADAPTED:
+        if values[stage]["lora_rank"]:
+            _check_installed("peft", "lora", f"{stage}.lora_rank={values[stage]['lora_rank']}")
     if execution["accelerate_config"]:
         _check_accelerate(values)
 
@@ -562,17 +571,16 @@ def _check_accelerate(values):
         raise UserError(f"{key}: FSDP's first version is not supported; set fsdp_version: 2 in it")
     moving = [f"the arm {name}" for name, arm in values["arms"].items() if arm["reference"]["kind"] in plan.MOVING]
     whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
-    whole += ["ppo.lora_rank"] * (values["ppo"]["lora_rank"] > 0)
+    whole += [f"{stage}.lora_rank" for stage in ADAPTED if values[stage]["lora_rank"]]
     if kind in SHARDED and whole:
-        raise UserError(
-            f"{key}: {kind} shares the policy's weights out, and {whole[0]} needs them whole; leave one out"
-        )
+        raise UserError(f"{key}: {kind} shares weights out, and {whole[0]} needs them whole; leave one out")
 
 
 def _check_installed(package, extra, setting):
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{setting}: needs {package}, of the extra salsa[{extra}]; pip install -e '.[{extra}]'")
 
+            adapters = f"ppo.lora_rank={ppo['lora_rank']}"
 
 def _check_data(values):
     chosen = values["data"]

@@ -165,6 +165,8 @@ class Sft:
     warmup: float = 0.05
     dropout: float = 0.0  # attention dropout while training; with the data order, what a seed changes
     stop: str = "validation"  # validation: the epoch of lowest validation loss | epochs: the last, over-fitted or not
+    lora_rank: int = 0  # low-rank adapters on every linear layer but the head, merged in the end; 0: all are trained
+    lora_alpha: float = 16.0
 
 
 @dataclass
@@ -177,6 +179,8 @@ class RewardModel:
     warmup: float = 0.05
     gold_temperature: float = 0.1  # Bradley-Terry noise of sampled preferences, in units of gold
     normalisation_prompts: int = 256  # prompts on which sft0's samples fix the reward's shift and scale
+    lora_rank: int = 0  # as in Sft; the head, which sft0 has none of, is trained whole
+    lora_alpha: float = 16.0
 
 
 @dataclass
@@ -304,7 +308,7 @@ class Execution:
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute
     rollouts: str = "transformers"  # transformers | vllm: what samples PPO's responses and answers
-    processes: int = 1  # of a PPO run, started by `accelerate launch`
+    processes: int = 1  # of a run of SFT, a reward model or PPO, started by `accelerate launch`
     accelerate_config: str = ""  # its configuration file: FSDP, DeepSpeed (conf/accelerate)
     checkpoint_every: int = 10  # PPO iterations between checkpoints; 0: only when it is told to stop
     memory_mb: int = 2000

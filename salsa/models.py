@@ -3,6 +3,7 @@
 Left out: training. A model folder is what `from_pretrained` loads: config.json, safetensors, tokenizer files.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -97,11 +98,44 @@ def even_micro_batch(batch_size, limit):
     return max(size for size in range(1, min(batch_size, limit) + 1) if batch_size % size == 0)
 
 
+def adapter_config(section, settings, score=False):
+    """PEFT's configuration of adapters (LoRA, 2106.09685) on every linear layer but the head; None for rank 0.
+
+    Args:
+        section: where the settings stand: sft, reward_model or ppo.
+        settings: what has lora_rank and lora_alpha.
+        score: of a classifier, whose head is trained whole.
+    """
+    if not settings.lora_rank:
+        return None
+    try:
+        from peft import LoraConfig  # an extra: needed here alone
+    except ImportError:
+        raise runs.UserError(f"{section}.lora_rank={settings.lora_rank} needs peft: pip install -e '.[lora]'") from None
+
+    task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if score else {}
+    return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", **task)
+
+
+@contextlib.contextmanager
+def lent(model, device):
+    """A model on `device` for as long as it is needed there, then in the machine's own memory."""
+    yield model.to(device)
+    model.to("cpu")
+
+
 def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True):
     """A reward model folder, with the shift and scale that were fitted on sft0's samples."""
     classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)
     constants = runs.read_json(folder / "normalisation.json") if normalised else {"mean": 0.0, "std": 1.0}
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
+
+
+@contextlib.contextmanager
+def visiting(model, device):
+    """`model` on `device` for a while, and then on the CPU: two models of 7B in float32 fit 80 GB, three do not."""
+    yield model.to(device)
+    model.to("cpu")
 
 
 def mix_policies(folders, weights, device="cpu", dtype=torch.float32):

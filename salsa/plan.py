@@ -105,7 +105,7 @@ def plan(configs):
     Args:
         configs: what `compose.compose` returns: `config.Config` as dictionaries, each with three entries more: `files`
             (the content of local files, by run), `link` (the readable name of the study's folder, or None) and `point`
-            (what sets it apart in a sweep, or None where it is none of its points).
+            (what sets it apart in a sweep or from its companions; empty where it is alone).
 
     Raises:
         runs.UserError: the studies disagree on the results folder.
@@ -119,7 +119,7 @@ def plan(configs):
         study = _Study(values, result).add()
         if study["path"] not in {known["path"] for known in result.studies}:
             result.studies.append(study)
-        if values["point"]:
+        if values["point"] and (values["point"], study) not in points:
             points.append((values["point"], study))
     result.comparison = _add_comparison(points, result)
     return result
@@ -321,6 +321,11 @@ def _used(*weights):
     return sorted(used | {0})
 
 
+def _adapters(settings):
+    """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
+    return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
+
+
 class _Study:
     """Adds the runs of one study to a plan. One method a stage; each returns the path of the run."""
 
@@ -457,7 +462,7 @@ class _Study:
     @functools.cached_property
     def sft(self):
         """SFT's settings as they determine a model: how many others are trained beside it does not."""
-        return self.values["sft"] | {"models": config.Sft.models}
+        return _adapters(self.values["sft"] | {"models": config.Sft.models})
 
     def add_reward_model(self, label, replicate, sft):
         return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
@@ -474,7 +479,7 @@ class _Study:
         settings = {
             "seed": seed,
             "preferences": self.values["data"]["preferences"] + preferences,
-            "reward_model": self.values["reward_model"],
+            "reward_model": _adapters(self.values["reward_model"]),
             "lengths": self.values["lengths"],
             "mixed_precision": self.values["mixed_precision"],
         }
@@ -514,8 +519,7 @@ class _Study:
         """PPO's settings as they determine a policy: what is not read there has its default."""
         kind, *chosen = kl_schedule
         schedule = asdict(config.KlSchedule(kind, **dict(zip(SCHEDULES[kind], chosen, strict=True))))
-        settings = self.values["ppo"] | {"kl_schedule": schedule}
-        return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
+        return _adapters(self.values["ppo"] | {"kl_schedule": schedule})
 
     def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
         own = policy["way"]

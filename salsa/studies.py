@@ -18,6 +18,7 @@ LOG = "log.txt"
 LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
 DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in memory
+TRAINED = ("sft", "reward_model", "ppo")  # stages that several processes may train in
 REPORT = ("study", "comparison")
 
 
@@ -46,7 +47,7 @@ def needs(run, name):
     if small(run) and name in SMALL:
         return SMALL[name] * (2 if name == "memory_mb" and run.stage in DATA else 1)
     value = run.execution[name]
-    return value * run.execution["processes"] if name == "threads" and run.stage == "ppo" else value
+    return value * run.execution["processes"] if name == "threads" and run.stage in TRAINED else value
 
 
 def brief(run):
@@ -67,7 +68,7 @@ def launcher(run):
     """
     devices, processes, path = (needs(run, name) for name in ("gpus", "processes", "accelerate_config"))
     leased = ["python", "-m", "salsa.gpus", str(devices)] if devices else []
-    if run.stage != "ppo" or (processes == 1 and not path):
+    if run.stage not in TRAINED or (processes == 1 and not path):
         return shlex.join([*leased, "python"])
     chosen = ["--config_file", path] if path else ["--multi_gpu"]
     # A run is on one machine, beside others: port 0 is any that is free. The rest would be warned about.
@@ -86,9 +87,10 @@ def finished(plan, path):
     return (Path(plan.results) / path / runs.MANIFEST).exists()
 
 
-def check_judges(plan):
-    """UserError where a language model that is still to judge could not be asked: before anything is computed."""
-    for path, run in plan.runs.items():
+def check_judges(plan, paths):
+    """UserError where a language model could not be asked that one of the runs at `paths` wants as a judge."""
+    for path in paths:
+        run = plan.runs[path]
         if run.stage == "judge" and run.settings["judge"]["kind"] == "openai" and not finished(plan, path):
             judge = config.from_dict(config.Judge, run.settings["judge"])
             llm_judge.check_access(judge)

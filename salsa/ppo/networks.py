@@ -139,24 +139,13 @@ def _zeros(head):
 
 def adapters(policy, value_model, ppo):
     """Low-rank adapters in both networks, where `ppo.lora_rank` asks for them; `merge_and_unload()` each in the end."""
-    if not ppo.lora_rank:
+    plain = models.adapter_config("ppo", ppo)
+    if plain is None:
         return []
-    made = [_adapt(policy, ppo)]
+    from peft import get_peft_model  # an extra, which adapter_config has asked for
+
+    made = [get_peft_model(policy, plain).eval()]
     if isinstance(value_model, ScoreModel):
-        made.append(_adapt(value_model.classifier, ppo, trained=["score"]))
+        classifier = models.adapter_config("ppo", ppo, score=True)
+        made.append(get_peft_model(value_model.classifier, classifier).eval())
     return made
-
-
-def _adapt(model, ppo, trained=None):
-    """Freeze `model` and give every linear layer but its head a low-rank adapter (LoRA, 2106.09685), in place.
-
-    `trained` names modules that are trained whole.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model  # an extra: needed here alone
-    except ImportError:
-        raise runs.UserError(f"ppo.lora_rank={ppo.lora_rank} needs peft: pip install -e '.[lora]'") from None
-
-    task = {"task_type": "SEQ_CLS", "modules_to_save": trained} if trained else {}
-    chosen = LoraConfig(r=ppo.lora_rank, lora_alpha=ppo.lora_alpha, target_modules="all-linear", **task)
-    return get_peft_model(model, chosen).eval()
