@@ -270,14 +270,18 @@ def wait(command, folder):
 
     An interrupt is the command's to handle, too: it ends its own jobs, and then this process ends.
     """
-    process, told = subprocess.Popen(command, cwd=folder), []
+    process, told = None, []
 
     def terminate(number, _):
         told.append(number)
-        process.terminate()
+        if process:
+            process.terminate()
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
+        process = subprocess.Popen(command, cwd=folder)
+        if told:  # before there was a process to tell
+            process.terminate()
         while process.poll() is None:
             try:
                 process.wait()

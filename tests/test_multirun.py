@@ -364,15 +364,19 @@ def test_waiting_returns_the_exit_code(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_command_first(tmp_path, number):
     """SIGTERM is handed on; SIGINT, which a terminal sends to all, waits for the command to end by itself."""
-    ended = tmp_path / "ended"
+    ended, enough = tmp_path / "ended", tmp_path / "enough"
     child = f"import signal, time, pathlib; signal.signal({signal.SIGTERM:d}, lambda *_: exit(0))\n"
     child += f"import atexit; atexit.register(pathlib.Path({str(ended)!r}).touch)\n"
-    child += f"signal.signal({signal.SIGINT:d}, signal.SIG_IGN); pathlib.Path('up').touch(); time.sleep(5)"
+    child += f"signal.signal({signal.SIGINT:d}, signal.SIG_IGN); pathlib.Path('up').touch()\n"
+    child += "while not pathlib.Path('enough').exists(): time.sleep(0.05)"
     script = f"from salsa import multirun; multirun.wait([{sys.executable!r}, '-c', {child!r}], '.')"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     while not (tmp_path / "up").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.3)
     process.send_signal(number)
+    if number == signal.SIGINT:
+        time.sleep(0.3)
+        assert process.poll() is None
+        enough.touch()
     assert process.wait(timeout=60) == 128 + number and ended.exists()
