@@ -8,13 +8,14 @@ that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from scipy.special import expit
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from salsa import config, forward, models, runs
+from salsa import config, forward, models, runs, training
 from salsa.data import gold as gold_data
 from salsa.ppo.rollout import sample_in_batches
 
@@ -27,77 +28,92 @@ def train(settings, parents, output, execution):
 
     Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled.
     """
-    reward = settings.reward_model
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
+    held_out, learned, counts = _share(lambda: _pairs(settings, parents, tokenizer, device, execution))
+    _fit(settings, parents, tokenizer, learned, output, device, execution)
+    training.free(device)
+    if training.world()[1]:
+        return None  # the first process measures and writes
+
+    model = models.load_score_model(output, device, normalised=False)
+    quality = _quality(model, held_out, tokenizer, execution)
+    runs.write_json(output / "evaluation.json", {**quality, "pairs": len(learned), "counts": counts})
+    runs.write_json(output / "normalisation.json", normalise(model, settings, parents, tokenizer, device, execution))
+    return {**quality, "pairs": len(learned), "counts": counts}
+
+
+def _share(make):
+    """What the first process makes, in all of them: sampled on several GPUs, pairs might differ by rounding."""
+    made = [make() if training.world()[1] == 0 else None]
+    return broadcast_object_list(made)[0]
+
+
+def _pairs(settings, parents, tokenizer, device, execution):
+    """The held-out pairs, those to train on, and the counts. UserError where there are too few."""
+    reward = settings.reward_model
     gold = gold_data.load(parents["prepare"])
     if settings.preferences.startswith("sampled"):
         pairs, counts = sample_pairs(settings, parents, tokenizer, gold, device, execution)
     else:
         pairs, counts = read_pairs(settings, parents, tokenizer, gold)
     held_out = [pair for pair in pairs if pair["held_out"]]
-    training = [pair for pair in pairs if not pair["held_out"]]
+    learned = [pair for pair in pairs if not pair["held_out"]]
     of_ppo = []  # given pairs that train PPO's reward model, and so no judge's
     if settings.preferences == "given" + FOR_JUDGE:
-        of_ppo, training = training[: reward.pairs], training[reward.pairs :]
-        counts["shared_prompts"] = _shared(of_ppo, training[: reward.pairs])
-    training = training[: reward.pairs]
-    if not held_out or len(training) < reward.batch_size:
+        of_ppo, learned = learned[: reward.pairs], learned[reward.pairs :]
+        counts["shared_prompts"] = _shared(of_ppo, learned[: reward.pairs])
+    learned = learned[: reward.pairs]
+    if not held_out or len(learned) < reward.batch_size:
         behind = f" behind PPO's {len(of_ppo)}" if of_ppo else ""
         raise runs.UserError(
-            f"{len(held_out)} held-out and {len(training)} training pairs are left of {counts['read']} rows{behind}: "
+            f"{len(held_out)} held-out and {len(learned)} training pairs are left of {counts['read']} rows{behind}: "
             f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
         )
-    set_seed(settings.seed)
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        models.model_folder(parents["sft0"]), num_labels=1, dtype=torch.float32
-    )
-    classifier.config.pad_token_id = tokenizer.pad_token_id
-    trainer = _trainer(settings, classifier, tokenizer, training, output, device, execution)
-    trainer.train()
-    classifier = trainer.accelerator.unwrap_model(trainer.model).eval()
-    classifier.save_pretrained(output / "model")
-    tokenizer.save_pretrained(output / "model")
-
-    model = forward.ScoreModel(classifier).to(device)
-    quality = _quality(model, held_out, tokenizer, execution)
-    runs.write_json(output / "evaluation.json", {**quality, "pairs": len(training), "counts": counts})
-    runs.write_json(output / "normalisation.json", normalise(model, settings, parents, tokenizer, device, execution))
-    return {**quality, "pairs": len(training), "counts": counts}
+    return held_out, learned, counts
 
 
-def _trainer(settings, classifier, tokenizer, training, output, device, execution):
-    reward = settings.reward_model
-    micro_batch = models.even_micro_batch(reward.batch_size, execution.micro_batch)
-    return RewardTrainer(
+def _fit(settings, parents, tokenizer, learned, output, device, execution):
+    """Train on pairs, and write `output/model`."""
+
+    def load():
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            models.model_folder(parents["sft0"]), num_labels=1, dtype=torch.float32
+        )
+        classifier.config.pad_token_id = tokenizer.pad_token_id
+        return classifier
+
+    set_seed(settings.seed)  # of the head
+    training.train(_trainer(settings, load(), tokenizer, learned, output, device, execution), output, load)
+
+
+class _Trainer(training.Shared, RewardTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """A mean over the pairs of a whole batch, which micro-batches of any size, and empty pairs, leave as it is."""
+        pairs = len(inputs["input_ids"]) // 2
+        of_all = pairs * self.current_gradient_accumulation_steps * self.args.world_size
+        return super().compute_loss(model, inputs) * (of_all / self.in_this_step())
+
+
+def _trainer(settings, classifier, tokenizer, learned, output, device, execution):
+    nothing = [tokenizer.pad_token_id]  # of which neither is better
+    return _Trainer(
         model=classifier,
         args=RewardConfig(
-            output_dir=str(output / runs.CHECKPOINTS),
-            num_train_epochs=reward.epochs,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=reward.batch_size // micro_batch,
-            learning_rate=reward.learning_rate,
-            warmup_steps=reward.warmup,
-            lr_scheduler_type="cosine",
+            **training.arguments("reward_model", settings.reward_model, settings, execution, output, device),
             max_length=None,  # lengths are checked, and what is dropped counted, when pairs are made
-            seed=settings.seed,
-            use_cpu=device.type == "cpu",
-            bf16=settings.mixed_precision == "bf16",
-            gradient_checkpointing=execution.gradient_checkpointing,
-            save_strategy="no",
-            logging_steps=10,
-            report_to=execution.trackers or "none",
-            dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_dict(
             {
-                "chosen_ids": [pair["prompt"] + pair["chosen"] for pair in training],
-                "rejected_ids": [pair["prompt"] + pair["rejected"] for pair in training],
+                "chosen_ids": [pair["prompt"] + pair["chosen"] for pair in learned],
+                "rejected_ids": [pair["prompt"] + pair["rejected"] for pair in learned],
             }
         ),
         processing_class=tokenizer,
+        peft_config=models.adapter_config("reward_model", settings.reward_model, score=True),
+        empty={"chosen_ids": nothing, "rejected_ids": nothing},
     )
 
 

@@ -9,9 +9,10 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from salsa import config, models, runs
+from salsa import config, models, runs, training
 
 VERSION = 2
+IGNORED = -100  # the label of a token that is not learned
 
 
 def train(settings, parents, output, execution):
@@ -23,7 +24,6 @@ def train(settings, parents, output, execution):
     sft = settings.sft
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["base"]))
-    length = settings.lengths.prompt + settings.lengths.response
     data = {
         name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths)
         for name in ("sft", "sft_validation")
@@ -32,51 +32,29 @@ def train(settings, parents, output, execution):
     set_seed(settings.seed)
     # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
     options = {"attention_dropout": sft.dropout} if sft.dropout else {}
-    model = models.load_policy(models.model_folder(parents["base"]), **options)
-    micro_batch = models.even_micro_batch(sft.batch_size, execution.micro_batch)
-    validate = sft.stop == "validation"
-    trainer = SFTTrainer(
-        model=model,
+    trainer = _Trainer(
+        model=models.load_policy(models.model_folder(parents["base"]), **options),
         args=SFTConfig(
-            output_dir=str(output / runs.CHECKPOINTS),
-            num_train_epochs=sft.epochs,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=sft.batch_size // micro_batch,
+            **training.arguments("sft", sft, settings, execution, output, device),
             per_device_eval_batch_size=execution.micro_batch,
-            learning_rate=sft.learning_rate,
             weight_decay=sft.weight_decay,
-            warmup_steps=sft.warmup,
-            lr_scheduler_type="cosine",
-            max_length=length,
+            max_length=settings.lengths.prompt + settings.lengths.response,
             completion_only_loss=True,
-            seed=settings.seed,
-            use_cpu=device.type == "cpu",
-            bf16=settings.mixed_precision == "bf16",
-            gradient_checkpointing=execution.gradient_checkpointing,
             eval_strategy="epoch",
-            save_strategy="best" if validate else "no",
-            save_only_model=True,
-            load_best_model_at_end=validate,
-            metric_for_best_model="eval_loss",
-            greater_is_better=False,
-            save_total_limit=1,
-            logging_steps=10,
-            report_to=execution.trackers or "none",
-            dataloader_pin_memory=False,
         ),
         train_dataset=data["sft"][0],
         eval_dataset=data["sft_validation"][0],
         processing_class=tokenizer,
+        peft_config=models.adapter_config("sft", sft),
+        empty={"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED]},
     )
-    trainer.train()
-    history = trainer.state.log_history
-    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    validate = sft.stop == "validation"
+    base = models.model_folder(parents["base"])
+    history = training.train(trainer, output, lambda: models.load_policy(base), best=validate)
+    if training.world()[1]:
+        return None  # the first process writes
+    losses = training.validation_losses(history)
     chosen = min(losses) if validate else losses[-1]
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.config.attention_dropout = 0.0
-    model.config.use_cache = True
-    model.save_pretrained(output / "model")
-    tokenizer.save_pretrained(output / "model")
     runs.write_json(output / "log_history.json", history)
     return {
         "validation_loss": chosen,
@@ -84,6 +62,19 @@ def train(settings, parents, output, execution):
         "epoch": losses.index(chosen) + 1,
         "counts": {name: counts for name, (_, counts) in data.items()},
     }
+
+
+class _Trainer(training.Shared, SFTTrainer):
+    def __init__(self, **named):
+        super().__init__(**named)
+        self.validation_tokens = sum(label != IGNORED for row in self.eval_dataset["labels"] for label in row)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """In validation, such that the mean over rows that transformers takes is the mean over tokens."""
+        if num_items_in_batch is None:
+            share = len(inputs["labels"]) / len(self.eval_dataset)
+            num_items_in_batch = self.validation_tokens * share * self.args.world_size
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def tokenize(tokenizer, rows, lengths):

@@ -58,9 +58,19 @@ class StopRequest:
         self.asked = True
 
 
-def _layout(accelerator):
+def layout(accelerator):
     """What the layout of a checkpoint's files follows from."""
     return {"processes": accelerator.num_processes, "distributed_type": str(accelerator.distributed_type.value)}
+
+
+def check_layout(accelerator, before, saved):
+    """UserError where the checkpoint in the folder `saved`, of the layout `before`, is not one of these processes."""
+    now = layout(accelerator)
+    if before != now:
+        raise runs.UserError(
+            f"{saved}: saved by {_said(before)}, and this is {_said(now)}; go on as it was started, or remove "
+            f"{saved.parent}"
+        )
 
 
 def anchored_to(output):
@@ -78,7 +88,7 @@ def save(accelerator, progress, output):
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         runs.write_json(root / ANCHOR, progress.reference.summary)
-        runs.write_json(root / LAYOUT, _layout(accelerator))
+        runs.write_json(root / LAYOUT, layout(accelerator))
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
@@ -98,12 +108,7 @@ def load(accelerator, progress, output):
     saved = _saved(output)
     if not saved:
         return False
-    before, now = runs.read_json(output / runs.CHECKPOINTS / LAYOUT), _layout(accelerator)
-    if before != now:
-        raise runs.UserError(
-            f"{saved[-1]}: saved by {_said(before)}, and this is {_said(now)}; go on as it was started, or remove "
-            f"{saved[-1].parent}"
-        )
+    check_layout(accelerator, runs.read_json(output / runs.CHECKPOINTS / LAYOUT), saved[-1])
     accelerator.load_state(str(saved[-1]))
     progress.resumed_at.append(progress.iteration)
     progress.saved = progress.iteration

@@ -26,20 +26,25 @@ def make_accelerator(settings, device, execution, output):
         log_with=execution.trackers or None,
         project_dir=str(output / runs.TRACKERS),
     )
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin and plugin.mixed_precision_policy:
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        # Accelerate's would round noise and log-probabilities too, and sum gradients in bfloat16.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+    keep_precision(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         chosen = accelerator.state.deepspeed_plugin.deepspeed_config
         chosen["train_micro_batch_size_per_gpu"] = execution.micro_batch
         chosen["gradient_clipping"] = settings.ppo.max_grad_norm  # of both networks together
         unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
     return accelerator
+
+
+def keep_precision(accelerator):
+    """Where FSDP2 shards weights and bfloat16 computes, sum gradients in float32, and leave inputs as they are."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.mixed_precision_policy:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Accelerate's would round noise and log-probabilities too.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
 
 
 def check(ppo, accelerator, anchor, rollouts):

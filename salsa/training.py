@@ -1,0 +1,249 @@
+"""What SFT and reward models share around TRL's trainers: processes, adapters, what is kept, and interruptions.
+
+Any number of processes, and micro-batches of any size, take the steps of one process: the rows of a batch are the
+same, and losses are divided by what the whole batch holds. Accelerate averages gradients (DDP) or shards weights
+(FSDP2, DeepSpeed's ZeRO-3); what is written is whole. A run that is told to stop saves what it needs to go on.
+"""
+
+import gc
+import os
+import shutil
+import sys
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer_utils import align_special_tokens
+
+from salsa import models, runs
+from salsa.ppo import checkpoints, processes
+
+KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
+SAVED = "saved.json"  # likewise: the checkpoint that is whole
+
+
+def world():
+    """How many processes were started together, and which of them this is."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+
+
+def arguments(section, chosen, settings, execution, output, device):
+    """What the TrainingArguments of both stages share.
+
+    Args:
+        section: sft or reward_model.
+        chosen: its settings, config.Sft or config.RewardModel.
+
+    Raises:
+        UserError: the processes can't share a batch evenly.
+    """
+    count, _ = world()
+    if chosen.batch_size % count:
+        raise runs.UserError(
+            f"{count} processes can't share {section}.batch_size={chosen.batch_size} evenly; make it a multiple of "
+            f"{count}"
+        )
+    share = chosen.batch_size // count
+    micro_batch = models.even_micro_batch(share, execution.micro_batch)
+    # A process that holds a part of the weights has no room for the gradients of all of them.
+    sharded = "ACCELERATE_USE_FSDP" in os.environ
+    return {
+        "output_dir": str(output / runs.CHECKPOINTS),
+        "num_train_epochs": chosen.epochs,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": share // micro_batch,
+        "learning_rate": chosen.learning_rate,
+        "warmup_steps": chosen.warmup,
+        "lr_scheduler_type": "cosine",
+        "seed": settings.seed,
+        "use_cpu": device.type == "cpu",
+        "bf16": settings.mixed_precision == "bf16",
+        "gradient_checkpointing": execution.gradient_checkpointing,
+        "save_strategy": "no",  # `train` keeps what is needed
+        "logging_steps": 10,
+        "report_to": execution.trackers or "none",
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # which never change
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
+    }
+
+
+class Order(Sampler):
+    """The rows of a dataset in the order of an epoch, then an empty one until they can be dealt out evenly.
+
+    The order is the one that Accelerate gives a random sampler, and so the same in all processes.
+
+    Args:
+        rows: how many there are; the empty row stands behind them.
+        multiple: of which the number of rows dealt out has to be.
+    """
+
+    def __init__(self, rows, multiple, seed):
+        self.rows, self.empty = rows, -rows % multiple
+        self.shuffled = SeedableRandomSampler(range(rows), data_seed=seed)
+
+    def __len__(self):
+        return self.rows + self.empty
+
+    def __iter__(self):
+        yield from self.shuffled
+        yield from [self.rows] * self.empty
+
+
+class Shared:
+    """A trainer of TRL whose steps do not depend on how many processes take them; stands before its class.
+
+    `empty` is a row, as the trainer prepares rows, that adds nothing to a loss.
+    """
+
+    def __init__(self, *arguments, empty, **named):
+        super().__init__(*arguments, **named)
+        count = self.args.world_size
+        self.rows = len(self.train_dataset)
+        self.batch_size = count * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.steps_an_epoch = -(-self.rows // self.batch_size)
+        multiple = count * self.args.per_device_train_batch_size if count > 1 else 1
+        self.order = Order(self.rows, multiple, self.args.seed)
+        if count > 1:
+            self.train_dataset = _with_rows(self.train_dataset, empty, 1)
+            if self.eval_dataset is not None:
+                missing = -len(self.eval_dataset) % (count * self.args.per_device_eval_batch_size)
+                self.eval_dataset = _with_rows(self.eval_dataset, empty, missing)
+
+    def create_accelerator_and_postprocess(self):
+        if self.args.deepspeed_plugin is not None:
+            chosen = self.args.deepspeed_plugin.hf_ds_config.config
+            chosen |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}  # the trainer's
+        super().create_accelerator_and_postprocess()
+        processes.keep_precision(self.accelerator)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order
+
+    def in_this_step(self):
+        """How many rows of the training data the batch of this step holds, over all processes."""
+        done = self.state.global_step % self.steps_an_epoch
+        return min(self.batch_size, self.rows - done * self.batch_size)
+
+
+def _with_rows(dataset, row, count):
+    return concatenate_datasets([dataset, Dataset.from_list([row] * count, features=dataset.features)])
+
+
+class _Watch(TrainerCallback):
+    """Deals out each epoch in its own order, keeps the best model, and stops where `stop` asks for it."""
+
+    def __init__(self, trainer, output, stop, best):
+        self.trainer, self.output, self.stop, self.best = trainer, output, stop, best
+        self.stopped = False
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self.trainer.order.shuffled.set_epoch(state.global_step // self.trainer.steps_an_epoch)
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % self.trainer.steps_an_epoch:
+            self._stop_if_asked(control)
+
+    def on_epoch_end(self, args, state, control, **_):  # before the epoch is evaluated, and saved behind that
+        self._stop_if_asked(control)
+
+    def on_evaluate(self, args, state, control, **_):
+        losses = validation_losses(state.log_history)
+        if self.best and losses.index(min(losses)) == len(losses) - 1:
+            keep(self.trainer, self.output)
+
+    def on_save(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            path = self.output / runs.CHECKPOINTS / SAVED
+            name = f"checkpoint-{state.global_step}"
+            runs.write_json(path, {"checkpoint": name, **checkpoints.layout(self.trainer.accelerator)})
+
+    def _stop_if_asked(self, control):
+        accelerator = self.trainer.accelerator
+        asked = torch.tensor(float(self.stop.asked), device=accelerator.device)
+        if accelerator.reduce(asked) > 0:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def validation_losses(history):
+    """The loss after each epoch, nats a response token, of a trainer's log history."""
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def train(trainer, output, load, best=False):
+    """Train, and write `output/model`: whole, with adapters merged. Returns the log history. Called by every process.
+
+    Goes on from where a run was that was told to stop; told so itself, it saves and exits with 143.
+
+    Args:
+        trainer: a `Shared` one.
+        load: a function that returns the model as it was before training, on a CPU in float32.
+        best: whether the result is the model of lowest validation loss, not the last.
+    """
+    with checkpoints.StopRequest() as stop:
+        watch = _Watch(trainer, output, stop, best)
+        trainer.add_callback(watch)
+        trainer.train(resume_from_checkpoint=_saved(trainer.accelerator, output))
+        if watch.stopped and trainer.state.global_step < trainer.state.max_steps:
+            trainer.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
+            trainer.accelerator.print(f"stopped behind step {trainer.state.global_step}; run again to go on")
+            sys.exit(143)
+        if not best:
+            keep(trainer, output)
+    if world()[1] == 0:
+        _finish(trainer, output, load)
+    unset_hf_deepspeed_config()  # or transformers would shard what is loaded from here on
+    return trainer.state.log_history
+
+
+def _saved(accelerator, output):
+    """The folder of the checkpoint to go on from, or None. UserError where other processes wrote it."""
+    path = output / runs.CHECKPOINTS / SAVED
+    if not path.exists():
+        return None
+    saved = runs.read_json(path)
+    folder = path.with_name(saved.pop("checkpoint"))
+    checkpoints.check_layout(accelerator, saved, folder)
+    return str(folder)
+
+
+def keep(trainer, output):
+    """Write the model, or its adapters, as it is now. Called by every process."""
+    accelerator = trainer.accelerator
+    state = accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded(accelerator) else None
+    if accelerator.is_main_process:
+        partial = output / runs.CHECKPOINTS / f".{KEPT}"
+        shutil.rmtree(partial, ignore_errors=True)
+        model = accelerator.unwrap_model(trainer.model)
+        model.config.attention_dropout, model.config.use_cache = 0.0, True
+        model.save_pretrained(partial, state_dict=state)
+        shutil.rmtree(partial.with_name(KEPT), ignore_errors=True)
+        partial.rename(partial.with_name(KEPT))
+    accelerator.wait_for_everyone()
+
+
+def _finish(trainer, output, load):
+    """Make `output/model` of what was kept."""
+    kept, folder = output / runs.CHECKPOINTS / KEPT, output / "model"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed behind this
+    tokenizer = trainer.processing_class
+    if (kept / "adapter_config.json").exists():
+        from peft import PeftModel  # an extra, which adapter_config has asked for
+
+        merged = PeftModel.from_pretrained(load(), kept).merge_and_unload()
+        align_special_tokens(merged, tokenizer)  # as the trainer has aligned its own
+        merged.save_pretrained(folder)
+    else:
+        shutil.copytree(kept, folder, copy_function=os.link)  # which stays, until the run is finished
+    tokenizer.save_pretrained(folder)
+
+
+def free(device):
+    """Give back the memory of models that nothing holds any more: trainers hold themselves."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
