@@ -24,6 +24,10 @@ rule all:
     localrule: True
 
 
+onstart:
+    check_judges()
+
+
 onsuccess:
     conclude()
 

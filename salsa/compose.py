@@ -113,11 +113,11 @@ def compose(overrides=()):
 def compose_points(points):
     """The configurations of the points of a sweep, each a list of overrides that are no sweeps.
 
-    The companions of an experiment follow it, composed with the same overrides. Each dictionary is a `config.Config`,
-    with three entries more: `files`, the content of the local files that its runs read (run -> name ->
-    `<bytes>:<sha256>`); `link`, the readable name of the study's folder where nothing but the experiment was chosen,
-    or None; `point`, what sets it apart in the sweep (swept key -> value as text; nothing where there is one point),
-    or None for a companion.
+    The companions of an experiment follow it: each is one override, composed with those of the point. Each dictionary
+    is a `config.Config`, with three entries more: `files`, the content of the local files that its runs read (run ->
+    name -> `<bytes>:<sha256>`); `link`, the readable name of the study's folder where nothing but the experiment was
+    chosen, or None; `point`, what sets it apart in the sweep, or from its companions (key -> value as text; nothing
+    where it is alone).
 
     Raises:
         UserError: one line; see `validate` for what is refused.
@@ -128,11 +128,47 @@ def compose_points(points):
     with _hydra():
         for point, label in zip(points, labels(points), strict=True):
             values = _compose_one(point)
-            composed.append(_checked(values, point, label))
-            for companion in values["companions"]:
-                point_ = [f"experiment={companion}", *(o for o in point if not o.startswith("experiment="))]
-                composed.append(_checked(_compose_one(point_), point_, None))
+            companions = _companions(values["companions"], point)
+            together = [(values, point)] + [(_compose_one(overrides), overrides) for overrides in companions.values()]
+            apart = [{key: _chosen(key, *study) for key, _ in companions} for study in together]
+            together = [_checked(values, point, label | own) for (values, _), own in zip(together, apart, strict=True)]
+            _check_links(together)
+            composed += together
     return composed
+
+
+def _companions(wanted, point):
+    """The companions of a point: (key, text) of what sets one apart -> its overrides.
+
+    What the point itself overrides is the same for all, so that a companion which differs in nothing else is left out;
+    the experiment it overrides is the one that names the companions.
+    """
+    given = {override.get_key_element(): text for override, text in zip(_parse(point), point, strict=True)}
+    found = {}
+    for override, text in zip(_parse(wanted), wanted, strict=True):
+        key = override.get_key_element()
+        if override.is_sweep_override() or not override.input_line.startswith(f"{key}="):
+            raise UserError(f"companions: {text}: not one override; write key=value, such as experiment=reviews")
+        if key == "experiment" or key not in given:
+            others = [other for name, other in given.items() if name != key]
+            found[key, text] = [text, *others]
+    return found
+
+
+def _chosen(key, values, overrides):
+    """A key's value in a configuration and its overrides, as text: of a group of presets, the preset's name."""
+    if not (CONF / key).is_dir():
+        return str(_value(values, key))
+    others, _ = split_merged(overrides)
+    return str(hydra_compose("config", others, return_hydra_config=True).hydra.runtime.choices[key])
+
+
+def _check_links(composed):
+    """UserError where two studies of one command would have one readable name."""
+    links = [values["link"] for values in composed if values["link"]]
+    twice = next((link for link in links if links.count(link) > 1), None)
+    if twice:
+        raise UserError(f"companions: two studies are called {Path(twice).name}; let `name` say what sets them apart")
 
 
 @contextlib.contextmanager
@@ -148,6 +184,9 @@ def _hydra():
 
 
 def _checked(values, overrides, point):
+    path = values["execution"]["accelerate_config"]
+    if path and not Path(path).is_file() and (ROOT / path).is_file():  # a preset's, wherever one stands
+        values["execution"]["accelerate_config"] = str(ROOT / path)
     validate(values)
     values["files"] = content_of_files(values)
     named = all(UNADDRESSED.match(override) for override in overrides)
@@ -544,6 +583,7 @@ def _check_execution(values):
     if execution["rollouts"] == "vllm":
         _check_installed("vllm", "vllm", "execution.rollouts=vllm")
         if ppo["lora_rank"]:
+            adapters = f"ppo.lora_rank={ppo['lora_rank']}"
             raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
     for stage in ADAPTED:
         if values[stage]["lora_rank"]:
@@ -580,7 +620,6 @@ def _check_installed(package, extra, setting):
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{setting}: needs {package}, of the extra salsa[{extra}]; pip install -e '.[{extra}]'")
 
-            adapters = f"ppo.lora_rank={ppo['lora_rank']}"
 
 def _check_data(values):
     chosen = values["data"]

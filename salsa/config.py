@@ -339,7 +339,9 @@ class Config:
     kl_coefs: list[float] = field(default_factory=lambda: [0.05])
     alphas: list[str] = field(default_factory=list)
     alpha_kl_coefs: list[float] | None = None  # kl_coefs of the alphas that are no arm; null: all of the study's
-    companions: list[str] = field(default_factory=list)  # experiments planned along with this one, in the same DAG
+    # studies planned along with this one, in the same DAG, and compared with it: each is one override, such as
+    # experiment=reviews or model=mistral_7b
+    companions: list[str] = field(default_factory=list)
     arms: dict[str, Arm] = field(default_factory=dict)
     benchmarks: dict[str, Benchmark] = field(default_factory=dict)
     judges: dict[str, Judge] = field(default_factory=dict)

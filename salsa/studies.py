@@ -47,6 +47,8 @@ def needs(run, name):
     if small(run) and name in SMALL:
         return SMALL[name] * (2 if name == "memory_mb" and run.stage in DATA else 1)
     value = run.execution[name]
+    if name == "gpus" and run.stage not in TRAINED:
+        return min(value, 1)
     return value * run.execution["processes"] if name == "threads" and run.stage in TRAINED else value
 
 

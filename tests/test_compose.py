@@ -36,7 +36,8 @@ def test_models_and_data_compose_and_plan(model, data):
 @pytest.mark.parametrize("experiment", compose.presets("experiment"))
 def test_experiments_compose_and_plan(experiment):
     composed = compose.compose([f"experiment={experiment}"])
-    assert [values["name"] for values in composed] == [experiment, *composed[0]["companions"]]
+    assert len(composed) == 1 + len(composed[0]["companions"])
+    assert composed[0]["name"].startswith(experiment)
     assert all(values["link"] == f"studies/{values['name']}" for values in composed)
     assert plan.plan(composed).studies
 
@@ -134,6 +135,40 @@ def test_companions_take_the_overrides():
     composed = compose.compose(["experiment=tiny_full", "ppo.iterations=12"])
     assert [values["ppo"]["iterations"] for values in composed] == [12, 12]
     assert composed[1]["sft"]["stop"] == "epochs" and composed[1]["link"] is None
+    assert [values["point"] for values in composed] == [{"experiment": values["name"]} for values in composed]
+
+
+def test_companions_are_compared_with_their_study():
+    result = plan.plan(compose.compose(["experiment=paper", "seed=0,1"]))
+    points = result.runs[result.comparison].settings["points"]
+    models = ["gemma_2b", "mistral_7b", "llama2_7b"]
+    assert points == [{"seed": seed, "model": model} for seed in "01" for model in models]
+    assert len(set(result.runs[result.comparison].parents.values())) == 6
+    twice = plan.plan(compose.compose(["experiment=glob(tiny_full*)"]))  # one of which is the other's companion
+    assert len(twice.studies) == len(twice.runs[twice.comparison].settings["points"]) == 2
+
+
+def test_what_is_overridden_has_no_companions():
+    (alone,) = compose.compose(["experiment=paper", "model=llama2_7b_lora"])
+    assert (alone["name"], alone["point"]) == ("paper_llama2_7b_lora", {})
+    assert plan.plan([alone]).comparison is None
+
+
+def test_companions_by_a_value():
+    composed = compose.compose(["companions=['ppo.iterations=7','model=smollm2_135m']"])
+    assert [values["point"] for values in composed] == [
+        {"ppo.iterations": "30", "model": "tiny"},
+        {"ppo.iterations": "7", "model": "tiny"},
+        {"ppo.iterations": "100", "model": "smollm2_135m"},
+    ]
+
+
+def test_two_studies_of_one_name_are_refused():
+    """As `companions` of an experiment would make them, whose name says nothing of the model."""
+    same = [{"link": "studies/same"}, {"link": None}, {"link": "studies/same"}]
+    with pytest.raises(UserError, match="two studies are called same"):
+        compose._check_links(same)
+    compose._check_links(same[1:])
 
 
 def test_an_arm_of_the_command_line():
@@ -147,6 +182,9 @@ def test_an_arm_of_the_command_line():
 
 
 MISTAKES = {
+    "companions=[reviews]": "write key=value",
+    "companions=['ppo.iterations=1,2']": "not one override",
+    "companions=['foo=1']": "foo",
     "model=foo": "gemma_2b",
     "arm=[ppo,foo]": "salsa",
     "experiment=foo": "tiny_full",

@@ -434,16 +434,20 @@ def test_a_workflow_is_told_before_it_computes(tmp_path, monkeypatch):
         run = planning.Run("judge", "j", "0" * 64, values, {}, {})
         return planning.Plan(str(tmp_path), {"judge/j": run})
 
+    def check(result):
+        studies.check_judges(result, list(result.runs))
+
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(runs.UserError, match="MY_KEY is not set"):
-        studies.check_judges(planned())
-    studies.check_judges(planned(kind="gold"))
-    studies.check_judges(planned(base_url="http://127.0.0.1:9/v1"))
+        check(planned())
+    studies.check_judges(planned(), [])  # nothing is to be judged
+    check(planned(kind="gold"))
+    check(planned(base_url="http://127.0.0.1:9/v1"))
     with pytest.raises(runs.UserError, match=r"single\.txt: missing"):
-        studies.check_judges(planned(base_url="http://127.0.0.1:9/v1", templates=str(tmp_path)))
+        check(planned(base_url="http://127.0.0.1:9/v1", templates=str(tmp_path)))
     runs.write_json(tmp_path / "judge" / "j" / runs.MANIFEST, {})
-    studies.check_judges(planned())  # finished: nothing will be asked
+    check(planned())  # finished: nothing will be asked
 
 
 def test_the_question_of_a_comparison():

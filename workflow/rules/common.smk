@@ -58,11 +58,6 @@ if HERE and "gpu" not in workflow.global_resources:
         workflow.register_resource("gpu", here)
 
 studies.use_environment(workflow.basedir)
-if workflow.is_main_process:
-    try:
-        studies.check_judges(PLAN)
-    except UserError as error:
-        sys.exit(f"salsa: {error}")
 
 
 def beside(stage, name):
@@ -149,6 +144,15 @@ def conclude():
     """Give the studies their readable names, and say where the results are."""
     for line in studies.conclude(PLAN):
         print(line, file=sys.stderr)
+
+
+def check_judges():
+    """Refuse, before the first job, what would end in a judge that can't be asked."""
+    judged = [f"judge/{job.wildcards.run}" for job in workflow.dag.needrun_jobs() if job.rule.name == "judge"]
+    try:
+        studies.check_judges(PLAN, judged)
+    except UserError as error:
+        sys.exit(f"salsa: {error}")
 
 
 def name_failures():
