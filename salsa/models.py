@@ -131,13 +131,6 @@ def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True)
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
 
 
-@contextlib.contextmanager
-def visiting(model, device):
-    """`model` on `device` for a while, and then on the CPU: two models of 7B in float32 fit 80 GB, three do not."""
-    yield model.to(device)
-    model.to("cpu")
-
-
 def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
     """The soup of model folders, in memory: a causal language model in evaluation mode.
 
@@ -218,12 +211,23 @@ def encode_conversation(tokenizer, messages):
     """
     prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False)
     whole = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    if whole[: len(prompt)] != prompt:
-        raise runs.UserError("the chat template doesn't begin a conversation with its generation prompt; set another")
-    response = whole[len(prompt) :]
+    response = whole[len(prompt) :] if whole[: len(prompt)] == prompt else _encode_behind(tokenizer, messages)
     end = tokenizer.eos_token_id
     response = response[: response.index(end) + 1] if end in response else [*response, end]
     return prompt, response
+
+
+def _encode_behind(tokenizer, messages):
+    """Token ids of what follows a conversation's generation prompt, where whole it has a token that spans both.
+
+    Gemma has tokens for runs of newlines: an answer that begins with one would share it with the prompt. A policy,
+    which is given the prompt alone, samples no such token.
+    """
+    before = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    if not whole.startswith(before):
+        raise runs.UserError("the chat template doesn't begin a conversation with its generation prompt; set another")
+    return tokenizer(whole.removeprefix(before), add_special_tokens=False)["input_ids"]
 
 
 def within_length(rows, encoded, length, what):

@@ -29,7 +29,7 @@ def survey(settings, parents, output, execution):
     folders = [models.model_folder(parents["sft0"]), models.model_folder(parents["sft1"])]
     tokenizer = models.load_tokenizer(folders[0])
     gold = gold_data.load(parents["prepare"])
-    reward_model = models.load_score_model(parents["reward_model"], device)
+    reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
     validation = [
         models.encode_conversation(tokenizer, row["messages"])
@@ -40,12 +40,13 @@ def survey(settings, parents, output, execution):
     named = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
     alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(named))
 
-    sft0 = models.load_policy(folders[0], device)
+    sft0 = models.load_policy(folders[0])
     end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     benchmarks = generate.read_benchmarks(parents)
     asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
     context = generate.check(sft0, tokenizer, asked, lengths)
-    engine = generate.make_engine(sft0, tokenizer, context, execution)
+    with models.lent(sft0, device):
+        engine = generate.make_engine(sft0, tokenizer, context, execution)
     sft0_samples, line, rows = None, [], []
     for alpha in alphas:
         model = models.mix_policies(folders, [1 - alpha, alpha], device)
@@ -53,8 +54,10 @@ def survey(settings, parents, output, execution):
         answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, kept, engine)
         if sft0_samples is None:  # alpha 0 comes first
             sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
-        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
-        kl = [0.0] if alpha == 0 else forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
+        with models.lent(reward_model, device):
+            rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        with models.lent(sft0, device):
+            kl = [0.0] if alpha == 0 else forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
         kl_mean, kl_error = score.mean_and_error(kl)
         point = {"alpha": float(alpha), "loss": token_loss(model, validation, pad_id, device, execution)}
         point |= {"kl_from_sft0": kl_mean, "kl_from_sft0_se": kl_error if alpha else 0.0}
@@ -65,7 +68,8 @@ def survey(settings, parents, output, execution):
                 answers = generate.answer(
                     model, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
                 )
-                rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+                with models.lent(reward_model, device):
+                    rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
                 rows += score.response_rows(answers, name, named[alpha], rewards, golds)
     runs.write_jsonl(output / "responses.jsonl", rows)
     for point in line:

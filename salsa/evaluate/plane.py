@@ -69,14 +69,16 @@ def _measure(points, settings, parents, output, execution):
     folders = [models.model_folder(parents[role]) for role in ("sft0", "sft1", "ppo")]
     tokenizer = models.load_tokenizer(folders[0])
     gold = gold_data.load(parents["prepare"])
-    reward_model = models.load_score_model(parents["reward_model"], device)
+    reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[: settings.prompts]
-    sft0 = models.load_policy(folders[0], device)
+    sft0 = models.load_policy(folders[0])
     end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     asked = {"evaluation": generate.evaluation_rows(evaluation)}
-    engine = generate.make_engine(sft0, tokenizer, generate.check(sft0, tokenizer, asked, settings.lengths), execution)
+    context = generate.check(sft0, tokenizer, asked, settings.lengths)
     kept_answers = output / runs.CHECKPOINTS / "answers"  # of sft0 alone: its samples are needed to the end
-    answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution, kept_answers, engine)
+    with models.lent(sft0, device):
+        engine = generate.make_engine(sft0, tokenizer, context, execution)
+        answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution, kept_answers, engine)
     samples = score.sequences(answers, 0, end_ids, pad_id, device)
 
     path = output / runs.CHECKPOINTS / "points.json"
@@ -88,8 +90,12 @@ def _measure(points, settings, parents, output, execution):
         if at != SFT0:
             model = models.mix_policies(folders, at, device)
             answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, engine=engine)
-        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
-        kl = 0.0 if at == SFT0 else forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
+        with models.lent(reward_model, device):
+            rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        kl = 0.0
+        if at != SFT0:
+            with models.lent(sft0, device):
+                kl = forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
         point = summarise(answers, rewards, golds) | {"kl_from_sft0": kl}
         kept[name] = {measure: point[measure] for measure in MEASURES}
         runs.write_json(path, kept)

@@ -6,7 +6,7 @@ KL is measured on fresh samples on the fixed evaluation prompts at temperature 1
 the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
 """
 
-from salsa import config, models, runs
+from salsa import config, forward, models, runs
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
 from salsa.ppo import reference
@@ -23,7 +23,7 @@ def respond(settings, parents, output, execution):
     device = models.prepare_process(execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["ppo"]))
     policy = models.load_policy(models.model_folder(parents["ppo"]), device)
-    reward_model = models.load_score_model(parents["reward_model"], device)
+    reward_model = models.load_score_model(parents["reward_model"])
     gold = gold_data.load(parents["prepare"])
     end_ids, pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
 
@@ -39,14 +39,16 @@ def respond(settings, parents, output, execution):
         answers = generate.answer(
             policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
         )
-        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+        with models.lent(reward_model, device):
+            rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
         left_out[name] = answers.left_out
         print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} too long", flush=True)
     runs.write_jsonl(output / "responses.jsonl", rows)
 
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
-    rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+    with models.lent(reward_model, device):
+        rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
     kls = _kls(settings, parents, policy, batch, tokenizer, device, execution)
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
@@ -93,10 +95,16 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
         del anchors["kl_to_sft0"]
     kls = {}
     for name, anchor in anchors.items():
-        for model in anchor.models:
-            model.float()
-        kls[name] = anchor.kl(policy, batch, execution.micro_batch).double().cpu().numpy()
+        kls[name] = anchor.kl(policy, batch, execution.micro_batch, _kl_in_float32).double().cpu().numpy()
     return {"kl_to_sft0": kls["kl_to_reference"], **kls}
+
+
+def _kl_in_float32(policy, model, sequences, micro_batch):
+    """`forward.exact_kl` to a model that is in float32 for this alone: a GPU may not hold all of them so."""
+    held = next(model.parameters()).dtype
+    kl = forward.exact_kl(policy, model.float(), sequences, micro_batch)
+    model.to(held)
+    return kl
 
 
 def _evaluation_rows(answers, rewards, golds, kls):

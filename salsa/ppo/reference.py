@@ -33,9 +33,9 @@ class Reference:
     def follow(self, policy, iteration):
         """Move, after iteration number `iteration` (from 0) has changed the policy."""
 
-    def kl(self, policy, sequences, micro_batch):
+    def kl(self, policy, sequences, micro_batch, measure=exact_kl):
         """KL(policy ‖ reference) (B,), nats a response, exact over the vocabulary; of several models, weighted."""
-        kls = [exact_kl(policy, model, sequences, micro_batch) for model in self.models]
+        kls = [measure(policy, model, sequences, micro_batch) for model in self.models]
         return sum(weight * kl for weight, kl in zip(self.weights, kls, strict=True))
 
 
