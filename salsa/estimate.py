@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from salsa import plan
+from salsa import plan, studies
 
 FLOAT, MOMENTS = 4, 8  # bytes of a number, and of Adam's two
 PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transformers
@@ -262,20 +262,27 @@ def _anchors(reference):
     return len(reference["weights"]) if reference["kind"] == "multi_kl" else 1
 
 
-def _answering(models):
-    """The need of a stage that samples with `models` frozen models at hand."""
+def _answering(case):
+    """The need of a stage that samples: two models at a time are where it computes (models.lent), in float32."""
+    own = case.shape
+    memory = {"process": PROCESS, "frozen models": 2 * own.parameters * FLOAT}
+    memory["activations"] = case.sampling(case.execution["rollout_batch"])
+    benchmarks = [case.runs[path] for role, path in case.run.parents.items() if role.startswith("benchmark/")]
+    prompts = sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
+    answers = prompts * (3 if case.run.stage == "landscape" else 1)
+    if case.run.stage == "plane":
+        answers = 50 * case.settings["prompts"]
+    return Need(memory, 2 * own.matrices * answers * case.length * 4, 0)
 
-    def found(case):
-        own = case.shape
-        memory = {"process": PROCESS, "frozen models": models * own.parameters * FLOAT}
-        memory["activations"] = case.sampling(case.execution["rollout_batch"])
-        benchmarks = [case.runs[path] for role, path in case.run.parents.items() if role.startswith("benchmark/")]
-        prompts = sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
-        answers = prompts * (3 if case.run.stage == "landscape" else 1)
-        if case.run.stage == "plane":
-            answers = 50 * case.settings["prompts"]
-        return Need(memory, 2 * own.matrices * answers * case.length * 4, 0)
 
+def _respond(case):
+    """As `_answering`, or the policy beside sft0 and its reference, of which one at a time is in float32."""
+    found = _answering(case)
+    ppo = case.runs[case.run.parents["ppo"]].settings
+    held = 2 if ppo["mixed_precision"] == "bf16" else FLOAT
+    anchors = 1 + _anchors(ppo["reference"])
+    kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + (anchors - 1) * held)}
+    found.memory = max(found.memory, kls, key=lambda parts: sum(parts.values()))
     return found
 
 
@@ -288,10 +295,10 @@ NEEDS = {
     "base": _base,
     "sft": _sft,
     "reward_model": _reward_model,
-    "landscape": _answering(3),
+    "landscape": _answering,
     "ppo": _ppo,
-    "plane": _answering(3),
-    "respond": _answering(4),
+    "plane": _answering,
+    "respond": _respond,
     "judge": _judge,
 }
 
@@ -398,10 +405,10 @@ def survey(result, finished, tflops=None):
         if found is None:
             stage.unknown, found = stage.unknown + 1, Need()
         if found.peak > stage.memory:
-            stage.memory, stage.parts, stage.gpus = found.peak, found.memory, run.execution["gpus"]
+            stage.memory, stage.parts, stage.gpus = found.peak, found.memory, studies.needs(run, "gpus")
         stage.disk += found.disk
         own = 0.0 if done or not tflops else found.operations / (tflops * 1e12) / 3600
-        stage.hours, stage.gpu_hours = stage.hours + own, stage.gpu_hours + own * run.execution["gpus"]
+        stage.hours, stage.gpu_hours = stage.hours + own, stage.gpu_hours + own * studies.needs(run, "gpus")
         before[path] = max([*run.parents.values(), *run.after], key=hours.__getitem__, default=None)
         hours[path] = own + hours.get(before[path], 0.0)
     longest, path = [], max(hours, key=hours.get)

@@ -128,7 +128,8 @@ def test_finished_runs_take_no_time():
 
 
 def test_the_command_shows_and_warns(capsys):
-    assert main(["plan", "experiment=paper", "--tflops", "100", "--gpu-memory", "80"]) == 0
+    whole = ["experiment=paper", "execution.accelerate_config=''", "execution.gpus=1", "execution.processes=1"]
+    assert main(["plan", *whole, "--tflops", "100", "--gpu-memory", "80"]) == 0
     shown = capsys.readouterr().out
     assert "warning: ppo needs" in shown and "GPU-hours" in shown and "most memory: ppo" in shown
     assert main(["plan", "--memory", "24"]) == 0
