@@ -32,6 +32,7 @@ from salsa.runs import UserError, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
+THREADS = 16  # at most; more would wait for the disk, each with buffers of its own
 # safetensors' names of the types that can be averaged or, without a fraction, compared.
 TYPES = {
     "F64": torch.float64,
@@ -277,9 +278,9 @@ def soups(models, grid, outputs):
         outputs: folders that don't exist yet, or are empty.
 
     Everything but the weights (configuration, tokenizer, how weights are cut into files) is the first model's. Each
-    weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are in work at once. Raises
-    UserError before anything is written when the ingredients don't fit together, an output exists or the disk is too
-    small; whatever else fails, no part of an output is left.
+    weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are in work at once, which
+    changes no result. Raises UserError before anything is written when the ingredients don't fit together, an output
+    exists or the disk is too small; whatever else fails, no part of an output is left.
     """
     models, outputs = [Path(folder) for folder in models], [Path(os.path.abspath(folder)) for folder in outputs]
     grid = [parse_weights(weights, len(models)) for weights in grid]
@@ -349,20 +350,21 @@ def _write_weights(models, grid, outputs):
     """Write the averages into the outputs' folders, in files and at places where the first model has its tensors."""
     models = [_stored(folder) for folder in models]
     threads = torch.get_num_threads()
-    mixers = queue.SimpleQueue()
-    for _ in range(threads):
-        mixers.put(_Mixer(grid))
+    mixers = [_Mixer(grid) for _ in range(min(threads, THREADS))]
     torch.set_num_threads(1)  # threads of torch's own, within each of ours, would be too many
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            for path in sorted({stored.path for stored in models[0].values()}):
-                _write_file(path, models, mixers, pool, outputs)
+        for path in sorted({stored.path for stored in models[0].values()}):
+            _write_file(path, models, mixers, outputs)
     finally:
         torch.set_num_threads(threads)
 
 
-def _write_file(path, models, mixers, pool, outputs):
+def _write_file(path, models, mixers, outputs):
+    """Write one file of the first model anew in each output, a thread a mixer: the same header, then the averages."""
     names = [name for name, stored in models[0].items() if stored.path == path]
+    free = queue.SimpleQueue()
+    for mixer in mixers:
+        free.put(mixer)
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, [model[name] for model in models for name in names])
         targets = [stack.enter_context(open(output / path.name, "wb", buffering=0)) for output in outputs]
@@ -372,18 +374,19 @@ def _write_file(path, models, mixers, pool, outputs):
 
         def write_piece(piece):
             name, (start, count) = piece
-            mixer = mixers.get()
+            ingredients = [model[name] for model in models]
+            mixer = free.get()
             try:
-                ingredients = [model[name] for model in models]
                 averages = mixer.averages(name, ingredients, files, start, count)
                 for target, average in zip(targets, averages, strict=True):
                     offset = ingredients[0].start + start * average.itemsize
                     _write(target, memoryview(average.view(torch.uint8).numpy()), offset)
             finally:
-                mixers.put(mixer)
+                free.put(mixer)
 
-        # In the files' order. The first error ends the loop, which cancels what hasn't begun.
-        for _ in pool.map(write_piece, [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]):
+        pieces = [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]
+        pool = stack.enter_context(ThreadPoolExecutor(len(mixers)))  # ends before the files are closed
+        for _ in pool.map(write_piece, pieces):  # the first error ends this, and cancels what hasn't begun
             pass
 
 

@@ -1,13 +1,22 @@
 """Weight averages: against the plain average in float32, in every layout of a model folder, and every refusal."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections import namedtuple
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import move, random_llama, save_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -251,6 +260,240 @@ def test_an_output_that_holds_something_is_left_alone(models, tmp_path):
     with pytest.raises(UserError, match="file"):
         soup.soup(models()[:2], [0.5, 0.5], tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# Grids: several soups from one reading, in pieces and threads.
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+WHOLE = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+def write_model(folder, state, files):
+    """A model folder without a tokenizer, its tensors dealt to so many files; with one, there is no index."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    shards = [dict(list(state.items())[i::files]) for i in range(files)]
+    paths = [f"part-{i}.safetensors" for i in range(files)] if files > 1 else [soup.SINGLE]
+    for path, shard in zip(paths, shards, strict=True):
+        save_file(shard, folder / path, metadata={"format": "pt"})
+    if files > 1:
+        index = {name: path for path, shard in zip(paths, shards, strict=True) for name in shard}
+        (folder / soup.INDEX).write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def random_tensor(shape, dtype, generator):
+    if not dtype.is_floating_point:
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    scale = 10.0 ** torch.randint(-6, 4, shape, generator=generator)
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def whole_average(states, weights):
+    """The average of whole tensors, in float32 and rounded once."""
+    average = {}
+    for name, first in states[0].items():
+        total = first
+        if first.is_floating_point():
+            total = first.float() * weights[0]
+            for state, weight in zip(states[1:], weights[1:], strict=True):
+                total = total.add(state[name].float(), alpha=weight)
+        average[name] = total.to(first.dtype)
+    return average
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        other = expected[name]
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
+        assert torch.equal(tensor.flatten().view(torch.uint8), other.flatten().view(torch.uint8)), name
+
+
+@st.composite
+def grids(draw):
+    """(tensors' shapes and dtypes, files of each model, rows of weights, piece size, threads, seed)."""
+    shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+    kinds = draw(st.lists(st.tuples(shapes, st.sampled_from([*FLOATS, *FLOATS, *WHOLE])), min_size=1, max_size=5))
+    models = draw(st.integers(2, 4))
+    parts = st.lists(st.integers(-3, 6), min_size=models, max_size=models).filter(lambda row: sum(row) > 0)
+    rows = draw(st.lists(parts, min_size=1, max_size=4))
+    grid = [[str(Fraction(part, sum(row))) for part in row] for row in rows]
+    files = draw(st.lists(st.integers(1, len(kinds)), min_size=models, max_size=models))
+    return kinds, files, grid, draw(st.sampled_from([1, 3, 8, 64, 2**18])), draw(st.integers(1, 3)), draw(st.integers())
+
+
+@settings(max_examples=100, deadline=None)
+@given(grids())
+def test_a_grid_is_the_average_of_whole_tensors_bit_for_bit(drawn):
+    kinds, files, grid, piece, threads, seed = drawn
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    first = {f"t{i}": random_tensor(shape, dtype, generator) for i, (shape, dtype) in enumerate(kinds)}
+    states = [first]
+    for _ in files[1:]:
+        new = {n: random_tensor(t.shape, t.dtype, generator) if t.is_floating_point() else t for n, t in first.items()}
+        states.append(new)
+    before = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soup, "PIECE", piece)
+        torch.set_num_threads(threads)
+        try:
+            root = Path(root)
+            models = [write_model(root / str(i), *pair) for i, pair in enumerate(zip(states, files, strict=True))]
+            outputs = [root / f"soup{i}" for i in range(len(grid))]
+            soup.soups(models, grid, outputs)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        for row, output in zip(grid, outputs, strict=True):
+            expected = whole_average(states, [float(Fraction(weight)) for weight in row])
+            assert_same_bits(tensors(output), expected)
+            assert_same_bits(dict(soup.mixed_tensors(models, [float(Fraction(w)) for w in row])), expected)
+            for path in models[0].glob("*.safetensors"):
+                assert (output / path.name).stat().st_size == path.stat().st_size
+
+
+def test_whole_numbers_are_compared_to_the_last_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(soup, "PIECE", 2)
+    states = [{"a": torch.ones(3), "steps": torch.tensor([1, 2, 3, 4, last])} for last in (5, 6)]
+    folders = [write_model(tmp_path / name, state, 2) for name, state in zip("ab", states, strict=True)]
+    with pytest.raises(UserError, match="steps is torch.int64 and differs"):
+        soup.soup(folders, [0.5, 0.5], tmp_path / "soup")
+    assert contents(tmp_path) == ["a", "b"]
+
+
+GRID = [[str(Fraction(4 - i, 4)), str(Fraction(i, 4))] for i in range(5)]
+
+
+def test_each_ingredient_is_read_once(models, tmp_path, monkeypatch):
+    folders, read, preadv = models(sharded=(0,))[:2], [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: read.append(preadv(*arguments)) or read[-1])
+    monkeypatch.setattr(soup, "PIECE", 1000)
+    soup.soups(folders, GRID, [tmp_path / str(i) for i in range(5)])
+    assert sum(read) == sum(tensor.nbytes for folder in folders for tensor in tensors(folder).values())
+    assert max(read) == 4000
+    for i, row in enumerate(GRID):
+        soup.soup(folders, row, tmp_path / "single")
+        for path in (tmp_path / "single").iterdir():
+            assert path.read_bytes() == (tmp_path / str(i) / path.name).read_bytes()
+        shutil.rmtree(tmp_path / "single")
+
+
+def memory(what):
+    """Resident memory of this process, now (VmRSS) or at most since it was reset (VmHWM), bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel can't reset the peak")
+def test_memory_is_that_of_pieces(tmp_path):
+    folders, size = [], 2**27
+    for name in "ab":  # 128 MiB of zeros, in a file with a hole
+        folders.append(write_model(tmp_path / name, {"w": torch.zeros(2**10, dtype=torch.bfloat16)}, 1))
+        header = {"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
+        encoded = json.dumps(header).encode()
+        with open(folders[-1] / soup.SINGLE, "wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            file.truncate(8 + len(encoded) + size)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    soup.soups(folders, GRID[:2], [tmp_path / "c", tmp_path / "d"])
+    assert memory("VmHWM") - before < 2**25
+
+
+def contents(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_refused(models, tmp_path, monkeypatch):
+    folders = models()[:2]
+    size, usage = sum(path.stat().st_size for path in folders[0].iterdir()), namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10 * size, 0, 3 * size - 1))
+    with pytest.raises(UserError, match=rf"{tmp_path}: 3 x .* GB are needed, .* GB are free") as caught:
+        soup.soups(folders, GRID[:3], [tmp_path / "new" / str(i) for i in range(3)])
+    assert "\n" not in str(caught.value) and not contents(tmp_path)
+    soup.soups(folders, GRID[:2], [tmp_path / "new" / str(i) for i in range(2)])
+    assert contents(tmp_path / "new") == ["0", "1"]
+
+
+def failing(after, error):
+    """os.pwrite that, after so many calls, does what `error` does."""
+    calls, pwrite = [], os.pwrite
+
+    def write(*arguments):
+        calls.append(arguments)
+        return pwrite(*arguments) if len(calls) <= after else error()
+
+    return write
+
+
+def full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_leaves_nothing(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", failing(20, full))
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        soup.soups(models()[:2], GRID[:2], [tmp_path / "a", tmp_path / "b"])
+    assert "\n" not in str(caught.value) and not contents(tmp_path)
+
+
+def test_a_terminated_command_leaves_nothing(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwrite", failing(20, lambda: os.kill(os.getpid(), signal.SIGTERM) or full()))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            soup.main([*map(str, models()[:2]), "--weights", "1/2", "1/2", "--output", str(tmp_path / "a")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143 and not contents(tmp_path)
+
+
+def test_an_ingredient_that_shrinks_is_noticed(models, tmp_path):
+    folder = copied(models()[0], tmp_path / "a")
+    stream = soup.mixed_tensors([folder], [1.0])
+    next(stream)
+    with open(folder / soup.SINGLE, "r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    with pytest.raises(UserError, match="ends too early"):
+        list(stream)
+
+
+def test_a_type_that_has_no_average_is_refused(models, tmp_path):
+    other = copied(models()[0], tmp_path / "other")
+    change_tensor(other, lambda state: state.update({SECOND: state[SECOND].to(torch.float8_e4m3fn)}))
+    with pytest.raises(UserError, match=f"{SECOND} is F8_E4M3, which can't be averaged"):
+        soup.soup([other, other], [0.5, 0.5], tmp_path / "soup")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (["a", "a"], "another output"),
+        (["a", "./a"], "another output"),
+        (["a/b/c", "a"], "another output"),
+        (["a"], "2 rows of weights for 1 outputs"),
+        (["a", "taken"], "taken: exists and is not empty"),
+    ],
+)
+def test_outputs_of_a_grid_are_refused(models, tmp_path, monkeypatch, outputs, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        soup.soups(models()[:2], GRID[:2], outputs)
+    assert contents(tmp_path) == ["taken"] and contents(tmp_path / "taken") == ["mine.txt"]
+
+
+def test_a_grid_on_the_command_line(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    command = [*map(str, models()[:2]), "--weights", "1/4", "3/4", "--output", str(tmp_path / "a")]
+    soup.main([*command, "--weights", "-0.5", "1.5", "--output", str(tmp_path / "b")])
+    for name, weights in {"a": [0.25, 0.75], "b": [-0.5, 1.5]}.items():
+        assert_same_bits(tensors(tmp_path / name), whole_average([tensors(f) for f in models()[:2]], weights))
+    with pytest.raises(SystemExit, match="2 rows of weights for 1 outputs"):
+        soup.main([*command[:-1], str(tmp_path / "c"), "--weights", "1/2", "1/2"])
+    assert contents(tmp_path) == ["a", "b"]
 
 
 def test_command(models, tmp_path):

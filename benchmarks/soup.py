@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Time a grid of soups of two models, in one command, against one merge by mergekit for each point of the grid.
+
+    python benchmarks/soup.py --gib 1.4 --points 11 --mergekit /path/to/bin/mergekit-yaml
+
+It writes two random models in the shape of a Llama (bfloat16, in shards), then runs, in turn and each in a new process,
+`python -m salsa.soup` for the whole grid and mergekit's linear merge for one point, whose time counts `--points`
+times. Every value of every soup is read back and compared with the float32 average, rounded once. What it wrote it
+removes. The last line is JSON. It needs (points + 2) x gib of disk.
+
+Left out: a cold disk. The ingredients were just written, so that both sides find them in the page cache.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARD = 2**29  # bytes
+PIECE = 2**22  # numbers compared at once
+# Runs a command. A process's peak memory counts that of the process which started it, so that one has to be small.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+os.sync()  # what came before is none of its
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+seconds = time.perf_counter() - start
+counts = dict(line.split(": ") for line in open(f"/proc/{child.pid}/io").read().splitlines())
+_, status, usage = os.wait4(child.pid, 0)
+os.sync()
+print(json.dumps({
+    "seconds": round(seconds, 2),
+    "seconds_to_disk": round(time.perf_counter() - start, 2),
+    "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+    "peak_rss_mb": round(usage.ru_maxrss * 1024 / 1e6),
+    "bytes_read": int(counts["rchar"]),
+}))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+def main():
+    arguments = parse()
+    config = llama(arguments.gib, arguments.vocabulary)
+    free, needed = shutil.disk_usage(arguments.folder).free, (arguments.points + 2) * parameters(config) * 2
+    if free < needed:
+        sys.exit(f"{arguments.folder}: needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; choose --folder")
+    alphas = [round(i / (arguments.points - 1), 6) for i in range(arguments.points)]
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="soups-") as folder:
+        folder = Path(folder)
+        models = [write_model(config, folder / name, seed) for seed, name in enumerate(("a", "b"))]
+        size = sum(path.stat().st_size for model in models for path in model.glob("*.safetensors"))
+        idle = measured([sys.executable, "-m", "salsa.soup", "--help"])["bytes_read"]
+        ours, theirs = [], []
+        for _ in range(arguments.peer_runs):
+            ours.append(our_grid(models, alphas, folder / "soups"))
+            ours[-1]["ingredients_read"] = round((ours[-1]["bytes_read"] - idle) / size, 3)
+            show(f"{arguments.points} soups", ours[-1])
+            if arguments.mergekit:
+                theirs.append(their_merge(models, alphas[arguments.points // 3], folder, arguments.mergekit))
+                show("mergekit, one soup", theirs[-1])
+    print(json.dumps(result(arguments, parameters(config), ours, theirs)))
+    if any(run["values_differing"] for run in ours):
+        sys.exit("values differ from the float32 average")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=1.4, help="size of a model, about")
+    parser.add_argument("--points", type=int, default=11, help="soups in the grid, from alpha 0 to 1")
+    parser.add_argument("--peer-runs", type=int, default=2, help="runs of mergekit, each after one of ours")
+    parser.add_argument("--vocabulary", type=int, default=32000, help="rows of the embedding and of the head")
+    parser.add_argument("--mergekit", metavar="PROGRAM", help="its mergekit-yaml; without it only ours is timed")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where to write")
+    arguments = parser.parse_args()
+    if arguments.points < 2:
+        parser.error("--points: a grid has 2 at least")
+    return arguments
+
+
+def llama(gib, vocabulary):
+    """The configuration of a Llama of about this size in bfloat16, with one layer at least."""
+    shape = {"vocab_size": vocabulary, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32}
+    sizes = [parameters(LlamaConfig(**shape, num_hidden_layers=layers)) for layers in (0, 1)]
+    layers = max(1, round((gib * 2**29 - sizes[0]) / (sizes[1] - sizes[0])))
+    return LlamaConfig(**shape, num_hidden_layers=layers, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+
+
+def tensor_shapes(config):
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+
+
+def parameters(config):
+    return sum(shape.numel() for shape in tensor_shapes(config).values())
+
+
+def write_model(config, folder, seed):
+    """A model folder of random weights, without a tokenizer."""
+    generator, shards = torch.Generator().manual_seed(seed), [{}]
+    for name, shape in tensor_shapes(config).items():
+        if sum(s.numel() * 2 for s in shards[-1].values()) > SHARD:
+            shards.append({})
+        shards[-1][name] = shape
+    config.save_pretrained(folder)
+    weight_map = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: (0.02 * torch.randn(shape, generator=generator)).bfloat16() for name, shape in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": parameters(config) * 2}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def our_grid(models, alphas, folder):
+    command = [sys.executable, "-m", "salsa.soup", *models]
+    for alpha in alphas:
+        command += ["--weights", weight(1 - alpha), weight(alpha), "--output", folder / f"{alpha:g}"]
+    run = measured(command)
+    run["values_differing"] = sum(differing(models, alpha, folder / f"{alpha:g}") for alpha in alphas)
+    shutil.rmtree(folder)
+    return run
+
+
+def their_merge(models, alpha, folder, program):
+    """One linear merge by mergekit. JSON is YAML."""
+    weights = [{"model": str(m), "parameters": {"weight": w}} for m, w in zip(models, (1 - alpha, alpha), strict=True)]
+    recipe = {"merge_method": "linear", "models": weights, "dtype": "bfloat16"}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    run = measured([program, folder / "recipe.yaml", folder / "merged", "--no-copy-tokenizer", "--quiet"])
+    run["values_differing"] = differing(models, alpha, folder / "merged")
+    shutil.rmtree(folder / "merged")
+    return run
+
+
+def weight(value):
+    return f"{value:.6g}"
+
+
+def measured(command):
+    """Run a command in a new process: its seconds, the seconds until all is on the disk, peak memory, bytes it read.
+
+    Bytes read are those of system calls; a file that is mapped into memory is none.
+    """
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LAUNCHER, *map(str, command)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def files_of(folder):
+    """Tensor name -> open file."""
+    files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 (an open file is no dictionary)
+
+
+def differing(models, alpha, merged):
+    """How many values of a merged model aren't the float32 average of whole tensors, rounded once."""
+    first, second, found = map(files_of, (*models, merged))
+    if first.keys() != found.keys():
+        sys.exit(f"{merged}: other tensors than the ingredients': {sorted(first.keys() ^ found.keys())[:3]}")
+    count = 0
+    for name in first:
+        a, b, soup = (files[name].get_tensor(name).flatten().split(PIECE) for files in (first, second, found))
+        for x, y, z in zip(a, b, soup, strict=True):
+            average = (x.float() * float(weight(1 - alpha))).add_(y.float(), alpha=float(weight(alpha)))
+            count += int((average.to(x.dtype) != z).sum())
+    return count
+
+
+def show(what, run):
+    print(what, *(f"{name} {value}" for name, value in run.items()), sep=", ", file=sys.stderr, flush=True)
+
+
+def result(arguments, numbers, ours, theirs):
+    found = {
+        **{name: getattr(arguments, name) for name in ("points", "vocabulary")},
+        "gib": round(numbers / 2**29, 3),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "ours": ours,
+        "mergekit": theirs,
+    }
+    if theirs:
+        for what in ("seconds", "seconds_to_disk"):
+            mine, peer = (statistics.median(run[what] for run in runs) for runs in (ours, theirs))
+            found[f"{what}_of_mergekit_to_ours"] = round(peer * arguments.points / mine, 2)
+    return found
+
+
+if __name__ == "__main__":
+    main()
