@@ -124,6 +124,16 @@ def lent(model, device):
     model.to("cpu")
 
 
+def save(model, folder, state=None):
+    """Write a model's folder. `state`: its whole state dictionary, where this process holds a part of the weights.
+
+    Gathered from several processes, what is tied comes twice; a model's file has it once.
+    """
+    if state is not None:
+        state = {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
+    model.save_pretrained(folder, state_dict=state)
+
+
 def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True):
     """A reward model folder, with the shift and scale that were fitted on sft0's samples."""
     classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)

@@ -148,8 +148,11 @@ class _Watch(TrainerCallback):
         if state.global_step % self.trainer.steps_an_epoch:
             self._stop_if_asked(control)
 
-    def on_epoch_end(self, args, state, control, **_):  # before the epoch is evaluated, and saved behind that
-        self._stop_if_asked(control)
+    def on_epoch_end(self, args, state, control, **_):
+        if self.stopped:  # within the epoch, which has not ended
+            control.should_evaluate = control.should_log = control.should_save = False
+        else:  # saved behind its evaluation
+            self._stop_if_asked(control)
 
     def on_evaluate(self, args, state, control, **_):
         losses = validation_losses(state.log_history)
@@ -220,7 +223,7 @@ def keep(trainer, output):
         shutil.rmtree(partial, ignore_errors=True)
         model = accelerator.unwrap_model(trainer.model)
         model.config.attention_dropout, model.config.use_cache = 0.0, True
-        model.save_pretrained(partial, state_dict=state)
+        models.save(model, partial, state)
         shutil.rmtree(partial.with_name(KEPT), ignore_errors=True)
         partial.rename(partial.with_name(KEPT))
     accelerator.wait_for_everyone()

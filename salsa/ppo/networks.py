@@ -91,7 +91,7 @@ class ActorCritic(torch.nn.Module):
 
         `state`: the whole state dictionary, where this process holds a part of the weights.
         """
-        self.policy.save_pretrained(output / "model", state_dict=_below("policy", state))
+        models.save(self.policy, output / "model", _below("policy", state))
         folder = output / "value_model"
         shutil.rmtree(folder, ignore_errors=True)
         if self.shared:
@@ -99,7 +99,7 @@ class ActorCritic(torch.nn.Module):
             save_file(_below("value_model", state) or self.value_model.state_dict(), folder / "head.safetensors")
         else:
             classifier = self.value_model.classifier
-            classifier.save_pretrained(folder / "model", state_dict=_below("value_model.classifier", state))
+            models.save(classifier, folder / "model", _below("value_model.classifier", state))
             constants = {"mean": self.value_model.mean, "std": self.value_model.std}
             runs.write_json(folder / "normalisation.json", constants)
 

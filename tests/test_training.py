@@ -1,0 +1,232 @@
+"""SFT and reward models in two processes against one, with adapters, and after an interruption."""
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_script import run
+from transformers import AutoModelForSequenceClassification
+
+from salsa import config, models, reward, runs, sft, studies, training
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(__file__).with_name("training_script.py")
+FSDP2 = ROOT / "conf/accelerate/fsdp2.yaml"
+
+
+def sft_case(mixed_precision="no", stop_after=None, execution=None, **changes):
+    """48 demonstrations: batches of 20, 20 and 8, and 16 to validate with in shares of 2 x 3."""
+    values = {"epochs": 2, "batch_size": 20, "learning_rate": 1e-3, "dropout": 0.0} | changes
+    settings = config.SftSettings(1, config.Sft(**values), config.Lengths(64, 44), mixed_precision)
+    return _case("sft", settings, stop_after, execution or {})
+
+
+def reward_case(mixed_precision="no", stop_after=None, execution=None, **changes):
+    """Some 50 pairs: three batches of 16, and what is left."""
+    values = {"pairs": 50, "held_out": 16, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3} | changes
+    values |= {"gold_temperature": 0.05, "normalisation_prompts": 20}
+    settings = config.RewardModelSettings(
+        3, "sampled", config.RewardModel(**values), config.Lengths(64, 10), mixed_precision
+    )
+    return _case("reward_model", settings, stop_after, execution or {})
+
+
+def _case(stage, settings, stop_after, execution):
+    chosen = config.Execution(device="cpu", **{"micro_batch": 3, "rollout_batch": 16} | execution)
+    case = {"stage": stage, "settings": dataclasses.asdict(settings), "execution": dataclasses.asdict(chosen)}
+    return case | ({"stop_after": stop_after} if stop_after else {})
+
+
+CASES = {
+    "sft": sft_case(),
+    "sft_adapters": sft_case(lora_rank=2, learning_rate=1e-2),
+    "reward": reward_case(stop_after=6),
+    "reward_adapters": reward_case(lora_rank=2, learning_rate=1e-2),
+    "fsdp2_sft": sft_case(stop_after=4, execution={"gradient_checkpointing": True}),
+    "fsdp2_reward": reward_case(),
+    "fsdp2_bf16": sft_case("bf16", epochs=1),
+}
+
+
+def launched(arguments, accelerate_config=""):
+    execution = {"processes": 2, "accelerate_config": str(accelerate_config), "gpus": 0}
+    made = SimpleNamespace(stage="sft", execution=execution, settings={"mixed_precision": "no"})
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        [*shlex.split(studies.launcher(made)), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PATH": programs, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.fixture(scope="module")
+def family(parents, base_run):
+    return parents | {"base": base_run}
+
+
+@pytest.fixture(scope="module")
+def by_two(family, tmp_path_factory):
+    """The folders of the cases, as two processes wrote them: all at one start."""
+    folder = tmp_path_factory.mktemp("two")
+    asked = {"parents": {role: str(path) for role, path in family.items()}, "cases": CASES}
+    runs.write_json(folder / "cases.json", asked)
+    process = launched([SCRIPT, folder / "cases.json"], FSDP2)
+    assert process.returncode == 0, process.stdout
+    return folder
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def furthest(one, other):
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def by_one(family, tmp_path_factory):
+    """A function: the folder and the summary of a case, as this process trains it, without an interruption."""
+    root, done = tmp_path_factory.mktemp("one"), {}
+
+    def trained(name, case=None):
+        if name not in done:
+            done[name] = root / name, run(case or CASES[name], family, root / name)
+        return done[name]
+
+    return trained
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_learn_what_one_does(by_two, by_one, name):
+    """Also of batches that they can't share evenly, from validation losses, and when they were told to stop."""
+    folder, summary = by_one(name)
+    rounding = 1e-3 if name == "fsdp2_bf16" else 1e-5  # a step of Adam's, where a gradient is rounded to nothing
+    assert furthest(weights(by_two / name), weights(folder)) <= rounding
+    assert {tensor.dtype for tensor in weights(by_two / name).values()} == {torch.float32}
+    configuration = (runs.read_json(path / "model/config.json") for path in (by_two / name, folder))
+    assert next(configuration) == next(configuration)
+    assert approximately(runs.read_json(by_two / name / "summary.json"), summary, 1e-2 if rounding > 1e-5 else 1e-4)
+    if CASES[name]["stage"] == "reward_model":
+        constants = (runs.read_json(path / "normalisation.json") for path in (by_two / name, folder))
+        assert next(constants) == pytest.approx(next(constants), rel=1e-3)
+    if "stop_after" in CASES[name]:
+        assert runs.read_json(by_two / name / runs.CHECKPOINTS / training.SAVED)["processes"] == 2
+
+
+def approximately(one, other, tolerance):
+    losses = "validation_losses"
+    same = [one[name] == pytest.approx(other[name], rel=tolerance) for name in one.keys() & {"validation_loss", losses}]
+    return all(same) and all(one[name] == other[name] for name in one if not name.startswith("validation"))
+
+
+def test_validation_is_a_mean_over_tokens_whatever_the_micro_batch(by_one):
+    _, small = by_one("sft")
+    _, whole = by_one("whole", sft_case(execution={"micro_batch": 64}))
+    assert small["validation_losses"] == pytest.approx(whole["validation_losses"], rel=1e-5)
+
+
+def test_a_reward_models_micro_batches_change_nothing(by_one):
+    one, other = by_one("reward")[0], by_one("whole_reward", reward_case(execution={"micro_batch": 16}))[0]
+    assert furthest(weights(one), weights(other)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "start"), [("sft_adapters", "base"), ("reward_adapters", "sft0")])
+def test_merged_adapters_are_plain_models(by_one, family, name, start, monkeypatch):
+    """The stored weights plus the adapters' product, in float32; all else is as it was."""
+    folder, _ = by_one(name)
+    before, after = weights(family[start]), weights(folder)
+    adapters = load_file(folder / runs.CHECKPOINTS / training.KEPT / "adapter_model.safetensors")
+    changed = 0
+    for tensor_name, tensor in after.items():
+        key = f"base_model.model.{tensor_name.removesuffix('.weight')}"
+        if f"{key}.lora_A.weight" in adapters:
+            product = adapters[f"{key}.lora_B.weight"] @ adapters[f"{key}.lora_A.weight"]
+            assert product.abs().max() > 1e-3 and torch.equal(tensor, before[tensor_name] + 16.0 / 2 * product)
+            changed += 1
+        elif tensor_name != "score.weight":
+            assert torch.equal(tensor, before[tensor_name])
+    assert changed == 2 * 7 and before.keys() - {"lm_head.weight"} <= after.keys() | {"lm_head.weight"}
+    assert not (folder / "model/adapter_config.json").exists()
+    plain = by_one(name.removesuffix("_adapters"))[0]
+    assert runs.read_json(folder / "model/config.json") == runs.read_json(plain / "model/config.json")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    if name == "sft_adapters":
+        assert models.load_policy(folder / "model").lm_head.weight is not None
+    else:
+        torch.manual_seed(3)  # the run's own: of the head that it began with
+        begun = AutoModelForSequenceClassification.from_pretrained(family[start] / "model", num_labels=1)
+        moved = (after["score.weight"] - begun.score.weight).abs()
+        assert 1e-3 < moved.mean() < 0.1 and torch.equal(
+            models.load_score_model(folder).classifier.score.weight, after["score.weight"]
+        )
+
+
+@pytest.mark.parametrize(("stage", "at"), [("sft", 3), ("sft", 4), ("reward_model", 2)])
+def test_a_run_that_is_told_to_stop_ends_where_another_does(family, tmp_path, monkeypatch, stage, at):
+    """Within an epoch, and at its end; bit for bit, with dropout and from the epoch of lowest loss."""
+    case = sft_case(dropout=0.3, epochs=3, learning_rate=2e-2) if stage == "sft" else reward_case()
+    function, version = (sft.train, sft.VERSION) if stage == "sft" else (reward.train, reward.VERSION)
+    settings_class = config.SftSettings if stage == "sft" else config.RewardModelSettings
+    names = ("prepare", "base") if stage == "sft" else ("prepare", "sft0", "sft1")
+    parents = {name: family[name] for name in names}
+
+    def execute(folder):
+        settings = config.from_dict(settings_class, case["settings"])
+        execution = config.from_dict(config.Execution, case["execution"])
+        return runs.execute(stage, version, function, settings, parents, folder, execution)
+
+    expected = execute(tmp_path / "whole")
+    step_end, steps = training._Watch.on_step_end, []
+
+    def killed(watch, args, state, control, **named):
+        steps.append(state.global_step)
+        if len(steps) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_end(watch, args, state, control, **named)
+
+    monkeypatch.setattr(training._Watch, "on_step_end", killed)
+    folder = tmp_path / "stopped"
+    with pytest.raises(SystemExit) as stopped:
+        execute(folder)
+    assert stopped.value.code == 143 and runs.manifest_of(folder) is None and not (folder / "model").exists()
+    found = execute(folder)
+    assert steps == list(range(1, steps[-1] + 1))
+    assert found["summary"] == expected["summary"] and not (folder / runs.CHECKPOINTS).exists()
+    ignored = {"log_history.json"}  # of seconds
+    for name in found["artefacts"].keys() - ignored:
+        assert found["artefacts"][name] == expected["artefacts"][name], name
+
+
+def test_what_processes_can_not_share_is_refused(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for case in (sft_case(), reward_case()):
+        section, settings = case["stage"], case["settings"][case["stage"]]
+        chosen = SimpleNamespace(**settings)
+        with pytest.raises(runs.UserError, match=rf"3 processes can't share {section}.batch_size=\d+ .* multiple of 3"):
+            training.arguments(section, chosen, None, None, tmp_path, torch.device("cpu"))
+
+
+def test_a_checkpoint_of_other_processes_is_refused(family, tmp_path):
+    saved = {"checkpoint": "checkpoint-3", "processes": 2, "distributed_type": "MULTI_CPU"}
+    runs.write_json(tmp_path / runs.CHECKPOINTS / training.SAVED, saved)
+    with pytest.raises(runs.UserError, match=r"saved by 2 process\(es\) of MULTI_CPU, and this is 1"):
+        run(sft_case(), family, tmp_path)
+
+
+def test_without_peft_only_adapters_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert models.adapter_config("sft", config.Sft()) is None
+    with pytest.raises(runs.UserError, match=r"reward_model\.lora_rank=2 needs peft: pip install .*\[lora\]"):
+        models.adapter_config("reward_model", config.RewardModel(lora_rank=2))
