@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Time a grid of soups of two models, in one command, against one merge by mergekit for each point of the grid.
+"""Time a grid of soups of two models, in one command, against mergekit.
 
     python benchmarks/soup.py --gib 1.4 --points 11 --mergekit /path/to/bin/mergekit-yaml
 
 It writes two random models in the shape of a Llama (bfloat16, in shards), then runs, in turn and each in a new process,
-`python -m salsa.soup` for the whole grid and mergekit's linear merge for one point, whose time counts `--points`
-times. Every value of every soup is read back and compared with the float32 average, rounded once. What it wrote it
-removes. The last line is JSON. It needs (points + 2) x gib of disk.
+`python -m salsa.soup` for the whole grid, mergekit's linear merge for one point, whose time counts `--points` times,
+and `mergekit-multi`, beside mergekit-yaml, for the whole grid. Every value of every soup is read back and compared with
+the float32 average, rounded once. What it wrote it removes. The last line is JSON. It needs (points + 2) x gib of disk.
 
-Left out: a cold disk. The ingredients were just written, so that both sides find them in the page cache.
+Left out: a cold disk. The ingredients are read before each run, so that every program finds them in the page cache.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 SHARD = 2**29  # bytes
 PIECE = 2**22  # numbers compared at once
+MERGEKIT = ["--no-copy-tokenizer", "--quiet"]
 # Runs a command. A process's peak memory counts that of the process which started it, so that one has to be small.
 LAUNCHER = """
 import json, os, subprocess, sys, time
@@ -63,16 +64,23 @@ def main():
         models = [write_model(config, folder / name, seed) for seed, name in enumerate(("a", "b"))]
         size = sum(path.stat().st_size for model in models for path in model.glob("*.safetensors"))
         idle = measured([sys.executable, "-m", "salsa.soup", "--help"])["bytes_read"]
-        ours, theirs = [], []
+        programs = {"salsa": lambda: our_grid(models, alphas, folder / "soups")}
+        if arguments.mergekit:
+            multi = Path(arguments.mergekit).with_name("mergekit-multi")
+            alpha = alphas[arguments.points // 3]
+            programs["mergekit_yaml"] = lambda: their_merge(models, alpha, folder, arguments.mergekit)
+            programs["mergekit_multi"] = lambda: their_grid(models, alphas, folder, multi)
+        runs = {who: [] for who in programs}
         for _ in range(arguments.peer_runs):
-            ours.append(our_grid(models, alphas, folder / "soups"))
-            ours[-1]["ingredients_read"] = round((ours[-1]["bytes_read"] - idle) / size, 3)
-            show(f"{arguments.points} soups", ours[-1])
-            if arguments.mergekit:
-                theirs.append(their_merge(models, alphas[arguments.points // 3], folder, arguments.mergekit))
-                show("mergekit, one soup", theirs[-1])
-    print(json.dumps(result(arguments, parameters(config), ours, theirs)))
-    if any(run["values_differing"] for run in ours):
+            for who, program in programs.items():
+                into_cache(models)
+                run = program()
+                if who == "salsa":
+                    run["ingredients_read"] = round((run["bytes_read"] - idle) / size, 3)
+                runs[who].append(run)
+                print(who, *(f"{name} {value}" for name, value in run.items()), sep=", ", file=sys.stderr, flush=True)
+    print(json.dumps(result(arguments, parameters(config), runs)))
+    if any(run["values_differing"] for run in runs["salsa"]):
         sys.exit("values differ from the float32 average")
 
 
@@ -80,9 +88,9 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.4, help="size of a model, about")
     parser.add_argument("--points", type=int, default=11, help="soups in the grid, from alpha 0 to 1")
-    parser.add_argument("--peer-runs", type=int, default=2, help="runs of mergekit, each after one of ours")
+    parser.add_argument("--peer-runs", type=int, default=2, help="runs of each program, in turn")
     parser.add_argument("--vocabulary", type=int, default=32000, help="rows of the embedding and of the head")
-    parser.add_argument("--mergekit", metavar="PROGRAM", help="its mergekit-yaml; without it only ours is timed")
+    parser.add_argument("--mergekit", metavar="PROGRAM", help="mergekit-yaml; without it only ours is timed")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where to write")
     arguments = parser.parse_args()
     if arguments.points < 2:
@@ -126,6 +134,14 @@ def write_model(config, folder, seed):
     return folder
 
 
+def into_cache(models):
+    buffer = bytearray(2**24)
+    for path in (path for model in models for path in model.glob("*.safetensors")):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
 def our_grid(models, alphas, folder):
     command = [sys.executable, "-m", "salsa.soup", *models]
     for alpha in alphas:
@@ -137,14 +153,30 @@ def our_grid(models, alphas, folder):
 
 
 def their_merge(models, alpha, folder, program):
-    """One linear merge by mergekit. JSON is YAML."""
-    weights = [{"model": str(m), "parameters": {"weight": w}} for m, w in zip(models, (1 - alpha, alpha), strict=True)]
-    recipe = {"merge_method": "linear", "models": weights, "dtype": "bfloat16"}
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    run = measured([program, folder / "recipe.yaml", folder / "merged", "--no-copy-tokenizer", "--quiet"])
+    """One linear merge by mergekit."""
+    (folder / "recipe.yaml").write_text(recipe(models, alpha))
+    run = measured([program, folder / "recipe.yaml", folder / "merged", *MERGEKIT])
     run["values_differing"] = differing(models, alpha, folder / "merged")
     shutil.rmtree(folder / "merged")
     return run
+
+
+def their_grid(models, alphas, folder, program):
+    """All linear merges by mergekit in one process, which reads the models for each anew."""
+    (folder / "recipes.yaml").write_text("\n---\n".join(recipe(models, alpha, name=f"{alpha:g}") for alpha in alphas))
+    run = measured([program, folder / "recipes.yaml", "--intermediate-dir", folder / "merged", *MERGEKIT])
+    run["values_differing"] = sum(differing(models, alpha, folder / "merged" / f"{alpha:g}") for alpha in alphas)
+    shutil.rmtree(folder / "merged")
+    return run
+
+
+def recipe(models, alpha, **more):
+    """What mergekit is told, as JSON, which is YAML."""
+    weights = [
+        {"model": str(model), "parameters": {"weight": float(weight(value))}}
+        for model, value in zip(models, (1 - alpha, alpha), strict=True)
+    ]
+    return json.dumps({"merge_method": "linear", "models": weights, "dtype": "bfloat16", **more})
 
 
 def weight(value):
@@ -184,24 +216,23 @@ def differing(models, alpha, merged):
     return count
 
 
-def show(what, run):
-    print(what, *(f"{name} {value}" for name, value in run.items()), sep=", ", file=sys.stderr, flush=True)
-
-
-def result(arguments, numbers, ours, theirs):
+def result(arguments, numbers, runs):
+    """Everything measured; times of mergekit's grid over ours are of medians."""
     found = {
         **{name: getattr(arguments, name) for name in ("points", "vocabulary")},
         "gib": round(numbers / 2**29, 3),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "ours": ours,
-        "mergekit": theirs,
+        **runs,
     }
-    if theirs:
-        for what in ("seconds", "seconds_to_disk"):
-            mine, peer = (statistics.median(run[what] for run in runs) for runs in (ours, theirs))
-            found[f"{what}_of_mergekit_to_ours"] = round(peer * arguments.points / mine, 2)
+    for what in ("seconds", "seconds_to_disk"):
+        median = {who: statistics.median(run[what] for run in made) for who, made in runs.items()}
+        if arguments.mergekit:
+            found[f"{what}_mergekit_yaml_to_ours"] = round(
+                median["mergekit_yaml"] * arguments.points / median["salsa"], 2
+            )
+            found[f"{what}_mergekit_multi_to_ours"] = round(median["mergekit_multi"] / median["salsa"], 2)
     return found
 
 

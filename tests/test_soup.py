@@ -231,6 +231,14 @@ def test_a_missing_file_of_an_index_is_refused(models, tmp_path):
         soup.soup([models()[0], other], [0.5, 0.5], tmp_path / "soup")
 
 
+def test_a_truncated_file_of_an_index_is_refused(models, tmp_path):
+    other = copied(models(sharded=(1,))[1], tmp_path / "other")
+    cut = sorted(other.glob("*.safetensors"))[1]
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{cut.name}: can't be read"):
+        soup.soup([models()[0], other], [0.5, 0.5], tmp_path / "soup")
+
+
 def test_what_may_differ_does(models, tmp_path):
     other = copied(models()[1], tmp_path / "other")
     edit_json(other / "config.json", _name_or_path="elsewhere", use_cache=False, transformers_version="5.0")
@@ -357,7 +365,7 @@ def test_whole_numbers_are_compared_to_the_last_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(soup, "PIECE", 2)
     states = [{"a": torch.ones(3), "steps": torch.tensor([1, 2, 3, 4, last])} for last in (5, 6)]
     folders = [write_model(tmp_path / name, state, 2) for name, state in zip("ab", states, strict=True)]
-    with pytest.raises(UserError, match="steps is torch.int64 and differs"):
+    with pytest.raises(UserError, match=r"steps is torch\.int64 and differs"):
         soup.soup(folders, [0.5, 0.5], tmp_path / "soup")
     assert contents(tmp_path) == ["a", "b"]
 
