@@ -1,4 +1,4 @@
-"""The studies of a sweep side by side: tables/comparison.*, figures/comparison.* and comparison.md.
+"""The studies of a sweep side by side: tables/comparison.*, tables/against_ppo.*, figures/comparison.*, comparison.md.
 
 It reads what the studies wrote (their manifests, tables/rewards.csv and tables/win_rates.csv) and computes nothing
 anew but counts: intervals are those of the studies, and are not corrected for how many points were looked at.
@@ -18,11 +18,15 @@ from salsa import config, runs
 from salsa.report import tables
 from salsa.report.figures import style
 
-VERSION = 1
+VERSION = 2
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}
 SFT0 = "sft0"
 WIN_RATE = "win_rate"
 ONE_COLUMN = 3  # panels that stand below each other
+AGAINST = (
+    "Adjusted win rates against plain PPO at the same kl_coef, with 95 % intervals over prompts, conditional on the "
+    "models; none is corrected for how many there are."
+)
 
 
 def build(settings, parents, output, execution):
@@ -30,11 +34,14 @@ def build(settings, parents, output, execution):
     studies = [parents[f"study/{place}"] for place in range(len(settings.points))]
     frame = comparison(settings.points, studies)
     duels = [row for study in dict.fromkeys(studies) for row in head_to_head(study)]
+    against = against_plain(settings.points, studies)
     looks = {arm: look for study in studies for arm, look in arm_looks(study).items()}
     caption = _caption(settings.points, frame)
     shown = frame.drop(columns=[_column(key) for key in _keys(settings.points)])  # `point` says them to a reader
     tables.write(shown, output / "tables", "comparison", caption)
     tables.write_csv(frame, output / "tables" / "comparison.csv")
+    tables.write(against.drop(columns="study"), output / "tables", "against_ppo", AGAINST)
+    tables.write_csv(against, output / "tables" / "against_ppo.csv")
     style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
     lines = "\n".join(f"- {line}" for line in statements(settings.points, frame, duels, plain_arms(studies)))
     parts = [
@@ -43,6 +50,9 @@ def build(settings, parents, output, execution):
         "## Table",
         caption,
         tables.markdown(tables.readable(shown)),
+        "## Against plain PPO",
+        AGAINST,
+        tables.markdown(tables.readable(against.drop(columns="study"))),
         "## Figure",
         "Bars are 95 % intervals: over replicates, for rewards and KL; over prompts, for win rates.",
         "![Comparison](figures/comparison.png)",
@@ -106,6 +116,21 @@ def head_to_head(study):
     """The rows of a study's win rates against plain PPO, as dictionaries."""
     rates = pd.read_csv(study / "tables" / "win_rates.csv")
     return rates[rates["baseline"] == "ppo"].to_dict("records")
+
+
+def against_plain(points, studies):
+    """One row a point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, with its bounds.
+
+    Columns: point, judge, benchmark, arm, kl_coef, adjusted_win_rate, ci_low, ci_high, prompts, replicates, study.
+    """
+    names = ["point", "judge", "benchmark", "arm", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high"]
+    names += ["prompts", "replicates", "study"]
+    rows = [
+        row | {"point": label(point), "arm": row["candidate"], "study": f"{study.parent.name}/{study.name}"}
+        for point, study in zip(points, studies, strict=True)
+        for row in head_to_head(study)
+    ]
+    return pd.DataFrame(rows, columns=names)
 
 
 def plain_arms(studies):

@@ -14,6 +14,7 @@ from salsa.report.figures import style
 POINTS = [{"ppo.learning_rate": "1e-4"}, {"ppo.learning_rate": "2e-4"}]
 ALPHAS = {"ppo": "0", "salsa": "0.5"}
 WIN_RATES = ["benchmark", "judge", "candidate", "baseline", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high"]
+WIN_RATES += ["prompts", "replicates"]
 
 
 @dataclasses.dataclass
@@ -35,9 +36,9 @@ def write_study(folder, gain, kl_coefs=(0.05,)):
     for kl_coef in kl_coefs:
         rewards += [reward_row("ppo", kl_coef, 0.5, 2), reward_row("salsa", kl_coef, 0.5 + gain, 4)]
         for benchmark in ("a", "b"):
-            rates.append([benchmark, "gold", "ppo", "sft0", kl_coef, 0.6, 0.55, 0.65])
-            rates.append([benchmark, "gold", "salsa", "sft0", kl_coef, 0.6 + gain, 0.55 + gain, 0.65 + gain])
-            rates.append([benchmark, "gold", "salsa", "ppo", kl_coef, 0.5 + gain, 0.45 + gain, 0.55 + gain])
+            rates.append([benchmark, "gold", "ppo", "sft0", kl_coef, 0.6, 0.55, 0.65, 9, 2])
+            rates.append([benchmark, "gold", "salsa", "sft0", kl_coef, 0.6 + gain, 0.55 + gain, 0.65 + gain, 9, 2])
+            rates.append([benchmark, "gold", "salsa", "ppo", kl_coef, 0.5 + gain, 0.45 + gain, 0.55 + gain, 9, 2])
     policies = [{"arm": arm, "alpha": alpha} for arm, alpha in ALPHAS.items()]
 
     def write(settings, parents, output, execution):
@@ -66,7 +67,7 @@ def built(tmp_path_factory):
 
 def test_exact_set_of_files(built):
     found = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    expected = {f"tables/comparison.{kind}" for kind in ("csv", "md", "tex")}
+    expected = {f"tables/{name}.{kind}" for name in ("comparison", "against_ppo") for kind in ("csv", "md", "tex")}
     expected |= {"figures/comparison.png", "figures/comparison.pdf", "comparison.md", "manifest.json", ".lock"}
     assert found == expected
 
@@ -86,6 +87,20 @@ def test_table(built):
     assert last["gold_reward"] == pytest.approx(0.4) and last["gold_reward_high"] == pytest.approx(0.5)
     assert last["win_rate_gold_b_low"] == pytest.approx(0.45)
     assert frame.loc[frame["arm"] == "sft0", "win_rate_gold_a"].isna().all()
+
+
+def test_every_point_against_plain_ppo(built):
+    frame = pd.read_csv(built / "tables" / "against_ppo.csv")
+    assert list(frame.columns) == [
+        "point", "judge", "benchmark", "arm", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high", "prompts",
+        "replicates", "study",
+    ]  # fmt: skip
+    assert len(frame) == 4 and set(frame["arm"]) == {"salsa"}
+    assert list(frame["adjusted_win_rate"]) == pytest.approx([0.7, 0.7, 0.4, 0.4])
+    assert (
+        "| ppo.learning_rate=2e-4 | gold | a | salsa | 0.05 | 0.4 [0.35, 0.45] | 9 | 2 |"
+        in (built / "comparison.md").read_text()
+    )
 
 
 def test_sentences_are_what_the_numbers_say(built):
