@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import config, data, plan, runs
+from salsa import config, data, plan, runs, studies
 from salsa.data import BENCHMARKS
 from salsa.runs import UserError
 
@@ -61,9 +61,8 @@ CHOICES = {
     "execution.rollouts": ("transformers", "vllm"),
     "mixed_precision": ("no", "bf16"),
 }
-SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds a whole policy
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
-LAUNCHED = ("MULTI_GPU", *SHARDED)  # for which `accelerate launch` starts several processes
+LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
 REFERENCES = ("soup", "noise", "multi_kl", *plan.MOVING)
 AT_LEAST = {  # the smallest value that makes sense
     1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
@@ -598,8 +597,7 @@ def _check_accelerate(values):
     key = f"execution.accelerate_config={path}"
     if not Path(path).is_file():
         raise UserError(f"{key}: no such file; `accelerate config` writes one")
-    found = re.search(r"(?m)^\W*distributed_type\W+(\w+)", Path(path).read_text(encoding="utf-8"))
-    kind = found[1] if found else "missing"
+    kind = studies.distributed_type(path)
     if execution["processes"] > 1 and kind not in LAUNCHED:
         raise UserError(
             f"{key}: its distributed_type is {kind}, which starts one process, and execution.processes="
@@ -612,7 +610,7 @@ def _check_accelerate(values):
     moving = [f"the arm {name}" for name, arm in values["arms"].items() if arm["reference"]["kind"] in plan.MOVING]
     whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
     whole += [f"{stage}.lora_rank" for stage in ADAPTED if values[stage]["lora_rank"]]
-    if kind in SHARDED and whole:
+    if kind in studies.SHARDED and whole:
         raise UserError(f"{key}: {kind} shares weights out, and {whole[0]} needs them whole; leave one out")
 
 

@@ -21,9 +21,11 @@ PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transfor
 TRAINER = 700 * 2**20  # and TRL
 CHUNK = 2**24  # logits that a pass holds at once (salsa.forward)
 LOGITS = 4  # buffers of their size: logits, probabilities, and a gradient of each
+TILE = (4096, 32768)  # tokens, and words of the vocabulary, whose logits TRL's SFT holds at once
 REMEDIES = (
     "lower execution.micro_batch, execution.rollout_batch or lengths, share the value model (ppo.value_model=shared), "
-    "train adapters (ppo.lora_rank), or use more GPUs (execution.gpus, processes, accelerate_config)"
+    "train adapters (sft.lora_rank, reward_model.lora_rank, ppo.lora_rank), or use more GPUs (execution.gpus, "
+    "processes, accelerate_config)"
 )
 
 
@@ -70,6 +72,11 @@ class Shape:
         attention = self.head_size * (3 * self.heads + 3 * self.kv_heads)
         return 8 * self.hidden + attention + 4 * self.intermediate
 
+    def adapters(self, rank):
+        """Parameters of low-rank adapters: two matrices of that rank at each of a layer's seven."""
+        attention = self.head_size * (2 * self.heads + 2 * self.kv_heads) + 4 * self.hidden
+        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+
     @property
     def cached(self):
         """Numbers a token that keys and values take, in all layers."""
@@ -113,16 +120,33 @@ def _of_config(file):
 
 @dataclass
 class Need:
-    """What a run needs. Bytes by what they are for; operations in all; bytes on disk when it is finished."""
+    """What a run needs: bytes of a process by what they are for, operations in all, bytes on disk in the end."""
 
     memory: dict[str, float] = field(default_factory=dict)
     operations: float = 0.0
     disk: float = 0.0
-    checkpoint: float = 0.0  # bytes on disk while it runs, beside its result
+    checkpoint: float = 0.0  # bytes on disk while it runs, beside its result: of PPO two, the last and the next
+    alone: dict[str, float] = field(default_factory=dict)  # as `memory`, where the first process works and others wait
+    processes: int = 1
+
+    @property
+    def parts(self):
+        """Bytes by what they are for, of all processes together, at the largest moment."""
+        together = {part: size * self.processes for part, size in self.memory.items()}
+        return max(together, self.alone, key=_total)
 
     @property
     def peak(self):
-        return sum(self.memory.values())
+        return _total(self.parts)
+
+    @property
+    def largest(self):
+        """Bytes of the largest process."""
+        return max(_total(self.memory), _total(self.alone))
+
+
+def _total(parts):
+    return sum(parts.values())
 
 
 def need(run, runs_):
@@ -133,7 +157,10 @@ def need(run, runs_):
     own = model and shape(model)
     if own is None:
         return None
-    return NEEDS[run.stage](_Case(run, own, FLOAT if model["dtype"] == "float32" else 2, runs_))
+    case = _Case(run, own, FLOAT if model["dtype"] == "float32" else 2, runs_)
+    found = NEEDS[run.stage](case)
+    found.processes = case.processes
+    return found
 
 
 def _model(run, runs_):
@@ -160,28 +187,46 @@ class _Case:
         lengths = self.settings.get("lengths") or {"prompt": 0, "response": 0}
         self.prompt, self.response = lengths["prompt"], lengths["response"]
         self.length = self.prompt + self.response
-        half = self.settings.get("mixed_precision", "no") == "bf16"
-        self.frozen = 2 if half else FLOAT  # bytes of a weight that is not trained
-        self.number = 2 if half else FLOAT  # bytes of an activation
+        self.half = self.settings.get("mixed_precision", "no") == "bf16"
+        self.frozen = 2 if self.half else FLOAT  # bytes of a weight that is not trained
+        self.number = 2 if self.half else FLOAT  # bytes of keys and values
+        self.processes = self.execution["processes"] if self.run.stage in studies.TRAINED else 1
+        path = self.execution["accelerate_config"]
+        self.sharded = self.processes > 1 and path and studies.distributed_type(path) in studies.SHARDED
 
-    def trained(self, networks=1):
-        """Weights, gradients and moments of networks whose weights are all trained."""
-        size = networks * self.shape.parameters * FLOAT
-        return {"weights": size, "gradients": size, "optimizer": networks * self.shape.parameters * MOMENTS}
+    def trained(self, chosen=None, networks=1):
+        """Weights, gradients and moments of networks that are trained, or of their adapters (`chosen`: lora_rank).
+
+        With bf16 a forward pass holds a copy of what it multiplies with, until the backward pass or, where activations
+        are computed again and weights frozen, a layer at a time. FSDP2 does the latter with all weights.
+        """
+        whole = networks * self.shape.parameters
+        adapters = networks * self.shape.adapters(chosen["lora_rank"]) if chosen else 0
+        moved = adapters or whole
+        found = {"weights": (whole + adapters) * FLOAT, "gradients": moved * FLOAT, "optimizer": moved * MOMENTS}
+        if self.sharded:
+            return {name: size / self.processes for name, size in found.items()}
+        if self.half and not (adapters and self.execution["gradient_checkpointing"]):
+            found["bfloat16 copies"] = 2 * networks * self.shape.matrices
+        return found
 
     def activations(self, rows, length, networks=1):
-        """What a forward pass with gradients keeps, of `rows` sequences."""
-        tokens, shape = rows * length, self.shape
-        if self.execution["gradient_checkpointing"]:
-            return networks * tokens * self.number * (shape.layers * shape.hidden + shape.kept)
-        return networks * tokens * self.number * shape.layers * shape.kept
+        """What a forward pass with gradients keeps, of `rows` sequences. With bf16 norms are in float32."""
+        tokens, shape, number = networks * rows * length, self.shape, 2.5 if self.half else FLOAT
+        if self.execution["gradient_checkpointing"]:  # a layer's input, and one layer
+            return tokens * (FLOAT * shape.layers * shape.hidden + number * shape.kept)
+        return tokens * number * shape.layers * shape.kept
+
+    def share(self, batch_size):
+        """Rows of a micro-batch of a process."""
+        return min(batch_size // self.processes or 1, self.execution["micro_batch"])
 
     def logits(self, tokens):
         return LOGITS * FLOAT * min(tokens * self.shape.vocabulary, max(CHUNK, self.shape.vocabulary))
 
-    def sampling(self, rows):
+    def sampling(self, rows, number):
         """Keys and values of `rows` conversations, and the logits of their next tokens, in float32 and float64."""
-        return rows * (self.length * self.shape.cached * self.number + 3 * self.shape.vocabulary * FLOAT)
+        return rows * (self.length * self.shape.cached * number + 3 * self.shape.vocabulary * FLOAT)
 
     def rows(self, name):
         """At most how many rows `data.task` has of something: of a size of 0, what is known of the dataset."""
@@ -208,54 +253,53 @@ def _base(case):
 
 def _sft(case):
     sft, own = case.settings["sft"], case.shape
-    rows = min(sft["batch_size"], case.execution["micro_batch"])
-    memory = {"process": TRAINER, **case.trained(), "activations": case.activations(rows, case.length)}
-    memory["logits"] = LOGITS * FLOAT * rows * case.length * own.vocabulary  # TRL's loss holds all of them
+    rows = case.share(sft["batch_size"])
+    memory = {"process": TRAINER, **case.trained(sft), "activations": case.activations(rows, case.length)}
+    memory["logits"] = min(rows * case.length, TILE[0]) * TILE[1] * case.number
+    if not sft["lora_rank"]:
+        memory["logits"] += own.vocabulary * own.hidden * FLOAT  # the head's gradient of one micro-batch
     tokens = case.rows("demonstrations") * case.length * sft["epochs"]
     size = own.parameters * FLOAT
     return Need(memory, 6 * own.matrices * tokens, size, size)
 
 
 def _reward_model(case):
+    """Training, or behind it the reward of samples, by the first process alone, all in float32."""
     reward, own = case.settings["reward_model"], case.shape
-    rows = 2 * min(reward["batch_size"], case.execution["micro_batch"])
-    memory = {"process": TRAINER, **case.trained(), "activations": case.activations(rows, case.length)}
-    memory["frozen models"] = case.frozen * own.parameters  # which samples, or fits the constants
+    rows = 2 * case.share(reward["batch_size"])
+    memory = {"process": TRAINER, **case.trained(reward), "activations": case.activations(rows, case.length)}
+    measuring = {"process": TRAINER, "frozen models": (own.parameters + own.trunk) * FLOAT}
+    measuring["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)
     pairs = reward["pairs"] + reward["held_out"]
     operations = 12 * own.matrices * reward["pairs"] * reward["epochs"] * case.length
     if case.settings["preferences"].startswith("sampled"):
         operations += 4 * own.matrices * pairs * case.length
-    return Need(memory, operations, own.trunk * FLOAT)
+    return Need(memory, operations, own.trunk * FLOAT, alone=measuring)
 
 
 def _ppo(case):
     ppo, own, execution = case.settings["ppo"], case.shape, case.execution
-    shared, adapters = ppo["value_model"] == "shared", ppo["lora_rank"]
+    shared = ppo["value_model"] == "shared"
     networks = 1 if shared else 2
-    if adapters:  # two matrices of that rank at each of a layer's seven
-        wide = own.head_size * (2 * own.heads + 2 * own.kv_heads) + 4 * own.hidden + 3 * (own.hidden + own.intermediate)
-        small = networks * own.layers * adapters * wide
-        trained = {"weights": (networks * own.parameters + small) * FLOAT}
-        trained |= {"gradients": small * FLOAT, "optimizer": small * MOMENTS}
-    else:
-        trained = case.trained(networks)
+    trained = case.trained(ppo, networks)
     reference = case.settings["reference"]
     anchors = _anchors(reference)
     frozen = anchors * own.parameters * (FLOAT if reference["kind"] == "ema" else case.frozen)
     frozen += own.trunk * case.frozen  # the reward model
     if reference["kind"] != "soup" or anchors > 1 or Fraction(reference["weights"][0]) != 1:
         frozen += own.parameters * case.frozen  # sft0, from which KL is reported too
-    batch = ppo["batch_size"] // ppo["mini_batches"]
-    rows = min(execution["micro_batch"], batch // execution["processes"] or 1)
+    rows = case.share(ppo["batch_size"] // ppo["mini_batches"])
     training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
-    sampling = case.sampling(min(execution["rollout_batch"], ppo["batch_size"]))
+    sampling = case.sampling(min(execution["rollout_batch"], ppo["batch_size"] // case.processes), case.number)
+    if case.sharded:  # the policy is whole where it samples
+        sampling += own.parameters * case.number
     memory = {"process": PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
     tokens = ppo["batch_size"] * case.length * ppo["iterations"]
     passes = 1 + 1 + anchors + (0 if shared else 1) + 3 * networks * ppo["epochs"]  # sampling, reward, references, …
-    state = sum(trained.values()) - trained["gradients"]
+    state = trained["weights"] + trained["optimizer"]
     disk = own.parameters * FLOAT + (0 if shared else own.trunk * FLOAT)
     disk += own.parameters * FLOAT * (reference["kind"] in plan.MOVING)
-    return Need(memory, 2 * own.matrices * tokens * passes, disk, 2 * state)  # one checkpoint, and the next
+    return Need(memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1))
 
 
 def _anchors(reference):
@@ -266,7 +310,7 @@ def _answering(case):
     """The need of a stage that samples: two models at a time are where it computes (models.lent), in float32."""
     own = case.shape
     memory = {"process": PROCESS, "frozen models": 2 * own.parameters * FLOAT}
-    memory["activations"] = case.sampling(case.execution["rollout_batch"])
+    memory["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)
     benchmarks = [case.runs[path] for role, path in case.run.parents.items() if role.startswith("benchmark/")]
     prompts = sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
     answers = prompts * (3 if case.run.stage == "landscape" else 1)
@@ -282,7 +326,7 @@ def _respond(case):
     held = 2 if ppo["mixed_precision"] == "bf16" else FLOAT
     anchors = 1 + _anchors(ppo["reference"])
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + (anchors - 1) * held)}
-    found.memory = max(found.memory, kls, key=lambda parts: sum(parts.values()))
+    found.memory = max(found.memory, kls, key=_total)
     return found
 
 
@@ -312,6 +356,7 @@ class Stage:
     memory: float = 0.0  # bytes of the largest run, all its processes together
     parts: dict[str, float] = field(default_factory=dict)  # of that run
     gpus: int = 0  # of that run
+    a_gpu: float = 0.0  # bytes of that run on the GPU that holds most of it
     disk: float = 0.0
     hours: float = 0.0
     gpu_hours: float = 0.0
@@ -377,8 +422,7 @@ class Survey:
         for name, stage in self.stages.items():
             own, limit, where = stage.memory, memory, "this machine"
             if stage.gpus:
-                own, limit = stage.memory / stage.gpus, gpu_memory
-                where = "a GPU" if stage.gpus == 1 else f"each of {stage.gpus} GPUs, if all is shared out evenly"
+                own, limit, where = stage.a_gpu, gpu_memory, "a GPU"
             if limit is not None and own > limit * 2**30:
                 found.append(f"warning: {name} needs {_size(own)} on {where}, which has {limit:g} GiB; {REMEDIES}")
         return found
@@ -405,7 +449,8 @@ def survey(result, finished, tflops=None):
         if found is None:
             stage.unknown, found = stage.unknown + 1, Need()
         if found.peak > stage.memory:
-            stage.memory, stage.parts, stage.gpus = found.peak, found.memory, studies.needs(run, "gpus")
+            stage.memory, stage.parts, stage.gpus = found.peak, found.parts, studies.needs(run, "gpus")
+            stage.a_gpu = found.largest * -(-found.processes // stage.gpus) if stage.gpus else 0.0
         stage.disk += found.disk
         own = 0.0 if done or not tflops else found.operations / (tflops * 1e12) / 3600
         stage.hours, stage.gpu_hours = stage.hours + own, stage.gpu_hours + own * studies.needs(run, "gpus")

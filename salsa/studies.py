@@ -19,6 +19,7 @@ LARGEST = 2**21  # bytes of a published file: the page of a large study, which i
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
 DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in memory
 TRAINED = ("sft", "reward_model", "ppo")  # stages that several processes may train in
+SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds all of a trained model
 REPORT = ("study", "comparison")
 
 
@@ -83,6 +84,12 @@ def launcher(run):
     }
     chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return shlex.join([*leased, "accelerate", "launch", *chosen])
+
+
+def distributed_type(path):
+    """What a configuration file of Accelerate says that it is for: MULTI_GPU, FSDP, …; "missing" where nothing."""
+    found = re.search(r"(?m)^\W*distributed_type\W+(\w+)", Path(path).read_text(encoding="utf-8"))
+    return found[1] if found else "missing"
 
 
 def finished(plan, path):

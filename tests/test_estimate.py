@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import peft
 import pytest
 import torch
 from transformers import (
@@ -56,9 +57,14 @@ def test_published_sizes_are_the_models_own():
     }
 
 
-def test_what_a_backward_pass_keeps_is_what_torch_keeps():
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).model
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+@pytest.mark.parametrize(("precision", "rank"), [("no", 0), ("bf16", 0), ("no", 4), ("bf16", 4)])
+def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
+    """Also the copies in bfloat16 of what is multiplied with, frozen or not."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    trunk = model.model
+    if rank:
+        peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules="all-linear"))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trunk.parameters()}
     kept = {}
 
     def keep(tensor):
@@ -68,10 +74,16 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps():
         return tensor
 
     rows, length = 4, 50
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=torch.randint(0, 300, (rows, length)), use_cache=False)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        trunk(input_ids=torch.randint(0, 300, (rows, length)), use_cache=False)
     own = estimate.Shape(300, 48, 112, 3, 4, 2, 12)
-    assert sum(kept.values()) == pytest.approx(4 * rows * length * own.layers * own.kept, rel=0.15)
+    execution = dataclasses.asdict(config.Execution())
+    run = plan.Run("sft", "label", "address", {"mixed_precision": precision}, {}, execution)
+    case = estimate._Case(run, own, estimate.FLOAT, {})
+    copies = case.trained({"lora_rank": rank}).get("bfloat16 copies", 0)
+    assert (copies > 0) == (precision == "bf16")
+    assert sum(kept.values()) == pytest.approx(case.activations(rows, length) + copies, rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +110,45 @@ def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model
 def needs(*overrides):
     result = plan.plan(compose.compose(["replicates=[0]", *overrides]))
     return {run.stage: estimate.need(run, result.runs) for run in result.runs.values()}
+
+
+def test_adapters_have_no_moments_of_what_is_frozen():
+    whole, adapters = needs(), needs("sft.lora_rank=4", "reward_model.lora_rank=4")
+    for stage in ("sft", "reward_model"):
+        assert adapters[stage].memory["weights"] == pytest.approx(whole[stage].memory["weights"], rel=0.1)
+        assert adapters[stage].memory["weights"] > whole[stage].memory["weights"]
+        assert adapters[stage].memory["optimizer"] < whole[stage].memory["optimizer"] / 10
+
+
+def test_adapters_are_as_large_as_peft_makes_them():
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+    assert estimate.Shape(300, 48, 112, 3, 4, 2, 12).adapters(4) == adapted.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
+def test_processes_share_what_is_sharded_and_hold_the_rest_each(stage):
+    one = needs()[stage]
+    copied, sharded = (
+        needs("execution.processes=2", *more)[stage]
+        for more in ([], ["execution.accelerate_config=conf/accelerate/fsdp2.yaml"])
+    )
+    for part in ("weights", "gradients", "optimizer"):
+        assert copied.memory[part] == one.memory[part] == 2 * sharded.memory[part]
+        assert copied.parts[part] == 2 * sharded.parts[part] == 2 * one.parts[part]
+    assert sharded.largest < copied.largest <= one.largest and sharded.peak < copied.peak
+    if stage == "ppo":
+        assert sharded.memory["frozen models"] == one.memory["frozen models"]
+
+
+def test_a_gpu_holds_as_many_processes_as_there_are_too_many(tmp_path):
+    few, many = (
+        plan.plan(compose.compose(["replicates=[0]", "execution.processes=4", f"execution.gpus={gpus}"]))
+        for gpus in (2, 4)
+    )
+    few, many = (estimate.survey(made, lambda path: False).stages["sft"] for made in (few, many))
+    assert few.a_gpu == 2 * many.a_gpu and few.memory == many.memory == 4 * many.a_gpu
+    assert few.gpus == 2
 
 
 def test_options_change_what_they_say():
