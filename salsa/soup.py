@@ -229,6 +229,7 @@ def _read(file, tensor, offset):
 
 
 def _write(file, view, offset):
+    """Write all of a memory view of bytes."""
     while view:
         done = os.pwrite(file.fileno(), view, offset)
         view, offset = view[done:], offset + done
@@ -282,9 +283,9 @@ def soups(models, grid, outputs):
     changes no result. Raises UserError before anything is written when the ingredients don't fit together, an output
     exists or the disk is too small; whatever else fails, no part of an output is left.
     """
-    models, outputs = [Path(folder) for folder in models], [Path(os.path.abspath(folder)) for folder in outputs]
+    models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
     grid = [parse_weights(weights, len(models)) for weights in grid]
-    if len(grid) != len(outputs):
+    if not grid or len(grid) != len(outputs):
         raise UserError(f"{len(grid)} rows of weights for {len(outputs)} outputs; give each output its --weights")
     check_ingredients(models)
     _check_outputs(outputs)
