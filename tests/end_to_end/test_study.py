@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SALSA_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -41,30 +44,46 @@ def study_of(results):
     return folder
 
 
-def test_default_data_from_nothing_to_the_report(tmp_path):
-    results = tmp_path / "results"
-    prompts = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
-    done = run(results, *prompts, "reward_model.pairs=64")
+def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
+    results, points = tmp_path / "results", tmp_path / "sweep"
+    changes = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
+    changes += ["reward_model.pairs=64", "objective.kl_budget=0"]
+    sweep = ["-m", "ppo.learning_rate=1e-4,2e-4", f"hydra.sweep.dir={points}"]
+    done = run(results, *sweep, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gates of tiny-stories-r0" in done.stdout  # on the terminal, not in a log alone
-    study = study_of(results)
+    found = Counter(path.parent.parent.name for path in results.glob("*/*/manifest.json"))
+    assert found["ppo"] == 4 and found["sft"] == 2 and found["reward_model"] == 1 and found["base"] == 1
+    for ppo in (results / "ppo").iterdir():
+        first = json.loads((ppo / "metrics.jsonl").read_text().splitlines()[0])
+        assert (abs(first["kl_to_reference"]) < 1e-3) == ("ref_sft0" in ppo.name)
+
+    (comparison,) = (path for path in (results / "studies").iterdir() if "-sweep-" in path.name)
+    table = rows(comparison / "tables" / "comparison.csv")
+    for number, rate in enumerate((1e-4, 2e-4)):
+        objective = json.loads((points / str(number) / "objective.json").read_text())
+        study = results / "studies" / Path(objective["study"]).name
+        check_tables(study)
+        (salsa,) = (row for row in table if row["arm"] == "salsa" and float(row["ppo.learning_rate"]) == rate)
+        (start,) = (row for row in table if row["arm"] == "sft0" and row["point"] == salsa["point"])
+        gained = float(salsa["gold_reward"]) - float(start["gold_reward"])
+        assert objective["objective"] == pytest.approx(gained - 0.1 * float(salsa["kl_to_sft0"]), abs=1e-9)
+        assert objective["study"].endswith(salsa["study"])
+
+    again = run(results, "ppo.learning_rate=1e-4,2e-4", *changes)  # without Hydra's folders, the same DAG
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    verified = subprocess.run([sys.executable, "-m", "salsa", "verify", str(results)], cwd=ROOT, capture_output=True)
+    assert verified.returncode == 0, verified.stdout
+
+
+def check_tables(study):
     win_rates = rows(study / "tables" / "win_rates.csv")
-    assert {(row["candidate"], row["baseline"]) for row in win_rates} == {
-        ("ppo", "sft0"),
-        ("salsa", "sft0"),
-        ("salsa", "ppo"),
-    }
+    pairs = {(row["candidate"], row["baseline"]) for row in win_rates}
+    assert pairs == {("ppo", "sft0"), ("salsa", "sft0"), ("salsa", "ppo")}
     assert all(0 <= float(row["adjusted_win_rate"]) <= 1 and row["prompts"] == "6" for row in win_rates)
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
     assert {row["arm"] for row in final} == {"ppo", "salsa"}
     assert all(float(row["kl_to_sft0"]) >= 0 for row in final)
-    for ppo in (results / "ppo").iterdir():
-        first = json.loads((ppo / "metrics.jsonl").read_text().splitlines()[0])
-        assert (abs(first["kl_to_reference"]) < 1e-3) == ("ref_sft0" in ppo.name)
-    again = run(results, *prompts, "reward_model.pairs=64")
-    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
-    verified = subprocess.run([sys.executable, "-m", "salsa", "verify", str(results)], cwd=ROOT, capture_output=True)
-    assert verified.returncode == 0, verified.stdout
 
 
 def preference_files(folder):

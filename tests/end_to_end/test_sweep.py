@@ -1,10 +1,8 @@
-"""Sweeps with the real Snakemake: with stages that only write a manifest, and once with the real ones."""
+"""Sweeps with the real Snakemake and stages that only write a manifest; with the real ones: test_study.py."""
 
 import json
-from collections import Counter
 
 import pytest
-from test_study import ROOT, rows, run
 from test_workflow import TINY, Place
 
 POINTS = [[*TINY.split(), f"ppo.learning_rate={rate}", f"sft.epochs={n}"] for rate in ("1e-5", "2e-5") for n in (1, 2)]
@@ -53,24 +51,3 @@ def test_a_mistake_in_points_is_one_line(tmp_path, config, says):
     printed, _ = process.communicate(timeout=120)
     lines = [line for line in printed.splitlines() if line and not line.startswith("Using workflow specific profile")]
     assert process.returncode == 1 and len(lines) == 1 and says in lines[0], printed
-
-
-def test_two_points_from_nothing_to_their_comparison(tmp_path):
-    results = tmp_path / "results"
-    sweep = ["-m", "ppo.learning_rate=1e-4,2e-4", f"hydra.sweep.dir={tmp_path / 'sweep'}", "objective.kl_budget=0"]
-    done = run(results, *sweep, "benchmark=[in_distribution]", "benchmarks.in_distribution.prompts=6",
-               "reward_model.pairs=64")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = Counter(path.parent.parent.name for path in results.glob("*/*/manifest.json") if ROOT not in path.parents)
-    assert found["ppo"] == 4 and found["sft"] == 2 and found["reward_model"] == 1 and found["base"] == 1
-    (comparison,) = (path for path in (results / "studies").iterdir() if "-sweep-" in path.name)
-    table = rows(comparison / "tables" / "comparison.csv")
-    for number, rate in enumerate(("0.0001", "0.0002")):
-        objective = json.loads((tmp_path / "sweep" / str(number) / "objective.json").read_text())
-        (row,) = (
-            row for row in table if row["arm"] == "salsa" and row["ppo.learning_rate"] in (rate, f"{float(rate):g}")
-        )
-        (start,) = (r for r in table if r["arm"] == "sft0" and r["point"] == row["point"])
-        expected = float(row["gold_reward"]) - float(start["gold_reward"]) - 0.1 * float(row["kl_to_sft0"])
-        assert abs(objective["objective"] - expected) < 1e-9
-        assert objective["study"].endswith(row["study"])
