@@ -259,9 +259,20 @@ def _compose_one(overrides):
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
-        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values["arms"] = _chosen_arms(values["arms"], merged)
+        return values
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(error, overrides)) from None
+
+
+def _chosen_arms(arms, merged):
+    """The arms that are described, or added on the command line.
+
+    What an experiment says of an arm that another choice of arms has left out (`kl_coefs`, say) makes none.
+    """
+    added = {override.split("=")[0].split(".")[1] for override in merged if override.startswith("+arms.")}
+    return {name: arm for name, arm in arms.items() if arm["description"] or name in added}
 
 
 def split_merged(overrides):

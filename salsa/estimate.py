@@ -284,10 +284,9 @@ def _ppo(case):
     trained = case.trained(ppo, networks)
     reference = case.settings["reference"]
     anchors = _anchors(reference)
-    frozen = anchors * own.parameters * (FLOAT if reference["kind"] == "ema" else case.frozen)
-    frozen += own.trunk * case.frozen  # the reward model
-    if reference["kind"] != "soup" or anchors > 1 or Fraction(reference["weights"][0]) != 1:
-        frozen += own.parameters * case.frozen  # sft0, from which KL is reported too
+    frozen = (_whole(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
+    if reference["kind"] == "ema":
+        frozen += own.parameters * (FLOAT - case.frozen)
     rows = case.share(ppo["batch_size"] // ppo["mini_batches"])
     training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
     sampling = case.sampling(min(execution["rollout_batch"], ppo["batch_size"] // case.processes), case.number)
@@ -303,7 +302,15 @@ def _ppo(case):
 
 
 def _anchors(reference):
-    return len(reference["weights"]) if reference["kind"] == "multi_kl" else 1
+    """How many models a reference is."""
+    return sum(Fraction(weight) != 0 for weight in reference["weights"]) if reference["kind"] == "multi_kl" else 1
+
+
+def _whole(reference):
+    """How many models a reference and sft0 are, from which KL is reported too: it may be one of the former."""
+    first = Fraction(reference["weights"][0])
+    shared = (reference["kind"], first) == ("soup", 1) or (reference["kind"] == "multi_kl" and first != 0)
+    return _anchors(reference) + (not shared)
 
 
 def _answering(case):
@@ -324,8 +331,8 @@ def _respond(case):
     found = _answering(case)
     ppo = case.runs[case.run.parents["ppo"]].settings
     held = 2 if ppo["mixed_precision"] == "bf16" else FLOAT
-    anchors = 1 + _anchors(ppo["reference"])
-    kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + (anchors - 1) * held)}
+    others = _whole(ppo["reference"]) - 1
+    kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}
     found.memory = max(found.memory, kls, key=_total)
     return found
 

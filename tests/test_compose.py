@@ -171,6 +171,14 @@ def test_two_studies_of_one_name_are_refused():
     compose._check_links(same[1:])
 
 
+def test_what_an_experiment_says_of_an_arm_makes_none():
+    study, _ = compose.compose(
+        ["experiment=tiny_full", "arm=[ppo,ema]", "+arms.far.start=[1]", "evaluate.plane.arms=[]"]
+    )
+    assert list(study["arms"]) == ["ppo", "ema", "far"]
+    assert study["arms"]["ema"]["kl_coefs"] == [0.05]
+
+
 def test_an_arm_of_the_command_line():
     values = one(
         "+arms.far={start:[1],reference:{weights:[0.25,0.75]}}",
