@@ -75,7 +75,8 @@ AT_LEAST = {  # the smallest value that makes sense
     0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
     "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip seed "
     "sft.lora_rank reward_model.lora_rank ppo.lora_rank "
-    "execution.checkpoint_every execution.judge_retries execution.judge_requests execution.judge_tokens "
+    "execution.checkpoint_every execution.checkpoint_minutes "
+    "execution.judge_retries execution.judge_requests execution.judge_tokens "
     "evaluate.plane.replicates report.reader stability.lowest_end_rate stability.shortest_length "
     "stability.largest_gold_loss data.task.demonstrations data.task.validation data.task.preferences "
     "data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",

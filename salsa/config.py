@@ -311,6 +311,8 @@ class Execution:
     processes: int = 1  # of a run of SFT, a reward model or PPO, started by `accelerate launch`
     accelerate_config: str = ""  # its configuration file: FSDP, DeepSpeed (conf/accelerate)
     checkpoint_every: int = 10  # PPO iterations between checkpoints; 0: only when it is told to stop
+    keep_value_models: bool = True  # write PPO's value models too, which take as much disk as its policies
+    checkpoint_minutes: float = 30.0  # between checkpoints of SFT and reward models; 0: only when told to stop
     memory_mb: int = 2000
     runtime: int = 60  # minutes
     gpus: int = 0

@@ -86,7 +86,8 @@ def _fit(settings, parents, tokenizer, learned, output, device, execution):
         return classifier
 
     set_seed(settings.seed)  # of the head
-    training.train(_trainer(settings, load(), tokenizer, learned, output, device, execution), output, load)
+    trainer = _trainer(settings, load(), tokenizer, learned, output, device, execution)
+    training.train(trainer, output, load, execution.checkpoint_minutes)
 
 
 class _Trainer(training.Shared, RewardTrainer):

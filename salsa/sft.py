@@ -50,7 +50,9 @@ def train(settings, parents, output, execution):
     )
     validate = sft.stop == "validation"
     base = models.model_folder(parents["base"])
-    history = training.train(trainer, output, lambda: models.load_policy(base), best=validate)
+    history = training.train(
+        trainer, output, lambda: models.load_policy(base), execution.checkpoint_minutes, best=validate
+    )
     if training.world()[1]:
         return None  # the first process writes
     losses = training.validation_losses(history)

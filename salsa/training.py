@@ -6,9 +6,11 @@ same, and losses are divided by what the whole batch holds. Accelerate averages 
 """
 
 import gc
+import math
 import os
 import shutil
 import sys
+import time
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -62,7 +64,8 @@ def arguments(section, chosen, settings, execution, output, device):
         "use_cpu": device.type == "cpu",
         "bf16": settings.mixed_precision == "bf16",
         "gradient_checkpointing": execution.gradient_checkpointing,
-        "save_strategy": "no",  # `train` keeps what is needed
+        "save_strategy": "no",  # `train` says when
+        "save_total_limit": 2,  # the last checkpoint, until the next is whole
         "logging_steps": 10,
         "report_to": execution.trackers or "none",
         "dataloader_pin_memory": False,
@@ -131,14 +134,16 @@ class Shared:
 
 
 def _with_rows(dataset, row, count):
-    return concatenate_datasets([dataset, Dataset.from_list([row] * count, features=dataset.features)])
+    more = {name: [value] * count for name, value in row.items()}
+    return concatenate_datasets([dataset, Dataset.from_dict(more, features=dataset.features)])
 
 
 class _Watch(TrainerCallback):
-    """Deals out each epoch in its own order, keeps the best model, and stops where `stop` asks for it."""
+    """Deals out each epoch in its own order, keeps the best model, saves now and then, and stops where `stop` asks."""
 
-    def __init__(self, trainer, output, stop, best):
+    def __init__(self, trainer, output, stop, best, minutes):
         self.trainer, self.output, self.stop, self.best = trainer, output, stop, best
+        self.seconds, self.saved = 60 * minutes or math.inf, time.monotonic()
         self.stopped = False
 
     def on_epoch_begin(self, args, state, control, **_):
@@ -146,13 +151,13 @@ class _Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step % self.trainer.steps_an_epoch:
-            self._stop_if_asked(control)
+            self._save_or_stop(control)
 
     def on_epoch_end(self, args, state, control, **_):
         if self.stopped:  # within the epoch, which has not ended
             control.should_evaluate = control.should_log = control.should_save = False
         else:  # saved behind its evaluation
-            self._stop_if_asked(control)
+            self._save_or_stop(control)
 
     def on_evaluate(self, args, state, control, **_):
         losses = validation_losses(state.log_history)
@@ -160,16 +165,21 @@ class _Watch(TrainerCallback):
             keep(self.trainer, self.output)
 
     def on_save(self, args, state, control, **_):
+        self.saved = time.monotonic()
         if state.is_world_process_zero:
             path = self.output / runs.CHECKPOINTS / SAVED
             name = f"checkpoint-{state.global_step}"
             runs.write_json(path, {"checkpoint": name, **checkpoints.layout(self.trainer.accelerator)})
 
-    def _stop_if_asked(self, control):
+    def _save_or_stop(self, control):
+        """What any process was asked to do, or has to, all of them do."""
         accelerator = self.trainer.accelerator
-        asked = torch.tensor(float(self.stop.asked), device=accelerator.device)
-        if accelerator.reduce(asked) > 0:
-            self.stopped = control.should_save = control.should_training_stop = True
+        late = time.monotonic() - self.saved > self.seconds
+        wanted = torch.tensor([self.stop.asked, late], dtype=torch.float32, device=accelerator.device)
+        stop, save = (accelerator.reduce(wanted) > 0).tolist()
+        if stop:
+            self.stopped = control.should_training_stop = True
+        control.should_save = stop or save
 
 
 def validation_losses(history):
@@ -177,18 +187,19 @@ def validation_losses(history):
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-def train(trainer, output, load, best=False):
+def train(trainer, output, load, minutes, best=False):
     """Train, and write `output/model`: whole, with adapters merged. Returns the log history. Called by every process.
 
-    Goes on from where a run was that was told to stop; told so itself, it saves and exits with 143.
+    Goes on from the last checkpoint of a run that was interrupted; told to stop, it saves one and exits with 143.
 
     Args:
         trainer: a `Shared` one.
         load: a function that returns the model as it was before training, on a CPU in float32.
+        minutes: between checkpoints; 0: only when it is told to stop.
         best: whether the result is the model of lowest validation loss, not the last.
     """
     with checkpoints.StopRequest() as stop:
-        watch = _Watch(trainer, output, stop, best)
+        watch = _Watch(trainer, output, stop, best, minutes)
         trainer.add_callback(watch)
         trainer.train(resume_from_checkpoint=_saved(trainer.accelerator, output))
         if watch.stopped and trainer.state.global_step < trainer.state.max_steps:

@@ -47,11 +47,13 @@ def _case(stage, settings, stop_after, execution):
 
 CASES = {
     "sft": sft_case(),
-    "sft_adapters": sft_case(lora_rank=2, learning_rate=1e-2),
+    "sft_adapters": sft_case(
+        epochs=1, lora_rank=2, learning_rate=1e-2, execution={"micro_batch": 4}
+    ),  # which divides 16
     "reward": reward_case(stop_after=6),
-    "reward_adapters": reward_case(lora_rank=2, learning_rate=1e-2),
+    "reward_adapters": reward_case(epochs=1, lora_rank=2, learning_rate=1e-2),
     "fsdp2_sft": sft_case(stop_after=4, execution={"gradient_checkpointing": True}),
-    "fsdp2_reward": reward_case(),
+    "fsdp2_reward": reward_case(epochs=1),
     "fsdp2_bf16": sft_case("bf16", epochs=1),
 }
 
@@ -173,40 +175,86 @@ def test_merged_adapters_are_plain_models(by_one, family, name, start, monkeypat
         )
 
 
-@pytest.mark.parametrize(("stage", "at"), [("sft", 3), ("sft", 4), ("reward_model", 2)])
-def test_a_run_that_is_told_to_stop_ends_where_another_does(family, tmp_path, monkeypatch, stage, at):
-    """Within an epoch, and at its end; bit for bit, with dropout and from the epoch of lowest loss."""
-    case = sft_case(dropout=0.3, epochs=3, learning_rate=2e-2) if stage == "sft" else reward_case()
-    function, version = (sft.train, sft.VERSION) if stage == "sft" else (reward.train, reward.VERSION)
-    settings_class = config.SftSettings if stage == "sft" else config.RewardModelSettings
-    names = ("prepare", "base") if stage == "sft" else ("prepare", "sft0", "sft1")
-    parents = {name: family[name] for name in names}
+class Interrupted(Exception):
+    """A kill that leaves no time to save."""
 
-    def execute(folder):
-        settings = config.from_dict(settings_class, case["settings"])
-        execution = config.from_dict(config.Execution, case["execution"])
-        return runs.execute(stage, version, function, settings, parents, folder, execution)
 
-    expected = execute(tmp_path / "whole")
-    step_end, steps = training._Watch.on_step_end, []
+@pytest.fixture
+def interrupt(monkeypatch):
+    """A function that lets a training do something behind its step of a number; returns the steps that were taken."""
 
-    def killed(watch, args, state, control, **named):
-        steps.append(state.global_step)
-        if len(steps) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step_end(watch, args, state, control, **named)
+    def at(step, act):
+        step_end, steps = training._Watch.on_step_end, []
 
-    monkeypatch.setattr(training._Watch, "on_step_end", killed)
-    folder = tmp_path / "stopped"
-    with pytest.raises(SystemExit) as stopped:
-        execute(folder)
-    assert stopped.value.code == 143 and runs.manifest_of(folder) is None and not (folder / "model").exists()
-    found = execute(folder)
-    assert steps == list(range(1, steps[-1] + 1))
-    assert found["summary"] == expected["summary"] and not (folder / runs.CHECKPOINTS).exists()
-    ignored = {"log_history.json"}  # of seconds
-    for name in found["artefacts"].keys() - ignored:
+        def watched(watch, args, state, control, **named):
+            steps.append(state.global_step)
+            step_end(watch, args, state, control, **named)
+            if len(steps) == step:
+                act()
+
+        monkeypatch.setattr(training._Watch, "on_step_end", watched)
+        return steps
+
+    return at
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(family, tmp_path_factory):
+    """(A function that executes a stage's case into a folder, its manifest) of SFT and of a reward model."""
+    cases = {
+        "sft": sft_case(dropout=0.3, epochs=3, learning_rate=2e-2),
+        "reward_model": reward_case(execution={"checkpoint_minutes": 1e-9}),
+    }
+
+    def execute(stage, folder):
+        settings_class, module = {
+            "sft": (config.SftSettings, sft),
+            "reward_model": (config.RewardModelSettings, reward),
+        }[stage]
+        parents = {name: family[name] for name in ("prepare", *(["base"] if stage == "sft" else ["sft0", "sft1"]))}
+        settings, execution = (
+            config.from_dict(kind, cases[stage][name])
+            for kind, name in ((settings_class, "settings"), (config.Execution, "execution"))
+        )
+        return runs.execute(stage, module.VERSION, module.train, settings, parents, folder, execution)
+
+    root = tmp_path_factory.mktemp("uninterrupted")
+    return execute, {stage: execute(stage, root / stage) for stage in cases}
+
+
+def assert_as(found, expected):
+    """Bit for bit; but the log, which says seconds."""
+    assert found["summary"] == expected["summary"]
+    for name in found["artefacts"].keys() - {"log_history.json"}:
         assert found["artefacts"][name] == expected["artefacts"][name], name
+
+
+@pytest.mark.parametrize("step", [2, 4])  # whose look for a request is at an epoch's end, and within one
+def test_a_run_that_is_told_to_stop_goes_on(uninterrupted, interrupt, tmp_path, step):
+    """With dropout, and from the epoch of lowest loss."""
+    execute, expected = uninterrupted
+    steps = interrupt(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        execute("sft", tmp_path)
+    assert stopped.value.code == 143 and runs.manifest_of(tmp_path) is None and not (tmp_path / "model").exists()
+    assert len(steps) == step + 1
+    assert_as(execute("sft", tmp_path), expected["sft"])
+    assert steps == list(range(1, 10)) and not (tmp_path / runs.CHECKPOINTS).exists()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, interrupt, tmp_path):
+    """Saved behind each step, in these minutes."""
+    execute, expected = uninterrupted
+
+    def kill():
+        raise Interrupted
+
+    steps = interrupt(6, kill)
+    with pytest.raises(Interrupted):
+        execute("reward_model", tmp_path)
+    execute("reward_model", tmp_path)
+    assert_as(runs.manifest_of(tmp_path), expected["reward_model"])
+    assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8]
 
 
 def test_what_processes_can_not_share_is_refused(family, tmp_path, monkeypatch):
