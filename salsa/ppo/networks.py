@@ -86,14 +86,18 @@ class ActorCritic(torch.nn.Module):
         head = self._head if self.shared else None
         return rollout.sample_batch(self.policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head)
 
-    def save(self, output, state=None):
+    def save(self, output, state=None, value_model=True):
         """Write `output/model`, and `output/value_model` as a reward model's run has its model, or the head's tensors.
 
-        `state`: the whole state dictionary, where this process holds a part of the weights.
+        Args:
+            state: the whole state dictionary, where this process holds a part of the weights.
+            value_model: whether the second is written.
         """
         models.save(self.policy, output / "model", _below("policy", state))
         folder = output / "value_model"
         shutil.rmtree(folder, ignore_errors=True)
+        if not value_model:
+            return
         if self.shared:
             folder.mkdir(exist_ok=True)
             save_file(_below("value_model", state) or self.value_model.state_dict(), folder / "head.safetensors")

@@ -434,7 +434,7 @@ class Trainer:
         for adapter in self.adapters:
             adapter.merge_and_unload()
         bare = self.accelerator.unwrap_model(self.networks)
-        bare.save(self.output, state)
+        bare.save(self.output, state, self.execution.keep_value_models)
         self.tokenizer.save_pretrained(self.output / "model")
         if self.reference.moves:
             self.reference.models[0].save_pretrained(self.output / "reference")

@@ -47,7 +47,7 @@ def study_of(results):
 def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
     results, points = tmp_path / "results", tmp_path / "sweep"
     changes = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
-    changes += ["reward_model.pairs=64", "objective.kl_budget=0"]
+    changes += ["reward_model.pairs=64", "objective.kl_budget=0", "execution.keep_value_models=false"]
     sweep = ["-m", "ppo.learning_rate=1e-4,2e-4", f"hydra.sweep.dir={points}"]
     done = run(results, *sweep, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,6 +57,7 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
     for ppo in (results / "ppo").iterdir():
         first = json.loads((ppo / "metrics.jsonl").read_text().splitlines()[0])
         assert (abs(first["kl_to_reference"]) < 1e-3) == ("ref_sft0" in ppo.name)
+        assert (ppo / "model").is_dir() and not (ppo / "value_model").exists()
 
     (comparison,) = (path for path in (results / "studies").iterdir() if "-sweep-" in path.name)
     table = rows(comparison / "tables" / "comparison.csv")

@@ -42,3 +42,5 @@ def test_a_value_model_is_saved_as_what_it_is(reward_run, sft_models, tmp_path):
     head = networks.value_model("shared", sft_models[0], reward_run)
     networks.ActorCritic(sft_models[0], head, 1.0).save(tmp_path)
     assert [path.name for path in (tmp_path / "value_model").iterdir()] == ["head.safetensors"]
+    networks.ActorCritic(sft_models[0], head, 1.0).save(tmp_path, value_model=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
