@@ -26,7 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from salsa import config, data, plan, runs, studies
@@ -127,10 +127,13 @@ def compose_points(points):
     composed = []
     with _hydra():
         for point, label in zip(points, labels(points), strict=True):
-            values = _compose_one(point)
+            values, choices = _compose_one(point)
             companions = _companions(values["companions"], point)
-            together = [(values, point)] + [(_compose_one(overrides), overrides) for overrides in companions.values()]
-            apart = [{key: _chosen(key, *study) for key, _ in companions} for study in together]
+            together = [(values, choices), *(_compose_one(overrides) for _, overrides in companions)]
+            keys = dict.fromkeys(key for key, _ in companions)
+            apart = [
+                {key: str(choices.get(key) or _value(values, key)) for key in keys} for values, choices in together
+            ]
             together = [_checked(values, point, label | own) for (values, _), own in zip(together, apart, strict=True)]
             _check_links(together)
             composed += together
@@ -138,29 +141,21 @@ def compose_points(points):
 
 
 def _companions(wanted, point):
-    """The companions of a point: (key, text) of what sets one apart -> its overrides.
+    """The companions of a point: the key of what sets one apart, and its overrides.
 
     What the point itself overrides is the same for all, so that a companion which differs in nothing else is left out;
     the experiment it overrides is the one that names the companions.
     """
     given = {override.get_key_element(): text for override, text in zip(_parse(point), point, strict=True)}
-    found = {}
+    found = []
     for override, text in zip(_parse(wanted), wanted, strict=True):
         key = override.get_key_element()
         if override.is_sweep_override() or not override.input_line.startswith(f"{key}="):
             raise UserError(f"companions: {text}: not one override; write key=value, such as experiment=reviews")
         if key == "experiment" or key not in given:
             others = [other for name, other in given.items() if name != key]
-            found[key, text] = [text, *others]
+            found.append((key, [text, *others]))
     return found
-
-
-def _chosen(key, values, overrides):
-    """A key's value in a configuration and its overrides, as text: of a group of presets, the preset's name."""
-    if not (CONF / key).is_dir():
-        return str(_value(values, key))
-    others, _ = split_merged(overrides)
-    return str(hydra_compose("config", others, return_hydra_config=True).hydra.runtime.choices[key])
 
 
 def _check_links(composed):
@@ -253,16 +248,20 @@ def _parse(overrides):
 
 
 def _compose_one(overrides):
-    """One configuration as a dictionary, by Hydra; its errors as one line."""
+    """One configuration as a dictionary, by Hydra, and its presets (group -> name); errors as one line."""
     try:
         others, merged = split_merged(overrides)
-        composed = merge(hydra_compose(config_name="config", overrides=others), merged)
+        composed = hydra_compose(config_name="config", overrides=others, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with flag_override(composed, ["struct", "readonly"], False):
+            del composed["hydra"]
+        composed = merge(composed, merged)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         values["arms"] = _chosen_arms(values["arms"], merged)
-        return values
+        return values, choices
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(one_line(error, overrides)) from None
 

@@ -136,14 +136,17 @@ def test_companions_take_the_overrides():
     assert [values["ppo"]["iterations"] for values in composed] == [12, 12]
     assert composed[1]["sft"]["stop"] == "epochs" and composed[1]["link"] is None
     assert [values["point"] for values in composed] == [{"experiment": values["name"]} for values in composed]
+    swept = compose.compose(["companions=['ppo.iterations=7']", "seed=0,1"])
+    assert [values["point"] for values in swept] == [
+        {"seed": seed, "ppo.iterations": iterations} for seed in "01" for iterations in ("30", "7")
+    ]
 
 
 def test_companions_are_compared_with_their_study():
-    result = plan.plan(compose.compose(["experiment=paper", "seed=0,1"]))
+    result = plan.plan(compose.compose(["experiment=paper"]))
     points = result.runs[result.comparison].settings["points"]
-    models = ["gemma_2b", "mistral_7b", "llama2_7b"]
-    assert points == [{"seed": seed, "model": model} for seed in "01" for model in models]
-    assert len(set(result.runs[result.comparison].parents.values())) == 6
+    assert points == [{"model": model} for model in ("gemma_2b", "mistral_7b", "llama2_7b")]
+    assert list(result.runs[result.comparison].parents.values()) == [study["path"] for study in result.studies]
     twice = plan.plan(compose.compose(["experiment=glob(tiny_full*)"]))  # one of which is the other's companion
     assert len(twice.studies) == len(twice.runs[twice.comparison].settings["points"]) == 2
 
@@ -264,6 +267,11 @@ MISTAKES = {
     "ppo.score_clip=inf": "at least 0",
     "ppo.lora_rank=-1": "at least 0",
     "ppo.lora_alpha=0": "above 0",
+    "sft.lora_rank=-1": "at least 0",
+    "sft.lora_alpha=0": "above 0",
+    "reward_model.lora_rank=-1": "at least 0",
+    "reward_model.lora_alpha=-1": "above 0",
+    "execution.checkpoint_minutes=-1": "at least 0",
     "execution.rollouts=sglang": "transformers, vllm",
     "execution.processes=0": "at least 1",
     "execution.processes=3": "64 prompts of a mini-batch",
@@ -298,7 +306,12 @@ def test_a_mistake_is_one_line(override):
 
 @pytest.mark.parametrize(
     ("override", "package", "extra"),
-    [("execution.rollouts=vllm", "vllm", "salsa[vllm]"), ("ppo.lora_rank=8", "peft", "salsa[lora]")],
+    [
+        ("execution.rollouts=vllm", "vllm", "salsa[vllm]"),
+        ("ppo.lora_rank=8", "peft", "salsa[lora]"),
+        ("sft.lora_rank=8", "peft", "salsa[lora]"),
+        ("reward_model.lora_rank=8", "peft", "salsa[lora]"),
+    ],
 )
 def test_what_needs_a_package_says_so_while_planning(monkeypatch, override, package, extra):
     asked = []
@@ -326,6 +339,9 @@ def test_processes_share_mini_batches_evenly():
     assert one("execution.processes=4", "ppo.mini_batches=2")["execution"]["processes"] == 4
     with pytest.raises(UserError, match="16 prompts of a mini-batch"):
         one("execution.processes=32", "ppo.mini_batches=4")
+    for stage in ("sft", "reward_model"):
+        with pytest.raises(UserError, match=rf"cannot share {stage}\.batch_size=34 evenly"):
+            one("execution.processes=4", f"{stage}.batch_size=34")
 
 
 FSDP2 = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2"
@@ -343,6 +359,8 @@ FSDP2 = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2"
         ("distributed_type: MULTI_GPU", ["execution.processes=2", "arm=[ppo,ema]"], None),
         (FSDP2, ["execution.processes=2", "arm=[ppo,ema]"], "the arm ema needs them whole"),
         ('{\n "distributed_type": "DEEPSPEED"\n}', ["ppo.lora_rank=4"], "ppo.lora_rank needs them whole"),
+        (FSDP2, ["execution.processes=2", "sft.lora_rank=4"], "sft.lora_rank needs them whole"),
+        (FSDP2, ["execution.processes=2", "reward_model.lora_rank=4"], "reward_model.lora_rank needs them whole"),
         (FSDP2, ["execution.rollouts=vllm"], "vllm needs them whole"),
     ],
 )
