@@ -296,7 +296,7 @@ def _ppo(case):
     tokens = ppo["batch_size"] * case.length * ppo["iterations"]
     passes = 1 + 1 + anchors + (0 if shared else 1) + 3 * networks * ppo["epochs"]  # sampling, reward, references, …
     state = trained["weights"] + trained["optimizer"]
-    disk = own.parameters * FLOAT + (0 if shared else own.trunk * FLOAT)
+    disk = own.parameters * FLOAT + own.trunk * FLOAT * (not shared and execution["keep_value_models"])
     disk += own.parameters * FLOAT * (reference["kind"] in plan.MOVING)
     return Need(memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1))
 

@@ -159,6 +159,7 @@ def test_options_change_what_they_say():
     assert half.memory["frozen models"] < 0.6 * whole.memory["frozen models"]
     assert needs("ppo.epochs=4")["ppo"].operations > 1.5 * whole.operations
     assert needs("execution.gradient_checkpointing=true")["ppo"].memory["activations"] < whole.memory["activations"]
+    assert needs("execution.keep_value_models=false")["ppo"].disk < 0.6 * whole.disk
     assert needs("arm=[ppo]")["ppo"].disk < needs("arm=[ema]")["ppo"].disk  # its reference is kept
 
 
