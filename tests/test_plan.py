@@ -285,6 +285,16 @@ def test_settings_that_are_not_read_make_no_other_run(one, other):
     assert set(ppo_runs(make(**one))) == set(ppo_runs(make(**other)))
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
+def test_the_alpha_of_adapters_is_read_where_there_are_any(stage):
+    def addresses(rank, alpha):
+        result = plan.plan([make(**{f"{stage}__lora_rank": rank, f"{stage}__lora_alpha": alpha})])
+        return {run.address for run in result.runs.values() if run.stage == stage}
+
+    assert addresses(0, 16.0) == addresses(0, 32.0)
+    assert not addresses(0, 16.0) & addresses(4, 16.0) and not addresses(4, 16.0) & addresses(4, 32.0)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -340,6 +350,7 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
         ({"kl_coefs": [0.1]}, AFTER_PPO),
         ({"ppo__kl_schedule__kind": "linear"}, AFTER_PPO),
         ({"ppo__lora_rank": 4}, AFTER_PPO),
+        ({"execution__checkpoint_minutes": 1.0}, set()),
         ({"execution__processes": 2}, set()),
         ({"execution__checkpoint_every": 1}, set()),
         ({"execution__rollouts": "vllm"}, set()),
