@@ -6,7 +6,10 @@ The stages are called in this process, in the plan's order; test_study.py starts
 import csv
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import hub_like
@@ -17,6 +20,7 @@ from salsa import compose, config, forward, models, plan, runs, soup
 from salsa.evaluate import llm_judge
 from salsa.ppo import rollout
 
+ROOT = Path(__file__).parents[2]
 MODELS = {
     "gemma_2b": "google/gemma-2b",
     "mistral_7b": "mistralai/Mistral-7B-v0.1",
@@ -184,6 +188,20 @@ def test_every_model_from_its_base_to_the_comparison(study):
         assert found == {(*one, *pair) for one in judged for pair in pairs}
     comparison = table(results / result.comparison, "comparison")
     assert {row["model"] for row in comparison} == set(MODELS)
+
+
+def test_a_key_is_asked_for_before_the_first_job(tmp_path):
+    """And not for a dry run of all three models."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    command += ["--directory", tmp_path, "--config", f"overrides=experiment=paper results={tmp_path / 'results'}"]
+    dry, real = (
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True) for more in (["-n"], [])
+    )
+    assert dry.returncode == 0 and "comparison" in dry.stdout + dry.stderr
+    last = (real.stdout + real.stderr).strip().splitlines()[-1]
+    assert real.returncode == 1 and last.startswith("salsa: judge.kind=openai: OPENAI_API_KEY is not set")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["plans"]
 
 
 def of_stage(study, stage, model):
