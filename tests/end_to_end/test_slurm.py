@@ -182,11 +182,13 @@ def test_the_papers_experiment_is_planned_with_the_profile(tmp_path):
     """Without a network and without a cluster: a dry run, with the settings of both profiles."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
     place = Place(tmp_path / "place")
-    _, printed = place.run("experiment=paper execution.gpus=4 execution.processes=4", "--profile", str(PROFILE), "-n")
+    _, printed = place.run("experiment=paper", "--profile", str(PROFILE), "-n")
     jobs = printed.split("\nrule ")
-    (sft, *_) = (job for job in jobs if job.startswith("sft:"))
-    for wanted in ("gpu=4", "mem_mb=160000", "runtime=2880", "slurm_extra=--signal=TERM@300"):
+    (sft, *_) = (job for job in jobs if job.startswith("sft:") and "run=llama2_7b" in job)
+    for wanted in ("gpu=8", "mem_mb=400000", "runtime=2880", "slurm_extra=--signal=TERM@300"):
         assert wanted in sft
-    (study,) = (job for job in jobs if job.startswith("study:"))
-    assert "mem_mb=2000" in study and "gpu=" not in study
+    (respond, *_) = (job for job in jobs if job.startswith("respond:"))
+    assert "gpu=1" in respond  # which one process answers
+    studies = [job for job in jobs if job.startswith("study:")]
+    assert len(studies) == 3 and all("mem_mb=2000" in study and "gpu=" not in study for study in studies)
     assert not place.calls()
