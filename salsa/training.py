@@ -252,8 +252,15 @@ def _finish(trainer, output, load):
         align_special_tokens(merged, tokenizer)  # as the trainer has aligned its own
         merged.save_pretrained(folder)
     else:
-        shutil.copytree(kept, folder, copy_function=os.link)  # which stays, until the run is finished
+        shutil.copytree(kept, folder, copy_function=_link)  # which stays, until the run is finished
     tokenizer.save_pretrained(folder)
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
 
 
 def free(device):
