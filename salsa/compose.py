@@ -267,12 +267,13 @@ def _compose_one(overrides):
 
 
 def _chosen_arms(arms, merged):
-    """The arms that are described, or added on the command line.
+    """The arms of which more is said than their kl_coefs, or that are added on the command line.
 
-    What an experiment says of an arm that another choice of arms has left out (`kl_coefs`, say) makes none.
+    What an experiment says of an arm that another choice of arms has left out makes none.
     """
     added = {override.split("=")[0].split(".")[1] for override in merged if override.startswith("+arms.")}
-    return {name: arm for name, arm in arms.items() if arm["description"] or name in added}
+    nothing = asdict(config.Arm())
+    return {name: arm for name, arm in arms.items() if name in added or arm | {"kl_coefs": None} != nothing}
 
 
 def split_merged(overrides):
