@@ -152,6 +152,8 @@ def _companions(wanted, point):
         key = override.get_key_element()
         if override.is_sweep_override() or not override.input_line.startswith(f"{key}="):
             raise UserError(f"companions: {text}: not one override; write key=value, such as experiment=reviews")
+        if key not in given and f"{key}.path" in given:
+            raise UserError(f"{given[f'{key}.path']}: one model's, and {text} is planned too; choose one with {key}=…")
         if key == "experiment" or key not in given:
             others = [other for name, other in given.items() if name != key]
             found.append((key, [text, *others]))

@@ -157,6 +157,11 @@ def test_what_is_overridden_has_no_companions():
     assert plan.plan([alone]).comparison is None
 
 
+def test_one_folder_is_no_three_models(tmp_path):
+    with pytest.raises(UserError, match=r"model\.path=\S+: one model's, and model=mistral_7b is planned too"):
+        compose.compose(["experiment=paper", f"model.path={tmp_path}"])
+
+
 def test_companions_by_a_value():
     composed = compose.compose(["companions=['ppo.iterations=7','model=smollm2_135m']"])
     assert [values["point"] for values in composed] == [
