@@ -165,6 +165,7 @@ class _Watch(TrainerCallback):
             keep(self.trainer, self.output)
 
     def on_save(self, args, state, control, **_):
+        self.trainer.accelerator.wait_for_everyone()  # each has written its part
         self.saved = time.monotonic()
         if state.is_world_process_zero:
             path = self.output / runs.CHECKPOINTS / SAVED

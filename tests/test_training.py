@@ -48,10 +48,14 @@ def _case(stage, settings, stop_after, execution):
 CASES = {
     "sft": sft_case(),
     "sft_adapters": sft_case(
-        epochs=1, lora_rank=2, learning_rate=1e-2, execution={"micro_batch": 4}
-    ),  # which divides 16
+        stop_after=2,
+        epochs=1,
+        lora_rank=2,
+        learning_rate=1e-2,
+        execution={"micro_batch": 4, "gradient_checkpointing": True},  # 4 divides what is validated with
+    ),
     "reward": reward_case(stop_after=6),
-    "reward_adapters": reward_case(epochs=1, lora_rank=2, learning_rate=1e-2),
+    "reward_adapters": reward_case(stop_after=2, epochs=1, lora_rank=2, learning_rate=1e-2),
     "fsdp2_sft": sft_case(stop_after=4, execution={"gradient_checkpointing": True}),
     "fsdp2_reward": reward_case(epochs=1),
     "fsdp2_bf16": sft_case("bf16", epochs=1),
