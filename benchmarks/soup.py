@@ -55,6 +55,7 @@ sys.exit(os.waitstatus_to_exitcode(status) != 0)
 def main():
     arguments = parse()
     config = llama(arguments.gib, arguments.vocabulary)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     free, needed = shutil.disk_usage(arguments.folder).free, (arguments.points + 2) * parameters(config) * 2
     if free < needed:
         sys.exit(f"{arguments.folder}: needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; choose --folder")
@@ -91,7 +92,7 @@ def parse():
     parser.add_argument("--peer-runs", type=int, default=2, help="runs of each program, in turn")
     parser.add_argument("--vocabulary", type=int, default=32000, help="rows of the embedding and of the head")
     parser.add_argument("--mergekit", metavar="PROGRAM", help="mergekit-yaml; without it only ours is timed")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where to write")
+    parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where to write")
     arguments = parser.parse_args()
     if arguments.points < 2:
         parser.error("--points: a grid has 2 at least")

@@ -150,10 +150,11 @@ def _companions(wanted, point):
     found = []
     for override, text in zip(_parse(wanted), wanted, strict=True):
         key = override.get_key_element()
-        if override.is_sweep_override() or not override.input_line.startswith(f"{key}="):
+        if override.is_sweep_override() or not re.match(r"[\w./]+=", text):
             raise UserError(f"companions: {text}: not one override; write key=value, such as experiment=reviews")
-        if key not in given and f"{key}.path" in given:
-            raise UserError(f"{given[f'{key}.path']}: one model's, and {text} is planned too; choose one with {key}=…")
+        of_one = next((name for name in (f"{key}.path", f"{key}.revision") if name in given), None)
+        if key not in given and of_one:
+            raise UserError(f"{given[of_one]}: one model's, and {text} is planned too; choose one with {key}=…")
         if key == "experiment" or key not in given:
             others = [other for name, other in given.items() if name != key]
             found.append((key, [text, *others]))
@@ -271,11 +272,16 @@ def _compose_one(overrides):
 def _chosen_arms(arms, merged):
     """The arms of which more is said than their kl_coefs, or that are added on the command line.
 
-    What an experiment says of an arm that another choice of arms has left out makes none.
+    What an experiment says of an arm that another choice of arms has left out makes none. UserError where there is no
+    arm of that name to leave out.
     """
     added = {override.split("=")[0].split(".")[1] for override in merged if override.startswith("+arms.")}
-    nothing = asdict(config.Arm())
-    return {name: arm for name, arm in arms.items() if name in added or arm | {"kl_coefs": None} != nothing}
+    nothing, known = asdict(config.Arm()), presets("arm")
+    chosen = {name: arm for name, arm in arms.items() if name in added or arm | {"kl_coefs": None} != nothing}
+    unknown = next((name for name in arms if name not in chosen and name not in known), None)
+    if unknown:
+        raise UserError(f"arms.{unknown}: no such arm; there are {', '.join(known)}, and conf/arm takes more")
+    return chosen
 
 
 def split_merged(overrides):
@@ -581,6 +587,11 @@ def _check_ppo(values):
 
 def _check_execution(values):
     execution, ppo = values["execution"], values["ppo"]
+    if execution["gpus"] not in (0, execution["processes"]):
+        raise UserError(
+            f"execution.gpus={execution['gpus']}: each of the {execution['processes']} processes of a training run has "
+            f"one; set execution.processes={execution['gpus']}, or execution.gpus={execution['processes']}"
+        )
     size = ppo["batch_size"] // ppo["mini_batches"]
     if size % execution["processes"]:
         raise UserError(

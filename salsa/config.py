@@ -298,7 +298,8 @@ class Objective:
 class Execution:
     """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding.
 
-    But for `rollouts`: vLLM samples from the same distribution with other random numbers.
+    But for random numbers: vLLM samples with others (`rollouts`), and with `sft.dropout` above 0 the masks depend on
+    `processes` and `micro_batch`.
     """
 
     device: str = "auto"  # auto | cpu | cuda

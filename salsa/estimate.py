@@ -363,7 +363,7 @@ class Stage:
     memory: float = 0.0  # bytes of the largest run, all its processes together
     parts: dict[str, float] = field(default_factory=dict)  # of that run
     gpus: int = 0  # of that run
-    a_gpu: float = 0.0  # bytes of that run on the GPU that holds most of it
+    a_gpu: float = 0.0  # bytes of that run's largest process, which has a GPU to itself
     disk: float = 0.0
     hours: float = 0.0
     gpu_hours: float = 0.0
@@ -457,7 +457,7 @@ def survey(result, finished, tflops=None):
             stage.unknown, found = stage.unknown + 1, Need()
         if found.peak > stage.memory:
             stage.memory, stage.parts, stage.gpus = found.peak, found.parts, studies.needs(run, "gpus")
-            stage.a_gpu = found.largest * -(-found.processes // stage.gpus) if stage.gpus else 0.0
+            stage.a_gpu = found.largest if stage.gpus else 0.0
         stage.disk += found.disk
         own = 0.0 if done or not tflops else found.operations / (tflops * 1e12) / 3600
         stage.hours, stage.gpu_hours = stage.hours + own, stage.gpu_hours + own * studies.needs(run, "gpus")

@@ -37,7 +37,7 @@ def prepare_process(execution, output=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if output is not None:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / runs.TRACKERS))
-    if execution.gpus <= 1 and "LOCAL_RANK" not in os.environ:
+    if "LOCAL_RANK" not in os.environ:
         # With several GPUs in sight transformers' Trainer would spread, and so enlarge, each batch.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if execution.device == "cuda" and not torch.cuda.is_available():

@@ -65,7 +65,6 @@ def arguments(section, chosen, settings, execution, output, device):
         "bf16": settings.mixed_precision == "bf16",
         "gradient_checkpointing": execution.gradient_checkpointing,
         "save_strategy": "no",  # `train` says when
-        "save_total_limit": 2,  # the last checkpoint, until the next is whole
         "logging_steps": 10,
         "report_to": execution.trackers or "none",
         "dataloader_pin_memory": False,
@@ -170,7 +169,11 @@ class _Watch(TrainerCallback):
         if state.is_world_process_zero:
             path = self.output / runs.CHECKPOINTS / SAVED
             name = f"checkpoint-{state.global_step}"
+            checkpoints.sync(path.with_name(name))
             runs.write_json(path, {"checkpoint": name, **checkpoints.layout(self.trainer.accelerator)})
+            for other in path.parent.glob("checkpoint-*"):  # whole or not, of which nothing speaks any more
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
 
     def _save_or_stop(self, control):
         """What any process was asked to do, or has to, all of them do."""

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -171,12 +172,16 @@ def test_companions_by_a_value():
     ]
 
 
-def test_two_studies_of_one_name_are_refused():
-    """As `companions` of an experiment would make them, whose name says nothing of the model."""
-    same = [{"link": "studies/same"}, {"link": None}, {"link": "studies/same"}]
+def test_two_studies_of_one_name_are_refused(tmp_path, monkeypatch):
+    """Companions of an experiment whose name says nothing of the model."""
+    conf = tmp_path / "conf"
+    shutil.copytree(compose.CONF, conf)
+    (conf / "experiment" / "same.yaml").write_text(
+        "# @package _global_\nname: same\ncompanions: [model=smollm2_135m]\n"
+    )
+    monkeypatch.setattr(compose, "CONF", conf)
     with pytest.raises(UserError, match="two studies are called same"):
-        compose._check_links(same)
-    compose._check_links(same[1:])
+        compose.compose(["experiment=same"])
 
 
 def test_what_an_experiment_says_of_an_arm_makes_none():
@@ -200,6 +205,9 @@ def test_an_arm_of_the_command_line():
 MISTAKES = {
     "companions=[reviews]": "write key=value",
     "companions=['ppo.iterations=1,2']": "not one override",
+    "companions=['+arms.far.start=[1]']": "not one override",
+    "companions=['~arms.salsa']": "not one override",
+    "execution.gpus=2": "execution.processes=2",
     "companions=['foo=1']": "foo",
     "model=foo": "gemma_2b",
     "arm=[ppo,foo]": "salsa",

@@ -141,14 +141,10 @@ def test_processes_share_what_is_sharded_and_hold_the_rest_each(stage):
         assert sharded.memory["frozen models"] == one.memory["frozen models"]
 
 
-def test_a_gpu_holds_as_many_processes_as_there_are_too_many(tmp_path):
-    few, many = (
-        plan.plan(compose.compose(["replicates=[0]", "execution.processes=4", f"execution.gpus={gpus}"]))
-        for gpus in (2, 4)
-    )
-    few, many = (estimate.survey(made, lambda path: False).stages["sft"] for made in (few, many))
-    assert few.a_gpu == 2 * many.a_gpu and few.memory == many.memory == 4 * many.a_gpu
-    assert few.gpus == 2
+def test_each_process_has_a_gpu_to_itself():
+    result = plan.plan(compose.compose(["replicates=[0]", "execution.processes=4", "execution.gpus=4"]))
+    sft = estimate.survey(result, lambda path: False).stages["sft"]
+    assert sft.gpus == 4 and sft.memory == 4 * sft.a_gpu
 
 
 def test_options_change_what_they_say():

@@ -16,6 +16,7 @@ from training_script import run
 from transformers import AutoModelForSequenceClassification
 
 from salsa import config, models, reward, runs, sft, studies, training
+from salsa.ppo import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(__file__).with_name("training_script.py")
@@ -261,7 +262,25 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, interrupt,
     assert steps == [1, 2, 3, 4, 5, 6, 6, 7, 8]
 
 
-def test_what_processes_can_not_share_is_refused(family, tmp_path, monkeypatch):
+def test_a_kill_while_saving_leaves_the_checkpoint_before(uninterrupted, interrupt, tmp_path, monkeypatch):
+    execute, expected = uninterrupted
+
+    def kill(*_):
+        raise Interrupted
+
+    steps = interrupt(3, kill)
+    with pytest.raises(Interrupted):
+        execute("reward_model", tmp_path)
+    (tmp_path / runs.CHECKPOINTS / "checkpoint-4").mkdir()  # a part of what a killed process was writing
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(checkpoints, "sync", kill)
+        execute("reward_model", tmp_path)
+    execute("reward_model", tmp_path)
+    assert_as(runs.manifest_of(tmp_path), expected["reward_model"])
+    assert steps == [1, 2, 3, 3, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_processes_can_not_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     for case in (sft_case(), reward_case()):
         section, settings = case["stage"], case["settings"][case["stage"]]

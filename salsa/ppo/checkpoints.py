@@ -93,8 +93,7 @@ def save(accelerator, progress, output):
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for path in [*partial.rglob("*"), partial]:
-            _to_disk(path)
+        sync(partial)
         older = _saved(output)
         os.replace(partial, root / f"{progress.iteration:06d}")
         _to_disk(root)
@@ -121,6 +120,12 @@ def _said(layout):
 
 def _saved(output):
     return sorted((output / runs.CHECKPOINTS).glob("[0-9]*"))
+
+
+def sync(folder):
+    """Return when a folder and all that is in it are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _to_disk(path)
 
 
 def _to_disk(path):
