@@ -16,9 +16,10 @@ help:
 study: .venv
 	snakemake --cores all
 
-# One thread: PyTorch processes of several threads each slow one another down many times over.
+# One thread: PyTorch processes of several threads each slow one another down many times over. In the order of the files,
+# because those with the fewest tests, which would come last, have the longest.
 test: .venv
-	OMP_NUM_THREADS=1 pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	ruff check .

@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INSTALLED = ("dev", "judge", "lora", "reviews", "slurm", "smollm2", "trackers")  # what lock and environment.yml hold
+# What lock and environment.yml hold.
+INSTALLED = ("dev", "judge", "lora", "optuna", "reviews", "serving", "slurm", "smollm2", "trackers")
 DISTRIBUTIONS = {"hydra": "hydra-core", "sklearn": "scikit-learn"}  # where an import is named otherwise
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # where conda names a package otherwise
 OWN = {"salsa", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}  # what tests may import from one another
