@@ -74,7 +74,9 @@ def launcher(run):
     if run.stage not in TRAINED or (processes == 1 and not path):
         return shlex.join([*leased, "python"])
     chosen = ["--config_file", path] if path else ["--multi_gpu"]
-    # A run is on one machine, beside others: port 0 is any that is free. The rest would be warned about.
+    # A run is on one machine, beside others: port 0 is any that is free. But Accelerate only looks for one, and another
+    # process may take it before it is used; torchrun, told by this variable, opens its own. The rest would be warned
+    # about.
     options = {
         "num_processes": processes,
         "num_machines": 1,
@@ -83,7 +85,7 @@ def launcher(run):
         "dynamo_backend": "no",
     }
     chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return shlex.join([*leased, "accelerate", "launch", *chosen])
+    return shlex.join([*leased, "env", "PET_STANDALONE=1", "accelerate", "launch", *chosen])
 
 
 def distributed_type(path):
