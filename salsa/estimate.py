@@ -480,4 +480,4 @@ def _size(size):
 
 
 def _hours(hours):
-    return f"{hours:.3g}"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
