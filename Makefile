@@ -16,10 +16,10 @@ help:
 study: .venv
 	snakemake --cores all
 
-# One thread: PyTorch processes of several threads each slow one another down many times over. In the order of the files,
-# because those with the fewest tests, which would come last, have the longest.
+# One thread: PyTorch processes of several threads each slow one another down many times over. One process more than
+# cores, because some tests wait; in the order of the files, because those with the fewest tests have the longest.
 test: .venv
-	OMP_NUM_THREADS=1 pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 lint: .venv
 	ruff check .
