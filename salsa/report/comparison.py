@@ -108,7 +108,7 @@ def _win_rates(rates):
 def panels(frame):
     """Column -> the label of its axis, of every measure that some row has."""
     names = [name for name in frame if name.startswith(WIN_RATE) and not name.endswith(("_low", "_high"))]
-    rates = {name: f"win rate against sft0\n{name.removeprefix(WIN_RATE + '_')}" for name in names}
+    rates = {name: f"win rate against sft0\n{name.removeprefix(WIN_RATE + '_').replace('_', ' ')}" for name in names}
     return {name: text for name, text in (MEASURES | rates).items() if frame[name].notna().any()}
 
 
