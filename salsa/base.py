@@ -36,13 +36,13 @@ def pretrain(settings, corpus, output, execution):
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
 
-    from salsa import models
+    from salsa import chat, models
 
     device = models.prepare_process(execution)
     base, shape = settings.base, settings.model.architecture
     texts = [row["text"] for row in runs.read_jsonl(corpus / "corpus.jsonl")]
     tokenizer = make_tokenizer(texts, corpus / "words.json", shape)
-    models.set_chat_template(tokenizer, settings.model.chat_template)
+    chat.set_chat_template(tokenizer, settings.model.chat_template)
     blocks = _blocks(tokenizer, texts, base.block_length)
     set_seed(base.seed)
     model = LlamaForCausalLM(
@@ -150,7 +150,7 @@ def load(model, output, execution):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from salsa import models
+    from salsa import chat, models
 
     models.prepare_process(execution)
     try:
@@ -168,8 +168,8 @@ def load(model, output, execution):
             "licence on the hub and run `hf auth login`, or give a local folder"
         ) from None
     models.check_head(network.eval())
-    models.set_chat_template(tokenizer, model.chat_template)
-    models.ensure_padding(tokenizer)
+    chat.set_chat_template(tokenizer, model.chat_template)
+    chat.ensure_padding(tokenizer)
     network.config.pad_token_id = tokenizer.pad_token_id
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.to(torch.float32 if model.source == "package" else network.dtype).save_pretrained(output / "model")

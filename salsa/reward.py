@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from salsa import config, forward, models, runs, training
+from salsa import chat, config, forward, models, runs, training
 from salsa.data import gold as gold_data
 from salsa.ppo.rollout import sample_in_batches
 
@@ -129,9 +129,9 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     """
     reward = settings.reward_model
     rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
-    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     read = len(rows)
-    rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "preference prompts")
+    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "preference prompts")
     if len(rows) <= reward.held_out:
         raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
     training = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
@@ -180,7 +180,7 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
                 0,
                 settings.lengths.response,
                 1.0,
-                models.end_ids(model, tokenizer),
+                chat.end_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 execution.rollout_batch,
             )
@@ -196,8 +196,8 @@ def read_pairs(settings, parents, tokenizer, gold):
     rows = runs.read_jsonl(parents["prepare"] / "preferences.jsonl")
     pairs, lengths = [], settings.lengths
     for row in rows:
-        prompt, chosen = models.encode_conversation(tokenizer, row["prompt"] + row["chosen"])
-        _, rejected = models.encode_conversation(tokenizer, row["prompt"] + row["rejected"])
+        prompt, chosen = chat.encode_conversation(tokenizer, row["prompt"] + row["chosen"])
+        _, rejected = chat.encode_conversation(tokenizer, row["prompt"] + row["rejected"])
         if len(prompt) <= lengths.prompt and max(len(chosen), len(rejected)) <= lengths.response:
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "gold": None}
             pair["held_out"] = len(pairs) < settings.reward_model.held_out
@@ -236,8 +236,8 @@ def _quality(model, pairs, tokenizer, execution):
 def normalise(model, settings, parents, tokenizer, device, execution):
     """Mean and standard deviation of the reward over sft0's samples on PPO's prompts."""
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
+    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
     count = settings.reward_model.normalisation_prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
     scores = []
@@ -249,7 +249,7 @@ def normalise(model, settings, parents, tokenizer, device, execution):
         0,
         settings.lengths.response,
         1.0,
-        models.end_ids(policy, tokenizer),
+        chat.end_ids(policy, tokenizer),
         tokenizer.pad_token_id,
         execution.rollout_batch,
     ):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from salsa import config, models, runs, training
+from salsa import chat, config, models, runs, training
 
 VERSION = 2
 IGNORED = -100  # the label of a token that is not learned
@@ -86,7 +86,7 @@ def tokenize(tokenizer, rows, lengths):
     """
     inputs, masks = [], []
     for row in rows:
-        prompt, response = models.encode_conversation(tokenizer, row["messages"])
+        prompt, response = chat.encode_conversation(tokenizer, row["messages"])
         if len(prompt) <= lengths.prompt and len(response) <= lengths.response:
             inputs.append(prompt + response)
             masks.append([0] * len(prompt) + [1] * len(response))

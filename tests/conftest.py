@@ -89,13 +89,13 @@ def lengths():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """The word-level tokenizer of the stories, with the chat template `roles`."""
-    from salsa import base, models
+    from salsa import base, chat
     from salsa.data import stories
 
     words = tmp_path_factory.mktemp("words") / "words.json"
     runs.write_json(words, stories.words())
     made = base.make_tokenizer([], words, SHAPE)
-    models.set_chat_template(made, "roles")
+    chat.set_chat_template(made, "roles")
     return made
 
 
@@ -164,22 +164,22 @@ def parents(prepare_run, reward_run, sft_runs):
 @pytest.fixture(scope="session")
 def prompts(prepare_run, tokenizer):
     """(ids, token ids) of the prompts of PPO; their lengths differ."""
-    from salsa import models
+    from salsa import chat
 
     rows = runs.read_jsonl(prepare_run / "prompts.jsonl")
-    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     return [row["id"] for row in rows], encoded
 
 
 @pytest.fixture(scope="session")
 def tiny_chat_model(tmp_path_factory):
     """A plain model folder: random weights, byte-level BPE, a chat template with roles, a context of 1,024 tokens."""
-    from salsa import base, models
+    from salsa import base, chat
 
     folder = tmp_path_factory.mktemp("chat") / "model"
     words = folder.parent / "words.json"  # not there: BPE
     texts = ["How do I cook rice? Wash it, then boil it in water.", "Write a poem about the sea."] * 20
     tokenizer = base.make_tokenizer(texts, words, config.Architecture(vocabulary_size=400, max_length=1024))
-    models.set_chat_template(tokenizer, "roles")
+    chat.set_chat_template(tokenizer, "roles")
     save_model(random_llama(tokenizer, 5, max_position_embeddings=1024), tokenizer, folder)
     return folder

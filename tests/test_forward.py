@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForSequenceClassification
 
-from salsa import forward, models
+from salsa import chat, forward, models
 from salsa.ppo import objective, rollout
 
 PAD = 0
@@ -163,7 +163,7 @@ def test_exact_kl_is_the_mean_of_k1_and_k3_with_less_variance(sft_models, prompt
     ids = [f"{name}-{i}" for i in range(20) for name in prompts[0]]
     encoded = [row for _ in range(20) for row in prompts[1]]
     noise = rollout.uniforms(0, 0, ids, 6)
-    ends = models.end_ids(policy, tokenizer)
+    ends = chat.end_ids(policy, tokenizer)
     sequences, logprobs, _ = rollout.sample(policy, encoded, noise, 1.0, ends, tokenizer.pad_token_id)
     with torch.no_grad():
         reference, _ = forward.response_logprobs(other, sequences)

@@ -8,16 +8,8 @@ import torch
 from conftest import SHAPE, random_llama, save_model
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from salsa import base, config, forward, models, runs
-from salsa.data import stories
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def assistant(content):
-    return {"role": "assistant", "content": content}
+from salsa import base, chat, config, forward, models, runs
+from salsa.data import stories, user
 
 
 @pytest.fixture
@@ -50,80 +42,6 @@ def test_text_without_a_word_list_gets_bytes(tmp_path):
     for text in [*texts[:2], "Ünseen ✓ text\nof two lines"]:
         ids = made(text, add_special_tokens=False)["input_ids"]
         assert made.decode(ids) == text and made.unk_token_id not in ids
-
-
-def in_words(tokenizer, ids):
-    return " ".join(tokenizer.convert_ids_to_tokens(ids))
-
-
-def test_prompts_end_where_a_response_begins(tokenizer):
-    messages = [user("write one sentence"), assistant("a fox"), user("now two")]
-    found = models.encode_prompts(tokenizer, [messages, messages[:1]])
-    asked = "<bos> <|user|> write one sentence <|assistant|>"
-    assert in_words(tokenizer, found[0]) == f"{asked} a fox <eos> <|user|> now two <|assistant|>"
-    assert in_words(tokenizer, found[1]) == asked
-    prompt, response = models.encode_conversation(tokenizer, [*messages, assistant("the fox . the kite")])
-    assert prompt == found[0]
-    assert in_words(tokenizer, response) == "the fox . the kite <eos>"
-
-
-def test_what_follows_the_end_token_is_no_response(fresh):
-    fresh.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <eos> <unk>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|> {% endif %}"
-    )
-    _, response = models.encode_conversation(fresh, [user("a"), assistant("fox")])
-    assert fresh.convert_ids_to_tokens(response) == ["fox", "<eos>"]
-    fresh.chat_template = fresh.chat_template.replace(" <eos> <unk>", "")
-    _, response = models.encode_conversation(fresh, [user("a"), assistant("fox")])
-    assert fresh.convert_ids_to_tokens(response) == ["fox", "<eos>"]
-    fresh.chat_template = (
-        "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}fox{% endif %}"
-    )
-    with pytest.raises(runs.UserError, match="chat template"):
-        models.encode_conversation(fresh, [user("a"), assistant("kite")])
-
-
-def test_chat_templates(fresh):
-    with pytest.raises(runs.UserError, match=r"model.chat_template=none: .* plain, roles"):
-        models.set_chat_template(fresh, "none")
-    models.set_chat_template(fresh, None)  # its own
-    fresh.chat_template = None
-    with pytest.raises(runs.UserError, match=r"no chat template; set model.chat_template=roles"):
-        models.set_chat_template(fresh, None)
-    models.set_chat_template(fresh, "plain")
-    assert fresh.convert_ids_to_tokens(models.encode_prompts(fresh, [[user("the fox")]])[0]) == ["<bos>", "the", "fox"]
-
-
-def test_padding_never_ends_a_response(fresh):
-    models.ensure_padding(fresh)
-    assert fresh.pad_token == "<pad>"
-    fresh.pad_token = fresh.eos_token
-    models.ensure_padding(fresh)
-    assert fresh.pad_token == "<unk>"
-    fresh.pad_token = None
-    models.ensure_padding(fresh)
-    assert fresh.pad_token == "<unk>"
-
-
-def test_every_end_token_counts(tokenizer):
-    model = random_llama(tokenizer, 0)
-    for configured, expected in ((None, [2]), (5, [2, 5]), ([9, 2, 7], [2, 7, 9])):
-        model.generation_config.eos_token_id = configured
-        assert models.end_ids(model, tokenizer) == expected
-
-
-def test_prompts_that_are_too_long_are_left_out():
-    rows, encoded = models.within_length("abc", [[1], [1, 2], [1, 2, 3]], 2, "prompts")
-    assert (rows, encoded) == (["a", "b"], [[1], [1, 2]])
-    with pytest.raises(runs.UserError, match=r"prompts: every prompt is longer than lengths.prompt=0"):
-        models.within_length("abc", [[1], [1, 2], [1, 2, 3]], 0, "prompts")
-
-
-def test_texts_hold_no_special_tokens(tokenizer):
-    responses = [tokenizer.convert_tokens_to_ids(text.split()) for text in ("the fox <eos>", "a <unk> kite")]
-    sequences = forward.from_lists([[1], [1]], responses, [2], tokenizer.pad_token_id)
-    assert models.decode(tokenizer, sequences) == ["the fox", "a kite"]
 
 
 def test_a_soup_in_memory(sft_runs, sft_models, tmp_path):
@@ -210,8 +128,8 @@ def test_a_local_model_becomes_a_base(tokenizer, fresh, execution, tmp_path):
     loaded, found = models.load_policy(tmp_path / "base" / "model"), models.load_tokenizer(tmp_path / "base" / "model")
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
     assert found.pad_token == "<unk>" and loaded.config.pad_token_id == found.unk_token_id
-    assert len(models.encode_prompts(found, [[user("the fox")]])[0]) == 3
-    assert models.end_ids(loaded, found) == models.end_ids(network, tokenizer)
+    assert len(chat.encode_prompts(found, [[user("the fox")]])[0]) == 3
+    assert chat.end_ids(loaded, found) == chat.end_ids(network, tokenizer)
 
 
 def test_a_model_that_cannot_be_had(execution, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from salsa import config, forward, models, reward, runs, sft
+from salsa import chat, config, forward, models, reward, runs, sft
 from salsa.evaluate import landscape
 
 LENGTHS = config.Lengths(prompt=64, response=44)
@@ -43,7 +43,7 @@ def difference(model, other):
 @pytest.fixture(scope="module")
 def validation(prepare_run, tokenizer):
     rows = runs.read_jsonl(prepare_run / "sft_validation.jsonl")
-    pairs = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    pairs = [chat.encode_conversation(tokenizer, row["messages"]) for row in rows]
     return [(p, r) for p, r in pairs if len(p) <= LENGTHS.prompt and len(r) <= LENGTHS.response]
 
 
@@ -71,7 +71,7 @@ def test_rows_are_masked_to_the_response(tokenizer, prepare_run):
 
 def test_rows_that_are_too_long_are_dropped_and_counted(tokenizer, prepare_run):
     rows = runs.read_jsonl(prepare_run / "sft.jsonl")
-    encoded = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    encoded = [chat.encode_conversation(tokenizer, row["messages"]) for row in rows]
     lengths = config.Lengths(20, 18)
     fitting = [p + r for p, r in encoded if len(p) <= 20 and len(r) <= 18]
     assert 0 < len(fitting) < len(rows)
@@ -98,7 +98,7 @@ def test_prompts_are_not_learned(train_sft, prepare_run, tokenizer):
     """In one step of all demonstrations at learning rate 0, the training loss is that of the base's responses."""
     model, summary, history = train_sft(learning_rate=0.0, epochs=1, batch_size=48)
     rows = runs.read_jsonl(prepare_run / "sft.jsonl")
-    pairs = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    pairs = [chat.encode_conversation(tokenizer, row["messages"]) for row in rows]
     assert summary["counts"]["sft"]["kept"] == len(rows) == 48 and history[-1]["step"] == 1
     assert history[-1]["train_loss"] == pytest.approx(naive_loss(model, pairs), rel=1e-4)
 
@@ -221,7 +221,7 @@ def test_normalised_rewards_of_sft0s_samples_have_mean_zero_and_deviation_one(
     assert constants["samples"] == 40
     seed = runs.derive_seed(3, "normalisation", 0)
     noise = rollout.uniforms(seed, 0, prompts[0][:40], 10)
-    ends = models.end_ids(sft_models[0], tokenizer)
+    ends = chat.end_ids(sft_models[0], tokenizer)
     sequences, _, _ = rollout.sample(sft_models[0], prompts[1][:40], noise, 1.0, ends, 0)
     scores = models.load_score_model(output).scores(sequences, 16)
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
@@ -278,7 +278,7 @@ def test_given_preferences(parents, execution, tokenizer, prepare_run, tmp_path)
 
 def test_a_judges_preferences_begin_at_the_other_end(parents, tokenizer, execution):
     """96 prompts, 16 of them held out: two times 40 share none, two times 48 share 16."""
-    encoded = models.encode_prompts(
+    encoded = chat.encode_prompts(
         tokenizer, [row["prompt"] for row in runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")]
     )
 

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salsa import models, runs
+from salsa import chat, runs
 from salsa.data import assistant, user
 from salsa.ppo import rollout
 
@@ -56,7 +56,7 @@ def check(model, tokenizer, benchmarks, lengths):
     for name, rows in benchmarks.items():
         rows, _ = _wanted(tokenizer, rows, name, lengths)
         turns = len(rows[0]["turns"])
-        asked = max(map(len, models.encode_prompts(tokenizer, [_unanswered(row) for row in rows])))
+        asked = max(map(len, chat.encode_prompts(tokenizer, [_unanswered(row) for row in rows])))
         needed = asked + turns * lengths.response
         if limit and needed > limit:
             fits = (limit - asked) // turns
@@ -94,7 +94,7 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
     """
     check(model, tokenizer, {name: rows}, settings.lengths)
     wanted, first = _wanted(tokenizer, rows, name, settings.lengths)
-    ends = models.end_ids(model, tokenizer)
+    ends = chat.end_ids(model, tokenizer)
 
     def sample(ids, prompts):
         _check_context(model, prompts, settings.lengths.response, name)
@@ -125,8 +125,8 @@ def _wanted(tokenizer, rows, name, lengths):
         raise runs.UserError(
             f"benchmark {name}: prompts of {min(counts)} and of {max(counts)} turns; make it two benchmarks"
         )
-    first = models.encode_prompts(tokenizer, [[*row.get("before", []), user(row["turns"][0])] for row in rows])
-    return models.within_length(rows, first, lengths.prompt, f"benchmark {name}")
+    first = chat.encode_prompts(tokenizer, [[*row.get("before", []), user(row["turns"][0])] for row in rows])
+    return chat.within_length(rows, first, lengths.prompt, f"benchmark {name}")
 
 
 def _unanswered(row):
@@ -143,7 +143,7 @@ def _converse(tokenizer, rows, name, ends, sample, finished=None):
     conversations = [row.get("before", []) for row in rows]
     for turn in range(len(rows[0]["turns"])):
         conversations = [[*before, user(row["turns"][turn])] for before, row in zip(conversations, rows, strict=True)]
-        prompts = models.encode_prompts(tokenizer, conversations)
+        prompts = chat.encode_prompts(tokenizer, conversations)
         ids = [f"{name}/{row['id']}/{turn}" for row in rows]
         responses = finished[turn] if finished else sample(ids, prompts)
         texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in responses]

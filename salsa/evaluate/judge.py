@@ -131,7 +131,7 @@ def rewards(rows, scorer, execution):
     Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
     What several rows share is scored once.
     """
-    from salsa import forward, models
+    from salsa import chat, forward, models
 
     turns = list(dict.fromkeys(turn for row in rows for turn in _turns(row)))
     if not turns:
@@ -142,7 +142,7 @@ def rewards(rows, scorer, execution):
     for messages, finish_reason in turns:
         roles = (user, assistant)
         conversation = [roles[place % 2](text) for place, text in enumerate(messages)]
-        prompt, response = models.encode_conversation(tokenizer, conversation)
+        prompt, response = chat.encode_conversation(tokenizer, conversation)
         prompts.append(prompt)
         encoded.append(response[:-1] or response if finish_reason == "length" else response)
     batch = forward.from_lists(prompts, encoded, [], tokenizer.pad_token_id, device)

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import torch
 
-from salsa import config, forward, models, runs
+from salsa import chat, config, forward, models, runs
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
@@ -32,7 +32,7 @@ def survey(settings, parents, output, execution):
     reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
     validation = [
-        models.encode_conversation(tokenizer, row["messages"])
+        chat.encode_conversation(tokenizer, row["messages"])
         for row in runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl")
     ]
     lengths = settings.lengths
@@ -41,7 +41,7 @@ def survey(settings, parents, output, execution):
     alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(named))
 
     sft0 = models.load_policy(folders[0])
-    end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
+    end_ids, pad_id = chat.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     benchmarks = generate.read_benchmarks(parents)
     asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
     context = generate.check(sft0, tokenizer, asked, lengths)

@@ -9,7 +9,7 @@ import csv
 import math
 from fractions import Fraction
 
-from salsa import config, forward, models, runs
+from salsa import chat, config, forward, models, runs
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
@@ -72,7 +72,7 @@ def _measure(points, settings, parents, output, execution):
     reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[: settings.prompts]
     sft0 = models.load_policy(folders[0])
-    end_ids, pad_id = models.end_ids(sft0, tokenizer), tokenizer.pad_token_id
+    end_ids, pad_id = chat.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     asked = {"evaluation": generate.evaluation_rows(evaluation)}
     context = generate.check(sft0, tokenizer, asked, settings.lengths)
     kept_answers = output / runs.CHECKPOINTS / "answers"  # of sft0 alone: its samples are needed to the end

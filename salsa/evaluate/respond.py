@@ -6,7 +6,7 @@ KL is measured on fresh samples on the fixed evaluation prompts at temperature 1
 the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
 """
 
-from salsa import config, forward, models, runs
+from salsa import chat, config, forward, models, runs
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
 from salsa.ppo import reference
@@ -25,7 +25,7 @@ def respond(settings, parents, output, execution):
     policy = models.load_policy(models.model_folder(parents["ppo"]), device)
     reward_model = models.load_score_model(parents["reward_model"])
     gold = gold_data.load(parents["prepare"])
-    end_ids, pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
+    end_ids, pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
 
     benchmarks = generate.read_benchmarks(parents)
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from salsa import models, runs
+from salsa import chat, runs
 
 
 class Record:
@@ -51,7 +51,7 @@ def rollout_rows(iteration, rows, sequences, per_response, tokenizer):
             "response": text,
             **{name: values[place] for name, values in numbers.items()},
         }
-        for place, (row, text) in enumerate(zip(rows, models.decode(tokenizer, sequences), strict=True))
+        for place, (row, text) in enumerate(zip(rows, chat.decode(tokenizer, sequences), strict=True))
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from salsa import models, runs
+from salsa import chat, models, runs
 from salsa.forward import exact_kl
 from salsa.ppo.rollout import sample_in_batches
 
@@ -153,8 +153,8 @@ def sft_folders(parents):
 
 def fixed_prompts(evaluation, tokenizer, length):
     """(ids, token ids) of the evaluation prompts that have at most `length` tokens."""
-    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in evaluation])
-    rows, encoded = models.within_length(evaluation, encoded, length, "evaluation prompts")
+    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in evaluation])
+    rows, encoded = chat.within_length(evaluation, encoded, length, "evaluation prompts")
     return [row["id"] for row in rows], encoded
 
 
@@ -254,7 +254,7 @@ def _samples(model, settings, ingredients):
         0,
         settings.lengths.response,
         1.0,
-        models.end_ids(model, ingredients.tokenizer),
+        chat.end_ids(model, ingredients.tokenizer),
         ingredients.tokenizer.pad_token_id,
         ingredients.micro_batch,
     )

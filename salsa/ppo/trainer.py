@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from salsa import config, forward, models, runs
+from salsa import chat, config, forward, models, runs
 from salsa.ppo import checkpoints, networks, objective, processes, record, reference
 from salsa.ppo.rollout import uniforms
 
@@ -56,8 +56,8 @@ def train(settings, parents, output, execution):
     accelerator = processes.make_accelerator(settings, device, execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    encoded = models.encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    rows, encoded = models.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
+    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
     if len(rows) < settings.ppo.batch_size:
         raise runs.UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
     anchored_to = checkpoints.anchored_to(output)
@@ -101,7 +101,7 @@ class Trainer:
         self.tokenizer, self.execution, self.output = tokenizer, execution, output
         self.accelerator, self.device = accelerator, accelerator.device
         self.reward_model, self.reference, self.sft0 = cast.reward_model, cast.reference, cast.sft0
-        self.end_ids, self.pad_id = models.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
+        self.end_ids, self.pad_id = chat.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
         self.starts_at_reference = reference.starts_there(settings)
         processes.check(self.ppo, accelerator, self.reference, execution.rollouts)
 

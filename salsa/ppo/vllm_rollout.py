@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import patch_environment
 from accelerate.utils.other import get_free_port
 
-from salsa import forward, models, runs
+from salsa import chat, forward, runs
 
 SETTING = "execution.rollouts=vllm"
 MEMORY_SHARE = 0.3  # of the GPU's memory, while vLLM is awake: its weights and cache of keys and values (TRL's default)
@@ -46,7 +46,7 @@ class Engine:
                 f"{SETTING}: needs a CUDA GPU, and this run is on {device.type}; set execution.rollouts=transformers"
             )
         self.vllm = _imported()
-        self.end_ids, self.pad_id = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
+        self.end_ids, self.pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
         self.folder = tempfile.TemporaryDirectory(prefix="salsa-vllm-")  # kept: vLLM may read it later
         policy.config.save_pretrained(self.folder.name)
         tokenizer.save_pretrained(self.folder.name)

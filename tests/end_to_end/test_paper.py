@@ -16,7 +16,7 @@ import hub_like
 import pytest
 import torch
 
-from salsa import compose, config, forward, models, plan, runs, soup
+from salsa import chat, compose, config, forward, models, plan, runs, soup
 from salsa.evaluate import llm_judge
 from salsa.ppo import rollout
 
@@ -275,10 +275,10 @@ def test_adapters_are_merged(root, study):
 def network(request):
     """(model, tokenizer, prompts as token ids) of an architecture, in float32."""
     tokenizer = hub_like.tokenizer_of(request.param)
-    models.set_chat_template(tokenizer, "roles")
-    models.ensure_padding(tokenizer)
+    chat.set_chat_template(tokenizer, "roles")
+    chat.ensure_padding(tokenizer)
     asked = ["Hello", "How do I cook rice, then write a poem about the sea and a list of water?", "Why", "Tell me 12"]
-    prompts = models.encode_prompts(tokenizer, [[{"role": "user", "content": text}] for text in asked])
+    prompts = chat.encode_prompts(tokenizer, [[{"role": "user", "content": text}] for text in asked])
     return hub_like.model_of(request.param, tokenizer), tokenizer, prompts
 
 
@@ -337,8 +337,8 @@ def test_an_answer_follows_its_prompt_token_by_token(network, answer):
     """Where the whole conversation has a token that spans both (Gemma's runs of newlines), a policy sees none."""
     _, tokenizer, _ = network
     messages = [{"role": "user", "content": "How do I cook rice?"}, {"role": "assistant", "content": answer}]
-    prompt, response = models.encode_conversation(tokenizer, messages)
-    assert prompt == models.encode_prompts(tokenizer, [messages[:1]])[0]
+    prompt, response = chat.encode_conversation(tokenizer, messages)
+    assert prompt == chat.encode_prompts(tokenizer, [messages[:1]])[0]
     assert response.count(tokenizer.eos_token_id) == 1 and response[-1] == tokenizer.eos_token_id
     assert tokenizer.unk_token_id not in response
     text = tokenizer.decode(prompt + response, skip_special_tokens=False)

@@ -9,7 +9,7 @@ import signal
 import pytest
 from conftest import EXECUTION
 
-from salsa import config, models, runs
+from salsa import chat, config, models, runs
 from salsa.data import stories
 from salsa.evaluate import generate, respond
 from salsa.ppo import rollout
@@ -26,7 +26,7 @@ SMALL = dataclasses.replace(EXECUTION, rollout_batch=3)
 
 
 @pytest.fixture
-def chat(tiny_chat_model):
+def chat_model(tiny_chat_model):
     """(model, tokenizer) with a context of 1,024 tokens."""
     return models.load_policy(tiny_chat_model), models.load_tokenizer(tiny_chat_model)
 
@@ -49,8 +49,8 @@ def answer(model, tokenizer, rows=ROWS, execution=SMALL, lengths=LENGTHS, **opti
     return generate.answer(model, tokenizer, rows, "b", settings, execution, 1.0, **options)
 
 
-def test_the_second_prompt_holds_the_models_own_first_answer(chat):
-    model, tokenizer = chat
+def test_the_second_prompt_holds_the_models_own_first_answer(chat_model):
+    model, tokenizer = chat_model
     answers = answer(model, tokenizer, [{"id": 7, "turns": ["How do I cook rice?", "And then?"]}])
     (first,), _ = answers.texts
     asked = f"{tokenizer.bos_token}<|user|>\nHow do I cook rice?\n<|assistant|>\n"
@@ -63,8 +63,8 @@ def test_the_second_prompt_holds_the_models_own_first_answer(chat):
     ]
 
 
-def test_the_template_is_the_models_own(chat):
-    model, tokenizer = chat
+def test_the_template_is_the_models_own(chat_model):
+    model, tokenizer = chat_model
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
     answers = answer(model, tokenizer, [{"id": 7, "turns": ["Hi", "Ho"]}])
     assert tokenizer.decode(answers.prompts[1][0]) == f"[user]Hi[assistant]{answers.texts[0][0]}[user]Ho[assistant]"
@@ -177,7 +177,7 @@ def test_what_no_context_holds_is_said_before_anything_is_sampled(sft_models, to
         answer(sft_models[0], tokenizer, rows)
     rows = [{"id": 0, "turns": ["fox", "fox"]}, {"id": 1, "turns": ["fox", "kite " * 100]}]
     empty = [{"role": "user", "content": "fox"}, {"role": "assistant", "content": ""}, generate.user("kite " * 100)]
-    asked = len(models.encode_prompts(tokenizer, [empty])[0])
+    asked = len(chat.encode_prompts(tokenizer, [empty])[0])
     fits = (160 - asked) // 2
     message = (
         rf"lengths\.response=40 .* up to {asked + 80} tokens, the model holds 160; set lengths\.response={fits} or"
@@ -200,7 +200,7 @@ def test_what_no_context_holds_is_said_before_anything_is_sampled(sft_models, to
 
 def test_an_answer_that_grows_when_it_is_read_again(sft_models, tokenizer, monkeypatch):
     """Text that a model made may need more tokens than it was made of."""
-    monkeypatch.setattr(generate.models, "encode_prompts", lambda tokenizer, prompts: [[5] * 155] * len(prompts))
+    monkeypatch.setattr(generate.chat, "encode_prompts", lambda tokenizer, prompts: [[5] * 155] * len(prompts))
     with pytest.raises(runs.UserError, match=r"benchmark b: a conversation needs 165 tokens, the model holds 160"):
         monkeypatch.setattr(generate, "check", lambda *arguments: 160)
         answer(sft_models[0], tokenizer, lengths=config.Lengths(160, 10))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
 
-from salsa import config, models, runs
+from salsa import chat, config, models, runs
 from salsa.data import gold
 from salsa.evaluate import plane, respond, score
 
@@ -123,7 +123,7 @@ def test_each_point_is_the_combination_of_the_three_models(surveyed, parents, po
     folders = [parents["sft0"] / "model", parents["sft1"] / "model", policy]
     reward_model, judge = models.load_score_model(parents["reward_model"]), gold.load(parents["prepare"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[:6]
-    ends, pad = models.end_ids(models.load_policy(folders[0]), tokenizer), tokenizer.pad_token_id
+    ends, pad = chat.end_ids(models.load_policy(folders[0]), tokenizer), tokenizer.pad_token_id
     at = {}
     for row in rows:
         weights = (row["w_sft0"], row["w_sft1"], row["w_policy"])

@@ -9,7 +9,7 @@ import torch
 from conftest import EXECUTION, move
 from torch.nn.functional import log_softmax
 
-from salsa import config, models, runs
+from salsa import chat, config, models, runs
 from salsa.data import benchmark, gold
 from salsa.evaluate import generate, geometry, landscape, respond, score
 from salsa.ppo import rollout
@@ -67,9 +67,9 @@ def responded(parents, benchmarks, policy_run, tmp_path_factory):
 @torch.no_grad()
 def naive_answer(model, tokenizer, messages, key, temperature=1.0):
     """One answer, a token at a time: (token ids, text)."""
-    prompt = models.encode_prompts(tokenizer, [messages])[0]
+    prompt = chat.encode_prompts(tokenizer, [messages])[0]
     noise = rollout.uniforms(SEED, 0, [key], LENGTHS.response)[0]
-    ends, response = models.end_ids(model, tokenizer), []
+    ends, response = chat.end_ids(model, tokenizer), []
     for uniform in noise:
         logits = model(input_ids=torch.tensor([prompt + response])).logits[0, -1].double()
         if temperature == 0:
@@ -107,7 +107,7 @@ def test_answers_are_those_of_the_policy_turn_by_turn(responded, benchmarks, tok
     }
     assert len(asked) == len(rows) == len({(row["benchmark"], row["prompt_id"]) for row in rows})
     assert any(text for row in rows for text in row["responses"])
-    ends = models.end_ids(policy, tokenizer)
+    ends = chat.end_ids(policy, tokenizer)
     for row in rows:
         question = asked[row["benchmark"], row["prompt_id"]]
         assert row["model"] == "policy" and row["prompt"] == question["turns"]
@@ -237,7 +237,7 @@ def test_the_line_between_the_sft_models(surveyed, parents, tokenizer, sft_model
     assert [row["alpha"] for row in line] == [0, 0.25, 0.5, 1]  # the ends and the soup are always there
     folders = [parents[f"sft{i}"] / "model" for i in (0, 1)]
     rows = runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl")
-    validation = [models.encode_conversation(tokenizer, row["messages"]) for row in rows]
+    validation = [chat.encode_conversation(tokenizer, row["messages"]) for row in rows]
     validation = [(p, r) for p, r in validation if len(p) <= LENGTHS.prompt and len(r) <= LENGTHS.response]
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
     samples = [

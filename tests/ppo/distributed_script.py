@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from salsa import config, models, runs
+from salsa import chat, config, models, runs
 from salsa.ppo import processes, trainer
 
 
@@ -42,7 +42,7 @@ def run(case, parents, output, stop_after=None, double=True, device="cpu"):
 
     made.iterate = watched
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    made.fit(rows, models.encode_prompts(tokenizer, [row["prompt"] for row in rows]))
+    made.fit(rows, chat.encode_prompts(tokenizer, [row["prompt"] for row in rows]))
     result = {
         "weights": accelerator.get_state_dict(made.networks),  # gathered by all processes
         "reference": [model.state_dict() for model in made.reference.models],

@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from distributed_script import run
 
-from salsa import config, models, runs, studies
+from salsa import chat, config, models, runs, studies
 from salsa.ppo import processes, rollout, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +186,7 @@ def test_fsdp2_in_bfloat16_rounds_neither_noise_nor_logprobs(results, prompts, p
     frozen = models.load_policy(parents["sft0"] / "model", dtype=torch.bfloat16)
     chosen = trainer._prompt_order(len(prompts[0]), config.Ppo(iterations=1, batch_size=BATCH), 11)[0]
     noise = rollout.uniforms(11, 0, [prompts[0][i] for i in chosen], 10)
-    ends = models.end_ids(frozen, tokenizer)
+    ends = chat.end_ids(frozen, tokenizer)
     expected, _, _ = rollout.sample_batch(
         frozen, [prompts[1][i] for i in chosen], noise, 1.0, ends, tokenizer.pad_token_id, BATCH
     )

@@ -9,7 +9,7 @@ from scipy import stats
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from salsa import forward, models
+from salsa import chat, forward
 from salsa.ppo import networks, rollout
 
 LENGTH = 10
@@ -17,7 +17,7 @@ LENGTH = 10
 
 @pytest.fixture(scope="module")
 def ends(sft_models, tokenizer):
-    found = models.end_ids(sft_models[0], tokenizer)
+    found = chat.end_ids(sft_models[0], tokenizer)
     assert len(found) == 31 and tokenizer.eos_token_id in found
     return found
 

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType
 from conftest import move
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from salsa import config, forward, models, runs
+from salsa import chat, config, forward, runs
 from salsa.evaluate import generate
 from salsa.ppo import processes, trainer, vllm_rollout
 
@@ -261,7 +261,7 @@ def test_a_launchers_environment_is_left_alone(vllm, policy, tokenizer, monkeypa
 def test_sampling_parameters_are_those_of_ppo(vllm, make_sampler, policy, tokenizer, prompts):
     sampler = make_sampler(make_settings(temperature=0.7))
     sample(sampler, policy, prompts, rows=slice(0, 2))
-    ends = models.end_ids(policy, tokenizer)
+    ends = chat.end_ids(policy, tokenizer)
     assert len(ends) == 31
     for found in vllm.LLM.made[0].requests:
         expected = {"temperature": 0.7, "seed": found.seed, "max_tokens": 8, "stop_token_ids": ends, "logprobs": 0}
@@ -285,7 +285,7 @@ def test_a_response_depends_on_its_prompt_and_iteration_alone(make_sampler, poli
 
 
 def test_responses_end_with_any_end_token_or_are_cut(make_sampler, policy, tokenizer, prompts):
-    ends, pad = models.end_ids(policy, tokenizer), tokenizer.pad_token_id
+    ends, pad = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
     sequences, logprobs = sample(make_sampler(), policy, prompts, rows=slice(0, 24))
     assert logprobs.dtype == torch.float32 and logprobs.shape == sequences.response_mask.shape
     last = set()
@@ -378,7 +378,7 @@ def test_answers_to_benchmarks_come_from_any_policy_in_memory(vllm, sft_models, 
                 temperature=0.7,
                 seed=runs.derive_seed(5, "answer", 0, f"b/{i}/{turn}"),
                 max_tokens=8,
-                stop_token_ids=models.end_ids(model, tokenizer),
+                stop_token_ids=chat.end_ids(model, tokenizer),
                 logprobs=0,
             )
             reader = LLM.__new__(LLM)
