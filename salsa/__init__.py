@@ -8,4 +8,7 @@ __version__ = "0.1.0"
 # A stage that the workflow starts imports thousands of modules, in which there is no garbage to be found: half a
 # second of looking for it. `salsa.runs.command` lets the collector work again.
 if "--plan" in sys.orig_argv and any(argument.startswith("salsa.") for argument in sys.orig_argv):
+    from salsa import failures
+
     gc.disable()
+    sys.excepthook = failures.hook  # a limit of memory or files may end it while it imports

@@ -109,16 +109,15 @@ def verify_command(arguments, _):
     results = Path(arguments.results)
     if not results.is_dir():
         raise UserError(f"{results}: no such folder; give the results folder")
-    manifests = sorted(results.glob(f"*/*/{runs.MANIFEST}"))
-    folders = [path.parent for path in manifests if not path.parent.is_symlink()]
-    damaged = 0
-    for folder in folders:
-        try:
-            runs.verify(folder)
-        except UserError as error:
-            damaged += 1
-            print(error)
-    print(f"{len(folders)} finished runs, {damaged} damaged")
+    count, damaged = 0, []
+    for folder, problem in runs.survey(results):
+        count += 1
+        if problem:
+            damaged.append(folder)
+            print(problem)
+    print(f"{count} finished runs, {len(damaged)} damaged")
+    if damaged:
+        print(f"to compute them again: rm -r {shlex.join(map(str, damaged))}, then the command that made them")
     return 1 if damaged else 0
 
 

@@ -198,4 +198,6 @@ def _from_package(package):
 
 
 if __name__ == "__main__":
-    runs.command("base", VERSION, make, config.BaseSettings, roles=("corpus",), description=__doc__)
+    runs.command(
+        "base", VERSION, make, config.BaseSettings, roles=("corpus",), description=__doc__, writes=(*runs.MODEL,)
+    )

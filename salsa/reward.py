@@ -265,4 +265,5 @@ if __name__ == "__main__":
         config.RewardModelSettings,
         roles=("prepare", "sft0", "sft1"),
         description=__doc__,
+        writes=(*runs.MODEL, "evaluation.json", "normalisation.json"),
     )

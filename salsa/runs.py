@@ -13,6 +13,7 @@ import datetime
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -27,16 +28,27 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa import config, gpus
+from salsa import config, failures, gpus
 
 MANIFEST = "manifest.json"
+ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in JSON, its escape is the same text
+DIGEST = "digest"  # the manifest's entry that holds the sha256 of all others
 UNDECLARED = {MANIFEST, "log.txt", "benchmark.tsv", ".lock"}  # in a run's folder, and no part of its result
 CHECKPOINTS = "checkpoints"  # removed when the run is finished
+MODEL = (
+    "model/config.json",
+    "model/*.safetensors",
+    "model/tokenizer_config.json",
+)  # what a model's folder has at least
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
 
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as one line, without a traceback."""
+
+
+class Unreadable(UserError, ValueError):
+    """A file that holds something else than it should."""
 
 
 def canonical_json(value):
@@ -84,79 +96,184 @@ def write_atomically(path, text):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors=ESCAPED) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path, value):
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Raises UserError where a number is not finite: other programs read no JSON with NaN in it."""
+    write_atomically(path, _json(path, value, indent=2) + "\n")
 
 
 def write_jsonl(path, rows):
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """As `write_json`, a row a line."""
+    write_atomically(path, "".join(_json(path, row) + "\n" for row in rows))
+
+
+def _json(path, value, indent=None):
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        place = _not_finite(value)
+        if place is None:
+            raise
+        raise UserError(f"{path}: {place}, which no JSON can hold; a computation before it went wrong") from None
+
+
+def _not_finite(value, place=""):
+    """Where in a value of dictionaries and lists the first number is that is not finite, and which; or None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place or 'the value'} is {value}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        inner = _not_finite(item, f"{place}.{key}" if place else str(key))
+        if inner:
+            return inner
+    return None
 
 
 def read_json(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value of a JSON file. Raises Unreadable, one line that names the file, where it holds no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{path}: not JSON ({_reason(error)}); mend or remove the file") from None
 
 
 def read_jsonl(path):
-    """Rows of a JSONL file; a malformed line is a UserError that names the file and the line."""
+    """Rows of a JSONL file; a malformed line is Unreadable, with the file and the line."""
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
+            except (ValueError, RecursionError) as error:
+                raise Unreadable(f"{path}:{number}: not JSON ({_reason(error)}); mend or remove the line") from None
     return rows
 
 
-def manifest_of(folder):
-    """The manifest of a finished run's folder, or None."""
-    try:
-        return read_json(Path(folder) / MANIFEST)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
+def _reason(error):
+    return getattr(error, "msg", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
 
 
-def verify(folder):
-    """Check a finished run's artefacts against its manifest and return the manifest.
+def seal(content):
+    """A manifest with its own digest, by which `read_manifest` sees whether it was altered."""
+    content = {key: value for key, value in content.items() if key != DIGEST}
+    return content | {DIGEST: hashlib.sha256(canonical_json(content).encode(errors=ESCAPED)).hexdigest()}
 
-    Raises UserError, naming the file, when the manifest or an artefact is missing, truncated or altered.
-    """
-    folder = Path(folder)
-    manifest = manifest_of(folder)
-    if manifest is None:
-        raise UserError(f"{folder}: no readable {MANIFEST}; the run is not finished: remove the folder and run again")
-    for name, recorded in manifest["artefacts"].items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: missing; remove {folder} and run again")
-        if path.stat().st_size != recorded["bytes"]:
-            raise UserError(
-                f"{path}: {path.stat().st_size} bytes instead of {recorded['bytes']}; remove {folder} and run again"
-            )
-        if file_sha256(path) != recorded["sha256"]:
-            raise UserError(f"{path}: altered since it was written; remove {folder} and run again")
+
+def write_manifest(folder, content):
+    """Seal and write a folder's manifest; returns it."""
+    manifest = seal(content)
+    write_json(Path(folder) / MANIFEST, manifest)
     return manifest
 
 
-def artefacts(folder):
-    """Size and sha256 of every file in a run's folder that is part of its result, by its path in the folder."""
+def manifest_of(folder):
+    """The manifest of a finished run's folder, unchecked, or None."""
+    try:
+        manifest = read_json(Path(folder) / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError, Unreadable):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def read_manifest(folder):
+    """The manifest of a finished run's folder, checked in itself: its digest, and the address that it says.
+
+    Raises UserError where it is missing, unreadable or altered.
+    """
+    folder, remedy = Path(folder), f"remove {folder} and run again"
+    path = folder / MANIFEST
+    manifest = manifest_of(folder)
+    if manifest is None:
+        problem = "no" if not path.exists() else "no readable"
+        raise UserError(f"{folder}: {problem} {MANIFEST}; the run is not finished: {remedy}")
+    if DIGEST not in manifest:
+        raise UserError(f"{path}: without its digest: altered, or of an earlier version; {remedy}")
+    # The text, too: there is more than one way to write a number.
+    text = _json(path, manifest, indent=2) + "\n"
+    if seal(manifest) != manifest or path.read_bytes() != text.encode(errors=ESCAPED):
+        raise UserError(f"{path}: altered since it was written; {remedy}")
+    if "parents" in manifest:  # what is published has none
+        parents = {role: parent["address"] for role, parent in manifest["parents"].items()}
+        digest = address(manifest["stage"], manifest["version"], manifest["settings"], parents)
+        if manifest["address"] != digest:
+            raise UserError(f"{path}: says another address than its settings have; {remedy}")
+    return manifest
+
+
+def verify(folder):
+    """Check a finished run's manifest, and its artefacts against it; returns the manifest.
+
+    Raises UserError, naming the file, when the manifest or an artefact is missing, truncated, altered or unreadable.
+    """
+    folder = Path(folder)
+    try:
+        manifest = read_manifest(folder)
+        for name, recorded in manifest["artefacts"].items():
+            _check_artefact(folder, folder / name, recorded)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: can't be read ({error.strerror}); see to the disk") from None
+    return manifest
+
+
+def _check_artefact(folder, path, recorded):
+    if not path.is_file():
+        raise UserError(f"{path}: missing; remove {folder} and run again")
+    if path.stat().st_size != recorded["bytes"]:
+        raise UserError(
+            f"{path}: {path.stat().st_size} bytes instead of {recorded['bytes']}; remove {folder} and run again"
+        )
+    if file_sha256(path) != recorded["sha256"]:
+        raise UserError(f"{path}: altered since it was written; remove {folder} and run again")
+
+
+def survey(results):
+    """Yield (folder, problem) of every run below a results folder that has a manifest; problem is None, or one line."""
+    for stage in sorted(path for path in Path(results).iterdir() if path.is_dir() and not path.is_symlink()):
+        try:
+            folders = sorted(path for path in stage.iterdir() if path.is_dir() and not path.is_symlink())
+        except OSError as error:
+            yield stage, f"{stage}: can't be read ({error.strerror}); see to its permissions, or to the disk"
+            continue
+        for folder in folders:
+            try:
+                if not (folder / MANIFEST).exists():
+                    continue  # not finished
+                verify(folder)
+            except UserError as error:
+                yield folder, str(error)
+            except OSError as error:
+                yield folder, f"{folder}: can't be read ({error.strerror}); see to its permissions, or to the disk"
+            else:
+                yield folder, None
+
+
+def artefacts(folder, tops=None):
+    """Size and sha256 of every file in a run's folder that is part of its result, by its path in the folder.
+
+    `tops`: the files and folders in it that the stage declares; by default, all but what is known to be none.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in files
-        if path.relative_to(folder).parts[0] not in UNDECLARED | {CHECKPOINTS, TRACKERS}
-    }
+    found = {}
+    for path in files:
+        top = path.relative_to(folder).parts[0]
+        if top not in UNDECLARED | {CHECKPOINTS, TRACKERS} and (tops is None or top in tops):
+            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return found
 
 
 def _packages():
-    names = "torch transformers trl accelerate datasets safetensors numpy scipy scikit-learn pandas"
+    names = "torch transformers trl accelerate datasets safetensors peft vllm openai numpy scipy scikit-learn pandas"
     versions = {"python": platform.python_version()}
     for name in names.split():
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -179,7 +296,7 @@ def _git_commit():
         return None
 
 
-def execute(stage, version, function, settings, parents, output, execution, expected=None):
+def execute(stage, version, function, settings, parents, output, execution, expected=None, writes=None, may_write=()):
     """Run `function(settings, parents, output, execution)` once, and write the run's manifest last.
 
     Args:
@@ -191,13 +308,17 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         output: the folder to write.
         execution: config.Execution.
         expected: the address that the plan gave; a difference is a bug of the plan, and refused.
+        writes: what the stage has written when it is finished: patterns of paths in the folder, such as
+            "model/*.safetensors". Its artefacts are the files and folders that these begin with, and nothing else.
+            None: whatever lies there.
+        may_write: names of files and folders that some settings add.
 
     A second process on the same output waits for the first one's lock and then finds the result. Processes that
     `accelerate launch` started together are one: all of them compute, and the first holds the lock and writes.
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    with _only_one(output, execution) as writes:
+    _make_folder(output)
+    with _only_one(output, execution) as first, _same_folder(output) as check_folder:
         addresses = {}
         for role, folder in parents.items():
             addresses[role] = _parent_address(role, Path(folder))
@@ -205,42 +326,80 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         digest = address(stage, version, slice_, addresses)
         if expected and digest != expected:
             raise UserError(f"{output}: the plan expected another content of its parents; plan again")
-        finished = manifest_of(output)
+        finished = read_manifest(output) if manifest_of(output) else None
         if finished:
             if finished["address"] != digest:
                 raise UserError(
                     f"{output}: holds another finished run ({finished['address'][:12]}); choose another --output"
                 )
-            if writes:
+            if first:
                 shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)  # of a process that was killed while removing
                 print(f"{output}: already finished", flush=True)
             return finished
-        _claim_checkpoints(output, digest, writes)
-        started = time.time()
+        _claim_checkpoints(output, digest, first)
+        started, clock = time.time(), time.monotonic()  # which no change of the time moves
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
-        if not writes:
+        if not first:
             return None
         with _undisturbed():
-            manifest = {
+            check_folder()
+            content = {
                 "stage": stage,
                 "version": version,
                 "address": digest,
                 "settings": slice_,
                 "parents": {role: {"folder": Path(parents[role]).name, "address": addresses[role]} for role in parents},
                 "summary": summary or {},
-                "artefacts": artefacts(output),
+                "artefacts": _declared(output, writes, may_write),
                 "execution": dataclasses.asdict(execution),
                 "packages": _packages(),
                 "git_commit": _git_commit(),
                 "host": platform.node(),
                 "command": sys.argv,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "wall_seconds": round(time.time() - started, 3),
+                "wall_seconds": round(time.monotonic() - clock, 3),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             }
-            write_json(output / MANIFEST, manifest)
+            manifest = write_manifest(output, content)
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         return manifest
+
+
+def _make_folder(output):
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{output}: a file lies where the run's folder should be; choose another --output") from None
+
+
+@contextlib.contextmanager
+def _same_folder(output):
+    """Yields a function that raises UserError where `output` is not the folder any more that it was here.
+
+    Removed while a stage ran, and made again by its next write, a folder would hold a part of the result.
+    """
+    held = os.open(output, os.O_RDONLY)  # as long as it is open, no other folder gets its number
+    try:
+        before = os.fstat(held)
+
+        def check():
+            now = os.stat(output) if output.is_dir() else None
+            if now is None or not os.path.samestat(before, now):
+                raise UserError(f"{output}: removed while it was written; run again")
+
+        yield check
+    finally:
+        os.close(held)
+
+
+def _declared(output, writes, may_write):
+    """The artefacts of what a stage declares. UserError where something that it must have written is not there."""
+    if writes is None:
+        return artefacts(output)
+    for pattern in writes:
+        if not any(path.is_file() for path in output.glob(pattern)):
+            raise UserError(f"{output}: the stage has ended, and {pattern} is not there; was it removed? Run again")
+    return artefacts(output, {pattern.split("/")[0] for pattern in writes} | set(may_write))
 
 
 @contextlib.contextmanager
@@ -305,11 +464,11 @@ def _module(function):
     return main.name if function.__module__ == "__main__" and main else function.__module__
 
 
-def command(stage, version, function, settings_class, roles=(), description=None, argv=None):
+def command(stage, version, function, settings_class, roles=(), description=None, argv=None, writes=None, may_write=()):
     """The command line of a stage: by the plan that the driver wrote, or by hand.
 
     `--plan FILE --run STAGE/NAME` runs one run of a plan. By hand, `--settings FILE` (JSON of the stage's settings),
-    `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow.
+    `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow. `writes`, `may_write`: see `execute`.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module(function)}",
@@ -327,6 +486,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
     gpus.keep()
     gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second
     gc.enable()
+    output = arguments.output
     try:
         if arguments.plan:
             if not arguments.run:
@@ -336,34 +496,58 @@ def command(stage, version, function, settings_class, roles=(), description=None
             if run is None:
                 raise UserError(f"{arguments.plan}: no run {arguments.run!r}")
             results = Path(plan["results"])
-            execute(
-                stage,
-                version,
-                function,
-                config.from_dict(settings_class, run["settings"]),
-                {role: results / path for role, path in run["parents"].items()},
-                results / arguments.run,
-                config.from_dict(config.Execution, run["execution"]),
-                expected=run["address"],
-            )
-            return
-        if not (arguments.settings and arguments.output):
-            parser.error("give --plan and --run, or --settings and --output")
-        settings = json.load(sys.stdin) if arguments.settings == "-" else read_json(arguments.settings)
-        execution = read_json(arguments.execution) if arguments.execution else {}
-        parents = dict(item.split("=", 1) for item in arguments.parent)
+            settings, execution, output = run["settings"], run["execution"], results / arguments.run
+            parents = {role: results / path for role, path in run["parents"].items()}
+            expected = run["address"]
+        else:
+            if not (arguments.settings and arguments.output):
+                parser.error("give --plan and --run, or --settings and --output")
+            settings, execution = _given(arguments.settings), _given(arguments.execution or "{}")
+            parents, expected = _given_parents(arguments.parent), None
         execute(
             stage,
             version,
             function,
             config.from_dict(settings_class, settings),
             parents,
-            arguments.output,
+            output,
             config.from_dict(config.Execution, execution),
+            expected,
+            writes,
+            may_write,
         )
-    except (UserError, ValueError, FileNotFoundError) as error:
+    except Exception as error:
+        line = str(error) if isinstance(error, UserError) else failures.describe(error, output)
+        if line is None and not arguments.plan and isinstance(error, ValueError | FileNotFoundError):
+            line = str(error)  # what was given by hand
+        if line is None:
+            raise
         if int(os.environ.get("RANK", 0)):
             time.sleep(5)  # within which the launcher ends this process, where the first one says the same
-        if isinstance(error, UserError) or not arguments.plan:
-            sys.exit(f"{parser.prog}: {error}")
-        raise
+        sys.exit(f"{parser.prog}: {line}")
+
+
+def _given(text):
+    """The JSON object in a file, on standard input (-), or in the text itself, which then begins with a brace."""
+    if text.startswith("{"):
+        value = json.loads(text)
+    elif text == "-":
+        value = json.load(sys.stdin)
+    else:
+        value = read_json(text)
+    if not isinstance(value, dict):
+        raise UserError(f"{text}: not a JSON object of settings, but {type(value).__name__}")
+    return value
+
+
+def _given_parents(pairs):
+    """Role -> folder of ROLE=FOLDER texts."""
+    parents = {}
+    for pair in pairs:
+        role, sign, folder = pair.partition("=")
+        if not (role and sign and folder):
+            raise UserError(f"--parent {pair}: write ROLE=FOLDER")
+        if role in parents:
+            raise UserError(f"--parent {pair}: {role} is given twice")
+        parents[role] = folder
+    return parents

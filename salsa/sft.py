@@ -99,4 +99,12 @@ def tokenize(tokenizer, rows, lengths):
 
 
 if __name__ == "__main__":
-    runs.command("sft", VERSION, train, config.SftSettings, roles=("prepare", "base"), description=__doc__)
+    runs.command(
+        "sft",
+        VERSION,
+        train,
+        config.SftSettings,
+        roles=("prepare", "base"),
+        description=__doc__,
+        writes=(*runs.MODEL, "log_history.json"),
+    )

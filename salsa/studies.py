@@ -168,7 +168,7 @@ def publish(study):
             page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
     kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
     artefacts = runs.artefacts(target)  # with the samples as they are here
-    runs.write_json(target / runs.MANIFEST, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
+    runs.write_manifest(target, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
     return target
 
 

@@ -1,10 +1,13 @@
 """Runs: addresses by content, manifests written last, artefacts checked, one process at a time."""
 
 import dataclasses
+import errno
 import gc
 import importlib
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +183,126 @@ def test_a_truncated_manifest_is_none(tmp_path):
         runs.verify(tmp_path / "run")
 
 
+def test_no_flipped_bit_of_a_manifest_passes(tmp_path):
+    execute(tmp_path / "run", Settings(rates=[1e-05]))
+    path = tmp_path / "run" / "manifest.json"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):  # each bit of a byte in turn, and so 1e-05 to 1E-05 too
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(runs.UserError, match=r"run and run again") as caught:
+            runs.verify(tmp_path / "run")
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole.replace(b"1e-05", b"1E-05"))
+    with pytest.raises(runs.UserError, match="altered"):
+        runs.verify(tmp_path / "run")
+    path.write_bytes(whole)
+    assert runs.verify(tmp_path / "run")["settings"]["rates"] == [1e-05]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"seed": 1}}, "says another address"),
+        ({"parents": {"base": {"folder": "base", "address": "0" * 64}}}, "says another address"),
+    ],
+)
+def test_a_manifest_that_is_sealed_anew_still_has_its_address(tmp_path, change, message):
+    manifest = execute(tmp_path / "run")
+    runs.write_manifest(tmp_path / "run", manifest | change)
+    with pytest.raises(runs.UserError, match=message):
+        runs.verify(tmp_path / "run")
+    runs.write_json(tmp_path / "run" / "manifest.json", {"address": manifest["address"], "artefacts": {}})
+    with pytest.raises(runs.UserError, match="without its digest"):
+        runs.verify(tmp_path / "run")
+
+
+def test_an_altered_manifest_is_not_taken_for_finished(tmp_path):
+    manifest = execute(tmp_path / "run")
+    runs.write_json(tmp_path / "run" / "manifest.json", manifest | {"summary": {"note": "better"}})
+    with pytest.raises(runs.UserError, match="altered since it was written"):
+        execute(tmp_path / "run", function=never)
+
+
+def test_a_survey_goes_on_after_what_it_cannot_read(tmp_path, monkeypatch):
+    for name in "abc":
+        execute(tmp_path / "stage" / name)
+    (tmp_path / "stage" / "unfinished").mkdir()
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "stage" / "a" / "result.json").unlink()
+    (tmp_path / "stage" / "d" / "manifest.json").mkdir(parents=True)
+    digest = runs.file_sha256
+
+    def unreadable(path):
+        if path.parent.name == "b":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(runs, "file_sha256", unreadable)
+    found = {folder.name: problem for folder, problem in runs.survey(tmp_path)}
+    assert list(found) == ["a", "b", "c", "d"] and found["c"] is None
+    assert "result.json: missing" in found["a"] and "b/result.json: can't be read (Input/output error)" in found["b"]
+    assert "d" in found["d"] and all("\n" not in (problem or "") for problem in found.values())
+
+
+def test_the_manifest_is_made_of_what_the_stage_declares(tmp_path):
+    declared = {"writes": ("result.json", "sub/*.jsonl"), "may_write": ("more",)}
+
+    def forgets(settings, parents, output, execution):
+        write(settings, parents, output, execution)
+        (output / "sub" / "rows.jsonl").unlink()
+
+    def leaves(settings, parents, output, execution):
+        write(settings, parents, output, execution)
+        runs.write_json(output / "stray.json", {})
+        runs.write_json(output / "more" / "a.json", {})
+
+    with pytest.raises(runs.UserError, match=r"run: the stage has ended, and sub/\*.jsonl is not there"):
+        execute(tmp_path / "run", function=forgets, **declared)
+    assert set(execute(tmp_path / "run", function=leaves, **declared)["artefacts"]) == {
+        "result.json",
+        "sub/rows.jsonl",
+        "more/a.json",
+    }
+
+
+def test_a_folder_that_is_removed_meanwhile_is_not_finished(tmp_path):
+    def lose(settings, parents, output, execution):
+        (output / "first.json").write_text("{}")
+        shutil.rmtree(output)
+        write(settings, parents, output, execution)
+
+    with pytest.raises(runs.UserError, match="run: removed while it was written; run again"):
+        execute(tmp_path / "run", function=lose)
+    assert runs.manifest_of(tmp_path / "run") is None
+    assert execute(tmp_path / "run")["summary"] == {"note": "done"}
+
+
+def test_no_json_holds_what_is_not_finite(tmp_path):
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(runs.UserError, match=rf"a.json: losses.1.value is {value}, which no JSON can hold"):
+            runs.write_json(tmp_path / "a.json", {"losses": [0.5, {"value": value}]})
+        with pytest.raises(runs.UserError, match="which no JSON can hold"):
+            runs.write_jsonl(tmp_path / "a.jsonl", [{"loss": value}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_is_written_as_its_escape(tmp_path):
+    runs.write_json(tmp_path / "a.json", {"text": "a\ud800b"})
+    assert b'"a\\ud800b"' in (tmp_path / "a.json").read_bytes()
+    assert runs.read_json(tmp_path / "a.json") == {"text": "a\ud800b"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000])
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    for read in (runs.read_json, runs.read_jsonl) if content else (runs.read_json,):
+        with pytest.raises(runs.UserError, match=r"a.json(:1)?: not JSON \(.+\); mend or remove") as caught:
+            read(tmp_path / "a.json")
+        assert "\n" not in str(caught.value)
+
+
 def test_parents_that_are_no_runs(tmp_path):
     with pytest.raises(runs.UserError, match=r"no such folder.*'base'"):
         execute(tmp_path / "run", parents={"base": tmp_path / "none"}, function=never)
@@ -283,7 +406,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):
         runs.write_atomically(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def command(*arguments):
@@ -302,6 +425,16 @@ def test_a_stage_is_a_command(tmp_path):
     command("--plan", tmp_path / "plan.json", "--run", "stage/b")
     manifest = runs.verify(tmp_path / "stage" / "b")
     assert manifest["settings"]["seed"] == 6 and manifest["execution"]["threads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [(["base"], "ROLE=FOLDER"), (["=x"], "ROLE=FOLDER"), (["base="], "ROLE=FOLDER"), (["a=x", "a=y"], "given twice")],
+)
+def test_parents_that_are_said_wrongly(tmp_path, pairs, message):
+    arguments = [text for pair in pairs for text in ("--parent", pair)]
+    with pytest.raises(SystemExit, match=message):
+        command("--settings", "{}", "--output", tmp_path / "run", *arguments)
 
 
 def test_no_garbage_is_looked_for_while_a_stage_is_imported(tmp_path, monkeypatch):

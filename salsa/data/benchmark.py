@@ -69,4 +69,12 @@ def known_prompts(folder):
 
 
 if __name__ == "__main__":
-    runs.command("benchmark", VERSION, make, config.BenchmarkSettings, roles=("prepare",), description=__doc__)
+    runs.command(
+        "benchmark",
+        VERSION,
+        make,
+        config.BenchmarkSettings,
+        roles=("prepare",),
+        description=__doc__,
+        writes=("benchmark.jsonl", "counts.json"),
+    )

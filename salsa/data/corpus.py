@@ -30,4 +30,12 @@ def make(settings, parents, output, execution):
 
 
 if __name__ == "__main__":
-    runs.command("corpus", VERSION, make, config.CorpusSettings, description=__doc__)
+    runs.command(
+        "corpus",
+        VERSION,
+        make,
+        config.CorpusSettings,
+        description=__doc__,
+        writes=("corpus.jsonl", "counts.json"),
+        may_write=("words.json",),
+    )

@@ -84,4 +84,12 @@ def _ultra(task, gold_folder):
 
 
 if __name__ == "__main__":
-    runs.command("prepare", VERSION, prepare, config.PrepareSettings, description=__doc__)
+    runs.command(
+        "prepare",
+        VERSION,
+        prepare,
+        config.PrepareSettings,
+        description=__doc__,
+        writes=("sft.jsonl", "sft_validation.jsonl", "prompts.jsonl", "evaluation.jsonl", "gold/*", "counts.json"),
+        may_write=("preference_prompts.jsonl", "preferences.jsonl"),
+    )

@@ -184,4 +184,6 @@ if __name__ == "__main__":
         config.JudgeSettings,
         roles=("candidate", "baseline/NAME", "scorer", "benchmark/NAME"),
         description=__doc__,
+        writes=("verdicts.jsonl",),
+        may_write=("answers.jsonl", "templates"),
     )

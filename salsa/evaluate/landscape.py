@@ -154,4 +154,5 @@ if __name__ == "__main__":
         config.LandscapeSettings,
         roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/<name>", "…"),
         description=__doc__,
+        writes=("responses.jsonl", "line.csv", "gates.json"),
     )

@@ -120,4 +120,5 @@ if __name__ == "__main__":
         config.PlaneSettings,
         roles=("prepare", "reward_model", "sft0", "sft1", "ppo"),
         description=__doc__,
+        writes=("plane.csv",),
     )

@@ -129,4 +129,5 @@ if __name__ == "__main__":
         config.RespondSettings,
         roles=("prepare", "reward_model", "ppo", "sft0", "…", "benchmark/<name>", "…"),
         description=__doc__,
+        writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
     )

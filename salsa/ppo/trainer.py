@@ -492,4 +492,6 @@ if __name__ == "__main__":
         config.PpoSettings,
         roles=("prepare", "reward_model", "sft0", "sft1", "…"),
         description=__doc__,
+        writes=(*runs.MODEL, "metrics.jsonl", "rollouts.jsonl"),
+        may_write=("value_model", "reference"),
     )

@@ -272,4 +272,12 @@ def _legend(drawn, frame, looks, sizes):
 
 
 if __name__ == "__main__":
-    runs.command("comparison", VERSION, build, config.ComparisonSettings, roles=("study/I",), description=__doc__)
+    runs.command(
+        "comparison",
+        VERSION,
+        build,
+        config.ComparisonSettings,
+        roles=("study/I",),
+        description=__doc__,
+        writes=("tables/*.csv", "figures/*.png", "comparison.md"),
+    )

@@ -417,4 +417,14 @@ if __name__ == "__main__":
         config.StudySettings,
         roles=("prepare", "landscape/rK", "reward_model/rK", "ppo/I", "respond/I", "judge/NAME/I", "plane/I"),
         description=__doc__,
+        writes=(
+            "runs.csv",
+            "tables/*.csv",
+            "figures/*.png",
+            "samples.md",
+            "claims.md",
+            "report.md",
+            "report.html",
+            "cards/*",
+        ),
     )
