@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from salsa import config, data, plan, runs, studies
 from salsa.data import BENCHMARKS
+from salsa.evaluate import judge_access
 from salsa.runs import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -680,13 +681,14 @@ def _check_judge(name, judge):
     if judge["kind"] == "openai":
         if not judge["model"]:
             raise UserError(f"judges.{name}.model is missing; name the model that shall judge")
+        judge_access.check_base_url(judge["base_url"], f"judges.{name}.base_url")
         for key in ("max_tokens", "attempts"):
-            if judge[key] < 1:
+            if judge[key] is not None and judge[key] < 1:
                 raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 1")
         if judge["templates"] and not Path(judge["templates"]).is_dir():
             raise UserError(f"judges.{name}.templates={judge['templates']}: no such folder")
     for key in ("tie_margin", "temperature"):
-        if not 0 <= judge[key] < math.inf:
+        if judge[key] is not None and not 0 <= judge[key] < math.inf:
             raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 0")
 
 

@@ -94,8 +94,10 @@ class Judge:
     base_url: str = ""  # "": the environment's OPENAI_BASE_URL, or OpenAI's own
     key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key
     templates: str = ""  # a folder of prompts; "": the project's own, salsa/evaluate/templates
-    temperature: float = 0.0
-    max_tokens: int = 1024  # of an answer
+    # null leaves a parameter out of what is asked, for a server that refuses it
+    temperature: float | None = 0.0
+    max_tokens: int | None = 1024  # of an answer
+    seed: int | None = 0  # of answers that are sampled; another seed draws others
     attempts: int = 3  # answers asked for until one holds a verdict
 
 
@@ -323,6 +325,7 @@ class Execution:
     judge_retries: int = 6
     judge_requests: int = 0  # budget of a judge run; 0: no limit. One that is used up ends the run, which can go on
     judge_tokens: int = 0
+    judge_check: bool = True  # try, before the first job, whether the judge's server takes a connection
     trackers: list[str] = field(default_factory=list)  # Accelerate's: tensorboard, wandb, …
     shipped_base: bool = True  # copy the checkpoint that comes with the project where its address is the run's
 

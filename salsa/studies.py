@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from salsa import config, gpus, runs
-from salsa.evaluate import llm_judge
+from salsa.evaluate import judge_access, llm_judge
 
 MAIN_TABLE = "tables/win_rates.md"
 COMPARISON = "comparison.md"
@@ -100,12 +100,17 @@ def finished(plan, path):
 
 def check_judges(plan, paths):
     """UserError where a language model could not be asked that one of the runs at `paths` wants as a judge."""
+    reached = set()  # addresses that took a connection
     for path in paths:
         run = plan.runs[path]
         if run.stage == "judge" and run.settings["judge"]["kind"] == "openai" and not finished(plan, path):
             judge = config.from_dict(config.Judge, run.settings["judge"])
-            llm_judge.check_access(judge)
+            judge_access.check_access(judge)
             llm_judge.load_templates(judge.templates)
+            address = judge_access.base_url(judge)
+            if run.execution.get("judge_check") and address not in reached:
+                judge_access.check_reachable(judge)
+                reached.add(address)
 
 
 def conclude(plan):

@@ -9,9 +9,7 @@ what is compared with what, and how verdicts are written (salsa/evaluate/judge.p
 VERSION of salsa/evaluate/judge.py is this module's and its templates' too.
 """
 
-import importlib.util
 import json
-import os
 import re
 import threading
 import time
@@ -20,6 +18,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from salsa import runs
+from salsa.evaluate.judge_access import access_key, check_access, check_base_url  # noqa: F401 (the last for others)
 from salsa.evaluate.ledger import Ledger, key
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -315,19 +314,3 @@ class Client:
         """One line of at most 300 characters, without the key."""
         text = " ".join(text.split())
         return (text.replace(self.secret, "(key)") if self.secret else text)[:300]
-
-
-def access_key(judge):
-    """The key in the environment variable that the settings name, or "" where it is not set."""
-    return os.environ.get(judge.key_variable, "").strip()
-
-
-def check_access(judge):
-    """UserError where the package is missing, or the key of a server that is not the user's own."""
-    if importlib.util.find_spec("openai") is None:
-        raise runs.UserError("judge.kind=openai: needs openai, of the extra salsa[judge]; pip install -e '.[judge]'")
-    if not access_key(judge) and not judge.base_url and not os.environ.get("OPENAI_BASE_URL"):
-        raise runs.UserError(
-            f"judge.kind=openai: {judge.key_variable} is not set; export the key in it, or name another server in "
-            "judge.base_url"
-        )

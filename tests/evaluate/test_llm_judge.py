@@ -1,6 +1,7 @@
 """A language model as judge: its prompts, what its answers mean, what is kept, resumed, counted and limited."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import threading
@@ -423,7 +424,7 @@ def test_access(monkeypatch):
     llm_judge.check_access(chosen)
     monkeypatch.delenv("OPENAI_BASE_URL")
     llm_judge.check_access(config.Judge(kind="openai", model="m", base_url="http://127.0.0.1:9/v1"))
-    monkeypatch.setattr(llm_judge.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(runs.UserError, match=r"pip install -e '.\[judge\]'"):
         llm_judge.check_access(chosen)
 
