@@ -91,8 +91,8 @@ def check_access(judge):
     odd = re.search(r"[^\x21-\x7e]", key)
     if odd:
         raise runs.UserError(
-            f"{judge.key_variable}: its character {odd.start() + 1} is a space, a line break or outside ASCII, as in no "
-            "key; copy it again and export it"
+            f"{judge.key_variable}: its character {odd.start() + 1} is a space, a line break or outside ASCII, "
+            "which no key has; copy the key again and export it"
         )
     if not key and not judge.base_url and not os.environ.get("OPENAI_BASE_URL"):
         raise runs.UserError(
