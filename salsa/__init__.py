@@ -1,6 +1,7 @@
 """SALSA: PPO anchored to a soup of SFT models, and the controls that tell a soup's effect from others."""
 
 import gc
+import itertools
 import sys
 
 __version__ = "0.1.0"
@@ -12,3 +13,11 @@ if "--plan" in sys.orig_argv and any(argument.startswith("salsa.") for argument 
 
     gc.disable()
     sys.excepthook = failures.hook  # a limit of memory or files may end it while it imports
+
+# `python -m salsa.STAGE`: libraries read the environment when they are imported, which a stage does in its first lines.
+for option, name in itertools.pairwise(sys.orig_argv):
+    if option == "-m" and name.startswith("salsa.") and name != "salsa.surroundings":
+        from salsa import surroundings
+
+        surroundings.clean()
+        break

@@ -13,7 +13,7 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from salsa import runs, soup
+from salsa import runs, soup, surroundings
 from salsa.chat import set_chat_template  # noqa: F401  an old name of it
 from salsa.forward import ScoreModel
 
@@ -21,11 +21,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def prepare_process(execution, output=None):
-    """Set threads, memory allocation and the trackers' folder of this process, and return its torch device.
+    """Set threads, precision, memory allocation and the trackers' folder of this process, and return its torch device.
 
     Raises UserError when a GPU is asked for and there is none.
     """
+    surroundings.clean()
     torch.set_num_threads(execution.threads)
+    torch.set_float32_matmul_precision("highest")  # no TF32, whatever was set before
     if sys.platform == "linux":
         # Without this glibc gives each large buffer back to the kernel and faults it in again, at every layer.
         libc = ctypes.CDLL(None)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa import config, failures, gpus
+from salsa import config, failures, gpus, surroundings
 
 MANIFEST = "manifest.json"
 ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in JSON, its escape is the same text
@@ -315,7 +315,9 @@ def execute(stage, version, function, settings, parents, output, execution, expe
 
     A second process on the same output waits for the first one's lock and then finds the result. Processes that
     `accelerate launch` started together are one: all of them compute, and the first holds the lock and writes.
+    Variables of the environment that would change what is computed are removed (surroundings.py).
     """
+    surroundings.clean()
     output = Path(output)
     _make_folder(output)
     with _only_one(output, execution) as first, _same_folder(output) as check_folder:
@@ -405,7 +407,7 @@ def _declared(output, writes, may_write):
 @contextlib.contextmanager
 def _only_one(output, execution):
     """The lock on a run's folder. Yields whether this process writes for those that were launched with it."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if surroundings.world()[0] == 1:
         with FileLock(output / ".lock"):
             yield True
         return
@@ -486,6 +488,8 @@ def command(stage, version, function, settings_class, roles=(), description=None
     gpus.keep()
     gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second
     gc.enable()
+    surroundings.clean()
+    surroundings.warn()
     output = arguments.output
     try:
         if arguments.plan:
@@ -522,7 +526,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
             line = str(error)  # what was given by hand
         if line is None:
             raise
-        if int(os.environ.get("RANK", 0)):
+        if surroundings.world()[1]:
             time.sleep(5)  # within which the launcher ends this process, where the first one says the same
         sys.exit(f"{parser.prog}: {line}")
 

@@ -21,6 +21,9 @@ DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in
 TRAINED = ("sft", "reward_model", "ppo")  # stages that several processes may train in
 SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds all of a trained model
 REPORT = ("study", "comparison")
+PROCESSES = (
+    Path(__file__).resolve().parents[1] / "conf" / "accelerate" / "processes.yaml"
+)  # of several, unless others are given
 
 
 def use_environment(root):
@@ -66,14 +69,14 @@ def gpus_here(plan):
 def launcher(run):
     """The command that starts a run's process or processes, as shell text: what `-m <module>` follows.
 
-    A run on GPUs is started with a lease of as many. `accelerate launch` sets as many processes going as are asked for
-    only where it is told of several GPUs, or by its configuration file; on a CPU, `--multi_gpu` does it just so.
+    A run on GPUs is started with a lease of as many. `accelerate launch` is always given a configuration file, or it
+    would read the user's own.
     """
     devices, processes, path = (needs(run, name) for name in ("gpus", "processes", "accelerate_config"))
     leased = ["python", "-m", "salsa.gpus", str(devices)] if devices else []
     if run.stage not in TRAINED or (processes == 1 and not path):
         return shlex.join([*leased, "python"])
-    chosen = ["--config_file", path] if path else ["--multi_gpu"]
+    chosen = ["--config_file", path or str(PROCESSES)]
     # A run is on one machine, beside others: port 0 is any that is free. But Accelerate only looks for one, and another
     # process may take it before it is used; torchrun, told by this variable, opens its own. The rest would be warned
     # about.
@@ -85,7 +88,8 @@ def launcher(run):
         "dynamo_backend": "no",
     }
     chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return shlex.join([*leased, "env", "PET_STANDALONE=1", "accelerate", "launch", *chosen])
+    marked = ["python", "-m", "salsa.surroundings", str(processes), "env", "PET_STANDALONE=1"]
+    return shlex.join([*leased, *marked, "accelerate", "launch", *chosen])
 
 
 def distributed_type(path):

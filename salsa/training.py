@@ -20,16 +20,14 @@ from transformers import TrainerCallback
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import align_special_tokens
 
-from salsa import models, runs
+from salsa import models, runs, surroundings
 from salsa.ppo import checkpoints, processes
 
 KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
 SAVED = "saved.json"  # likewise: the checkpoint that is whole
 
 
-def world():
-    """How many processes were started together, and which of them this is."""
-    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+world = surroundings.world
 
 
 def arguments(section, chosen, settings, execution, output, device):

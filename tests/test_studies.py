@@ -1,5 +1,6 @@
 """How a run's processes are started; publishing: what of a study is copied, under which name, what stays behind."""
 
+import shlex
 from typing import Any
 
 import pytest
@@ -36,14 +37,16 @@ def study(results, kind, iterations=1):
         (
             {"processes": 2},
             6,
-            "env PET_STANDALONE=1 accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
+            f"python -m salsa.surroundings 2 env PET_STANDALONE=1 accelerate launch "
+            f"--config_file {shlex.quote(str(studies.PROCESSES))} --num_processes 2 --num_machines 1 "
             "--main_process_port 0 "
             "--mixed_precision bf16 --dynamo_backend no",
         ),
         (
             {"accelerate_config": "my fsdp.yaml"},
             3,
-            "env PET_STANDALONE=1 accelerate launch --config_file 'my fsdp.yaml' --num_processes 1 --num_machines 1 "
+            "python -m salsa.surroundings 1 env PET_STANDALONE=1 accelerate launch "
+            "--config_file 'my fsdp.yaml' --num_processes 1 --num_machines 1 "
             "--main_process_port 0 "
             "--mixed_precision bf16 --dynamo_backend no",
         ),
@@ -61,7 +64,7 @@ def test_runs_on_gpus_have_a_lease():
         plan.Run(stage, "label", "address", {"mixed_precision": "no", "judge": {"kind": kind}}, {}, execution)
         for stage, kind in (("ppo", ""), ("sft", ""), ("judge", "gold"), ("judge", "reward_model"))
     )
-    launched = "python -m salsa.gpus 2 env PET_STANDALONE=1 accelerate launch --multi_gpu --num_processes 2 "
+    launched = "python -m salsa.gpus 2 python -m salsa.surroundings 2 env PET_STANDALONE=1 accelerate launch "
     assert studies.launcher(ppo).startswith(launched) and studies.launcher(sft).startswith(launched)
     assert studies.launcher(scorer) == "python -m salsa.gpus 1 python"  # which computes on one
     assert studies.launcher(judge) == "python"

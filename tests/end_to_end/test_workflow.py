@@ -227,7 +227,7 @@ def test_ppo_runs_as_several_processes(small, tmp_path):
     assert sorted(line for line in processes if line.startswith("ppo")) == ["ppo 0 of 2", "ppo 1 of 2"]
     assert "respond 0 of 1" in processes
     ppo = printed.split("rule ppo:")[1].split("rule ")[0]
-    assert "threads: 2" in ppo and "exec env PET_STANDALONE=1 accelerate launch --multi_gpu --num_processes 2 " in ppo
+    assert "threads: 2" in ppo and "salsa.surroundings 2 env PET_STANDALONE=1 accelerate launch --config_file " in ppo
 
 
 def test_a_plan_file_is_run_as_it_stands(small):
