@@ -10,7 +10,8 @@ It stands before `accelerate launch` (`studies.launcher`), and before `accelerat
 launcher tells the processes that it starts is believed where there are as many of them as SALSA_PROCESSES says.
 
 Left alone: paths, tokens, proxies, verbosity, the network of NCCL and Gloo, how memory is allocated, which devices
-are seen, how many threads (`execution.threads` says it again).
+are seen, how many threads (`execution.threads` says it again), and for which kind of CPU numpy computes
+(`OPENBLAS_CORETYPE`), which some machines set so that all of their nodes agree.
 """
 
 import os
@@ -33,8 +34,6 @@ NUMBERS = (
     *("TORCH_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "PYTORCH_", "ATEN_", "TRITON_", "FLASH_ATTENTION_"),
     *("NVIDIA_TF32_OVERRIDE", "CUBLAS_", "CUBLASLT_", "NCCL_ALGO", "NCCL_PROTO"),
     *("MKL_", "MKLDNN_", "DNNL_", "ONEDNN_", "OMP_", "KMP_DETERMINISTIC_REDUCTION", "KMP_FORCE_REDUCTION"),
-    # numpy
-    *("OPENBLAS_", "NPY_"),
     # Hugging Face's and vLLM
     *("TRANSFORMERS_", "TRL_", "USE_TORCH", "USE_TF", "USE_JAX", "USE_FLAX", "USE_TORCH_XLA", "USE_HUB_KERNELS"),
     *("XLA_USE_BF16", "XLA_DOWNCAST_BF16", "VLLM_"),
@@ -47,8 +46,8 @@ KEPT = (
     *("TRITON_PTXAS_PATH", "TRITON_LIBCUDA_PATH", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"),
     *("PYTORCH_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK", "PYTORCH_KERNEL_CACHE_PATH"),
     *("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_STACKSIZE", "OMP_WAIT_POLICY"),
-    *("OMP_DISPLAY_ENV", "OPENBLAS_NUM_THREADS", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"),
-    *("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "VLLM_CPU_", "VLLM_CACHE_ROOT"),
+    *("OMP_DISPLAY_ENV", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE", "TRANSFORMERS_VERBOSITY"),
+    *("TRANSFORMERS_NO_ADVISORY_WARNINGS", "VLLM_CPU_", "VLLM_CACHE_ROOT"),
     *("VLLM_CONFIG_ROOT", "VLLM_LOGGING_", "VLLM_CONFIGURE_LOGGING", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK"),
     *("VLLM_HOST_IP", "VLLM_PORT", "VLLM_TARGET_DEVICE", "VLLM_WORKER_MULTIPROC_METHOD"),
     "VLLM_ENABLE_V1_MULTIPROCESSING",
