@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import math
 import re
 import types
 import typing
@@ -29,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import config, data, plan, runs, studies
+from salsa import bounds, config, data, plan, runs, studies
 from salsa.data import BENCHMARKS
 from salsa.evaluate import judge_access
 from salsa.runs import UserError
@@ -44,51 +43,32 @@ JUDGES = {  # kinds of judge, by kind of data
     "ultra": ("reward_model", "openai"),
 }
 GOLD = ("stories", "reviews")
-MEASURES = ("kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable")
-OBJECTIVES = ("gold_reward", "reward", "win_rate")
-CHOICES = {
-    "model.source": ("pretrain", "package", "hub"),
-    "model.dtype": ("float32", "bfloat16"),
-    "data.preferences": ("sampled", "given"),
-    "data.corpus.kind": ("stories", "reviews", "none"),
-    "data.task.kind": tuple(BENCHMARKS),
-    "sft.stop": ("validation", "epochs"),
-    "ppo.schedule": ("linear", "constant"),
-    "ppo.kl_estimator": ("k1", "k2", "k3"),
-    "ppo.kl_in": ("reward", "loss"),
-    "ppo.value_model": ("reward_model", "sft", "shared"),
-    "ppo.score_normalisation": ("constants", "batch", "none"),
-    "execution.device": ("auto", "cpu", "cuda"),
-    "execution.rollouts": ("transformers", "vllm"),
-    "mixed_precision": ("no", "bf16"),
-}
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
-REFERENCES = ("soup", "noise", "multi_kl", *plan.MOVING)
-AT_LEAST = {  # the smallest value that makes sense
-    1: "lengths.prompt lengths.response base.epochs base.batch_size base.block_length sft.models sft.epochs "
-    "sft.batch_size reward_model.pairs reward_model.held_out reward_model.epochs reward_model.batch_size "
-    "reward_model.normalisation_prompts ppo.iterations ppo.batch_size ppo.epochs ppo.mini_batches ppo.rollouts_every "
-    "report.bootstrap execution.threads execution.micro_batch execution.rollout_batch execution.memory_mb "
-    "execution.runtime execution.processes execution.judge_concurrency evaluate.plane.prompts "
-    "model.architecture.vocabulary_size model.architecture.hidden_size model.architecture.layers "
-    "model.architecture.heads model.architecture.intermediate_size model.architecture.max_length",
-    0: "sft.weight_decay sft.dropout ppo.warmup ppo.clip_range ppo.value_clip_range ppo.value_coef execution.gpus "
-    "report.samples base.weight_decay ppo.missing_eos_penalty ppo.score_clip seed "
-    "sft.lora_rank reward_model.lora_rank ppo.lora_rank "
-    "execution.checkpoint_every execution.checkpoint_minutes "
-    "execution.judge_retries execution.judge_requests execution.judge_tokens "
-    "evaluate.plane.replicates report.reader stability.lowest_end_rate stability.shortest_length "
-    "stability.largest_gold_loss data.task.demonstrations data.task.validation data.task.preferences "
-    "data.task.prompts data.task.evaluation data.task.response_words data.corpus.documents",
+REFERENCES = bounds.choices(config.Reference, "kind")
+TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
+MOST_POLICIES = 5000  # of a study: its plan takes a minute
+MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
+MOST_SWEPT = 1000  # points of a sweep
+OF_FILES = ("preference_file", "mt_bench", "arena_hard")
+READ_BY = {  # settings that some kinds read alone -> those kinds
+    config.Task: {
+        "opening_words": ("reviews",),
+        "response_words": ("reviews",),
+        "sft_file": ("ultra",),
+        "preference_file": ("ultra",),
+        "evaluation_file": ("ultra",),
+    },
+    config.Corpus: {"seed": ("stories", "reviews"), "documents": ("stories", "reviews")},
+    config.Benchmark: {"file": OF_FILES, "reference_file": ("mt_bench",)},
+    config.Judge: {
+        "tie_margin": ("gold", "vader", "reward_model"),
+        **dict.fromkeys(
+            ("model", "base_url", "key_variable", "templates", "temperature", "max_tokens", "seed", "attempts"),
+            ("openai",),
+        ),
+    },
 }
-POSITIVE = (
-    "base.learning_rate sft.learning_rate reward_model.learning_rate ppo.learning_rate ppo.temperature "
-    "ppo.max_grad_norm ppo.adam_epsilon ppo.lora_alpha sft.lora_alpha reward_model.lora_alpha evaluate.temperature "
-    "reward_model.gold_temperature"
-)
-SHARES = "base.warmup sft.warmup reward_model.warmup sft.dropout ppo.gamma ppo.lam ppo.adam_beta1 ppo.adam_beta2"
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Hydra adds no entry to a typed dictionary, and puts nothing into a null: OmegaConf merges these overrides.
 MERGED = re.compile(r"\+(arms|benchmarks|judges|claims)\.[\w.+-]+=|arms\.[\w+-]+\.kl_schedule[.=]")
@@ -355,7 +335,7 @@ def _unknown(key):
                 there = f"a new entry of {where} is written with + before it"
             return f"{key}: no such setting; {hint}{there}"
         path.append(name)
-        known = _required(typing.get_type_hints(known)[name])
+        known = _required(bounds.type_hints(known)[name])
     return f"{key}: no such setting"
 
 
@@ -378,17 +358,22 @@ def _value(values, key):
 def validate(values):
     """Refuse what the schema's types allow and no run can honour. UserError, one line: what, where, what to do."""
     _check_keys(values, config.Config)
+    try:
+        bounds.check(config.Config, values)
+    except bounds.SettingError as error:
+        raise UserError(str(error)) from None
     for check in (
-        _check_choices,
-        _check_ranges,
-        _check_names,
+        _check_kinds,
         _check_axes,
+        _check_names,
         _check_arms,
         _check_schedules,
         _check_ppo,
         _check_execution,
         _check_data,
+        _check_sizes,
         _check_plane,
+        _check_gates,
         _check_objective,
         _check_model,
         _check_names_differ,
@@ -405,7 +390,7 @@ def _check_keys(values, schema, path=()):
     for name in names:
         if name not in values:
             raise UserError(f"{'.'.join([*path, name])}: removed, and needed; leave out ~{'.'.join([*path, name])}")
-    for name, hint in typing.get_type_hints(schema).items():
+    for name, hint in bounds.type_hints(schema).items():
         if is_dataclass(hint):
             _check_keys(values[name], hint, (*path, name))
         elif typing.get_origin(hint) is dict:
@@ -413,101 +398,72 @@ def _check_keys(values, schema, path=()):
                 _check_keys(values[name][entry], typing.get_args(hint)[1], (*path, name, entry))
 
 
-def _check_choices(values):
-    keys = dict(CHOICES)
-    keys |= {f"arms.{name}.reference.kind": REFERENCES for name in values["arms"]}
-    keys |= {f"{key}.kind": tuple(plan.SCHEDULES) for key in _schedules(values)}
-    keys |= {f"judges.{name}.kind": sum(JUDGES.values(), ()) for name in values["judges"]}
-    keys |= {f"claims.{name}.measure": MEASURES for name in values["claims"]}
-    keys |= {f"claims.{name}.origin": ("abstract", "control") for name in values["claims"]}
-    keys |= {f"benchmarks.{name}.kind": sum(BENCHMARKS.values(), ()) for name in values["benchmarks"]}
-    for key, choices in keys.items():
-        _choose(key, _value(values, key), choices)
-    if values["ppo"]["kl_estimator"] == "k1" and values["ppo"]["kl_in"] == "loss":
-        raise UserError("ppo.kl_estimator=k1 ppo.kl_in=loss: its gradient is zero on average; use kl_estimator=k2")
-
-
-def _choose(key, value, choices):
-    if value not in choices:
-        raise UserError(f"{key}={value}: no such choice; there are {', '.join(choices)}")
-
-
-def _schedules(values):
-    """The keys of the study's schedule of kl_coef, and of the arms' own."""
-    own = [f"arms.{name}.kl_schedule" for name, arm in values["arms"].items() if arm["kl_schedule"] is not None]
-    return ["ppo.kl_schedule", *own]
-
-
-def _check_ranges(values):
-    schedules = _schedules(values)
-    positive = [f"arms.{name}.kl_scale" for name in values["arms"]]
-    positive += [f"{key}.{name}" for key in schedules for name in ("target", "horizon")]
-    positive += [f"claims.{name}.smallest_effect" for name in values["claims"]]
-    positive += ["execution.judge_timeout", "objective.kl_penalty"]
-    for smallest, keys in AT_LEAST.items():
-        for key in keys.split():
-            if not smallest <= _value(values, key) < math.inf:
-                raise UserError(f"{key}={_value(values, key)}: must be at least {smallest}")
-    for key in [*POSITIVE.split(), *positive]:
-        if not 0 < _value(values, key) < math.inf:
-            raise UserError(f"{key}={_value(values, key)}: must be above 0")
-    for key in [*SHARES.split(), *(f"{key}.final" for key in schedules)]:
-        if not 0 <= _value(values, key) <= 1:
-            raise UserError(f"{key}={_value(values, key)}: must lie between 0 and 1")
+def _check_kinds(values):
+    """Refuse settings that the kind of a thing would ignore: `READ_BY` says which kinds read a setting."""
+    things = {
+        "data.task": (config.Task, values["data"]["task"]),
+        "data.corpus": (config.Corpus, values["data"]["corpus"]),
+    }
+    things |= {f"benchmarks.{name}": (config.Benchmark, thing) for name, thing in values["benchmarks"].items()}
+    things |= {f"judges.{name}": (config.Judge, thing) for name, thing in values["judges"].items()}
+    for key, (schema, thing) in things.items():
+        defaults = {f.name: f.default for f in fields(schema)}
+        for name, kinds in READ_BY[schema].items():
+            if thing["kind"] not in kinds and thing[name] != defaults[name]:
+                of = " and ".join(kinds)
+                raise UserError(f"{key}.{name}: of kind={of} alone, and this is {thing['kind']}; leave it out")
 
 
 def _check_names(values):
-    """Names become parts of folder names."""
-    named = {"name": values["name"], "model.name": values["model"]["name"], "data.name": values["data"]["name"]}
-    for group in ("arms", "benchmarks", "judges", "claims"):
-        named |= {f"{group}.{name}": name for name in values[group]}
-    for key, name in named.items():
-        if not FILE_NAME.fullmatch(name):
-            raise UserError(f"{key}: {name!r} cannot be part of a file name; use letters, digits, and _ . + -")
+    """Refuse names that mean something else in tables, files or runs."""
+    for name in values["arms"]:
+        if TAKEN.fullmatch(name):
+            raise UserError(f"arms.{name}: the name of an SFT model, a soup or an alpha; give the arm another")
+    for group in ("arms", "benchmarks", "judges"):
+        seen = {}
+        for name in values[group]:
+            other = seen.setdefault(name.lower(), name)
+            if other != name:
+                raise UserError(f"{group}.{name}: differs from {other} in capitals alone; give it another name")
+    if "evaluation" in values["benchmarks"]:
+        raise UserError("benchmarks.evaluation: the name of the development prompts; give the benchmark another")
 
 
 def _check_axes(values):
     for axis in ("replicates", "kl_coefs"):
-        _check_axis(axis, values[axis])
+        _check_once_each(axis, values[axis], values[axis])
         if not values[axis]:
             raise UserError(
                 f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
             )
-    for key in ("alpha_kl_coefs", *(f"arms.{name}.kl_coefs" for name in values["arms"])):
-        some = _value(values, key)
+    chosen = {"alpha_kl_coefs": values["alpha_kl_coefs"]}
+    chosen |= {f"arms.{name}.kl_coefs": arm["kl_coefs"] for name, arm in values["arms"].items()}
+    for key, some in chosen.items():
         if some is not None:
-            _check_axis(key, some)
+            _check_once_each(key, some, some)
             others = [kl_coef for kl_coef in some if kl_coef not in values["kl_coefs"]]
             if others:
                 raise UserError(f"{key}: {others[0]} is not in kl_coefs={values['kl_coefs']}; add it there")
             if not some:
                 raise UserError(f"{key} is empty; leave it out for all of kl_coefs")
-    for key in ("alphas", "evaluate.alphas"):
-        alphas = _value(values, key)
-        numbers = [_fraction(key, alpha) for alpha in alphas]
-        for alpha, number in zip(alphas, numbers, strict=True):
-            if not 0 <= number <= 1:
-                raise UserError(f"{key}: {alpha} lies outside 0 to 1, where sft0 and sft1 are")
-        if len(set(numbers)) < len(numbers):
-            raise UserError(f"{key}={alphas}: a value stands there twice")
+    for key, alphas in (("alphas", values["alphas"]), ("evaluate.alphas", values["evaluate"]["alphas"])):
+        _check_once_each(key, alphas, [bounds.fraction(alpha) for alpha in alphas])
     if values["alphas"] and values["sft"]["models"] < 2:
         raise UserError("alphas: need two SFT models, and sft.models=1; set sft.models=2")
     if not values["arms"] and not values["alphas"]:
         raise UserError("arms and alphas are empty: nothing to train; choose arms with arm=[ppo,salsa]")
+    ways = len(values["arms"]) + len(values["alphas"])
+    policies = max(ways * len(values["kl_coefs"]), values["sft"]["models"]) * len(values["replicates"])
+    if policies > MOST_POLICIES:
+        raise UserError(
+            f"arms, alphas, kl_coefs, replicates and sft.models ask for up to {policies} models, and a study may have "
+            f"{MOST_POLICIES}; leave some out"
+        )
 
 
-def _check_axis(axis, numbers):
-    if len(set(numbers)) < len(numbers):
-        raise UserError(f"{axis}={numbers}: a value stands there twice")
-    if any(not number >= 0 or math.isinf(number) for number in numbers):
-        raise UserError(f"{axis}={numbers}: no value may be below 0")
-
-
-def _fraction(key, text):
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"{key}: {text!r} is no number; write a decimal (0.25) or a fraction (1/3)") from None
+def _check_once_each(key, shown, values):
+    if len(set(values)) < len(values):
+        raise UserError(f"{key}={bounds.shown(shown)}: a value stands there twice")
 
 
 def _check_arms(values):
@@ -553,7 +509,11 @@ def _check_moving(key, reference, ppo):
 
 def check_weights(key, weights, models):
     """Refuse weights over `models` SFT models that are no numbers, too many, or do not sum to 1 within 1e-6."""
-    total = sum(_fraction(key, weight) for weight in weights)
+    fractions = [bounds.fraction(weight) for weight in weights]
+    if None in fractions:
+        wrong = weights[fractions.index(None)]
+        raise UserError(f"{key}: {wrong!r} is no number; write a decimal (0.25) or a fraction (1/3)")
+    total = sum(fractions)
     if len(weights) > models:
         raise UserError(f"{key}={_shown(weights)}: {len(weights)} weights for {models} SFT models; set sft.models")
     if abs(total - 1) > Fraction(1, 10**6):
@@ -580,6 +540,10 @@ def _check_schedules(values):
 
 def _check_ppo(values):
     ppo = values["ppo"]
+    if ppo["kl_estimator"] == "k1" and ppo["kl_in"] == "loss":
+        raise UserError("ppo.kl_estimator=k1 ppo.kl_in=loss: its gradient is zero on average; use kl_estimator=k2")
+    if ppo["warmup"] > ppo["iterations"]:
+        raise UserError(f"ppo.warmup={ppo['warmup']}: longer than ppo.iterations={ppo['iterations']}; make it shorter")
     if ppo["batch_size"] % ppo["mini_batches"]:
         raise UserError(
             f"ppo.batch_size={ppo['batch_size']}: not divisible by ppo.mini_batches={ppo['mini_batches']}; change one"
@@ -663,13 +627,6 @@ def _check_data(values):
         _check_judge(name, judge)
     if chosen["preferences"] == "sampled" and kind not in GOLD:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
-    if kind == "stories":  # whose sizes are exact: what is too small is known before anything is made
-        for size, smallest, needed in (
-            ("prompts", values["ppo"]["batch_size"], "ppo.batch_size"),
-            ("preferences", values["reward_model"]["held_out"] + 1, "reward_model.held_out and one to train on"),
-        ):
-            if chosen["task"][size] < smallest:
-                raise UserError(f"data.task.{size}={chosen['task'][size]}: {needed} need at least {smallest}")
     if values["model"]["source"] == "pretrain" and chosen["corpus"]["kind"] == "none":
         raise UserError(
             f"model={values['model']['name']} is pretrained by the project, and data={chosen['name']} has no corpus; "
@@ -677,19 +634,61 @@ def _check_data(values):
         )
 
 
+def _check_sizes(values):
+    """Sizes against each other, where they are exact: what is too small is known before anything is made."""
+    task, reward_model, ppo = values["data"]["task"], values["reward_model"], values["ppo"]
+    if reward_model["batch_size"] > reward_model["pairs"]:
+        raise UserError(
+            f"reward_model.batch_size={reward_model['batch_size']}: more than reward_model.pairs="
+            f"{reward_model['pairs']}; make it smaller"
+        )
+    if 0 < task["preferences"] <= reward_model["held_out"]:
+        raise UserError(
+            f"data.task.preferences={task['preferences']}: reward_model.held_out={reward_model['held_out']} and one to "
+            "train on need more"
+        )
+    if 0 < task["prompts"] < max(2, ppo["batch_size"]):
+        raise UserError(
+            f"data.task.prompts={task['prompts']}: ppo.batch_size={ppo['batch_size']} need as many, and the reward's "
+            "deviation two; change one"
+        )
+    if task["kind"] != "stories":
+        return
+    for size, smallest, needed in (
+        ("prompts", 1, "PPO"),
+        ("preferences", reward_model["held_out"] + 1, "reward_model.held_out and one to train on"),
+        ("demonstrations", 1, "SFT"),
+        ("validation", 1, "SFT and the landscape"),
+        ("evaluation", 1, "reported KL and rewards"),
+    ):
+        if task[size] < smallest:
+            raise UserError(f"data.task.{size}={task[size]}: {needed} need at least {smallest}; give more")
+    for name, benchmark in values["benchmarks"].items():
+        if benchmark["prompts"] < 1:
+            raise UserError(f"benchmarks.{name}.prompts={benchmark['prompts']}: generated, so it must be at least 1")
+    corpus = values["data"]["corpus"]
+    if values["model"]["source"] == "pretrain" and corpus["kind"] == "stories" and not corpus["documents"]:
+        raise UserError("data.corpus.documents=0: nothing to pretrain on; give some, such as 30000")
+
+
 def _check_judge(name, judge):
-    if judge["kind"] == "openai":
-        if not judge["model"]:
-            raise UserError(f"judges.{name}.model is missing; name the model that shall judge")
-        judge_access.check_base_url(judge["base_url"], f"judges.{name}.base_url")
-        for key in ("max_tokens", "attempts"):
-            if judge[key] is not None and judge[key] < 1:
-                raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 1")
-        if judge["templates"] and not Path(judge["templates"]).is_dir():
-            raise UserError(f"judges.{name}.templates={judge['templates']}: no such folder")
-    for key in ("tie_margin", "temperature"):
-        if judge[key] is not None and not 0 <= judge[key] < math.inf:
-            raise UserError(f"judges.{name}.{key}={judge[key]}: must be at least 0")
+    key = f"judges.{name}"
+    if judge["kind"] != "openai":
+        return
+    if not judge["model"]:
+        raise UserError(f"{key}.model is missing; name the model that shall judge")
+    if judge["templates"] and not Path(judge["templates"]).is_dir():
+        raise UserError(f"{key}.templates={bounds.shown(judge['templates'])}: no such folder")
+    judge_access.check_base_url(judge["base_url"], f"{key}.base_url")
+
+
+def _check_gates(values):
+    gates = values["evaluate"]["gates"]
+    if gates["lowest_agreement"] > gates["highest_agreement"]:
+        raise UserError(
+            f"evaluate.gates.lowest_agreement={gates['lowest_agreement']}: above evaluate.gates.highest_agreement="
+            f"{gates['highest_agreement']}; change one"
+        )
 
 
 def _check_plane(values):
@@ -699,13 +698,15 @@ def _check_plane(values):
             raise UserError(f"{key}.arms: {arm} is no arm of this study; it has {', '.join(values['arms'])}")
     if plane["arms"] and values["sft"]["models"] < 2:
         raise UserError(f"{key}.arms={plane['arms']}: a plane needs two SFT models; set sft.models=2, or {key}.arms=[]")
-    step = _fraction(f"{key}.step", plane["step"])
-    if not 0 < step <= 1:
-        raise UserError(f"{key}.step={plane['step']}: must be above 0, and at most 1")
+    step, margin = bounds.fraction(plane["step"]), bounds.fraction(plane["margin"])
     if (1 / step).denominator != 1:
         raise UserError(f"{key}.step={plane['step']}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
-    if not 0 <= _fraction(f"{key}.margin", plane["margin"]) <= 5:
-        raise UserError(f"{key}.margin={plane['margin']}: must lie between 0 and 5")
+    points = (int((1 + 2 * margin) / step) + 1) ** 2
+    if points > MOST_POINTS:
+        raise UserError(
+            f"{key}.step={plane['step']} {key}.margin={plane['margin']}: up to {points} models, and {MOST_POINTS} may "
+            "be; take larger steps"
+        )
     if plane["kl_coef"] is not None and plane["kl_coef"] not in values["kl_coefs"]:
         raise UserError(f"{key}.kl_coef: {plane['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
 
@@ -715,11 +716,8 @@ def _check_objective(values):
     arms = [name for names, _ in plan.ways(values).values() for name in names]
     if objective["arm"] and objective["arm"] not in arms:
         raise UserError(f"{key}.arm={objective['arm']}: no arm of this study; it has {', '.join(arms)}")
-    _choose(f"{key}.measure", objective["measure"] or OBJECTIVES[0], OBJECTIVES)
     if objective["kl_coef"] is not None and objective["kl_coef"] not in values["kl_coefs"]:
         raise UserError(f"{key}.kl_coef: {objective['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
-    if not 0 <= (objective["kl_budget"] or 0) < math.inf:
-        raise UserError(f"{key}.kl_budget={objective['kl_budget']}: must be at least 0")
 
 
 def _check_model(values):
@@ -734,9 +732,9 @@ def _check_model(values):
         )
     if model["source"] == "pretrain":
         architecture = model["architecture"]
-        if architecture["hidden_size"] % architecture["heads"]:
+        if architecture["hidden_size"] % (2 * architecture["heads"]):  # rotary positions turn pairs of dimensions
             raise UserError(
-                f"model.architecture.hidden_size={architecture['hidden_size']}: not divisible by "
+                f"model.architecture.hidden_size={architecture['hidden_size']}: not divisible by twice "
                 f"heads={architecture['heads']}; change one"
             )
         _check_length(values["lengths"], architecture["max_length"], "model.architecture.max_length")
