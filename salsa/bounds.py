@@ -186,7 +186,7 @@ def entries(at_most=1000):
 def planned(default=NEEDED):
     """What the plan makes, and no one writes."""
     made = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**made, metadata={RULE: Free(), ITEMS: None})
+    return field(**made, metadata={RULE: Free()})
 
 
 def fraction(value):
@@ -272,7 +272,7 @@ def _value(hint, metadata, value, path):
         hint = typing.get_args(hint)[0]
     if is_dataclass(hint):
         return check(hint, value, path)
-    key, rule = ".".join(path), metadata[RULE]
+    key, rule = ".".join(path), metadata.get(RULE, Free())
     kind = typing.get_origin(hint) or hint
     value = _typed(kind, value, key, rule)
     if kind is list:
@@ -302,10 +302,10 @@ def _typed(kind, value, key, rule):
 
 def _list(hint, metadata, value, path):
     """`check` of a list."""
-    key, rule, most = ".".join(path), metadata[RULE], metadata[ITEMS]
-    _count(key, value, most)
+    key, rule = ".".join(path), metadata.get(RULE, Free())
+    _count(key, value, metadata.get(ITEMS))
     if is_dataclass(hint) or typing.get_origin(hint):
-        return [_value(hint, {RULE: rule, ITEMS: None}, item, path) for item in value]
+        return [_value(hint, {RULE: rule}, item, path) for item in value]
     items = [_typed(hint, item, key, rule) for item in value]
     for item in items:
         problem = rule.problem(item)
@@ -318,14 +318,13 @@ def _list(hint, metadata, value, path):
 
 def _dictionary(hint, metadata, value, path):
     """`check` of a dictionary whose keys are names."""
-    key, rule = ".".join(path), metadata[RULE]
-    _count(key, value, metadata[ITEMS])
+    key, rule = ".".join(path), metadata.get(RULE, Free())
+    _count(key, value, metadata.get(ITEMS))
     for name in value:
         problem = rule.problem(name) if isinstance(name, str) else "is no text"
         if problem:
             raise SettingError(f"{key}.{shown(name)}: {shown(name)!r} {problem}")
-    inner = {RULE: Free(), ITEMS: None}
-    return {name: _value(hint, inner, item, (*path, name)) for name, item in value.items()}
+    return {name: _value(hint, {}, item, (*path, name)) for name, item in value.items()}
 
 
 def _count(key, value, most):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa import config, failures, gpus, surroundings
+from salsa import bounds, config, failures, gpus, surroundings
 
 MANIFEST = "manifest.json"
 ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in JSON, its escape is the same text
@@ -512,10 +512,10 @@ def command(stage, version, function, settings_class, roles=(), description=None
             stage,
             version,
             function,
-            config.from_dict(settings_class, settings),
+            _checked(settings_class, settings, arguments.plan or arguments.settings),
             parents,
             output,
-            config.from_dict(config.Execution, execution),
+            _checked(config.Execution, execution, arguments.plan or arguments.execution),
             expected,
             writes,
             may_write,
@@ -542,6 +542,14 @@ def _given(text):
     if not isinstance(value, dict):
         raise UserError(f"{text}: not a JSON object of settings, but {type(value).__name__}")
     return value
+
+
+def _checked(cls, values, where):
+    """The settings `cls` of a dictionary. UserError, which names the key and `where` it stands, for any other."""
+    try:
+        return config.from_dict(cls, values)
+    except bounds.SettingError as error:
+        raise UserError(f"{error} ({where})" if where and len(where) < 200 else str(error)) from None
 
 
 def _given_parents(pairs):
