@@ -364,7 +364,7 @@ class Claim:
 
 @dataclass
 class Stability:
-    """When a trained policy counts as stable."""
+    """When a trained policy counts as stable, and when as collapsed."""
 
     # share of evaluation responses that end by themselves, relative to sft0's
     lowest_end_rate: float = number(0.9, at_least=0, at_most=1000)
@@ -372,6 +372,24 @@ class Stability:
     largest_gold_loss: float = number(
         0.02, at_least=0, at_most=10**6
     )  # gold of the last kept rollouts below their peak
+    # Beyond any of these a policy is marked as collapsed wherever it is shown, as it is where a number is not finite.
+    collapsed_end_rate: float = number(0.5, at_least=0, at_most=1000)  # share of responses that end, by sft0's
+    collapsed_length: float = number(0.1, at_least=0, at_most=1000)  # mean response length, by sft0's
+    # KL(policy ‖ sft0), nats a token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)
+    collapsed_kl: float = number(5.0, above=0, at_most=10**6)
+
+
+@dataclass
+class JudgeLimits:
+    """What a judge's verdicts must show for claims to be read from them; docs/evaluation.md says why these.
+
+    The last two are of the lower bounds of 95 % intervals over prompts, so that few verdicts show little.
+    """
+
+    # of its answers: errors on 10 % of the prompts that differ from the others by 30 points move a rate by 3
+    largest_error_share: float = number(0.1, at_least=0, at_most=1)
+    smallest_discrimination: float = number(0.0, at_least=0, at_most=1)  # share of verdicts that follow the answers
+    smallest_kappa: float = number(0.0, at_least=-1, at_most=1)  # agreement with gold beyond chance, where gold is
 
 
 @dataclass
@@ -380,6 +398,7 @@ class Report:
     seed: int = _seed()
     samples: int = whole(5, 0, 1000)  # prompts a benchmark, answered by every arm side by side
     reader: int = whole(20, 0, 10000)  # prompts a benchmark, with every policy's responses and verdicts, in report.html
+    judges: JudgeLimits = field(default_factory=JudgeLimits)
 
 
 @dataclass

@@ -284,11 +284,13 @@ def read(path):
     if not path.is_file():
         raise runs.UserError(f"{path}: no such file")
     if path.suffix != ".json":
-        return runs.read_jsonl(path)
+        return [row for _, row in statistics.numbered_rows(path)]
     try:
-        rows = runs.read_json(path)
+        rows = json.loads(path.read_bytes())  # bytes: with a byte order mark or without
     except json.JSONDecodeError as error:
         raise runs.UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise runs.UserError(f"{path}: not JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(rows, list):
         raise runs.UserError(f"{path}: not a list of annotations")
     return rows

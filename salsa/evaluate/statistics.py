@@ -9,6 +9,7 @@ asks no judge and draws no figure.
 """
 
 import argparse
+import codecs
 import json
 import math
 import sys
@@ -25,29 +26,60 @@ FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "ju
 CHUNK = 4_000_000  # indices that a bootstrap holds at a time
 RIDGE = 0.01  # of the slope of `length_controlled`
 MOST_REPLICATES = 10_000  # that `decide` thinks of
+FEWEST = 6  # that can agree beyond chance: five tosses of a coin are all alike in 2/2⁵ = 6 %, six in 3 %
+FEWEST_RESAMPLES = 20  # below it, the two tails of 2.5 % together hold less than one of them
+PRIOR = 2  # z²/2 for 95 %, as Agresti and Coull (American Statistician 52, 1998) add it to each of two counts
+SHOWN = 20  # pairs that a message names
+SAME = 1e-9  # values nearer to each other than this differ by rounding
 
 
 def read_verdicts(path):
-    """Checked verdict lines of a JSONL file.
+    """Checked verdict lines of a JSONL file; a byte order mark and blank lines are passed over.
 
-    Raises UserError (one line, with file and line number) for a missing file, field, or an unknown winner or order.
+    Raises UserError (one line, with file and line number) for a missing file or field, a value of a wrong type, or an
+    unknown winner or order.
     """
     if not Path(path).is_file():
         raise runs.UserError(f"{path}: no such file; give the verdicts.jsonl that a judge run wrote")
-    verdicts = runs.read_jsonl(path)
-    for number, verdict in enumerate(verdicts, 1):
-        if not isinstance(verdict, dict):
-            raise runs.UserError(f"{path}:{number}: a verdict is a JSON object; mend or remove the line")
-        missing = [name for name in FIELDS if name not in verdict]
-        if missing:
-            raise runs.UserError(f"{path}:{number}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")
-        if verdict["winner"] not in WINNERS:
-            raise runs.UserError(f"{path}:{number}: winner {verdict['winner']!r} is none of {', '.join(WINNERS)}")
-        if verdict["order"] not in (0, 1):
-            raise runs.UserError(f"{path}:{number}: order {verdict['order']!r} is neither 0 nor 1")
-        if not isinstance(verdict.get("turn"), int | None):
-            raise runs.UserError(f"{path}:{number}: turn {verdict['turn']!r} is no whole number")
-    return verdicts
+    return [_checked(verdict, f"{path}:{number}") for number, verdict in numbered_rows(path)]
+
+
+def numbered_rows(path):
+    """(line number, value) of each line of a JSONL file that is not blank; a byte order mark is passed over.
+
+    UserError, one line with file and line number, where a line is no JSON.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
+            if text:
+                try:
+                    yield number, json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    reason = str(error).splitlines()[0]
+                    raise runs.UserError(f"{path}:{number}: not JSON ({reason}); mend or remove the line") from None
+
+
+def _checked(verdict, place):
+    """A verdict that the rest of this module can rely on; UserError, which begins with `place`, where it is none."""
+    if not isinstance(verdict, dict):
+        raise runs.UserError(f"{place}: a verdict is a JSON object; mend or remove the line")
+    missing = [name for name in FIELDS if name not in verdict]
+    if missing:
+        raise runs.UserError(f"{place}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")
+    if verdict["winner"] not in WINNERS:
+        raise runs.UserError(f"{place}: winner {verdict['winner']!r} is none of {', '.join(WINNERS)}")
+    if isinstance(verdict["order"], bool) or verdict["order"] not in (0, 1):
+        raise runs.UserError(f"{place}: order {verdict['order']!r} is neither 0 nor 1")
+    if not isinstance(verdict.get("turn"), int | None):
+        raise runs.UserError(f"{place}: turn {verdict['turn']!r} is no whole number")
+    for name in ("benchmark", "model_a", "model_b", "judge"):
+        if not isinstance(verdict[name], str):
+            raise runs.UserError(f"{place}: {name} {verdict[name]!r} is no text")
+    for name in ("prompt_id", "replicate"):
+        if not isinstance(verdict.get(name), str | int | None):
+            raise runs.UserError(f"{place}: {name} {verdict[name]!r} is neither text nor a whole number")
+    return verdict
 
 
 def latest(verdicts):
@@ -119,16 +151,43 @@ def adjusted_win_rate(scores):
 def bootstrap_interval(scores, seed=0, resamples=2000, level=0.95):
     """Percentile interval (low, high) of the mean of `scores` (N,), one a prompt, by resampling prompts.
 
-    Conditional on the models judged: it says nothing of other training seeds. No prompt: (nan, nan).
+    Conditional on the models judged: it says nothing of other training seeds. Where a bootstrap sees no spread, or too
+    few prompts to see it, the bounds are those of `bounds_of_few`, which never leave [0, 1]. (nan, nan) where there is
+    no interval: fewer than two prompts, or fewer than 20 resamples, whose tails would be empty.
     """
     scores = np.asarray(scores, dtype=np.float64)
-    if not scores.size:
+    if scores.size < 2 or resamples < FEWEST_RESAMPLES:
         return math.nan, math.nan
+    if np.ptp(scores) < SAME:
+        return bounds_of_few(scores, level)
     # Prompts of one score are alike, so a resample is how many of each score it holds.
     values, counts = np.unique(scores, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(scores.size, counts / scores.size, resamples)
     low, high = np.quantile(drawn @ values / scores.size, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _widened(float(low), float(high), scores, level)
+
+
+def bounds_of_few(scores, level=0.95):
+    """Bounds (low, high) of the mean of a distribution on [0, 1], of which N scores are all that is known.
+
+    All scores lie in [a, b], their least and greatest. Were less than q = ((1 - level)/2)^(1/N) of the distribution
+    there, N draws would not all fall there but with a chance of (1 - level)/2; so at least q of it lies in [a, b], and
+    the rest anywhere: q·a ≤ mean ≤ 1 - q·(1 - b). Where all scores are 1, or all 0, these are the bounds of Clopper and
+    Pearson (Biometrika 26, 1934).
+    """
+    inside = ((1 - level) / 2) ** (1 / len(scores))
+    return float(inside * np.min(scores)), float(1 - inside * (1 - np.max(scores)))
+
+
+def _widened(low, high, scores, level):
+    """An interval that a bootstrap gave, and where it had fewer than FEWEST scores, at least `bounds_of_few`.
+
+    A resample never leaves the range of its sample, in which so few prompts may lie by chance.
+    """
+    if len(scores) >= FEWEST:
+        return low, high
+    least, greatest = bounds_of_few(scores, level)
+    return min(low, least), max(high, greatest)
 
 
 def length_controlled(scores, differences):
@@ -151,16 +210,21 @@ def length_controlled(scores, differences):
 
 
 def length_controlled_interval(scores, differences, seed=0, resamples=2000, level=0.95):
-    """Percentile interval (low, high) of `length_controlled` by resampling prompts, each resample fitted anew."""
+    """Percentile interval (low, high) of `length_controlled` by resampling prompts, each resample fitted anew.
+
+    Without spread, of few prompts, and where there is none: as `bootstrap_interval`.
+    """
     scores, differences = (np.asarray(values, dtype=np.float64) for values in (scores, differences))
-    if not scores.size:
+    if scores.size < 2 or resamples < FEWEST_RESAMPLES:
         return math.nan, math.nan
+    if np.ptp(scores) < SAME:
+        return bounds_of_few(scores, level)
     rates = [
         _rates_at_one_length(scores[indices], differences[indices])
         for indices in _resampled(scores.size, seed, resamples)
     ]
     low, high = np.quantile(np.concatenate(rates), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _widened(float(low), float(high), scores, level)
 
 
 def _resampled(size, seed, resamples):
@@ -198,12 +262,12 @@ def _rates_at_one_length(scores, differences):
 
 
 def replicate_interval(values, level=0.95):
-    """(mean, low, high) of replicates' values (R,): the t interval of their mean; nan values are left out.
+    """(mean, low, high) of replicates' values (R,): the t interval of their mean; what is not finite is left out.
 
-    One replicate has no spread: its bounds are nan; so is everything where there is no value.
+    One replicate has no spread: its bounds are nan; so is everything where there is no value. Of equal values both
+    bounds are the value: that describes them, and decides nothing (see `decide`).
     """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
+    values = _finite(values)
     if not values.size:
         return math.nan, math.nan, math.nan
     mean = float(values.mean())
@@ -211,6 +275,16 @@ def replicate_interval(values, level=0.95):
         return mean, math.nan, math.nan
     half = float(stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size))
     return mean, mean - half, mean + half
+
+
+def _finite(values):
+    values = np.asarray(values, dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def without_spread(values):
+    """Are these finite values (R,) all the same, but for rounding? A t interval can't be made of them."""
+    return np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())) if len(values) else True
 
 
 def paired_differences(first, second):
@@ -261,13 +335,13 @@ def _curve(points):
 
 
 def decide(values, smallest_effect, level=0.95):
-    """What replicates' values (R,) say of the claim that their mean is above 0; nan values are left out.
+    """What replicates' values (R,) say of the claim that their mean is above 0; what is not finite is left out.
 
     Args:
         smallest_effect: the smallest mean worth claiming, in the values' unit; not negative.
 
     Returns a dictionary:
-        mean, low, high: `replicate_interval` at `level`.
+        mean, low, high: `replicate_interval` at `level`; the bounds are nan where there is no spread.
         p: of the one-sided t test of mean ≤ 0 against mean > 0; nan with fewer than two values.
         replicates: R.
         verdict: "refuted" where high is below smallest_effect: whatever there is, is too small to matter. Otherwise
@@ -276,21 +350,29 @@ def decide(values, smallest_effect, level=0.95):
             standard deviation, would decide either way: a guess to plan with, no promise. None where decided, with
             fewer than two values, or above 10,000.
 
-    Values that are all equal have an interval of no length: they decide, unless they and smallest_effect are 0; their p
-    is 0, ½ or 1 as they lie above, at or below 0.
+    Values that are all equal have no t interval: that they do not differ at all is not what a normal distribution
+    does, and says that the measure is too coarse to see how replicates differ. What is left is the sign test: of k
+    replicates all lie on one side by chance in 2/2ᵏ, so that six of them decide (p: 1/2⁶, or 1 where they are not above
+    0), and fewer don't.
     """
-    if smallest_effect < 0:
+    if not smallest_effect >= 0:
         raise ValueError(f"smallest_effect: {smallest_effect} is negative")
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
+    values = _finite(values)
     mean, low, high = replicate_interval(values, level)
-    p = verdict = needed = None
+    needed = None
     if values.size < 2:
         p, verdict = math.nan, "undecided"
+    elif without_spread(values):
+        low = high = math.nan
+        effect = mean if abs(mean) > SAME else 0.0
+        p = 0.5**values.size if effect > 0 else 1.0
+        side = "refuted" if effect < smallest_effect else "supported" if effect > 0 else "undecided"
+        enough = next(count for count in range(2, 64) if 2 * 0.5**count <= 1 - level)
+        verdict = side if values.size >= enough else "undecided"
+        needed = enough if verdict != side else None
     else:
-        spread = float(values.std(ddof=1)) if np.ptp(values) else 0.0
-        error = spread / math.sqrt(values.size)
-        p = float(stats.t.sf(mean / error, values.size - 1)) if error else 0.5 - 0.5 * float(np.sign(mean))
+        spread = float(values.std(ddof=1))
+        p = float(stats.t.sf(mean / (spread / math.sqrt(values.size)), values.size - 1))
         verdict = "refuted" if high < smallest_effect else "supported" if low > 0 else "undecided"
         if verdict == "undecided":
             needed = _replicates_needed(max(mean, smallest_effect - mean), spread, level)
@@ -380,20 +462,148 @@ def agreement(verdicts, first_judge, second_judge):
     those of the model that the pair's first line calls model_a: of the model, not the place, because two judges that
     both nearly always prefer one model agree by chance. nan: no comparison, or for kappa only one outcome.
     """
+    pairs = [(first, second) for _, first, second in _judged_by_both(verdicts, first_judge, second_judge)]
+    if not pairs:
+        return {"comparisons": 0, "agreement": math.nan, "kappa": math.nan}
+    table = np.zeros((3, 3))
+    np.add.at(table, tuple((2 * np.array(pairs)).astype(int).T), 1 / len(pairs))
+    observed, kappa = _kappa(table)
+    return {"comparisons": len(pairs), "agreement": observed, "kappa": kappa}
+
+
+def _judged_by_both(verdicts, first_judge, second_judge):
+    """(comparison, first judge's value, second's) of each comparison that both judged without an error."""
     subjects, outcome = {}, {first_judge: {}, second_judge: {}}
     for (*comparison, judge), verdict in latest(verdicts).items():
         subject = subjects.setdefault(frozenset(comparison[:2]), verdict["model_a"])
         if judge in outcome and verdict["winner"] != "error":
             outcome[judge][tuple(comparison)] = _value(verdict, subject)
     first, second = outcome[first_judge], outcome[second_judge]
-    pairs = [(first[comparison], second[comparison]) for comparison in first if comparison in second]
-    if not pairs:
-        return {"comparisons": 0, "agreement": math.nan, "kappa": math.nan}
-    table = np.zeros((3, 3))
-    np.add.at(table, tuple((2 * np.array(pairs)).astype(int).T), 1 / len(pairs))
+    return [(comparison, first[comparison], second[comparison]) for comparison in first if comparison in second]
+
+
+def _kappa(table):
+    """(observed agreement, kappa) of a table (3, 3) of shares; kappa nan where there is one outcome alone."""
     observed, chance = float(table.trace()), float(table.sum(0) @ table.sum(1))
-    kappa = (observed - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
-    return {"comparisons": len(pairs), "agreement": observed, "kappa": kappa}
+    return observed, (observed - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
+
+
+def kappa_interval(verdicts, first_judge, second_judge, seed=0, resamples=2000, level=0.95):
+    """Percentile interval (low, high) of `agreement`'s kappa by resampling prompts.
+
+    (nan, nan) where there is none: fewer than FEWEST prompts, or a kappa of one outcome alone. A resample of one
+    outcome alone counts as 0, which shows no agreement beyond chance.
+    """
+    by_prompt = defaultdict(lambda: np.zeros((3, 3)))
+    for (_, _, *prompt), first, second in _judged_by_both(verdicts, first_judge, second_judge):
+        by_prompt[tuple(prompt[:2])][int(2 * first), int(2 * second)] += 1
+    tables = np.array([by_prompt[prompt] for prompt in sorted(by_prompt, key=_sortable)]).reshape(-1, 3, 3)
+    if len(tables) < FEWEST or resamples < FEWEST_RESAMPLES or math.isnan(_kappa(tables.sum(axis=0) / tables.sum())[1]):
+        return math.nan, math.nan
+    drawn = _resampled_sums(tables.reshape(-1, 9), seed, resamples).reshape(-1, 3, 3)
+    kappas = np.nan_to_num([_kappa(table / table.sum())[1] for table in drawn])
+    low, high = np.quantile(kappas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resampled_sums(rows, seed, resamples):
+    """Sums over the rows (N, K), one a prompt, of bootstrap samples of them: (R, K).
+
+    Prompts of equal rows are alike, so a resample is how many of each row it holds.
+    """
+    values, counts = np.unique(rows, axis=0, return_counts=True)
+    return np.random.default_rng(seed).multinomial(len(rows), counts / len(rows), resamples) @ values
+
+
+def place_counts(verdicts):
+    """(N, 3) by prompt, in an order that the lines' order does not change: how the two orders of its pairs were judged.
+
+    Pairs that were judged in both orders without an error or a tie: those in which both verdicts name one model, those
+    in which both name the model shown first, and those in which both name the model shown second. The verdicts are of
+    one judge, on any pairs of models; each turn, and each replicate's answers, count by themselves.
+    """
+    both = defaultdict(list)
+    for (first, second, benchmark, prompt_id, *rest), verdict in latest(verdicts).items():
+        if verdict["winner"] in ("model_a", "model_b"):
+            is_first = verdict[verdict["winner"]] == first
+            both[(benchmark, prompt_id), frozenset((first, second)), *rest].append(is_first)
+    counts = defaultdict(lambda: np.zeros(3))
+    for (prompt, *_), firsts in both.items():
+        if len(firsts) == 2:
+            counts[prompt][0 if firsts[0] != firsts[1] else 1 if firsts[0] else 2] += 1
+    return np.array([counts[prompt] for prompt in sorted(counts, key=_sortable)]).reshape(-1, 3)
+
+
+def discrimination(counts, seed=0, resamples=2000, level=0.95):
+    """(share, low, high): how much of a judge's preference comes from the answers and not from places or dice.
+
+    Let a judge's verdict follow the answers with a chance of d and otherwise ignore them, naming the place that it
+    likes, or any. Its win rates then lie d times as far from ½ as those of a judge of d = 1. It names one model in both
+    orders in C = d² / 2 + 2·f·(1 - f) of the pairs, f being the share of verdicts that name the model shown first; a
+    judge that ignores the answers, in 2·f·(1 - f) of them, and in less where the place that it likes hangs on the
+    prompt. So d = √(2·(C - 2·f·(1 - f))), and 0 where that is not above 0. A judge that always names the same model has
+    1, one that always names the same place 0, one that throws dice 0.
+
+    `PRIOR` pairs a prompt's worth are added that name the first place, and as many that name the second, which lowers
+    the share of few pairs: what is not seen in ten pairs is not thereby impossible. Without them, the share of a judge
+    of places alone would be C instead of 0.
+
+    Args:
+        counts: (N, 3), see `place_counts`.
+
+    The bounds are percentiles over resampled prompts. No pair: nan.
+    """
+    counts = np.asarray(counts, dtype=np.float64).reshape(-1, 3)
+    if not counts.sum():
+        return math.nan, math.nan, math.nan
+    extra = PRIOR * counts.sum() / len(counts)
+    drawn = _resampled_sums(counts, seed, max(resamples, FEWEST_RESAMPLES))
+    low, high = np.quantile(_discriminates(drawn, extra), [(1 - level) / 2, (1 + level) / 2])
+    return float(_discriminates(counts.sum(axis=0)[None], extra)[0]), float(low), float(high)
+
+
+def _discriminates(counts, extra):
+    """(R, 3) -> (R,), see `discrimination`."""
+    same, first, second = np.add(counts, [0, extra, extra]).T
+    total = same + first + second
+    share = (same / 2 + first) / total
+    return np.sqrt(np.clip(2 * (same / total - 2 * share * (1 - share)), 0, 1))
+
+
+def judge_intervals(verdicts, seed=0, resamples=2000, level=0.95):
+    """Percentile intervals of `swap_consistency` and `first_position_share` (see `judge_quality`), over prompts.
+
+    Returns a dictionary of the two names with _low and _high; nan where `bootstrap_interval` has none, too.
+    """
+    both, decided = defaultdict(list), defaultdict(list)
+    for (first, second, *prompt, replicate, turn, judge), verdict in latest(verdicts).items():
+        if verdict["winner"] != "error":
+            winner = verdict.get(verdict["winner"])  # None for a tie
+            both[tuple(prompt), frozenset((first, second)), replicate, turn, judge].append(winner)
+            if winner is not None:
+                decided[tuple(prompt)].append(winner == first)
+    same = defaultdict(list)
+    for (prompt, *_), winners in both.items():
+        if len(winners) == 2:
+            same[prompt].append(winners[0] == winners[1])
+    found = {}
+    for name, by_prompt in (("swap_consistency", same), ("first_position_share", decided)):
+        low, high = _share_interval(by_prompt, seed, resamples, level)
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def _share_interval(by_prompt, seed, resamples, level):
+    """Percentile interval of a share of trues, of prompt -> trues and falses, by resampling prompts."""
+    if len(by_prompt) < 2 or resamples < FEWEST_RESAMPLES:
+        return math.nan, math.nan
+    counts = np.array([(sum(by_prompt[p]), len(by_prompt[p])) for p in sorted(by_prompt, key=_sortable)], dtype=float)
+    shares = counts[:, 0] / counts[:, 1]
+    if np.ptp(shares) < SAME:
+        return bounds_of_few(shares, level)
+    drawn = _resampled_sums(counts, seed, resamples)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    return _widened(float(low), float(high), shares, level)
 
 
 def compare(verdicts, candidate, baseline, seed=0, resamples=2000):
@@ -423,7 +633,9 @@ def select(verdicts, candidate, baseline, judge=None, source="verdicts"):
     pairs = {frozenset((v["model_a"], v["model_b"])) for v in verdicts}
     chosen = [v for v in verdicts if {v["model_a"], v["model_b"]} == {candidate, baseline}]
     if not chosen:
-        known = "; ".join(sorted(" and ".join(sorted(map(str, pair))) for pair in pairs)) or "none"
+        known = sorted(" and ".join(sorted(map(str, pair))) for pair in pairs)
+        more = f"; and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        known = ("; ".join(known[:SHOWN]) or "none") + more
         raise runs.UserError(f"{source}: no verdict on {candidate!r} and {baseline!r}; its pairs are: {known}")
     judges = sorted({v["judge"] for v in chosen})
     if judge is None and len(judges) > 1:
@@ -433,13 +645,20 @@ def select(verdicts, candidate, baseline, judge=None, source="verdicts"):
     return [v for v in chosen if judge is None or v["judge"] == judge]
 
 
+def _seed(text):
+    seed = int(text)
+    if seed < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return seed
+
+
 def main(argv=None):
     """The command line; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(prog="python -m salsa.evaluate.statistics", description=__doc__.split("\n")[0])
     parser.add_argument("verdicts", help="verdicts.jsonl of a judge run")
     parser.add_argument("--candidate", required=True)
     parser.add_argument("--baseline", required=True)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the bootstrap; 0 or more")
     parser.add_argument("--judge", help="required where the file has several")
     arguments = parser.parse_args(argv)
     try:
@@ -453,7 +672,7 @@ def main(argv=None):
     except runs.UserError as error:
         sys.exit(f"{parser.prog}: {error}")
     result = compare(verdicts, arguments.candidate, arguments.baseline, arguments.seed)
-    print(json.dumps({name: None if value != value else value for name, value in result.items()}))
+    print(json.dumps({name: None if value != value else value for name, value in result.items()}, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,10 @@ def test_scores_equal_naive_loops(rows):
     assert found["wins"] + found["ties"] + found["losses"] == found["prompts"] == len(expected)
     if expected:
         assert found["adjusted_win_rate"] == pytest.approx(sum(expected.values()) / len(expected))
-        assert 0 <= found["ci_low"] <= found["ci_high"] <= 1
+        if len(expected) > 1:
+            assert 0 <= found["ci_low"] <= found["ci_high"] <= 1
+        else:
+            assert math.isnan(found["ci_low"]) and math.isnan(found["ci_high"])
     else:
         assert math.isnan(found["adjusted_win_rate"])
 
@@ -183,8 +186,109 @@ def test_bootstrap_equals_a_naive_loop():
     assert statistics.bootstrap_interval(scores, 5, 20_000) == pytest.approx(tuple(expected), abs=0.01)  # 2 steps
     assert statistics.bootstrap_interval(scores, 5) == statistics.bootstrap_interval(scores[::-1], 5)
     assert statistics.bootstrap_interval(scores, 6) != statistics.bootstrap_interval(scores, 5)
-    assert statistics.bootstrap_interval([0.3] * 7) == pytest.approx((0.3, 0.3))
     assert all(map(math.isnan, statistics.bootstrap_interval([])))
+
+
+@pytest.mark.parametrize(
+    "scores, low, high",
+    [
+        ([1.0] * 8, 0.025 ** (1 / 8), 1),  # Clopper and Pearson
+        ([0.0] * 8, 0, 1 - 0.025 ** (1 / 8)),
+        ([0.5] * 8, 0.025 ** (1 / 8) / 2, 1 - 0.025 ** (1 / 8) / 2),  # at least q of all there could be are ties
+        ([1.0, 1.0], math.sqrt(0.025), 1),
+        ([1.0, 0.75], 0.75 * math.sqrt(0.025), 1),  # two prompts exclude nothing
+        ([1.0, 0.0], 0, 1),
+        ([1.0], math.nan, math.nan),
+        ([], math.nan, math.nan),
+    ],
+)
+def test_intervals_know_how_many_prompts_there_are(scores, low, high):
+    assert statistics.bootstrap_interval(scores) == pytest.approx((low, high), nan_ok=True)
+    interval = statistics.length_controlled_interval(scores, np.arange(len(scores)), resamples=20)
+    assert interval == pytest.approx((low, high), nan_ok=True)
+
+
+def test_bounds_of_wins_alone_are_those_of_clopper_and_pearson():
+    for wins, count in ((7, 7), (0, 7)):
+        expected = scipy_stats.binomtest(wins, count).proportion_ci(method="exact")
+        assert statistics.bootstrap_interval([float(wins > 0)] * count) == pytest.approx(tuple(expected))
+
+
+def test_too_few_resamples_are_no_interval():
+    assert all(map(math.isnan, statistics.bootstrap_interval([0, 1, 1], 0, 19)))
+    assert all(map(math.isnan, statistics.length_controlled_interval([0, 1, 1], [1, 2, 3], 0, 19)))
+
+
+def judged(prompts, place=0.0, better=0.6, dice=0.0, seed=0, errors=0.0, ties=0.0):
+    """Verdicts in both orders of a judge that names the first place with this chance, or throws dice, makes errors and
+    ties; otherwise it follows the answers, of which the candidate's are better on that share of prompts."""
+    generator, rows = np.random.default_rng(seed), []
+    for i, wins in enumerate(generator.random(prompts) < better):
+        for order in (0, 1):
+            kind = generator.choice(5, p=[place, dice, errors, ties, 1 - place - dice - errors - ties])
+            winner = ("model_b" if order else "model_a", "model_a" if generator.random() < 0.5 else "model_b", "error",
+                      "tie", "model_a" if wins else "model_b")[kind]  # fmt: skip
+            rows.append(verdict(i, order, winner))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "judge, low, high",
+    [
+        ({"better": 1.0}, 0.97, 1),  # the same model always
+        ({"place": 1.0}, 0, 0),
+        ({"dice": 1.0}, 0, 0.2),
+        ({"ties": 1.0}, math.nan, math.nan),
+        ({"errors": 1.0}, math.nan, math.nan),
+        ({}, 0.97, 1),
+        ({"place": 0.5}, 0.4, 0.55),
+        ({"dice": 0.5}, 0.4, 0.6),
+        ({"place": 0.3, "dice": 0.2}, 0.4, 0.6),
+        ({"place": 0.95}, 0, 0),  # cannot be told from a judge of places alone
+    ],
+)
+def test_how_much_of_a_preference_comes_from_the_answers(judge, low, high):
+    found = statistics.discrimination(statistics.place_counts(judged(300, **judge)), resamples=200)
+    if math.isnan(low):
+        assert all(map(math.isnan, found))
+    else:
+        assert low <= found[0] <= high and found[1] <= found[0] <= found[2]
+        assert found[1] == 0 or sum(judge.get(name, 0) for name in ("place", "dice")) < 0.9
+
+
+def test_few_agreements_may_be_chance():
+    assert statistics.discrimination([[1, 0, 0]] * 4)[1] == 0
+    assert statistics.discrimination([[1, 0, 0]] * 40)[1] > 0.9
+
+
+def test_places_are_counted_by_prompt():
+    counts = statistics.place_counts(
+        [*HAND, verdict(7, 0, "model_b", a="x", b="y"), verdict(7, 1, "model_b", a="x", b="y")]
+    )
+    assert counts.sum(axis=0).tolist() == [2, 1, 0]  # 1 and 7; 2; the others have a tie or an error
+
+
+def test_intervals_of_a_judge():
+    rows = judged(200, place=0.5)
+    quality, found = statistics.judge_quality(rows), statistics.judge_intervals(rows, resamples=300)
+    for name in ("swap_consistency", "first_position_share"):
+        assert found[f"{name}_low"] < quality[name] < found[f"{name}_high"]
+        assert found[f"{name}_high"] - found[f"{name}_low"] == pytest.approx(
+            4 * math.sqrt(quality[name] * (1 - quality[name]) / 200), rel=0.5
+        )
+    nothing = statistics.judge_intervals(judged(9, errors=1.0))
+    assert set(map(str, nothing.values())) == {"nan"}
+
+
+def test_interval_of_kappa():
+    gold = judged(150)
+    noisy = [row | {"judge": "other"} for row in judged(150, dice=0.4)]
+    blind = [row | {"judge": "other"} for row in judged(150, dice=1.0, seed=3)]
+    for rows, above in ((noisy, True), (blind, False)):
+        kappa = statistics.agreement(gold + rows, "gold", "other")["kappa"]
+        low, high = statistics.kappa_interval(gold + rows, "gold", "other", resamples=200)
+        assert low < kappa < high and (low > 0) == above
+    assert all(map(math.isnan, statistics.kappa_interval(gold, "gold", "other")))
 
 
 def test_replicate_interval():
@@ -316,7 +420,7 @@ def test_length_controlled_interval():
     assert high - low == pytest.approx(4 * np.std(naive), rel=0.35)
     again = statistics.length_controlled_interval(scores, differences, seed=2, resamples=200)
     assert again == (low, high)
-    assert statistics.length_controlled_interval([1, 1, 1], [1, 2, 3], resamples=20) == (1, 1)
+    assert statistics.length_controlled_interval([1] * 9, range(9), resamples=20) == (0.025 ** (1 / 9), 1)
     assert all(map(math.isnan, statistics.length_controlled_interval([], [])))
 
 
@@ -377,27 +481,36 @@ def test_matched_difference_equals_a_fine_grid(first, second):
         ([0.02, 0.021, 0.019], 0.05, "refuted"),  # above 0 for sure, and too small to matter
         ([0.5], 0.05, "undecided"),
         ([], 0.05, "undecided"),
-        ([0.1, 0.1], 0.05, "supported"),
-        ([0.0, 0.0], 0.05, "refuted"),
+        ([0.1, 0.1], 0.05, "undecided"),  # no spread: two alike decide no more than two tosses of a coin
+        ([0.0, 0.0], 0.05, "undecided"),
         ([0.0, 0.0], 0.0, "undecided"),
+        ([0.1 + 0.2, 0.3], 0.05, "undecided"),  # no spread but rounding
+        ([0.1] * 5, 0.05, "undecided"),
+        ([0.1] * 6, 0.05, "supported"),
+        ([0.02] * 6, 0.05, "refuted"),
+        ([0.0] * 6, 0.0, "undecided"),
+        ([0.2, 0.21, 0.19, math.inf], 0.05, "supported"),
         ([0.5, math.nan], 0.05, "undecided"),
     ],
 )
 def test_decide(values, smallest, verdict_):
     found = statistics.decide(values, smallest)
     assert found["verdict"] == verdict_
-    values = [value for value in values if value == value]
+    values = [value for value in values if math.isfinite(value)]
     assert found["replicates"] == len(values)
-    if len(values) > 1 and np.ptp(values):
+    interval = statistics.replicate_interval(values)
+    if len(values) > 1 and np.ptp(values) > 1e-9:
         p = scipy_stats.ttest_1samp(values, 0, alternative="greater").pvalue
         assert found["p"] == pytest.approx(p)
-    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
-        statistics.replicate_interval(values), nan_ok=True
-    )
+    else:
+        interval = (interval[0], math.nan, math.nan)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(interval, nan_ok=True)
 
 
 def test_p_of_equal_values():
-    assert [statistics.decide([value] * 3, 0.0)["p"] for value in (2, 0, -2)] == [0, 0.5, 1]
+    assert [statistics.decide([value] * 3, 0.0)["p"] for value in (2, 0, -2)] == [1 / 8, 1, 1]
+    assert [statistics.decide([value] * 3, 0.1)["replicates_needed"] for value in (2, 0, -2)] == [6, 6, 6]
+    assert statistics.decide([0, 0, 0], 0.0)["replicates_needed"] is None
     assert math.isnan(statistics.decide([2.0], 0.0)["p"])
 
 
@@ -411,6 +524,8 @@ def test_replicates_needed_is_the_first_number_that_decides(values, smallest):
     mean, spread = np.mean(values), np.std(values, ddof=1)
 
     def decides(n):
+        if spread == 0:  # the sign test: one of 2ⁿ ways, on either side
+            return 2 / 2**n <= 0.05 and (mean > 0 or mean < smallest)
         half = scipy_stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n)
         return mean + half < smallest or mean - half > 0
 
