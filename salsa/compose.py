@@ -6,7 +6,6 @@ is computed. Stages do not import this module: they receive plain settings.
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import importlib.util
 import itertools
@@ -43,6 +42,7 @@ JUDGES = {  # kinds of judge, by kind of data
     "ultra": ("reward_model", "openai"),
 }
 GOLD = ("stories", "reviews")
+MOST_TURNS = 2  # of a prompt that the templates of an openai judge have places for
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
 REFERENCES = bounds.choices(config.Reference, "kind")
@@ -838,7 +838,11 @@ def content_of_files(values):
     chosen = values["data"]
     found = {"prepare": _local_files(config.Task, chosen["task"])}
     for name, benchmark in values["benchmarks"].items():
-        found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
+        try:
+            found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
+        except UserError as error:
+            raise UserError(f"benchmarks.{name}: {error}") from None
+        _check_turns(name, benchmark, values["judges"])
     corpus = _local_files(config.Corpus, chosen["corpus"])
     if corpus and values["model"]["source"] == "pretrain":
         text = runs.canonical_json(corpus)
@@ -852,33 +856,27 @@ def content_of_files(values):
     return {run: files for run, files in found.items() if files}
 
 
+def _check_turns(name, benchmark, judges):
+    """UserError where a judge by an API would be shown more turns than its prompts have places for."""
+    turns = data.turns(config.from_dict(config.Benchmark, benchmark)) or 0
+    asked = [judge for judge, settings in judges.items() if settings["kind"] == "openai"]
+    if turns > MOST_TURNS and asked:
+        raise UserError(
+            f"benchmarks.{name}: prompts of {turns} turns, and judges.{asked[0]} is shown {MOST_TURNS} at most; "
+            "leave the benchmark or the judge out"
+        )
+
+
 def _local_files(cls, values):
+    """Setting's name -> content of each local file that a Task, Benchmark or Corpus reads, which are checked."""
     settings = config.from_dict(cls, values)
-    paths = data.local_files(settings)
-    content = {name: _describe(path) for name, path in sorted(paths.items())}
-    _check_once(cls, runs.canonical_json([values, content]))
-    return content
-
-
-@functools.cache
-def _check_once(cls, text):
-    """`data.check` of the settings in `text`, once for the same content: it reads whole files."""
-    data.check(config.from_dict(cls, json.loads(text)[0]))
-
-
-def _describe(path):
-    status = Path(path).stat()
-    return _describe_once(str(path), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _describe_once(path, size, modified):
-    return runs.describe_file(path)
+    data.check(settings)
+    return {name: data.describe(path) for name, path in sorted(data.local_files(settings).items())}
 
 
 def _describe_folder(folder):
     """`<bytes>:<sha256>` of a model folder: its files' names and contents."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    content = {path.name: _describe(path) for path in files}
+    content = {path.name: data.describe(path) for path in files}
     total = sum(path.stat().st_size for path in files)
     return f"{total}:{hashlib.sha256(runs.canonical_json(content).encode()).hexdigest()}"

@@ -232,7 +232,7 @@ class _Case:
         """At most how many rows `data.task` has of something: of a size of 0, what is known of the dataset."""
         task = next(run.settings["task"] for run in self.runs.values() if run.stage == "prepare" and self._is(run))
         file = task["sft_file"] if name == "demonstrations" else task["preference_file"]
-        return task[name] or ROWS.get(file, 0)
+        return task[name] or ROWS.get(file.partition("@")[0], 0)
 
     def _is(self, run):
         return self.runs[self.run.parents["prepare"]] is run if "prepare" in self.run.parents else True

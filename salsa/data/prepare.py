@@ -8,10 +8,10 @@ sampled preferences preference_prompts.jsonl {"id", "prompt"}, for given ones pr
 import statistics
 
 from salsa import config, runs
-from salsa.data import gold, reviews, stories, user
+from salsa.data import check_unchanged, gold, reviews, stories, user
 from salsa.runs import UserError
 
-VERSION = 1
+VERSION = 2
 FILES = {  # split -> file; every task has all but one of preference_prompts and preferences
     "demonstrations": "sft.jsonl",
     "validation": "sft_validation.jsonl",
@@ -27,6 +27,7 @@ def prepare(settings, parents, output, execution):
     makers = {"stories": _stories, "reviews": _reviews, "ultra": _ultra}
     if settings.task.kind not in makers:
         raise UserError(f"data.task.kind is {settings.task.kind!r}; there are {', '.join(makers)}")
+    check_unchanged(settings.task, settings.files)
     rows, counts = makers[settings.task.kind](settings.task, output / "gold")
     for split, values in rows.items():
         if not values:

