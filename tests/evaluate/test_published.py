@@ -201,7 +201,7 @@ def test_alpaca_eval_has_the_same_prompts_for_every_model_and_one_baseline(tmp_p
         ("arena-hard", "a.jsonl", None, "no such file"),
         ("arena-hard", "a.jsonl", "{", "a.jsonl:1: not JSON"),
         ("arena-hard", "a.jsonl", '{"uid": 1}', "row 1: no field 'question_id'"),
-        ("mt-bench-pair", "a.jsonl", "3", "row 1: no field 'question_id'"),
+        ("mt-bench-pair", "a.jsonl", "3", "a.jsonl:1: not a JSON object"),
         ("mt-bench-single", "a.jsonl", json.dumps(PAIRS[0]), "row 1: no field 'model'"),
         ("alpaca-eval", "a.json", "[1,", "a.json: row 1: not a JSON object"),
         ("alpaca-eval", "a.json", "{}", "no field 'instruction'"),

@@ -570,7 +570,7 @@ def test_command_prints_one_object_without_torch(tmp_path):
         ([verdict(1, 2, "tie")], ["old"], "verdicts.jsonl:1: order 2"),
         ([verdict(1, 0, "tie", turn="2")], ["old"], "verdicts.jsonl:1: turn '2'"),
         ([{"winner": "tie"}], ["old"], "verdicts.jsonl:1: no field 'prompt_id'"),
-        (["text"], ["old"], "verdicts.jsonl:1: a verdict is a JSON object"),
+        (["text"], ["old"], "verdicts.jsonl:1: not a JSON object"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, rows, arguments, message):
