@@ -168,13 +168,12 @@ def load(model, output, execution):
             "licence on the hub and run `hf auth login`, or give a local folder"
         ) from None
     models.check_head(network.eval())
-    chat.set_chat_template(tokenizer, model.chat_template)
-    chat.ensure_padding(tokenizer)
+    told = chat.prepare(network, tokenizer, model.chat_template)
     network.config.pad_token_id = tokenizer.pad_token_id
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.to(torch.float32 if model.source == "package" else network.dtype).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
-    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer)}
+    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer), **told}
 
 
 def _from_package(package):

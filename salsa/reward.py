@@ -19,7 +19,7 @@ from salsa import chat, config, forward, models, runs, training
 from salsa.data import gold as gold_data
 from salsa.ppo.rollout import sample_in_batches
 
-VERSION = 1
+VERSION = 2
 FOR_JUDGE = "_for_judge"
 
 
@@ -30,7 +30,7 @@ def train(settings, parents, output, execution):
     """
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     held_out, learned, counts = _share(lambda: _pairs(settings, parents, tokenizer, device, execution))
     _fit(settings, parents, tokenizer, learned, output, device, execution)
@@ -38,6 +38,7 @@ def train(settings, parents, output, execution):
     if training.world()[1]:
         return None  # the first process measures and writes
 
+    chat.copy_end_ids(models.model_folder(parents["sft0"]), output / "model")
     model = models.load_score_model(output, device, normalised=False)
     quality = _quality(model, held_out, tokenizer, execution)
     runs.write_json(output / "evaluation.json", {**quality, "pairs": len(learned), "counts": counts})
@@ -129,9 +130,8 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     """
     reward = settings.reward_model
     rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
-    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
     read = len(rows)
-    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "preference prompts")
+    rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "preference prompts")
     if len(rows) <= reward.held_out:
         raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
     training = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
@@ -141,14 +141,16 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     order = [*range(reward.held_out), *training]  # of prompts, one a pair
     sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(order))]
     responses = _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution)
-    texts = [[tokenizer.decode(ids, skip_special_tokens=True) for ids in pair] for pair in responses]
+    texts = [[chat.text_of(tokenizer, ids) for ids in pair] for pair in responses]
     prompts = [rows[i]["prompt"] for i in order]
     golds = [gold.score(prompts, [pair[place] for pair in texts]) for place in (0, 1)]
     generator = np.random.default_rng(settings.seed)
     preferred = expit((golds[0] - golds[1]) / reward.gold_temperature) > generator.random(len(order))
-    pairs = []
+    # The classifier reads its score at the last token that is not padding, which a response that was cut may end with.
+    padded = [any(ids[-1] == tokenizer.pad_token_id for ids in pair) for pair in responses]
+    pairs, same = [], [a == b for a, b in texts]
     for i, first in enumerate(preferred):
-        if texts[i][0] != texts[i][1]:
+        if not same[i] and not padded[i]:
             best, worst = (0, 1) if first else (1, 0)
             pairs.append(
                 {
@@ -159,7 +161,9 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
                     "held_out": i < reward.held_out,
                 }
             )
-    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": len(order) - len(pairs)}
+    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": sum(same)} | refused
+    if dropped := len(order) - len(pairs) - sum(same):
+        counts["dropped_ends_in_padding"] = dropped
     if settings.preferences.endswith(FOR_JUDGE):
         counts["shared_prompts"] = len(of_ppo & set(training))
     return pairs, counts
@@ -192,12 +196,20 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
 
 
 def read_pairs(settings, parents, tokenizer, gold):
-    """Pairs of preferences.jsonl, tokenized; too long ones are dropped and counted. Returns (pairs, counts)."""
+    """Pairs of preferences.jsonl, tokenized; those that are too long, or can't be encoded, are dropped and counted.
+
+    Returns (pairs, counts).
+    """
     rows = runs.read_jsonl(parents["prepare"] / "preferences.jsonl")
+    end = chat.ending(tokenizer, chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer))
+
+    def encode(row):
+        prompt, chosen = chat.encode_conversation(tokenizer, row["prompt"] + row["chosen"], end)
+        return prompt, chosen, chat.encode_conversation(tokenizer, row["prompt"] + row["rejected"], end)[1]
+
+    encoded, refused = chat.accepted(rows, encode)
     pairs, lengths = [], settings.lengths
-    for row in rows:
-        prompt, chosen = chat.encode_conversation(tokenizer, row["prompt"] + row["chosen"])
-        _, rejected = chat.encode_conversation(tokenizer, row["prompt"] + row["rejected"])
+    for row, (prompt, chosen, rejected) in encoded:
         if len(prompt) <= lengths.prompt and max(len(chosen), len(rejected)) <= lengths.response:
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "gold": None}
             pair["held_out"] = len(pairs) < settings.reward_model.held_out
@@ -205,7 +217,8 @@ def read_pairs(settings, parents, tokenizer, gold):
                 texts = [row[side][-1]["content"] for side in ("chosen", "rejected")]
                 pair["gold"] = tuple(gold.score([row["prompt"]] * 2, texts))
             pairs.append(pair)
-    return pairs, {"read": len(rows), "kept": len(pairs), "dropped_too_long": len(rows) - len(pairs)}
+    counts = {"read": len(rows), "kept": len(pairs), "dropped_too_long": len(encoded) - len(pairs)}
+    return pairs, counts | chat.counted(refused, "preferences")
 
 
 def _shared(pairs, others):
@@ -236,8 +249,7 @@ def _quality(model, pairs, tokenizer, execution):
 def normalise(model, settings, parents, tokenizer, device, execution):
     """Mean and standard deviation of the reward over sft0's samples on PPO's prompts."""
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
+    rows, encoded, _ = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
     count = settings.reward_model.normalisation_prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
     scores = []

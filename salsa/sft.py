@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from salsa import chat, config, models, runs, training
 
-VERSION = 2
+VERSION = 3
 IGNORED = -100  # the label of a token that is not learned
 
 
@@ -23,9 +23,11 @@ def train(settings, parents, output, execution):
     """
     sft = settings.sft
     device = models.prepare_process(execution, output)
-    tokenizer = models.load_tokenizer(models.model_folder(parents["base"]))
+    base = models.model_folder(parents["base"])
+    tokenizer = models.load_tokenizer(base)
+    end = chat.ending(tokenizer, chat.folder_end_ids(base, tokenizer))
     data = {
-        name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths)
+        name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths, end, name)
         for name in ("sft", "sft_validation")
     }
     models.check_context(parents["base"], settings.lengths)
@@ -33,7 +35,7 @@ def train(settings, parents, output, execution):
     # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
     options = {"attention_dropout": sft.dropout} if sft.dropout else {}
     trainer = _Trainer(
-        model=models.load_policy(models.model_folder(parents["base"]), **options),
+        model=models.load_policy(base, **options),
         args=SFTConfig(
             **training.arguments("sft", sft, settings, execution, output, device),
             per_device_eval_batch_size=execution.micro_batch,
@@ -49,7 +51,6 @@ def train(settings, parents, output, execution):
         empty={"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED]},
     )
     validate = sft.stop == "validation"
-    base = models.model_folder(parents["base"])
     history = training.train(
         trainer, output, lambda: models.load_policy(base), execution.checkpoint_minutes, best=validate
     )
@@ -79,22 +80,29 @@ class _Trainer(training.Shared, SFTTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def tokenize(tokenizer, rows, lengths):
+def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
     """Rows {"messages"} as a Dataset of input_ids and completion_mask, and how many were kept and dropped.
 
-    A row is dropped and counted when its prompt or its response is longer than `lengths` allows.
+    A row is dropped and counted when its prompt or its response is longer than `lengths` allows, and by reason when it
+    can't be encoded.
+
+    Args:
+        end: the chat.Ending of responses.
+        what: what the rows are, for messages.
     """
+    encoded, refused = chat.accepted(rows, lambda row: chat.encode_conversation(tokenizer, row["messages"], end))
     inputs, masks = [], []
-    for row in rows:
-        prompt, response = chat.encode_conversation(tokenizer, row["messages"])
+    for _, (prompt, response) in encoded:
         if len(prompt) <= lengths.prompt and len(response) <= lengths.response:
             inputs.append(prompt + response)
             masks.append([0] * len(prompt) + [1] * len(response))
     if not inputs:
         raise runs.UserError(
             f"no demonstration fits lengths.prompt={lengths.prompt} and lengths.response={lengths.response} tokens"
+            + chat.because(refused)
         )
-    counts = {"read": len(rows), "kept": len(inputs), "dropped_too_long": len(rows) - len(inputs)}
+    counts = {"read": len(rows), "kept": len(inputs), "dropped_too_long": len(encoded) - len(inputs)}
+    counts |= chat.counted(refused, what)
     return Dataset.from_dict({"input_ids": inputs, "completion_mask": masks}), counts
 
 

@@ -23,7 +23,7 @@ class Answers:
     """One policy's answers: for each turn and prompt the conversation before it, token ids and text."""
 
     rows: list
-    left_out: int = 0  # prompts longer than lengths.prompt
+    left_out: int = 0  # prompts longer than lengths.prompt, or that can't be encoded
     conversations: list = field(default_factory=list)  # a list a turn, of the messages of each prompt
     prompts: list = field(default_factory=list)  # likewise, token ids
     responses: list = field(default_factory=list)  # likewise, token ids with the end token
@@ -54,9 +54,9 @@ def check(model, tokenizer, benchmarks, lengths):
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = 0
     for name, rows in benchmarks.items():
-        rows, _ = _wanted(tokenizer, rows, name, lengths)
+        rows = _wanted(tokenizer, rows, name, lengths)[0]
         turns = len(rows[0]["turns"])
-        asked = max(map(len, chat.encode_prompts(tokenizer, [_unanswered(row) for row in rows])))
+        asked = max(len(chat.encode_prompt(tokenizer, _unanswered(row))) for row in rows)
         needed = asked + turns * lengths.response
         if limit and needed > limit:
             fits = (limit - asked) // turns
@@ -93,7 +93,8 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
     Raises UserError when a conversation outgrows the model's context.
     """
     check(model, tokenizer, {name: rows}, settings.lengths)
-    wanted, first = _wanted(tokenizer, rows, name, settings.lengths)
+    wanted, first, refused = _wanted(tokenizer, rows, name, settings.lengths)
+    chat.counted(refused, f"benchmark {name}")
     ends = chat.end_ids(model, tokenizer)
 
     def sample(ids, prompts):
@@ -119,20 +120,28 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
 
 
 def _wanted(tokenizer, rows, name, lengths):
-    """The rows whose first turn has at most lengths.prompt tokens, and its token ids."""
+    """The rows whose first turn has at most lengths.prompt tokens, its token ids, and what was refused.
+
+    Left out are those, too, that can't be encoded, in any of their turns: for all models of a template alike.
+    """
     counts = {len(row["turns"]) for row in rows}
     if len(counts) > 1:
         raise runs.UserError(
             f"benchmark {name}: prompts of {min(counts)} and of {max(counts)} turns; make it two benchmarks"
         )
-    first = chat.encode_prompts(tokenizer, [[*row.get("before", []), user(row["turns"][0])] for row in rows])
-    return chat.within_length(rows, first, lengths.prompt, f"benchmark {name}")
+    pairs, refused = chat.accepted(rows, lambda row: chat.encode_prompt(tokenizer, _unanswered(row)))
+    if not pairs:
+        raise runs.UserError(f"benchmark {name}: no prompt is left of {len(rows)}{chat.because(refused)}")
+    kept, ids, _ = chat.fitting(
+        tokenizer, [row for row, _ in pairs], lengths.prompt, f"benchmark {name}", lambda row: _unanswered(row, 1)
+    )
+    return kept, ids, refused
 
 
-def _unanswered(row):
-    """A whole conversation, with empty answers."""
+def _unanswered(row, turns=None):
+    """A conversation up to its last question, or that of so many turns, with empty answers."""
     messages = [*row.get("before", []), user(row["turns"][0])]
-    for turn in row["turns"][1:]:
+    for turn in row["turns"][1:turns]:
         messages += [assistant(""), user(turn)]
     return messages
 
@@ -146,7 +155,7 @@ def _converse(tokenizer, rows, name, ends, sample, finished=None):
         prompts = chat.encode_prompts(tokenizer, conversations)
         ids = [f"{name}/{row['id']}/{turn}" for row in rows]
         responses = finished[turn] if finished else sample(ids, prompts)
-        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in responses]
+        texts = [chat.text_of(tokenizer, tokens) for tokens in responses]
         answers.conversations.append(conversations)
         answers.prompts.append(prompts)
         answers.responses.append(responses)

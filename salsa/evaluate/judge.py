@@ -16,7 +16,7 @@ from salsa.data import assistant, user
 from salsa.evaluate import llm_judge
 from salsa.evaluate.ledger import Comparison, Ledger, key
 
-VERSION = 2
+VERSION = 3
 ORDERS = (0, 1)  # 1: model_b is shown first
 
 
@@ -138,14 +138,14 @@ def rewards(rows, scorer, execution):
         return []
     device = models.prepare_process(execution)
     model, tokenizer = models.load_score_model(scorer, device), models.load_tokenizer(scorer / "model")
-    prompts, encoded = [], []
+    ends = chat.folder_end_ids(scorer / "model", tokenizer)
+    end, encoded = chat.ending(tokenizer, ends), []
     for messages, finish_reason in turns:
         roles = (user, assistant)
         conversation = [roles[place % 2](text) for place, text in enumerate(messages)]
-        prompt, response = chat.encode_conversation(tokenizer, conversation)
-        prompts.append(prompt)
-        encoded.append(response[:-1] or response if finish_reason == "length" else response)
-    batch = forward.from_lists(prompts, encoded, [], tokenizer.pad_token_id, device)
+        encoded.append(chat.encode_answer(tokenizer, conversation, end, ends, finish_reason != "length"))
+    prompts, answers = zip(*encoded, strict=True)
+    batch = forward.from_lists(prompts, answers, [], tokenizer.pad_token_id, device)
     scores = dict(zip(turns, model.scores(batch, execution.micro_batch).tolist(), strict=True))
     return [sum(scores[turn] for turn in _turns(row)) / len(row["responses"]) for row in rows]
 

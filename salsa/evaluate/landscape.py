@@ -16,7 +16,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 
-VERSION = 1
+VERSION = 2
 
 
 def survey(settings, parents, output, execution):
@@ -31,12 +31,17 @@ def survey(settings, parents, output, execution):
     gold = gold_data.load(parents["prepare"])
     reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-    validation = [
-        chat.encode_conversation(tokenizer, row["messages"])
-        for row in runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl")
-    ]
-    lengths = settings.lengths
-    validation = [pair for pair in validation if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
+    end, lengths = chat.ending(tokenizer, chat.folder_end_ids(folders[0], tokenizer)), settings.lengths
+    validation, _ = chat.accepted(
+        runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl"),
+        lambda row: chat.encode_conversation(tokenizer, row["messages"], end),
+    )
+    validation = [pair for _, pair in validation if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
+    if not validation:
+        raise runs.UserError(
+            f"no validation demonstration fits lengths.prompt={lengths.prompt} and "
+            f"lengths.response={lengths.response} tokens; raise them"
+        )
     named = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
     alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(named))
 

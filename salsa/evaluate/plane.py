@@ -14,7 +14,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 
-VERSION = 1
+VERSION = 2
 
 WEIGHTS = ("w_sft0", "w_sft1", "w_policy")
 MEASURES = ("reward", "reward_se", "gold_reward", "gold_reward_se", "kl_from_sft0", "response_length", "eos_rate")

@@ -11,7 +11,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
 from salsa.ppo import reference
 
-VERSION = 4
+VERSION = 5
 
 
 def respond(settings, parents, output, execution):

@@ -153,8 +153,7 @@ def sft_folders(parents):
 
 def fixed_prompts(evaluation, tokenizer, length):
     """(ids, token ids) of the evaluation prompts that have at most `length` tokens."""
-    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in evaluation])
-    rows, encoded = chat.within_length(evaluation, encoded, length, "evaluation prompts")
+    rows, encoded, _ = chat.fitting(tokenizer, evaluation, length, "evaluation prompts")
     return [row["id"] for row in rows], encoded
 
 

@@ -24,7 +24,7 @@ from salsa import chat, config, forward, models, runs
 from salsa.ppo import checkpoints, networks, objective, processes, record, reference
 from salsa.ppo.rollout import uniforms
 
-VERSION = 2
+VERSION = 3
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
 LARGEST_DIFFERENCE = 0.1  # nats a token, mean: of such a computation; weights correct less, more is a mistake
 
@@ -56,8 +56,7 @@ def train(settings, parents, output, execution):
     accelerator = processes.make_accelerator(settings, device, execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    rows, encoded = chat.within_length(rows, encoded, settings.lengths.prompt, "PPO prompts")
+    rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
     if len(rows) < settings.ppo.batch_size:
         raise runs.UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
     anchored_to = checkpoints.anchored_to(output)
@@ -66,7 +65,7 @@ def train(settings, parents, output, execution):
     with trainer.stop:  # asked to stop while the result is written, it writes all of it
         trainer.fit(rows, encoded)
         trainer.save()
-    return trainer.summary
+    return trainer.summary | ({"refused_prompts": refused} if refused else {})
 
 
 def load(settings, parents, tokenizer, device, execution, anchored_to=None):
