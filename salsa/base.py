@@ -6,6 +6,7 @@ when corpus, settings and version are the ones it was made with. `python -m sals
 """
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
@@ -31,12 +32,18 @@ def _addresses(parents):
 
 
 def pretrain(settings, corpus, output, execution):
-    """Pretrain a small Llama on the corpus: next-token loss on blocks of concatenated documents."""
+    """Pretrain a small Llama on the corpus: next-token loss on blocks of concatenated documents.
+
+    Raises UserError where the corpus is too small, and where a loss, a gradient or a weight is not finite.
+    """
     import torch
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
 
-    from salsa import chat, models
+    from salsa import chat, models, training
+
+    class FiniteTrainer(training.Finite, Trainer):
+        pass
 
     device = models.prepare_process(execution)
     base, shape = settings.base, settings.model.architecture
@@ -44,6 +51,11 @@ def pretrain(settings, corpus, output, execution):
     tokenizer = make_tokenizer(texts, corpus / "words.json", shape)
     chat.set_chat_template(tokenizer, settings.model.chat_template)
     blocks = _blocks(tokenizer, texts, base.block_length)
+    if len(blocks) < 2:
+        raise runs.UserError(
+            f"the corpus fills {len(blocks)} blocks of base.block_length={base.block_length} tokens, and two are the "
+            "least: one to learn, one held out; give more text, or make blocks shorter"
+        )
     set_seed(base.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -61,7 +73,8 @@ def pretrain(settings, corpus, output, execution):
         )
     )
     held_out = blocks[: max(1, len(blocks) // 100)]
-    trainer = Trainer(
+    trainer = FiniteTrainer(
+        section="base",
         model=model,
         args=TrainingArguments(
             output_dir=str(output / runs.CHECKPOINTS),
@@ -76,6 +89,7 @@ def pretrain(settings, corpus, output, execution):
             use_cpu=device.type == "cpu",
             bf16=settings.model.dtype == "bfloat16",
             logging_steps=50,
+            logging_nan_inf_filter=False,  # or a loss that is not finite would be left out of means
             save_strategy="no",
             report_to="none",
             dataloader_pin_memory=False,
@@ -86,6 +100,8 @@ def pretrain(settings, corpus, output, execution):
     )
     trainer.train()
     loss = trainer.evaluate()["eval_loss"]
+    trainer.stop_where(not math.isfinite(loss), "the held-out loss is")
+    trainer.check_weights()
     model.to(torch.float32).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
     summary = {

@@ -115,6 +115,7 @@ def _trainer(settings, classifier, tokenizer, learned, output, device, execution
         ),
         processing_class=tokenizer,
         peft_config=models.adapter_config("reward_model", settings.reward_model, score=True),
+        section="reward_model",
         empty={"chosen_ids": nothing, "rejected_ids": nothing},
     )
 

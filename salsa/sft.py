@@ -48,6 +48,7 @@ def train(settings, parents, output, execution):
         eval_dataset=data["sft_validation"][0],
         processing_class=tokenizer,
         peft_config=models.adapter_config("sft", sft),
+        section="sft",
         empty={"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED]},
     )
     validate = sft.stop == "validation"
@@ -58,7 +59,7 @@ def train(settings, parents, output, execution):
         return None  # the first process writes
     losses = training.validation_losses(history)
     chosen = min(losses) if validate else losses[-1]
-    runs.write_json(output / "log_history.json", history)
+    runs.write_json(output / "log_history.json", training.finite_or_null(history))
     return {
         "validation_loss": chosen,
         "validation_losses": losses,

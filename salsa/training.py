@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -20,7 +21,7 @@ from transformers import TrainerCallback
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import align_special_tokens
 
-from salsa import models, runs, surroundings
+from salsa import divergence, models, runs, surroundings
 from salsa.ppo import checkpoints, processes
 
 KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
@@ -64,6 +65,7 @@ def arguments(section, chosen, settings, execution, output, device):
         "gradient_checkpointing": execution.gradient_checkpointing,
         "save_strategy": "no",  # `train` says when
         "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # or a loss that is not finite would be left out of means
         "report_to": execution.trackers or "none",
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
@@ -94,7 +96,94 @@ class Order(Sampler):
         yield from [self.rows] * self.empty
 
 
-class Shared:
+class Finite:
+    """A trainer of transformers that stops where a number is not finite; stands before its class.
+
+    `section`: where the settings of the stage stand: base, sft or reward_model.
+    """
+
+    def __init__(self, *arguments, section, **named):
+        super().__init__(*arguments, **named)
+        self.section, self.output = section, Path(self.args.output_dir).parent
+        self.losses, self.gradient_norm = [], None  # of the step that is being taken
+        self.batch = []  # the inputs of its micro-batches, and afterwards of the last one
+        self.add_callback(_BeforeStep(self))
+        divergence.forget(self.output)
+
+    def training_step(self, model, inputs, *arguments, **named):
+        loss = super().training_step(model, inputs, *arguments, **named)
+        if not self.losses:
+            self.batch = []
+        self.losses.append(loss)
+        self.batch.append(inputs)
+        return loss
+
+    def _get_grad_norm(self, *arguments, **named):
+        self.gradient_norm = super()._get_grad_norm(*arguments, **named)
+        return self.gradient_norm
+
+    def check_step(self):
+        """UserError where the losses or the gradients of a step are not finite, before it is taken."""
+        loss, norm = sum(self.losses, torch.zeros(())), self.gradient_norm
+        self.losses, self.gradient_norm = [], None
+        self.stop_where(not torch.isfinite(loss), "the loss is", taken=False)
+        self.stop_where(norm is not None and not math.isfinite(norm), "gradients are", taken=False)
+
+    @torch.no_grad()
+    def check_weights(self):
+        """UserError where weights, or what the model makes of its last batch, are not finite; asked before saving."""
+        model = self.model_wrapped
+        self.stop_where(not divergence.finite_weights(model), "weights are")
+        for inputs in self.batch[-1:]:
+            names = ("input_ids", "attention_mask", "position_ids")
+            given = self._prepare_inputs({name: inputs[name] for name in names if name in inputs})
+            was_training = model.training
+            output = model.eval()(**given).logits  # (B, T, V), or (B, labels)
+            model.train(was_training)
+            if output.dim() == 3 and "attention_mask" in given:
+                output = output[given["attention_mask"].bool()]
+            self.stop_where(not torch.isfinite(output).all(), "what the model computes is")
+
+    def stop_where(self, flag, what, taken=True):
+        """UserError in all processes where `flag` is set in one of them, which keeps its batch.
+
+        Args:
+            what: is not finite; with its verb.
+            taken: whether the step is behind, of which that is so.
+        """
+        where = divergence.anywhere(self.accelerator, flag)
+        if not where:
+            return
+        rate, step = f"{self.section}.learning_rate={self.args.learning_rate:g}", self.state.global_step + (not taken)
+        found = f"{what} not finite at step {step} of {self.state.max_steps}"
+        message = f"{rate}: {found}; lower it"
+        if step == 1 and not taken:
+            message = (
+                f"{self.section}: {found}, before anything was learned; look at the model it starts from, and the data"
+            )
+        divergence.stop(
+            self.output,
+            message,
+            {"step": step, "process": where[0]},
+            {
+                f"{place}.{name}": tensor
+                for place, inputs in enumerate(self.batch)
+                for name, tensor in inputs.items()
+                if isinstance(tensor, torch.Tensor)
+            },
+            writes=self.accelerator.process_index == where[0],
+        )
+
+
+class _BeforeStep(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.trainer.check_step()
+
+
+class Shared(Finite):
     """A trainer of TRL whose steps do not depend on how many processes take them; stands before its class.
 
     `empty` is a row, as the trainer prepares rows, that adds nothing to a loss.
@@ -158,6 +247,7 @@ class _Watch(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_):
         losses = validation_losses(state.log_history)
+        self.trainer.stop_where(not math.isfinite(losses[-1]), "the validation loss is")
         if self.best and losses.index(min(losses)) == len(losses) - 1:
             keep(self.trainer, self.output)
 
@@ -179,6 +269,8 @@ class _Watch(TrainerCallback):
         late = time.monotonic() - self.saved > self.seconds
         wanted = torch.tensor([self.stop.asked, late], dtype=torch.float32, device=accelerator.device)
         stop, save = (accelerator.reduce(wanted) > 0).tolist()
+        if stop or save:
+            self.trainer.check_weights()
         if stop:
             self.stopped = control.should_training_stop = True
         control.should_save = stop or save
@@ -189,10 +281,19 @@ def validation_losses(history):
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
+def finite_or_null(history):
+    """A trainer's log history, with null for what is not finite (an entropy, say): JSON has no other word for it."""
+    return [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in history
+    ]
+
+
 def train(trainer, output, load, minutes, best=False):
     """Train, and write `output/model`: whole, with adapters merged. Returns the log history. Called by every process.
 
     Goes on from the last checkpoint of a run that was interrupted; told to stop, it saves one and exits with 143.
+    UserError, with the batch kept, where losses, gradients or weights are not finite: nothing of them is saved.
 
     Args:
         trainer: a `Shared` one.
@@ -228,7 +329,8 @@ def _saved(accelerator, output):
 
 
 def keep(trainer, output):
-    """Write the model, or its adapters, as it is now. Called by every process."""
+    """Write the model, or its adapters, as it is now. Called by every process. UserError where it has diverged."""
+    trainer.check_weights()
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded(accelerator) else None
     if accelerator.is_main_process:

@@ -301,3 +301,48 @@ def test_without_peft_only_adapters_are_refused(monkeypatch):
     assert models.adapter_config("sft", config.Sft()) is None
     with pytest.raises(runs.UserError, match=r"reward_model\.lora_rank=2 needs peft: pip install .*\[lora\]"):
         models.adapter_config("reward_model", config.RewardModel(lora_rank=2))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+def test_a_learning_rate_that_explodes_ends_the_run(family, tmp_path, stage):
+    """In one line, with the batch, and without a model."""
+    case, folder = sft_case(learning_rate=1e30) if stage == "sft" else reward_case(learning_rate=1e30), tmp_path / "run"
+    says = rf"{stage}\.learning_rate=1e\+30: .* not finite at step \d of \d; lower it"
+    with pytest.raises(runs.UserError, match=says) as refused:
+        run(case, family, folder)
+    batch = load_file(folder / "diverged.safetensors")
+    assert "input_ids" in {name.split(".")[1] for name in batch} and str(refused.value).count("\n") == 0
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "diverged.json", "diverged.safetensors"}
+
+
+def test_what_is_broken_before_anything_is_learned_is_said(family, tmp_path, tokenizer):
+    model = models.load_policy(family["base"] / "model")
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(runs.UserError, match="sft: the loss is not finite at step 1 of 6, before anything was learned"):
+        run(sft_case(), family | {"base": tmp_path}, tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_not_saved(family, tmp_path, monkeypatch):
+    """Nor is a checkpoint of them: the one before stays, and a run goes on from it."""
+    step_end = training._Watch.on_step_end
+
+    def explode(watch, args, state, control, model, **named):
+        if state.global_step == 2:
+            model.model.norm.weight.data.fill_(float("inf"))
+        step_end(watch, args, state, control, model=model, **named)
+
+    case, folder = sft_case(execution={"checkpoint_minutes": 1e-9}), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(runs.UserError, match="weights are not finite at step 2 of 6"):
+        patch.setattr(training._Watch, "on_step_end", explode)
+        run(case, family, folder)
+    assert runs.read_json(folder / runs.CHECKPOINTS / training.SAVED)["checkpoint"] == "checkpoint-1"
+    assert (folder / "diverged.json").exists()
+    run(case, family, folder)
+    assert not (folder / "diverged.json").exists() and (folder / "model").exists()
+
+
+def test_a_log_says_null_where_a_number_is_none():
+    history = [{"loss": 1.0, "entropy": float("nan"), "step": 3}]
+    assert training.finite_or_null(history) == [{"loss": 1.0, "entropy": None, "step": 3}]

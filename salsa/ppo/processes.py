@@ -47,14 +47,19 @@ def keep_precision(accelerator):
         )
 
 
-def check(ppo, accelerator, anchor, rollouts):
-    """UserError where the run's settings do not fit how it was started."""
+def check_batch(ppo, accelerator):
+    """UserError where the processes can't share a batch evenly."""
     processes = accelerator.num_processes
     if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
         raise runs.UserError(
             f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
             f"evenly; make it a multiple of {processes * ppo.mini_batches}"
         )
+
+
+def check(ppo, accelerator, anchor, rollouts):
+    """UserError where the run's settings do not fit how it was started."""
+    check_batch(ppo, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
     if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):

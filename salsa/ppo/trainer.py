@@ -20,12 +20,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from salsa import chat, config, forward, models, runs
+from salsa import chat, config, divergence, forward, models, runs
 from salsa.ppo import checkpoints, networks, objective, processes, record, reference
 from salsa.ppo.rollout import uniforms
 
 VERSION = 3
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
+BROKEN = {  # phase in which a number is not finite -> what to do, where nothing was learned yet
+    "rollout": "look at the models that the policy starts from",
+    "score": "the reward model is broken; train it with a lower reward_model.learning_rate",
+    "reference": "look at the models that the reference is made of",
+    "value": "look at the reward model, which the value model starts from, or at ppo.value_model",
+}
 LARGEST_DIFFERENCE = 0.1  # nats a token, mean: of such a computation; weights correct less, more is a mistake
 
 
@@ -48,12 +54,15 @@ def train(settings, parents, output, execution):
     """Train a policy.
 
     Writes `model/`, `value_model/`, metrics.jsonl (one line an iteration), rollouts.jsonl, and `reference/` where the
-    reference has moved. Continues from the last checkpoint of a run that was interrupted.
+    reference has moved. Continues from the last checkpoint of a run that was interrupted. Raises UserError, with the
+    batch kept (divergence.py), where a number is not finite; the last checkpoint stays.
 
     Parents: `prepare` (prompts.jsonl), `reward_model`, `sft0`, and the other SFT models that start or reference need.
     """
     device = models.prepare_process(execution)
+    divergence.forget(output)
     accelerator = processes.make_accelerator(settings, device, execution, output)
+    processes.check_batch(settings.ppo, accelerator)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
@@ -134,6 +143,7 @@ class Trainer:
         self.progress = checkpoints.Progress(settings.kl_coef, self.reference)
         accelerator.register_for_checkpointing(self.progress)
         self.stop = checkpoints.StopRequest()
+        self.seen = None  # (iteration, prompt ids, Sequences) of the last batch
         self.summary = {
             "reference": self.reference.summary,
             "parameters": parameters,
@@ -174,7 +184,8 @@ class Trainer:
             if self._asked_to_stop():
                 self._checkpoint_and_exit()
             if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
-                checkpoints.save(self.accelerator, self.progress, self.output)
+                self._checkpoint()
+        self._check_networks()
         if self.execution.trackers:
             self.accelerator.end_training()
         expected = self.ppo.iterations * self.ppo.epochs * self.ppo.mini_batches
@@ -224,6 +235,8 @@ class Trainer:
             },
             self.pad_id,
         )
+        self.seen = iteration, prompt_ids, sequences
+        self._check_finite(tensors)
         mask, score, old_logprobs = sequences.response_mask, tensors["score"], tensors["old_logprobs"]
         if iteration == 0 and self.starts_at_reference:  # and so at no distance from it
             start = tensors["reference_logprobs"][:, 0]
@@ -251,7 +264,8 @@ class Trainer:
 
         # 6. Clipped steps.
         learning_rate = self._set_learning_rate(iteration)
-        losses = self._optimise(iteration, sequences, {**tensors, "advantages": advantages, "returns": returns})
+        batch = {**tensors, "advantages": advantages, "returns": returns}
+        losses = self._optimise(iteration, sequences, batch)
         clock.lap("optimise")
 
         # 7. One line of metrics, of the responses as they were before the steps.
@@ -276,9 +290,9 @@ class Trainer:
             **clock.seconds(),
             "peak_memory_mib": record.peak_memory(self.device),
         }
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise runs.UserError(f"iteration {iteration}: {name} is {value}; lower ppo.learning_rate")
+        infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if infinite:
+            self._diverge("optimise", f"{infinite[0]} is {metrics[infinite[0]]}", batch)
         return metrics, sequences, per_response
 
     def _sample(self, iteration, prompt_ids, prompts):
@@ -301,7 +315,8 @@ class Trainer:
                 return sequences, sampled, values, torch.zeros_like(sampled)
         fresh = self._in_batches(sequences, "logprobs")
         difference = (fresh - sampled) * sequences.response_mask
-        self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
+        if torch.isfinite(difference).all():  # or the policy has diverged, which is looked for next
+            self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
         return sequences, fresh, None, difference
 
     def _optimise(self, iteration, sequences, batch):
@@ -320,7 +335,7 @@ class Trainer:
                 first = epoch == index == 0
                 self.optimizer.zero_grad(set_to_none=True)
                 mine = part[accelerator.process_index :: accelerator.num_processes]
-                micro_batches = mine.split(self.execution.micro_batch)
+                micro_batches, finite = mine.split(self.execution.micro_batch), True
                 for rows in micro_batches:
                     last = rows is micro_batches[-1]
                     with processes.gradients_kept(accelerator, self.networks, last):
@@ -328,8 +343,13 @@ class Trainer:
                         found = self._backward(sequences.rows(rows), some, tokens, first)
                     for name, value in found.items():
                         totals[name] = totals.get(name, 0.0) + value
+                        finite = finite and math.isfinite(value)
                 tokens_seen += tokens
-                norms.append(self._step())
+                clipped = self._clip_gradients()
+                if divergence.anywhere(accelerator, not (finite and all(map(math.isfinite, clipped)))):
+                    self._diverge("optimise", "losses or gradients are not finite", batch, rows=part.tolist())
+                norms.append(clipped[0])
+                self._step()
         unwrapped.recompute(False)
         sums = accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
         means = {name: value / tokens_seen for name, value in zip(totals, sums.tolist(), strict=True)}
@@ -340,7 +360,7 @@ class Trainer:
         ppo, mask = self.ppo, sequences.response_mask
         batch = {name: values[..., : mask.shape[1]] if values.dim() > 1 else values for name, values in batch.items()}
         logprobs, entropies, values = self.networks("evaluate", sequences)
-        if first:
+        if first and torch.isfinite(logprobs).all():
             self._check_agreement("the rollout", logprobs, batch["old_logprobs"], mask)  # the ratio starts at 1
         policy_loss, policy_clipped = objective.policy_loss(
             logprobs, batch["old_logprobs"], batch["advantages"], mask, ppo.clip_range
@@ -363,14 +383,14 @@ class Trainer:
             "entropy": entropies.sum().item(),
         }
 
+    def _clip_gradients(self):
+        """Clip gradients to `max_grad_norm` in each network. Returns the norms that they had, the policy's first."""
+        groups = self.optimizer.param_groups
+        return [float(self.accelerator.clip_grad_norm_(group["params"], self.ppo.max_grad_norm)) for group in groups]
+
     def _step(self):
-        """One step, gradients clipped to `max_grad_norm` in each network. Returns the policy's norm."""
-        norms = []
-        for group in self.optimizer.param_groups:
-            norms.append(self.accelerator.clip_grad_norm_(group["params"], self.ppo.max_grad_norm))
         self.optimizer.step()
         self.progress.steps += 1
-        return float(norms[0])
 
     def _penalty(self, logprobs, reference_logprobs, estimator):
         return objective.kl_penalty(logprobs, reference_logprobs, self.reference.weights, estimator)
@@ -417,8 +437,52 @@ class Trainer:
         asked = torch.tensor(float(self.stop.asked), device=self.device)
         return bool(self.accelerator.reduce(asked) > 0)
 
-    def _checkpoint_and_exit(self):
+    def _check_finite(self, tensors):
+        """UserError, of the first phase in which it is so, where what was computed of a batch is not finite."""
+        phases = {
+            "rollout": ("old_logprobs", "sampling_difference"),
+            "score": ("score",),
+            "reference": ("reference_logprobs", "sft0_logprobs"),
+            "value": ("old_values",),
+        }
+        for phase, names in phases.items():
+            found = divergence.first({name: tensors[name] for name in names})
+            if found:
+                self._diverge(phase, found, tensors)
+
+    @torch.no_grad()
+    def _check_networks(self):
+        """UserError where the trained networks, or what they compute of some responses, are not finite.
+
+        Asked before they are saved: a checkpoint, or a policy, is one that works.
+        """
+        finite = divergence.finite_weights(self.networks)
+        if self.seen:
+            some = self.seen[2].rows(slice(self.execution.micro_batch))
+            computed = {task: self._in_batches(some, task) for task in ("logprobs", "values")}
+            finite = finite and not divergence.first(computed)
+        if divergence.anywhere(self.accelerator, not finite):
+            self._diverge("optimise", "what it left of the networks is not finite", {})
+
+    def _diverge(self, phase, what, tensors, **facts):
+        """Keep the batch that was seen last, and raise UserError. Called by every process."""
+        iteration, prompt_ids, sequences = self.seen or (self.progress.iteration, [], None)
+        learned = phase == "optimise" or (iteration > 0 and phase not in ("score", "reference"))
+        remedy = f"lower ppo.learning_rate={self.ppo.learning_rate:g}" if learned else BROKEN[phase]
+        divergence.stop(
+            self.output,
+            f"iteration {iteration}, {phase}: {what}; {remedy}",
+            {"iteration": iteration, "phase": phase, "what": what, "prompt_ids": prompt_ids, **facts},
+            tensors | (vars(sequences) if sequences else {}),
+            writes=self.accelerator.is_main_process,
+        )
+
+    def _checkpoint(self):
+        self._check_networks()
         checkpoints.save(self.accelerator, self.progress, self.output)
+
+    def _checkpoint_and_exit(self):
+        self._checkpoint()
         self.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
         self.accelerator.print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
         sys.exit(143)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from torch.nn.functional import log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -661,12 +662,69 @@ def test_a_policy_that_is_not_its_reference_at_step_zero_is_noticed(fit):
         fit(make_settings(), shift)
 
 
-def test_numbers_that_are_none_end_the_run(fit):
-    def break_it(made):
-        made.reward_model.scores = lambda sequences, micro_batch: torch.full((len(sequences),), float("nan"))
+def fill(module):
+    with torch.no_grad():
+        module.weight.fill_(float("nan"))
 
-    with pytest.raises(runs.UserError, match="score is nan"):
-        fit(make_settings(), break_it)
+
+@pytest.mark.parametrize(
+    ("phase", "broken", "says"),
+    [
+        ("rollout", lambda made: made.networks.policy.model.norm, "old_logprobs is nan; look at the models"),
+        (
+            "score",
+            lambda made: made.reward_model.classifier.score,
+            "score is nan; the reward model .* lower reward_model",
+        ),
+        (
+            "reference",
+            lambda made: made.reference.models[0].model.norm,
+            "reference_logprobs is nan; look at the models",
+        ),
+        ("value", lambda made: made.networks.value_model.classifier.score, "old_values is nan; look at the reward"),
+    ],
+)
+def test_numbers_that_are_none_end_the_run(fit, tmp_path, phase, broken, says):
+    """In one line that names the phase and what is to blame; the batch is kept, and nothing else."""
+    with pytest.raises(runs.UserError, match=f"iteration 0, {phase}: {says}") as refused:
+        fit(make_settings(["1/2", "1/2"]), lambda made: fill(broken(made)))
+    assert str(refused.value).count("\n") == 0 and "diverged.safetensors" in str(refused.value)
+    facts, batch = runs.read_json(tmp_path / "diverged.json"), load_file(tmp_path / "diverged.safetensors")
+    assert (facts["iteration"], facts["phase"]) == (0, phase) and len(facts["prompt_ids"]) == len(batch["tokens"]) == 8
+    assert {"tokens", "response_mask", "score", "old_logprobs", "reference_logprobs"} <= batch.keys()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_learning_rate_that_explodes_ends_the_run(parents, execution, tmp_path):
+    settings = make_settings(learning_rate=1e30)
+    execution = dataclasses.replace(execution, checkpoint_every=1)
+    with pytest.raises(runs.UserError, match=r"iteration 0, optimise: .*; lower ppo\.learning_rate=1e\+30"):
+        runs.execute("ppo", trainer.VERSION, trainer.train, settings, parents, tmp_path, execution)
+    kept = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert kept == {"checkpoints", "diverged.json", "diverged.safetensors"}
+    assert not list((tmp_path / "checkpoints").glob("0*"))
+
+
+def test_the_last_good_checkpoint_stays(fit, tmp_path):
+    """Weights that the last step of an iteration made infinite are neither saved nor learned from."""
+
+    def explode(made):
+        step = made._step
+
+        def steps():
+            step()
+            if made.progress.steps == 8:  # the last of iteration 1
+                made.networks.policy.model.norm.weight.data.fill_(float("inf"))
+
+        made._step = steps
+
+    settings = make_settings(iterations=3)
+    with pytest.raises(
+        runs.UserError, match=r"iteration 1, optimise: what it left of the networks is not finite; lower"
+    ):
+        fit(settings, explode, checkpoint_every=1)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("0*")] == ["000001"]
+    assert fit(settings, checkpoint_every=1)[0].progress.resumed_at == [1]
 
 
 def test_missing_steps_are_noticed(fit):
