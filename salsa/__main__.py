@@ -10,13 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa import runs
+from salsa import places, runs
 from salsa.runs import UserError
 
 
 def main(argv=None):
     """Run one subcommand; a mistake of the user is one line on standard error, and exit code 1."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    places.use()
     try:
         if argv[:1] == ["soup"]:
             from salsa import soup
@@ -96,11 +97,11 @@ def plan_command(arguments, _):
 
 def run_command(arguments, extra):
     """Become Snakemake on the configuration that the overrides say, or Hydra, where flags or settings of it do."""
-    from salsa import multirun
+    from salsa import multirun, studies
 
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
-    config = [f"overrides={multirun.snakemake_text(shlex.join(arguments))}"] if arguments else []
+    config = [f"overrides={studies.snakemake_text(shlex.join(arguments))}"] if arguments else []
     os.execv(sys.executable, multirun.command(extra, *config))
 
 

@@ -8,8 +8,8 @@ Nothing is imported but the standard library: this runs before every job on a GP
 
 import contextlib
 import fcntl
-import getpass
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +18,7 @@ from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LEASED = "SALSA_LEASED"  # the files of the devices that a job holds, for the processes that it starts
+DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # an index, or what nvidia-smi -L names: GPU-<uuid>, MIG-GPU-<uuid>/1/0
 PATIENCE = 1.0  # seconds between two looks at devices that others hold
 
 
@@ -28,15 +29,23 @@ def devices():
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
             listed = ",".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    return [name.strip() for name in (listed or "").split(",") if name.strip()]
+    names = [name.strip() for name in (listed or "").split(",")]
+    # As CUDA reads the list: what comes after a name that is none (-1, NoDevFiles, nothing) isn't there.
+    none = next((place for place, name in enumerate(names) if not DEVICE.fullmatch(name)), len(names))
+    return list(dict.fromkeys(names[:none]))
 
 
 def folder():
     """Where the locks of this machine's devices lie. Each job of a scheduler numbers its devices itself."""
     job = os.environ.get("SLURM_JOB_ID", "")
-    path = Path(tempfile.gettempdir()) / f"salsa-gpus-{getpass.getuser()}{'-' * bool(job)}{job}"
+    path = Path(tempfile.gettempdir()) / f"salsa-gpus-{os.getuid()}{'-' * bool(job)}{job}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def file_name(device):
+    """A device's name as that of a file: MIG-GPU-<uuid>/1/0 has slashes."""
+    return device.replace("/", "_")
 
 
 def lease(count, among):
@@ -53,7 +62,7 @@ def lease(count, among):
         while True:
             held = {}
             for name in among:
-                file = os.open(place / name, os.O_RDWR | os.O_CREAT, 0o600)
+                file = os.open(place / file_name(name), os.O_RDWR | os.O_CREAT, 0o600)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -70,7 +79,7 @@ def lease(count, among):
         for file in held.values():
             os.set_inheritable(file, True)
             fcntl.flock(file, fcntl.LOCK_SH)  # still in the queue's lock: nobody can come between
-    os.environ[LEASED] = os.pathsep.join(str(place / name) for name in held)
+    os.environ[LEASED] = os.pathsep.join(str(place / file_name(name)) for name in held)
     return list(held)
 
 

@@ -8,7 +8,6 @@ share runs once (the launcher in `hydra_plugins` hands the batch over). What els
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -30,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salsa import compose, plan, runs, studies
 from salsa.compose import CONF, ROOT
 from salsa.runs import UserError
+from salsa.studies import snakemake_text
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"
@@ -52,11 +52,6 @@ def command(options, *config):
     if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in options):
         started += ["--cores", "all"]
     return [*started, *options, *(["--config", *config] if config else [])]
-
-
-def snakemake_text(text):
-    """A value of Snakemake's --config that it reads as this text: it strips quotes, and then reads YAML."""
-    return f" {json.dumps(text, ensure_ascii=False)} "
 
 
 def run(arguments, options):

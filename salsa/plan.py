@@ -9,9 +9,11 @@ import ast
 import copy
 import functools
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+import re
+import typing
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from salsa import config, runs
 
@@ -33,6 +35,7 @@ MODULES = {  # in the order of the pipeline
 }
 FOLDERS = {stage: "studies" if stage in ("study", "comparison") else stage for stage in MODULES}
 LONGEST_LABEL = 200  # characters; a file name holds 255
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
 SWEEP = "-sweep"  # ends the label of a comparison
 SFT0 = ("1",)  # the weights of sft0 alone
 MOVING = {"ema": "rate", "reset": "every"}  # kind of a reference that follows the policy -> its own setting
@@ -81,22 +84,119 @@ class Plan:
                 "comparison": self.comparison,
             }
         )
-        path = Path(self.results) / "plans" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        path = Path(self.results) / "plans" / f"{hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()[:12]}.json"
         if not path.exists():
             runs.write_atomically(path, text)
         return path
 
 
+def results_folder(text):
+    """The results folder of a setting, without what names it twice (`a//b/`). UserError where it can't be one.
+
+    Snakemake reads braces as wildcards, and the rest would be misunderstood: by a shell that didn't expand it, by who
+    expects an object store, by a terminal that obeys it.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise runs.UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
+    unfit = next((sign for sign in text if sign in "{}" or runs.printable(sign) != sign), None)
+    problem = None
+    if unfit:
+        problem = f"has {unfit!r} in it, which no results folder can have"
+    elif text != text.strip():
+        problem = "begins or ends with a space"
+    elif text.startswith("~"):
+        problem = "~ is expanded by shells alone, where it isn't quoted"
+    elif "://" in text:
+        problem = "is no folder of this machine, which all stages read and write"
+    if problem:
+        raise runs.UserError(f"results={text!r}: {problem}; give another folder")
+    return str(PurePath(text))
+
+
 def load(path):
-    """The plan that `Plan.save` wrote. UserError where there is none."""
+    """The plan that `Plan.save` wrote; UserError where there is none, or where it is not as `plan` makes them.
+
+    What a plan says becomes folders and command lines, so nothing of it is taken on trust: each run's address is
+    computed again from its settings and parents, and its folder follows from that and a label of safe characters.
+    """
+    again = "plan again (`salsa plan`)"
     try:
         values = runs.read_json(path)
-        loaded = {name: Run(**run) for name, run in values["runs"].items()}
-        return Plan(values["results"], loaded, values["studies"], values.get("comparison"))
     except FileNotFoundError:
         raise runs.UserError(f"{path}: no such plan; `salsa plan` writes one") from None
-    except (ValueError, KeyError, TypeError):
-        raise runs.UserError(f"{path}: not a plan; `salsa plan` writes one") from None
+    except OSError as error:
+        raise runs.UserError(f"{path}: can't be read ({error.strerror}); {again}") from None
+    except runs.Unreadable:
+        raise runs.UserError(f"{path}: not a plan, for it is no JSON; {again}") from None
+    try:
+        result = Plan(results_folder(values["results"]))
+        for name, run in values["runs"].items():
+            result.runs[name] = _loaded_run(name, run, result)
+        result.studies = [_loaded_study(study, result) for study in values["studies"]]
+        result.comparison = values.get("comparison")
+        if result.comparison is not None and result.runs[result.comparison].stage != "comparison":
+            raise ValueError(f"{result.comparison} is no comparison")
+        return result
+    except runs.UserError as error:
+        raise runs.UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise runs.UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
+
+
+def _loaded_run(path, values, result):
+    """The `Run` of a plan file's entry, when its parents are in the plan `result`. ValueError where it is unsound."""
+    run = Run(**values)
+    if run.stage not in MODULES:
+        raise ValueError(f"{path}: no stage {run.stage!r}")
+    if not LABEL.fullmatch(run.label) or len(run.label) > LONGEST_LABEL:
+        raise ValueError(f"{path}: {run.label!r} is no label")
+    for other in [*run.parents.values(), *run.after]:
+        if other not in result.runs:
+            raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have before it")
+    settings = config.from_dict(settings_class(run.stage), run.settings)
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        if (is_dataclass(hint) or hint is str) and not isinstance(getattr(settings, name), hint):
+            raise ValueError(f"{path}: {name} is {getattr(settings, name)!r}")
+    addresses = {role: result.runs[parent].address for role, parent in run.parents.items()}
+    digest = runs.address(run.stage, version(run.stage), run.settings, addresses)
+    if digest != run.address:
+        raise ValueError(f"{path}: its settings have another address ({digest[:12]})")
+    if path != f"{FOLDERS[run.stage]}/{run.label}-{digest[:12]}":
+        raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
+    if not isinstance(run.replicate, int | None):
+        raise ValueError(f"{path}: replicate is {run.replicate!r}")
+    execution = asdict(config.from_dict(config.Execution, run.execution))
+    for name, hint in typing.get_type_hints(config.Execution).items():
+        _check_typed(f"{path}: execution.{name}", execution[name], hint)
+    return run
+
+
+def _check_typed(key, value, hint):
+    """ValueError unless a value has the type of its field (of `config.Execution`), and is no negative number."""
+    kind = typing.get_origin(hint) or hint
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{key} is {value!r}")
+    if isinstance(value, int | float) and not value >= 0:
+        raise ValueError(f"{key} is {value}")
+    for item in value if kind is list else ():
+        _check_typed(key, item, *typing.get_args(hint))
+
+
+def _loaded_study(values, result):
+    """A plan file's entry of a study, as `Plan.studies` holds it. ValueError where it is unsound."""
+    name, path, link = values["name"], values["path"], values["link"]
+    if result.runs[path].stage != "study":
+        raise ValueError(f"{path} is no study")
+    if not LABEL.fullmatch(name) or link not in (None, f"studies/{name}"):
+        raise ValueError(f"{path}: is linked as {link!r} by the name {name!r}")
+    return {"name": name, "path": path, "link": link}
+
+
+def settings_class(stage):
+    """The dataclass of a stage's settings: `config.RewardModelSettings` of reward_model."""
+    return getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
 
 
 def plan(configs):
@@ -108,12 +208,12 @@ def plan(configs):
             (what sets it apart in a sweep or from its companions; empty where it is alone).
 
     Raises:
-        runs.UserError: the studies disagree on the results folder.
+        runs.UserError: the studies disagree on the results folder, or it can't be one.
     """
     folders = sorted({values["results"] for values in configs})
     if len(folders) > 1:
         raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
-    result = Plan(folders[0])
+    result = Plan(results_folder(folders[0]))
     points = []
     for values in configs:
         study = _Study(values, result).add()

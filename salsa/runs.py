@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
@@ -43,8 +44,22 @@ MODEL = (
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
 
 
+BIDIRECTIONAL = {*map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+
+
+def printable(text):
+    """A text as a terminal may show it: control characters, line ends and changes of direction are spelt out."""
+    return "".join(
+        ascii(sign)[1:-1] if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or sign in BIDIRECTIONAL else sign
+        for sign in str(text)
+    )
+
+
 class UserError(Exception):
-    """A mistake that the user can mend: shown as one line, without a traceback."""
+    """A mistake that the user can mend: shown as one line, without a traceback, whatever text it quotes."""
+
+    def __init__(self, message):
+        super().__init__(printable(message))
 
 
 class Unreadable(UserError, ValueError):
@@ -495,14 +510,16 @@ def command(stage, version, function, settings_class, roles=(), description=None
         if arguments.plan:
             if not arguments.run:
                 parser.error("--plan needs --run")
-            plan = read_json(arguments.plan)
-            run = plan["runs"].get(arguments.run)
-            if run is None:
-                raise UserError(f"{arguments.plan}: no run {arguments.run!r}")
-            results = Path(plan["results"])
-            settings, execution, output = run["settings"], run["execution"], results / arguments.run
-            parents = {role: results / path for role, path in run["parents"].items()}
-            expected = run["address"]
+            from salsa import plan as planning  # which imports this module
+
+            plan = planning.load(arguments.plan)
+            run = plan.runs.get(arguments.run)
+            if run is None or run.stage != stage:
+                raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage}")
+            results = Path(plan.results)
+            settings, execution, output = run.settings, run.execution, results / arguments.run
+            parents = {role: results / path for role, path in run.parents.items()}
+            expected = run.address
         else:
             if not (arguments.settings and arguments.output):
                 parser.error("give --plan and --run, or --settings and --output")
@@ -528,7 +545,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
             raise
         if surroundings.world()[1]:
             time.sleep(5)  # within which the launcher ends this process, where the first one says the same
-        sys.exit(f"{parser.prog}: {line}")
+        sys.exit(f"{parser.prog}: {printable(line)}")
 
 
 def _given(text):

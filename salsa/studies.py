@@ -1,6 +1,7 @@
 """What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -9,12 +10,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from salsa import config, gpus, runs
+from salsa import config, gpus, places, runs
 from salsa.evaluate import judge_access, llm_judge
 
 MAIN_TABLE = "tables/win_rates.md"
 COMPARISON = "comparison.md"
 LOG = "log.txt"
+SHOWN = 12  # lines of a failed run's log on the terminal
+TAIL = 2**16  # bytes of it that are read for them
+LONGEST_LINE = 500  # characters of each
 LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
 DATA = ("corpus", "prepare", "benchmark")  # stages that hold whole data sets in memory
@@ -31,6 +35,7 @@ def use_environment(root):
 
     A python that stands before it on the PATH is left in charge, if this one's folder is there at all.
     """
+    places.use()
     paths = os.environ.get("PATH", "").split(os.pathsep)
     folder = str(Path(sys.executable).parent)
     if folder not in paths:
@@ -38,6 +43,16 @@ def use_environment(root):
     packages = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if str(root) not in packages:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
+
+
+def snakemake_text(text):
+    """A value of Snakemake's --config that it reads as this text: it strips quotes, and then reads YAML."""
+    return f" {json.dumps(text, ensure_ascii=False)} "
+
+
+def snakemake_argument(key, text):
+    """`key=text` as an argument that Snakemake hands on to a shell: it quotes by Python's rules what isn't quoted."""
+    return "'" + f"{key}={snakemake_text(text)}".replace("'", "'\\''") + "'"
 
 
 def small(run):
@@ -129,7 +144,8 @@ def conclude(plan):
                 figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
                 yield f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}"
         if (folder / MAIN_TABLE).exists():
-            yield (folder / MAIN_TABLE).read_text(encoding="utf-8").rstrip()
+            table = (folder / MAIN_TABLE).read_text(encoding="utf-8", errors="replace")
+            yield from map(runs.printable, table.rstrip().split("\n"))
     if plan.comparison and finished(plan, plan.comparison):
         yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / COMPARISON}"
 
@@ -272,9 +288,28 @@ def _policy(policies, arm, kl_coef, replicate):
 
 
 def failures(plan):
-    """Lines that name the logs of runs which began and did not finish."""
-    logs = [Path(plan.results) / path / LOG for path in plan.runs if not finished(plan, path)]
-    for log in logs:
-        if log.exists() and log.stat().st_size:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            yield f"not finished: {log}" + (f": {lines[-1]}" if lines else "")
+    """Lines that name the logs of runs which began and did not finish, with the end of each."""
+    for path in plan.runs:
+        log = Path(plan.results) / path / LOG
+        if finished(plan, path) or not log.exists():
+            continue
+        lines = last_lines(log)
+        if lines:
+            yield f"not finished: {log}: {lines[-1]}"
+            yield from (f"  | {line}" for line in lines[:-1])
+
+
+def last_lines(log, count=SHOWN):
+    """The last lines of a log that say something, as a terminal may show them; a log may hold any bytes.
+
+    Of a log that can't be read, one line that says so.
+    """
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        return [f"can't be read ({error.strerror})"]
+    # A progress bar goes back to the line's begin each time; what stood there last is what was seen.
+    lines = [line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [runs.printable(line)[:LONGEST_LINE] for line in lines if line][-count:]

@@ -14,14 +14,14 @@ sys.path.insert(0, workflow.basedir)
 
 from salsa import plan as planning
 from salsa import studies
-from salsa.runs import UserError
+from salsa.runs import UserError, printable
 
 
 def read_plan():
     """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
     unknown = sorted(set(config) - {"overrides", "plan", "points"})
     if unknown:
-        sys.exit(f'--config {unknown[0]}=…: no such key; give --config overrides="model=tiny ppo.iterations=10"')
+        sys.exit(printable(f'--config {unknown[0]}=…: no such key; give --config overrides="model=tiny seed=1"'))
     for key, value in config.items():
         if not isinstance(value, str | None):
             sys.exit(f'--config {key}: not text but {value!r}; quote it: --config overrides="model=tiny"')
@@ -40,12 +40,13 @@ def read_plan():
         plan = planning.plan(composed)
         return plan, plan.save()
     except (UserError, ValueError) as error:
-        sys.exit(f"salsa: {error}")
+        sys.exit(f"salsa: {printable(error)}")
 
 
+studies.use_environment(workflow.basedir)
 PLAN, PLAN_FILE = read_plan()
 # Snakemake hands these arguments on to the processes that it starts for jobs.
-workflow.config_settings.config_args = [f"plan={str(PLAN_FILE)!r}"]
+workflow.config_settings.config_args = [studies.snakemake_argument("plan", str(PLAN_FILE))]
 
 # Executors of clusters are given --jobs. There, --retries says how often any job is tried again; here, training is once.
 HERE = workflow.is_main_process and workflow.nodes is None
@@ -56,8 +57,6 @@ RETRIES = 1 if HERE else None
 if HERE and "gpu" not in workflow.global_resources:
     if here := studies.gpus_here(PLAN):
         workflow.register_resource("gpu", here)
-
-studies.use_environment(workflow.basedir)
 
 
 def beside(stage, name):
@@ -120,12 +119,15 @@ def launcher(stage):
 def command(stage, show=False, python="{params.launcher}"):
     """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
 
-    With `show`, what the stage prints goes to the terminal as well as to its log.
+    With `show`, what the stage prints goes to the terminal as well as to its log. Logs are appended to: a second try,
+    or a second Snakemake whose process waits for the first one's lock, leaves what stands there. `{…:q}` is quoted by
+    Snakemake for the shell, and a brace doubled is no field of its.
     """
-    output = "> >(tee -a {log}) 2>> {log}" if show else "> {log} 2>&1"
+    output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
+    plan_file = shlex.quote(f"--plan={PLAN_FILE}").replace("{", "{{").replace("}", "}}")
     return (
-        f"exec {python} -m {planning.MODULES[stage]} --plan {shlex.quote(str(PLAN_FILE))} "
-        f"--run {planning.FOLDERS[stage]}/{{wildcards.run}} {output}"
+        f"exec {python} -m {planning.MODULES[stage]} {plan_file} "
+        f"--run={planning.FOLDERS[stage]}/{{wildcards.run:q}} {output}"
     )
 
 
