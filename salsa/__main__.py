@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa import places, runs
+from salsa import failures, places, runs
 from salsa.runs import UserError
 
 
@@ -32,7 +32,22 @@ def main(argv=None):
         return arguments.function(arguments, extra)
     except UserError as error:
         print(f"salsa: {error}", file=sys.stderr)
-        return 1
+    except BrokenPipeError:  # `salsa plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # of which Python would say it once more
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        line = failures.describe(error) or f"{place}{error.strerror or error}"
+        print(f"salsa: {runs.printable(line)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {runs.printable(message)}; see {self.prog} --help\n")
 
 
 def _split(argv):
@@ -43,7 +58,7 @@ def _split(argv):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="salsa", description="What should a policy be anchored to?")
+    parser = Parser(prog="salsa", description="What should a policy be anchored to?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     overrides = {"nargs": "*", "metavar": "OVERRIDE", "help": "Hydra's, such as experiment=reviews ppo.iterations=10"}
     plan = commands.add_parser("plan", help="show the runs of a configuration, and which are done")

@@ -113,11 +113,12 @@ def results_folder(text):
     return str(PurePath(text))
 
 
-def load(path):
+def load(path, only=None):
     """The plan that `Plan.save` wrote; UserError where there is none, or where it is not as `plan` makes them.
 
     What a plan says becomes folders and command lines, so nothing of it is taken on trust: each run's address is
     computed again from its settings and parents, and its folder follows from that and a label of safe characters.
+    `only`: the path of the one run that is wanted, and so looked at.
     """
     again = "plan again (`salsa plan`)"
     try:
@@ -129,9 +130,10 @@ def load(path):
     except runs.Unreadable:
         raise runs.UserError(f"{path}: not a plan, for it is no JSON; {again}") from None
     try:
-        result = Plan(results_folder(values["results"]))
-        for name, run in values["runs"].items():
-            result.runs[name] = _loaded_run(name, run, result)
+        result = Plan(results_folder(values["results"]), {name: Run(**run) for name, run in values["runs"].items()})
+        for name, run in result.runs.items():
+            if only in (None, name):
+                _check_run(name, run, result.runs)
         result.studies = [_loaded_study(study, result) for study in values["studies"]]
         result.comparison = values.get("comparison")
         if result.comparison is not None and result.runs[result.comparison].stage != "comparison":
@@ -144,21 +146,23 @@ def load(path):
         raise runs.UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
 
 
-def _loaded_run(path, values, result):
-    """The `Run` of a plan file's entry, when its parents are in the plan `result`. ValueError where it is unsound."""
-    run = Run(**values)
-    if run.stage not in MODULES:
+def _check_run(path, run, others):
+    """ValueError unless a run of a plan file is what `add_run` makes of its settings and parents, among all `others`."""
+    stages = list(MODULES)
+    if run.stage not in stages:
         raise ValueError(f"{path}: no stage {run.stage!r}")
     if not LABEL.fullmatch(run.label) or len(run.label) > LONGEST_LABEL:
         raise ValueError(f"{path}: {run.label!r} is no label")
     for other in [*run.parents.values(), *run.after]:
-        if other not in result.runs:
-            raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have before it")
+        if other not in others:
+            raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have")
+        if others[other].stage not in stages[: stages.index(run.stage)]:  # so that nothing waits for itself
+            raise ValueError(f"{path}: needs {other!r}, which comes after it")
     settings = config.from_dict(settings_class(run.stage), run.settings)
-    for name, hint in typing.get_type_hints(type(settings)).items():
+    for name, hint in _hints(type(settings)).items():
         if (is_dataclass(hint) or hint is str) and not isinstance(getattr(settings, name), hint):
             raise ValueError(f"{path}: {name} is {getattr(settings, name)!r}")
-    addresses = {role: result.runs[parent].address for role, parent in run.parents.items()}
+    addresses = {role: others[parent].address for role, parent in run.parents.items()}
     digest = runs.address(run.stage, version(run.stage), run.settings, addresses)
     if digest != run.address:
         raise ValueError(f"{path}: its settings have another address ({digest[:12]})")
@@ -167,9 +171,11 @@ def _loaded_run(path, values, result):
     if not isinstance(run.replicate, int | None):
         raise ValueError(f"{path}: replicate is {run.replicate!r}")
     execution = asdict(config.from_dict(config.Execution, run.execution))
-    for name, hint in typing.get_type_hints(config.Execution).items():
+    for name, hint in _hints(config.Execution).items():
         _check_typed(f"{path}: execution.{name}", execution[name], hint)
-    return run
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _check_typed(key, value, hint):

@@ -512,7 +512,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
                 parser.error("--plan needs --run")
             from salsa import plan as planning  # which imports this module
 
-            plan = planning.load(arguments.plan)
+            plan = planning.load(arguments.plan, arguments.run)
             run = plan.runs.get(arguments.run)
             if run is None or run.stage != stage:
                 raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from salsa import config, gpus, places, runs
 from salsa.evaluate import judge_access, llm_judge
+from salsa.plan import LABEL
 
 MAIN_TABLE = "tables/win_rates.md"
 COMPARISON = "comparison.md"
@@ -170,31 +171,62 @@ def publish(study):
     """Copy a study's or a comparison's files, which are small, to `<results>/published/<name>`; returns that folder.
 
     An overridden study keeps its address in the name. Of the manifest, host and command line stay behind; of samples
-    and the page, from other people's reviews, the prompts. UserError where the study isn't finished.
+    and the page, from other people's reviews, the prompts. UserError where the study isn't finished, where its manifest
+    names files outside it, or where something that was not published is in the way.
     """
-    from salsa.report import html  # which Snakemake, that imports this module, has no need of
-
-    manifest = runs.verify(study)
+    manifest = _report(study, *REPORT)
     settings, folder = manifest["settings"].get("config"), study.resolve()  # a comparison has no configuration
     link = folder.parent / settings["name"] if settings else folder
     name = settings["name"] if link.is_symlink() and link.resolve() == folder else folder.name
+    if not LABEL.fullmatch(name):
+        raise runs.UserError(f"{study}: {name!r} can be no folder's name; run the study again")
     target = folder.parent.parent / "published" / name
-    shutil.rmtree(target, ignore_errors=True)
+    if target == folder:
+        raise runs.UserError(f"{study}: is the published copy itself; give the study's own folder, results/studies/…")
+    if os.path.lexists(target) and (
+        target.is_symlink() or (runs.manifest_of(target) or {}).get("stage") not in REPORT
+    ):
+        raise runs.UserError(f"{target}: in the way, and no published study; move it elsewhere")
+    copy = target.with_name(f".{name}.{os.getpid()}")
+    try:
+        _copy_small(folder, copy, manifest)
+        shutil.rmtree(target, ignore_errors=True)
+        copy.rename(target)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)  # half a copy
+    return target
+
+
+def _copy_small(folder, copy, manifest):
+    """Copy what is published of a study's folder, with a manifest of what is there."""
+    from salsa.report import html  # which Snakemake, that imports this module, has no need of
+
     for artefact, described in manifest["artefacts"].items():
-        if described["bytes"] > LARGEST:
-            continue
-        (target / artefact).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / artefact, target / artefact)
+        if described["bytes"] <= LARGEST:
+            (copy / artefact).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / artefact, copy / artefact)
+    settings = manifest["settings"].get("config")
     if settings and settings["data"]["task"]["kind"] == "reviews":
-        samples = (target / "samples.md").read_text(encoding="utf-8")
-        (target / "samples.md").write_text(re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples), encoding="utf-8")
-        page = target / "report.html"
+        samples, page = copy / "samples.md", copy / "report.html"
+        if samples.exists():
+            text = re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples.read_text(encoding="utf-8"))
+            samples.write_text(text, encoding="utf-8")
         if page.exists():
             page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
     kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
-    artefacts = runs.artefacts(target)  # with the samples as they are here
-    runs.write_manifest(target, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
-    return target
+    artefacts = runs.artefacts(copy)  # with the samples as they are here
+    runs.write_manifest(copy, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})
+
+
+def _report(folder, *stages):
+    """The checked manifest of a finished run of one of the report's stages, whose files all lie in its folder."""
+    manifest = runs.verify(folder)
+    if manifest["stage"] not in stages:
+        raise runs.UserError(f"{folder}: a run of {manifest['stage']}; give a study's folder, results/studies/…")
+    outside = [name for name in manifest["artefacts"] if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise runs.UserError(f"{folder}: its manifest names {outside[0]}, outside of it; remove it and run again")
+    return manifest
 
 
 def read_objective(folder, objective):
@@ -236,8 +268,11 @@ def read_objective(folder, objective):
 
 
 def _rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise runs.UserError(f"{path}: missing; remove {path.parent.parent} and run again") from None
 
 
 def _mean(rows, column):
@@ -255,9 +290,9 @@ def export(study, arm, output, kl_coef=None, replicate=None):
     from salsa.report import cards  # which Snakemake, that imports this module, has no need of
 
     output = Path(output)
-    if output.exists():
+    if os.path.lexists(output):
         raise runs.UserError(f"{output}: is there already; choose another --output")
-    manifest = runs.verify(study)
+    manifest = _report(study, "study")
     policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate)
     parent = manifest.get("parents", {}).get(f"ppo/{policy['index']}")
     if parent is None:
@@ -270,9 +305,12 @@ def export(study, arm, output, kl_coef=None, replicate=None):
         raise runs.UserError(f"{study}: has no card of this policy; run the study again with this version")
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    shutil.copytree(folder / "model", temporary, copy_function=shutil.copyfile)
-    shutil.copyfile(card, temporary / "README.md")
-    temporary.rename(output)
+    try:
+        shutil.copytree(folder / "model", temporary, copy_function=shutil.copyfile)
+        shutil.copyfile(card, temporary / "README.md")
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a copy
     return output
 
 

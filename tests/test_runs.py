@@ -17,7 +17,7 @@ import time
 import pytest
 
 import salsa
-from salsa import config, runs
+from salsa import config, plan, runs
 
 
 @dataclasses.dataclass
@@ -413,32 +413,35 @@ def command(*arguments):
     runs.command("stage", 1, write, Settings, argv=[str(argument) for argument in arguments])
 
 
-def test_a_stage_is_a_command(tmp_path):
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """A function that adds a run of the stage `stage` to a plan file, and returns the run's path."""
+    for name, value in (("MODULES", {"stage": "tests"}), ("FOLDERS", {"stage": "stage"})):
+        monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(plan, "version", lambda stage: 1)
+    monkeypatch.setattr(plan, "settings_class", lambda stage: Settings)
+    result = plan.Plan(str(tmp_path))
+
+    def add(label, settings, execution):
+        path = plan.add_run(result, "stage", label, dataclasses.asdict(settings), {}, execution)
+        result.save().replace(tmp_path / "plan.json")
+        return path
+
+    return add
+
+
+def test_a_stage_is_a_command(tmp_path, planned):
     runs.write_json(tmp_path / "settings.json", {"seed": 5})
     command("--settings", tmp_path / "settings.json", "--output", tmp_path / "run")
     assert runs.read_json(tmp_path / "run" / "result.json") == {"seed": 5}
-    settings = dataclasses.asdict(Settings(seed=6))
-    parents = {"base": runs.manifest_of(tmp_path / "run")["address"]}
-    planned = {"settings": settings, "parents": {"base": "run"}, "execution": {"threads": 2}}
-    planned["address"] = runs.address("stage", 1, settings, parents)
-    runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {"stage/b": planned}})
-    command("--plan", tmp_path / "plan.json", "--run", "stage/b")
-    manifest = runs.verify(tmp_path / "stage" / "b")
+    path = planned("b", Settings(seed=6), {"threads": 2})
+    command("--plan", tmp_path / "plan.json", "--run", path)
+    manifest = runs.verify(tmp_path / path)
     assert manifest["settings"]["seed"] == 6 and manifest["execution"]["threads"] == 2
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [(["base"], "ROLE=FOLDER"), (["=x"], "ROLE=FOLDER"), (["base="], "ROLE=FOLDER"), (["a=x", "a=y"], "given twice")],
-)
-def test_parents_that_are_said_wrongly(tmp_path, pairs, message):
-    arguments = [text for pair in pairs for text in ("--parent", pair)]
-    with pytest.raises(SystemExit, match=message):
-        command("--settings", "{}", "--output", tmp_path / "run", *arguments)
-
-
 def test_no_garbage_is_looked_for_while_a_stage_is_imported(tmp_path, monkeypatch):
-    runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {}})
+    runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {}, "studies": []})
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "salsa.sft", "--plan", "plan.json"])
     try:
         importlib.reload(salsa)
