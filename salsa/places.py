@@ -1,8 +1,8 @@
 """A user's name and places for caches, where the machine offers none: containers and clusters run without a home.
 
-Snakemake, the hub's client, datasets, matplotlib and Triton each ask for a home, and Snakemake for a name; without, each
-ends in its own traceback. What is there is used as it is, what isn't is said by environment variables, which the jobs
-inherit. Only the standard library is imported: this comes before everything else.
+Snakemake, the hub's client, datasets, matplotlib and Triton each ask for a home, and Snakemake for a name; without,
+each ends in its own traceback. What is there is used as it is; what isn't is said by environment variables, which the
+jobs inherit. Only the standard library is imported: this comes before everything else.
 """
 
 import os

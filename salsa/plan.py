@@ -84,7 +84,8 @@ class Plan:
                 "comparison": self.comparison,
             }
         )
-        path = Path(self.results) / "plans" / f"{hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()[:12]}.json"
+        digest = hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()
+        path = Path(self.results) / "plans" / f"{digest[:12]}.json"
         if not path.exists():
             runs.write_atomically(path, text)
         return path
@@ -147,7 +148,7 @@ def load(path, only=None):
 
 
 def _check_run(path, run, others):
-    """ValueError unless a run of a plan file is what `add_run` makes of its settings and parents, among all `others`."""
+    """ValueError unless a run of a plan file is what `add_run` makes of its settings and parents (among `others`)."""
     stages = list(MODULES)
     if run.stage not in stages:
         raise ValueError(f"{path}: no stage {run.stage!r}")

@@ -183,9 +183,7 @@ def publish(study):
     target = folder.parent.parent / "published" / name
     if target == folder:
         raise runs.UserError(f"{study}: is the published copy itself; give the study's own folder, results/studies/…")
-    if os.path.lexists(target) and (
-        target.is_symlink() or (runs.manifest_of(target) or {}).get("stage") not in REPORT
-    ):
+    if os.path.lexists(target) and (target.is_symlink() or (runs.manifest_of(target) or {}).get("stage") not in REPORT):
         raise runs.UserError(f"{target}: in the way, and no published study; move it elsewhere")
     copy = target.with_name(f".{name}.{os.getpid()}")
     try:

@@ -124,10 +124,11 @@ def command(stage, show=False, python="{params.launcher}"):
     Snakemake for the shell, and a brace doubled is no field of its.
     """
     output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
-    plan_file = shlex.quote(f"--plan={PLAN_FILE}").replace("{", "{{").replace("}", "}}")
+    option = str(PLAN_FILE).startswith("-")  # what a file's name may not look like
+    plan_file = shlex.quote("./" * option + str(PLAN_FILE)).replace("{", "{{").replace("}", "}}")
     return (
-        f"exec {python} -m {planning.MODULES[stage]} {plan_file} "
-        f"--run={planning.FOLDERS[stage]}/{{wildcards.run:q}} {output}"
+        f"exec {python} -m {planning.MODULES[stage]} --plan {plan_file} "
+        f"--run {planning.FOLDERS[stage]}/{{wildcards.run:q}} {output}"
     )
 
 
