@@ -14,7 +14,7 @@ help:
 	@echo 'make clean     remove the environment and the caches; results stay'
 
 study: .venv
-	snakemake --cores all
+	salsa run
 
 # One thread: PyTorch processes of several threads each slow one another down many times over. One process more than
 # cores, because some tests wait; in the order of the files, because those with the fewest tests have the longest.

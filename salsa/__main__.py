@@ -116,6 +116,7 @@ def run_command(arguments, extra):
 
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
+    multirun.check_directory(multirun.directory(extra))
     config = [f"overrides={studies.snakemake_text(shlex.join(arguments))}"] if arguments else []
     os.execv(sys.executable, multirun.command(extra, *config))
 

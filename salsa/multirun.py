@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import compose, plan, runs, studies
+from salsa import compose, places, plan, runs, studies
 from salsa.compose import CONF, ROOT
 from salsa.runs import UserError
 from salsa.studies import snakemake_text
@@ -44,6 +44,12 @@ class Refused(CompactHydraException):
 def is_hydras(arguments):
     """Whether the arguments of `salsa run` ask for what is Hydra's: its flags, its settings."""
     return any(OF_HYDRA.match(argument) for argument in arguments)
+
+
+def check_directory(folder):
+    """UserError where Snakemake can't write into the folder that it works in."""
+    if not places.usable(folder):
+        raise UserError(f"{folder}: Snakemake keeps its records here, and can't write; add: -- --directory FOLDER")
 
 
 def command(options, *config):
@@ -157,7 +163,7 @@ class Application:
 
     def __init__(self, options):
         self.options = list(options)
-        self.directory = _directory(options)
+        self.directory = directory(options)
         self.code = 0
         self.batches = []  # of each: the file of its points, and those of them whose studies are finished
 
@@ -182,6 +188,11 @@ class Application:
             Refused: what is wrong with a point.
         """
         file, here = Path(file).absolute(), Path.cwd()
+        try:
+            check_directory(self.directory)
+            self.directory.mkdir(parents=True, exist_ok=True)  # as Snakemake does
+        except UserError as error:
+            raise Refused(f"salsa: {error}") from None
         with contextlib.chdir(self.directory):
             planned = [_plan(point, searching) for point in points]
             sound = [point for point, (study, _, _) in zip(points, planned, strict=True) if study]
@@ -289,7 +300,7 @@ def wait(command, folder):
     return process.returncode if process.returncode >= 0 else SIGNALLED - process.returncode
 
 
-def _directory(options):
+def directory(options):
     """The folder that Snakemake works in."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--directory", "-d", default=".")

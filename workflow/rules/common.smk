@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
+from salsa import failures, studies
 from salsa import plan as planning
-from salsa import studies
 from salsa.runs import UserError, printable
 
 
@@ -39,8 +39,8 @@ def read_plan():
             composed = compose.compose(shlex.split(config.get("overrides") or ""))
         plan = planning.plan(composed)
         return plan, plan.save()
-    except (UserError, ValueError) as error:
-        sys.exit(f"salsa: {printable(error)}")
+    except (UserError, ValueError, OSError) as error:
+        sys.exit(f"salsa: {printable(failures.describe(error) or error)}")
 
 
 studies.use_environment(workflow.basedir)
