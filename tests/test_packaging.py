@@ -85,6 +85,18 @@ def test_the_conda_environment_is_the_projects():
     assert conda == declared(INSTALLED)
 
 
+def test_every_dependency_has_a_reason():
+    lines = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    always, extras = rows[1 : 1 + len(PROJECT["dependencies"])], rows[2 + len(PROJECT["dependencies"]) :]
+    assert [canonicalize_name(name) for name, _, _ in always] == list(requirements(PROJECT["dependencies"]))
+    wanted = {
+        (extra, name) for extra, texts in PROJECT["optional-dependencies"].items() for name in requirements(texts)
+    }
+    assert {(extra, canonicalize_name(name)) for extra, name, _ in extras} == wanted and len(extras) == len(wanted)
+    assert all(len(cell) > 2 for row in [*always, *extras] for cell in row)
+
+
 def test_no_large_file_is_tracked():
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
