@@ -10,8 +10,7 @@ import copy
 import functools
 import hashlib
 import re
-import typing
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 
@@ -159,10 +158,11 @@ def _check_run(path, run, others):
             raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have")
         if others[other].stage not in stages[: stages.index(run.stage)]:  # so that nothing waits for itself
             raise ValueError(f"{path}: needs {other!r}, which comes after it")
-    settings = config.from_dict(settings_class(run.stage), run.settings)
-    for name, hint in _hints(type(settings)).items():
-        if (is_dataclass(hint) or hint is str) and not isinstance(getattr(settings, name), hint):
-            raise ValueError(f"{path}: {name} is {getattr(settings, name)!r}")
+    try:
+        config.from_dict(settings_class(run.stage), run.settings)
+        config.from_dict(config.Execution, run.execution)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
     addresses = {role: others[parent].address for role, parent in run.parents.items()}
     digest = runs.address(run.stage, version(run.stage), run.settings, addresses)
     if digest != run.address:
@@ -171,24 +171,6 @@ def _check_run(path, run, others):
         raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
     if not isinstance(run.replicate, int | None):
         raise ValueError(f"{path}: replicate is {run.replicate!r}")
-    execution = asdict(config.from_dict(config.Execution, run.execution))
-    for name, hint in _hints(config.Execution).items():
-        _check_typed(f"{path}: execution.{name}", execution[name], hint)
-
-
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _check_typed(key, value, hint):
-    """ValueError unless a value has the type of its field (of `config.Execution`), and is no negative number."""
-    kind = typing.get_origin(hint) or hint
-    allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{key} is {value!r}")
-    if isinstance(value, int | float) and not value >= 0:
-        raise ValueError(f"{key} is {value}")
-    for item in value if kind is list else ():
-        _check_typed(key, item, *typing.get_args(hint))
 
 
 def _loaded_study(values, result):
