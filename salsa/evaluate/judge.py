@@ -7,7 +7,9 @@ form. `openai` asks a language model over the network (salsa/evaluate/llm_judge.
 so a killed run continues where it stopped.
 """
 
+import contextlib
 import functools
+import math
 
 from tqdm import tqdm
 
@@ -17,6 +19,7 @@ from salsa.evaluate import llm_judge
 from salsa.evaluate.ledger import Comparison, Ledger, key
 
 VERSION = 3
+WINNERS = ("model_a", "model_b", "tie", "error")
 ORDERS = (0, 1)  # 1: model_b is shown first
 
 
@@ -34,13 +37,14 @@ def judge(settings, parents, output, execution):
     by_turn = settings.judge.kind == "openai"
     comparisons = list(compare(settings.candidate, candidate, baselines, by_turn))
     own = open_judge(settings, parents, output, execution, comparisons)
-    verdicts = Ledger(output / "verdicts.jsonl", comparisons)
+    verdicts = Ledger(output / "verdicts.jsonl", comparisons, lambda line: line["winner"] in WINNERS)
     kept = {key(line) for line in verdicts.lines}
     left = [comparison for comparison in comparisons if key(comparison.question) not in kept]
     named = {"judge": settings.name, "replicate": settings.replicate}
     try:
-        for comparison, found in tqdm(own.verdicts(left), settings.name, len(left), mininterval=10):
-            verdicts.append(comparison.question | found | named)
+        with contextlib.closing(own.verdicts(left)) as judged:
+            for comparison, found in tqdm(judged, settings.name, len(left), mininterval=10):
+                verdicts.append(comparison.question | found | named)
     except llm_judge.Interrupted as interrupted:
         reason = f"judge {settings.name}: {interrupted}"
         raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
@@ -92,6 +96,9 @@ class ScoringJudge:
     def verdicts(self, comparisons):
         scores = iter(self.scores([row for both in comparisons for row in (both.row_a, both.row_b)]))
         for comparison, score_a, score_b in zip(comparisons, scores, scores, strict=True):
+            for score, row in ((score_a, comparison.row_a), (score_b, comparison.row_b)):
+                if not math.isfinite(score):
+                    raise runs.UserError(f"{_named(row)} scores {score}, which can't be compared; mend what scores it")
             yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
 
     def finish(self):
@@ -107,12 +114,19 @@ def winner(score_a, score_b, tie_margin=0.0):
 
 def gold(row):
     """The gold score that came with the response."""
-    if row.get("gold") is None:
+    score = row.get("gold")
+    if score is None:
         raise runs.UserError(
-            f"judge gold: the response of {row['model']} to {row['benchmark']}/{row['prompt_id']} has no gold score; "
-            "this data has no gold judge: choose another"
+            f"judge gold: {_named(row)} has no gold score; this data has no gold judge: choose another"
         )
-    return row["gold"]
+    if not isinstance(score, int | float) or isinstance(score, bool):
+        raise runs.UserError(f"judge gold: {_named(row)} has the gold score {score!r}, which is no number; mend it")
+    return score
+
+
+def _named(row):
+    """What names a response in a message."""
+    return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}"
 
 
 def _vader():
@@ -158,16 +172,49 @@ def _turns(row):
 
 def responses(folder, model):
     """(benchmark, prompt_id) -> row of responses.jsonl, for one model. UserError where it has none."""
-    path = folder / "responses.jsonl"
-    rows = {(row["benchmark"], row["prompt_id"]): row for row in runs.read_jsonl(path) if row["model"] == model}
+    path, rows = folder / "responses.jsonl", {}
+    for number, row in enumerate(runs.read_jsonl(path), 1):
+        problem = _problem(row)
+        if problem:
+            raise runs.UserError(f"{path}:{number}: {problem}; answer the benchmarks again")
+        place = row["benchmark"], row["prompt_id"]
+        if row["model"] == model and place in rows:
+            raise runs.UserError(f"{path}:{number}: {_named(row)} stands there twice; remove one")
+        if row["model"] == model:
+            rows[place] = row
     if not rows:
         raise runs.UserError(f"{path}: no response of model {model!r}; give the folder of a run that answered with it")
     return rows
 
 
+def _problem(row):
+    """What a line of responses.jsonl lacks that every judge needs, or None."""
+    if not isinstance(row, dict):
+        return "not an object"
+    missing = [name for name in ("benchmark", "prompt_id", "model", "prompt", "responses") if name not in row]
+    if missing:
+        return f"has no {missing[0]!r}"
+    if not all(isinstance(row[name], str | int) for name in ("benchmark", "prompt_id", "model")):
+        return "its benchmark, prompt_id or model is neither text nor a number"
+    for name in ("prompt", "responses"):
+        if not isinstance(row[name], list) or not row[name] or not all(isinstance(text, str) for text in row[name]):
+            return f"its {name!r} is not a list of texts, one a turn"
+    if len(row["prompt"]) != len(row["responses"]):
+        return f"has {len(row['responses'])} responses to {len(row['prompt'])} turns"
+    return None
+
+
 def check(candidate, baselines, parents):
-    """Refuse a prompt that the candidate answered and a baseline did not."""
+    """Refuse a prompt that the candidate answered and a baseline did not, or that was another one for the baseline."""
     for name, rows in baselines.items():
+        other = next(
+            (key for key in candidate if key in rows and rows[key]["prompt"] != candidate[key]["prompt"]), None
+        )
+        if other:
+            raise runs.UserError(
+                f"{parents[f'baseline/{name}'] / 'responses.jsonl'}: {other[0]}/{other[1]} is not the prompt that the "
+                "candidate answered; answer the same benchmarks with both"
+            )
         missing = [key for key in candidate if key not in rows]
         if missing:
             raise runs.UserError(

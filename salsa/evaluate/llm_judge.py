@@ -4,22 +4,25 @@ Every answer is kept in answers.jsonl, so that a reader can check each verdict a
 model is shown two responses as A and B and ends its answer with one of Arena-Hard's five grades (2406.11939); of a
 conversation of two turns, each is judged by itself, as MT-Bench does (2306.05685). Where the benchmark has a reference
 answer, the model sees it. The prompts are text files (salsa/evaluate/templates), which a user can replace. Left out:
-what is compared with what, and how verdicts are written (salsa/evaluate/judge.py).
+how a server is spoken to (judge_client.py), how a verdict is read (verdict_text.py), what is compared with what, and
+how verdicts are written (judge.py).
 
-VERSION of salsa/evaluate/judge.py is this module's and its templates' too.
+VERSION of salsa/evaluate/judge.py is this module's, theirs, and its templates' too.
 """
 
-import json
+import contextlib
 import re
 import threading
-import time
-from collections import defaultdict
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from salsa import runs
-from salsa.evaluate.judge_access import access_key, check_access, check_base_url  # noqa: F401 (the last for others)
+from salsa.evaluate.judge_access import access_key, check_access, check_base_url
+from salsa.evaluate.judge_client import Client, Interrupted, Refused, readable
 from salsa.evaluate.ledger import Ledger, key
+from salsa.evaluate.verdict_text import CUT, GRADES, parse
+
+__all__ = ["GRADES", "Client", "LanguageModelJudge", "access_key", "check_access", "check_base_url", "parse"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 _ONE = ("question", "answer_a", "answer_b")
@@ -31,24 +34,12 @@ PLACEHOLDERS = {  # what each template has to hold, in braces
     "two_turn_reference": (*_TWO, "reference_1", "reference_2"),
 }
 NO_REFERENCE = "(none)"  # of one turn, where the other has one
-GRADES = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
-GRADE = re.compile(r"\[\[\s*(A>>B|A>B|A=B|B>A|B>>A)\s*\]\]")
 REMINDER = (
     "\n\nYour answer has to end with exactly one verdict, in double square brackets: "
     + ", ".join(f"[[{grade}]]" for grade in GRADES[:-1])
     + f" or [[{GRADES[-1]}]]."
 )
-REFUSALS = ("context_length_exceeded", "content_filter")  # error codes that concern one question alone
-TOO_LONG = "maximum context length"  # as servers without codes say it
-LONGEST_WAIT = 8.0  # seconds between two tries, as the package openai waits
-
-
-class Interrupted(Exception):
-    """Why the judge can't be asked any more for now; what it judged is kept."""
-
-
-class Refused(Exception):
-    """Why the server will never answer one question."""
+HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", "answer_b": "It is five."}
 
 
 class LanguageModelJudge:
@@ -57,22 +48,19 @@ class LanguageModelJudge:
     Args:
         comparisons: all of the run; those that are judged already among them.
 
-    Raises UserError, before anything is asked, for a missing key, package, template, placeholder or benchmark, and for
-    a prompt of more than two turns.
+    Raises UserError, before anything is asked, for a missing template, placeholder or benchmark, and for a prompt of
+    more than two turns; and for a missing key or package, where anything is left to ask.
     """
 
     def __init__(self, settings, parents, output, execution, comparisons):
-        self.settings = settings
+        self.settings, self.execution = settings, execution
         self.templates = load_templates(settings.judge.templates)
         self.references = _references(parents, comparisons)
-        self.client = Client(settings.judge, execution)
-        self.answers = Ledger(output / "answers.jsonl", comparisons)
-        self.kept = defaultdict(list)  # key of a comparison -> its answers
-        for line in self.answers.lines:
-            self.kept[key(line)].append(line)
+        self.answers = Ledger(output / "answers.jsonl", comparisons, _usable)
+        self.kept = {(key(line), line["attempt"]): line for line in self.answers.lines}
         self.budget = Budget(execution, self.answers.lines)
-        self.concurrency = execution.judge_concurrency
-        self.interrupted = None
+        self.client = self.interrupted = None
+        self.turn, self.asking, self.taken = threading.Condition(), False, False
         for name, text in self.templates.items():
             runs.write_atomically(output / "templates" / f"{name}.txt", text)
 
@@ -80,13 +68,20 @@ class LanguageModelJudge:
         """Yield (comparison, {"winner", "grade"} or {"winner": "error", "reason"}) as they come.
 
         The grade, one of `GRADES`, is of the models and not of the places: A is model_a in both orders. Raises
-        Interrupted when the budget is used up or the server fails; what was under way then is yielded before.
+        Interrupted when the budget is used up or the server fails; what was under way then, and is paid for, is yielded
+        before. Who closes the generator, as an exception does, cuts off what is under way.
         """
-        # Its threads are daemons: a process that is told to stop waits for no answer.
-        with ThreadPool(self.concurrency) as pool:
-            for comparison, found in pool.imap_unordered(self._judged, comparisons):
-                if found:
-                    yield comparison, found
+        if not comparisons:
+            return
+        self.client = Client(self.settings.judge, self.execution)
+        try:
+            # Its threads are daemons: a process that is told to stop waits for no answer.
+            with ThreadPool(self.execution.judge_concurrency) as pool:
+                for comparison, found in pool.imap_unordered(self._judged, comparisons):
+                    if found:
+                        yield comparison, found
+        finally:
+            self.client.close()
         if self.interrupted:
             raise self.interrupted
 
@@ -94,13 +89,14 @@ class LanguageModelJudge:
         """Bring answers.jsonl into the comparisons' order; returns counts over the whole run, interruptions and all."""
         self.answers.finish()
         lines = self.answers.lines
+        changed = {name: new for line in lines for name, new in line.get("changed_parameters", {}).items()}
         return {
             "asked": len(lines),
-            "malformed": sum(parse(line["text"]) is None for line in lines),
+            "malformed": sum(_grade(line) is None for line in lines),
             "prompt_tokens": sum(line["prompt_tokens"] or 0 for line in lines),
             "completion_tokens": sum(line["completion_tokens"] or 0 for line in lines),
             "models": sorted({line["served_model"] for line in lines if line["served_model"]}),
-        }
+        } | ({"changed_parameters": changed} if changed else {})
 
     def _judged(self, comparison):
         try:
@@ -109,33 +105,71 @@ class LanguageModelJudge:
             return comparison, {"winner": "error", "reason": str(refused)}
         except Interrupted as interrupted:
             self.interrupted = self.interrupted or interrupted
+            self.client.stop()
             return comparison, None
 
     def _verdict(self, comparison):
-        kept = self.kept.get(key(comparison.question), [])
-        attempts = self.settings.judge.attempts
+        attempts, cut = self.settings.judge.attempts, 0
         for attempt in range(attempts):
-            line = kept[attempt] if attempt < len(kept) else self._ask(comparison, attempt)
-            grade = parse(line["text"])
+            line = self.kept.get((key(comparison.question), attempt)) or self._ask(comparison, attempt)
+            grade = _grade(line)
             if grade:
                 return verdict(grade, comparison.order)
-        return {"winner": "error", "reason": f"no verdict in {attempts} answers"}
+            cut += str(line["finish_reason"]).lower() in CUT
+        reason = f"no verdict in {attempts} answers"
+        if cut:
+            reason += f", {cut} of which max_tokens={self.settings.judge.max_tokens} cut"
+        return {"winner": "error", "reason": reason}
 
     def _ask(self, comparison, attempt):
         """Ask once more; returns the line of answers.jsonl."""
-        if self.interrupted:
-            raise self.interrupted
-        prompt, seed = self.prompt(comparison), None
-        if self.settings.judge.temperature:
-            question = runs.canonical_json(comparison.question)
-            seed = runs.derive_seed(self.settings.replicate, "judge", question, attempt)
-        else:  # which gives the same answer to the same prompt
+        chosen, prompt, seed = self.settings.judge, self.prompt(comparison), None
+        if chosen.temperature == 0:  # which gives the same answer to the same prompt
             prompt += REMINDER * attempt
-        self.budget.begin()
-        line = comparison.question | {"attempt": attempt} | self.client.ask(prompt, seed)
+        elif chosen.seed is not None:
+            question = readable(runs.canonical_json(comparison.question))
+            root = f"{self.settings.replicate}/{chosen.seed}" if chosen.seed else self.settings.replicate
+            seed = runs.derive_seed(root, "judge", question, attempt)
+        with self._admission():
+            try:
+                line = comparison.question | {"attempt": attempt} | self._request(prompt, seed)
+            except Refused as refused:
+                self._check_others(refused, seed)
+                raise
         self.answers.append(line)
-        self.budget.count(line)
         return line
+
+    @contextlib.contextmanager
+    def _admission(self):
+        """Until the server has taken one question, it is asked one at a time: many would be refused as one is."""
+        with self.turn:
+            while self.asking and not self.taken:
+                self.turn.wait()
+            self.asking = True
+        try:
+            if self.interrupted:
+                raise self.interrupted
+            yield
+        finally:
+            with self.turn:
+                self.asking = False
+                self.turn.notify_all()
+
+    def _request(self, prompt, seed):
+        """What the client answers, counted."""
+        self.budget.begin()
+        answer = self.client.ask(prompt, seed)
+        self.taken = True
+        self.budget.count(answer)
+        return answer
+
+    def _check_others(self, refused, seed):
+        """Interrupted where a harmless question is refused like this one: then the server refuses every question."""
+        try:
+            self._request(fill(self.templates["single"], HARMLESS), seed)
+        except Refused:
+            server = f"{refused.server or self.settings.judge.model} refuses every question"
+            raise Interrupted(f"{server}: {refused}") from None
 
     def prompt(self, comparison):
         """The text that asks for a verdict on a comparison."""
@@ -155,10 +189,21 @@ class LanguageModelJudge:
         return fill(self.templates[name], values)
 
 
-def parse(answer):
-    """The grade, one of `GRADES`, that an answer of the judge ends with: the last in double brackets. None without."""
-    found = GRADE.findall(answer)
-    return found[-1] if found else None
+def _grade(line):
+    """The grade of a line of answers.jsonl, or None."""
+    return parse(line["text"], line["finish_reason"])
+
+
+def _usable(line):
+    """Whether a line of answers.jsonl is one that this version could have written."""
+    counts = line["prompt_tokens"], line["completion_tokens"]
+    return (
+        isinstance(line["text"], str)
+        and type(line["attempt"]) is int
+        and all(count is None or (type(count) is int and count >= 0) for count in counts)
+        and all(isinstance(line[name], str | None) for name in ("finish_reason", "served_model"))
+        and isinstance(line.get("changed_parameters", {}), dict)
+    )
 
 
 def verdict(grade, order):
@@ -242,75 +287,3 @@ class Budget:
                 self.uncounted = True
             else:
                 self.spent["tokens"] += sum(tokens)
-
-
-class Client:
-    """The server of a judge.
-
-    The package openai waits and tries again after 429, 5xx and timeouts, up to `execution.judge_retries` times.
-    """
-
-    def __init__(self, judge, execution):
-        check_access(judge)
-        import openai
-
-        self.openai, self.judge, self.retries = openai, judge, execution.judge_retries
-        self.secret = access_key(judge)
-        self.api = openai.OpenAI(
-            api_key=self.secret or "none",
-            base_url=judge.base_url or None,
-            timeout=execution.judge_timeout,
-            max_retries=execution.judge_retries,
-        )
-        # OpenAI's own newer models refuse the old name of this limit; not every other server knows the new one.
-        own = self.api.base_url.host == "api.openai.com"
-        self.limit = {"max_completion_tokens" if own else "max_tokens": judge.max_tokens}
-        self.name = f"{judge.model} at {self.api.base_url.netloc.decode()}"
-
-    def ask(self, prompt, seed=None):
-        """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
-
-        Raises Refused where the server says that it can't take this prompt, Interrupted where it fails for good.
-        """
-        options = {} if seed is None else {"seed": seed}
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
-            try:
-                return self._answer(
-                    self.api.chat.completions.with_raw_response.create(
-                        model=self.judge.model,
-                        messages=[{"role": "user", "content": prompt}],
-                        temperature=self.judge.temperature,
-                        **self.limit,
-                        **options,
-                    ).text
-                )
-            except self.openai.APIStatusError as error:
-                reason = self._shown(f"answers {error.status_code}: {error.message}")
-                if error.code in REFUSALS or TOO_LONG in error.message:
-                    raise Refused(reason) from None
-                raise Interrupted(f"{self.name} {reason}") from None
-            except self.openai.APIError as error:
-                reason = self._shown(f"can't be reached: {error.message}")
-                raise Interrupted(f"{self.name} {reason}") from None
-            except (ValueError, LookupError, TypeError, AttributeError):
-                continue  # a torn answer, or an error in the place of one, that came with status 200
-        raise Interrupted(f"{self.name} answers what is no chat completion")
-
-    @staticmethod
-    def _answer(text):
-        answer = json.loads(text)
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        return {
-            "text": choice["message"].get("content") or "",
-            "finish_reason": choice.get("finish_reason"),
-            "prompt_tokens": usage.get("prompt_tokens"),
-            "completion_tokens": usage.get("completion_tokens"),
-            "served_model": answer.get("model"),
-        }
-
-    def _shown(self, text):
-        """One line of at most 300 characters, without the key."""
-        text = " ".join(text.split())
-        return (text.replace(self.secret, "(key)") if self.secret else text)[:300]

@@ -77,6 +77,11 @@ class Fake:
         self.asked = []  # (prompt, seed)
         self.lock = threading.Lock()
 
+    def stop(self):
+        pass
+
+    close = stop
+
     def ask(self, prompt, seed=None):
         with self.lock:
             number = len(self.asked)
@@ -409,7 +414,7 @@ def test_a_users_templates_are_used(parents, tmp_path, run):
 def test_templates_are_those_of_this_version():
     """Whoever changes them raises VERSION of salsa/evaluate/judge.py, and this."""
     text = json.dumps(llm_judge.load_templates(""), sort_keys=True)
-    assert (judge.VERSION, hashlib.sha256(text.encode()).hexdigest()[:12]) == (2, "f07fd0c3a094")
+    assert (judge.VERSION, hashlib.sha256(text.encode()).hexdigest()[:12]) == (3, "f07fd0c3a094")
 
 
 def test_access(monkeypatch):

@@ -221,7 +221,7 @@ def test_faults_that_pass(serve, parents, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words", "tries"),
     [
-        ((401, {}, TURNED_DOWN), "answers 401: Error code: 401", 1),
+        ((401, {}, TURNED_DOWN), "answers 401: Incorrect API key: (key) see the docs", 1),
         ((429, {"Retry-After": "0.01"}, {"error": {"message": "no quota"}}), "answers 429", 3),
         ((503, {"Retry-After": "0.01"}, {}), "answers 503", 3),
         ('{"choices": [', "answers what is no chat completion", 3),
