@@ -837,6 +837,7 @@ def content_of_files(values):
     """
     chosen = values["data"]
     found = {"prepare": _local_files(config.Task, chosen["task"])}
+    _check_rows(values)
     for name, benchmark in values["benchmarks"].items():
         try:
             found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
@@ -854,6 +855,23 @@ def content_of_files(values):
     if folder:
         found["base"] = {"path": _describe_folder(folder)}
     return {run: files for run, files in found.items() if files}
+
+
+def _check_rows(values):
+    """UserError where local files hold fewer rows of a split than are taken at once; a hub dataset's are not known."""
+    task, reward_model, ppo = values["data"]["task"], values["reward_model"], values["ppo"]
+    there = data.sizes(config.from_dict(config.Task, task)) or {}
+    for split, smallest, needed in (
+        ("prompts", max(2, ppo["batch_size"]), f"ppo.batch_size={ppo['batch_size']}"),
+        (
+            "preferences",
+            reward_model["held_out"] + reward_model["batch_size"],
+            f"reward_model.held_out={reward_model['held_out']} and .batch_size={reward_model['batch_size']}",
+        ),
+    ):
+        if there.get(split, smallest) < smallest:
+            file = task["preference_file"]
+            raise UserError(f"{file}: {there[split]} rows for {split}, and {needed} need {smallest}; give more rows")
 
 
 def _check_turns(name, benchmark, judges):

@@ -449,6 +449,38 @@ def test_local_data_files_are_checked_and_addressed_by_content(tmp_path):
         one(*arguments)
 
 
+def local_ultra(folder, rows=400, turns=2):
+    """Overrides of a study of local files alone."""
+    pairs, questions = folder / "p.jsonl", folder / "q.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": f"ask {i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(rows))
+    )
+    asked = [{"question_id": i, "category": "c", "turns": [f"{turn} {i}" for turn in range(turns)]} for i in range(3)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    files = ["data.task.sft_file=", f"data.task.preference_file={pairs}", f"benchmarks.mt_bench.file={questions}"]
+    return [*ULTRA, "model=gemma_2b", "benchmark=[mt_bench]", *files, "ppo.batch_size=16", "reward_model.held_out=8"]
+
+
+def test_faults_of_local_rows_are_found_while_planning(tmp_path, monkeypatch):
+    judge = ["judge=[openai]", "judges.openai.model=m"]
+    one(*local_ultra(tmp_path), *judge)
+    three = local_ultra(tmp_path, turns=3)
+    one(*three)
+    with pytest.raises(
+        UserError, match=r"benchmarks\.mt_bench: prompts of 3 turns, and judges\.openai is shown 2 at most"
+    ):
+        one(*three, *judge)
+    with pytest.raises(UserError, match=r"p\.jsonl: \d+ rows for prompts, and ppo\.batch_size=16 need 16"):
+        one(*local_ultra(tmp_path, rows=40))
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "category": "c", "turns": [3]}\n')
+    with pytest.raises(UserError, match=r"benchmarks\.mt_bench: .*q\.jsonl:1: 'turns' has the wrong form"):
+        one(*three)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    with pytest.raises(UserError, match="org/name: a folder, not a file"):
+        one(*ULTRA, "model=gemma_2b", "data.task.preference_file=org/name")
+
+
 def test_command_line(tmp_path):
     def salsa(*arguments):
         return subprocess.run([sys.executable, "-m", "salsa", *arguments], capture_output=True, text=True)

@@ -78,6 +78,8 @@ def is_hub_id(value):
         raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?", value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
+    if "@" in value and rows.local(value.partition("@")[0]):
+        raise UserError(f"{value}: a file lies at {value.partition('@')[0]}; name the file, or run from elsewhere")
     return True
 
 
@@ -144,6 +146,19 @@ def check(settings):
         from salsa.data import ultra
 
         ultra.check(settings)
+
+
+def sizes(task):
+    """Split -> rows that there are for it, of a config.Task that reads local files alone; None for any other."""
+    if task.kind != "ultra" or not _all_local(task):
+        return None
+    from salsa.data import ultra
+
+    return ultra.sizes(task)
+
+
+def _all_local(settings):
+    return not any(is_hub_id(value) for name in FILE_SETTINGS if (value := getattr(settings, name, "")))
 
 
 def turns(benchmark):

@@ -37,7 +37,7 @@ def local(value):
     """
     text = printable(value)
     try:
-        path = Path(value).expanduser()
+        path = expanded(value)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             names = sorted(entry.name for entry in path.iterdir() if named_like_a_file(entry.name))
@@ -45,7 +45,7 @@ def local(value):
         if path.is_symlink():
             raise UserError(f"{text}: a link to a file that is not there; mend it") from None
         return None
-    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL, ~nobody
+    except (OSError, ValueError) as error:  # no permission, a NUL
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{text}: can't be read ({reason}); give a file that can be") from None
     if stat.S_ISDIR(mode):
@@ -54,6 +54,14 @@ def local(value):
     if not stat.S_ISREG(mode):
         raise UserError(f"{text}: a pipe or a device, not a file; write the rows to a file")
     return path
+
+
+def expanded(path):
+    """A path with the home folder for ~; as it is where there is no such user, or no home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def printable(value):
@@ -73,7 +81,7 @@ def read(path, keys=None):
     """
     if local(path) is None:
         raise UserError(f"{printable(path)}: no such file; give {FORMS}")
-    path = Path(path).expanduser()
+    path = expanded(path)
     name, shown = path.name.lower(), printable(path)
     compressed = name.endswith(".gz")
     form = Path(name.removesuffix(".gz")).suffix
@@ -110,6 +118,7 @@ def _text(path, file, form, compressed):
             file.read(3 if start.startswith(MARK) else 1)
             start = file.peek(3)
         if start.startswith(b"["):
+            file.read(1)
             return _array(path, file)
     return _lines(path, file)
 
@@ -127,9 +136,9 @@ def _lines(path, file):
 
 
 def _array(path, file):
-    """The items of a JSON array, decoded from a buffer, so that the text as a whole is never in memory."""
-    stream = io.TextIOWrapper(file, encoding="utf-8")
-    buffer, at, number = stream.read(1), 1, 0  # after the bracket
+    """The items of a JSON array after its bracket, decoded from a buffer: the whole text is never in memory."""
+    stream = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")  # so that the row is known
+    buffer, at, number = "", 0, 0
     try:
         while True:
             place = f"{path}: row {number + 1}"
@@ -169,6 +178,8 @@ def _item(place, stream, buffer, at):
     while True:
         try:
             row, end = _DECODER.raw_decode(buffer, at)
+            if not buffer.isascii():
+                buffer[at:end].encode("utf-8", "surrogateescape").decode()
             return row, buffer, end
         except json.JSONDecodeError:
             more = stream.read(max(CHUNK, len(buffer) - at))

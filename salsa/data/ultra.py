@@ -12,6 +12,7 @@ and counted, by reason: ties, identical texts, empty texts, tool calls, repeated
 another split already holds.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -91,20 +92,40 @@ def opened(name, value, required):
 def _from_hub(value, splits):
     import datasets
 
+    offered = _offered(value)
+    split = next((name for name in splits if name in offered), None)
+    if split is None:
+        raise UserError(f"{value}: no split {' or '.join(splits)} but {', '.join(offered)}")
+    identifier, pinned = _hub_name(value)
+    with _explained(value):
+        return datasets.load_dataset(identifier, split=split, **pinned)
+
+
+def _offered(value):
+    """The names of a hub dataset's splits."""
+    import datasets
+
+    identifier, pinned = _hub_name(value)
+    with _explained(value):
+        return datasets.get_dataset_split_names(identifier, **pinned)
+
+
+def _hub_name(value):
     identifier, _, revision = value.partition("@")
-    pinned = {"revision": revision} if revision else {}
+    return identifier, {"revision": revision} if revision else {}
+
+
+@contextlib.contextmanager
+def _explained(value):
+    """Turns what the datasets library raises into a UserError of one line."""
     try:
-        offered = datasets.get_dataset_split_names(identifier, **pinned)
-        split = next((name for name in splits if name in offered), None)
-        if split is not None:
-            return datasets.load_dataset(identifier, split=split, **pinned)
+        yield
     except Exception as error:  # offline, no such dataset, a licence to accept: many classes, one remedy
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{value}: not readable from the hub ({reason}); accept its licence there and run "
             "`huggingface-cli login`, or give a local JSONL or Parquet file"
         ) from None
-    raise UserError(f"{value}: no split {' or '.join(splits)} but {', '.join(offered)}")
 
 
 def _commit(dataset):
@@ -115,16 +136,7 @@ def _commit(dataset):
 
 def _has_split(value, name):
     """Whether a hub dataset has the split of `name` (a local file has none)."""
-    if not is_hub_id(value):
-        return False
-    import datasets
-
-    identifier, _, revision = value.partition("@")
-    pinned = {"revision": revision} if revision else {}
-    try:
-        return any(split in datasets.get_dataset_split_names(identifier, **pinned) for split in HUB_SPLITS[name])
-    except Exception:  # `opened` says what is wrong
-        return False
+    return is_hub_id(value) and any(split in _offered(value) for split in HUB_SPLITS[name])
 
 
 def prompt_key(conversation):
@@ -143,7 +155,8 @@ def _needed(row, required):
     for key in required:
         other = INSTEAD.get(required, {}).get(key)
         if key not in row and other not in row:
-            raise UserError(f"no key {key!r}; each row needs {', '.join(required)}")
+            there = f" but {rows.printable(', '.join(row))[:60]}" if row else ""
+            raise UserError(f"no key {key!r}{there}; each row needs {', '.join(required)}")
         values.append(row[key] if key in row else row[other])
     return values
 
@@ -372,15 +385,14 @@ def check(settings):
         else:
             _references(settings)
         return
-    given = [name for name in data.FILE_SETTINGS if getattr(settings, name, "")]
-    if settings.kind != "ultra" or len(paths) < len(given):  # some of its rows are the hub's
+    there = data.sizes(settings)
+    if there is None:  # some of the task's rows are the hub's, or it is a benchmark
         for name, path in paths.items():
             check_file(path, required_keys(settings, name))
         return
-    for split, number in sizes(settings).items():
+    for split, number in there.items():
         if not number:
-            shown = ", ".join(f"{name} {number}" for name, number in sizes(settings).items())
-            raise UserError(f"data.task: no rows for {split} in {paths['preference_file']} ({shown}); give more rows")
+            raise UserError(f"{paths['preference_file']}: no rows for {split} ({_shown(there)}); give more rows")
 
 
 def sizes(task):
@@ -525,8 +537,8 @@ def _turns(kind, file, reference_file, *files):
     return len(next(iter(kept.values()))["turns"])
 
 
-def _shown(dropped):
-    return ", ".join(f"{reason} {number}" for reason, number in dropped.items())
+def _shown(counts):
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def _identifier(row, names, index):

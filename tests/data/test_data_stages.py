@@ -87,6 +87,51 @@ def test_a_benchmark_that_the_data_does_not_have(tmp_path):
         benchmark_of(config.Benchmark("mt_bench"), STORIES, tmp_path / "benchmark", parent)
 
 
+def test_a_benchmark_drops_what_any_training_asks_anywhere(tmp_path):
+    def rows(path, values):
+        runs.write_jsonl(path, values)
+        return str(path)
+
+    def asked(i):
+        return user(f"Question {i}?")
+
+    answered, other = {"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "no"}
+    brief = {"role": "system", "content": "Be brief."}
+    before = [[brief, user(f"Hello {i}"), answered, asked(i)] for i in range(100)]
+    pairs = [{"prompt": "x", "chosen": [*b, answered], "rejected": [*b, other]} for b in before]
+    chats = [{"messages": [brief, user(f"Hi {i}"), answered, asked(i), answered]} for i in range(100, 140)]
+    task = config.Task(
+        kind="ultra",
+        preference_file=rows(tmp_path / "p.jsonl", pairs),
+        sft_file=rows(tmp_path / "s.jsonl", chats),
+        evaluation_file=rows(tmp_path / "e.jsonl", [{"prompt": [brief, asked(i)]} for i in range(140, 150)]),
+    )
+    parent = prepared(task, tmp_path / "prepare")
+    hard = [{"uid": i, "cluster": "c", "prompt": f"QUESTION  {i}?"} for i in range(160)]
+    made = config.Benchmark("arena_hard", file=rows(tmp_path / "h.jsonl", hard))
+    kept, counts = benchmark_of(made, task, tmp_path / "h", parent)
+    # of the preference file's own evaluation share, which the evaluation file replaces, nothing is trained or reported
+    unused = 100 - sum(len(runs.read_jsonl(parent / f"{name}.jsonl")) for name in ("preferences", "prompts"))
+    assert counts["dropped"]["in_training"] == 150 - unused and len(kept) == 10 + unused
+    mt = [{"question_id": i, "category": "c", "turns": [f"New {i}?", f"Question {i + 100}?"]} for i in [*range(41), 50]]
+    kept, counts = benchmark_of(
+        config.Benchmark("mt_bench", file=rows(tmp_path / "m.jsonl", mt)), task, tmp_path / "m", parent
+    )
+    assert counts["dropped"]["in_training"] == 41 and [row["id"] for row in kept] == ["mt_bench-50"]
+
+
+def test_a_negative_number_of_prompts_is_refused_and_not_taken_off(tmp_path):
+    parent = prepared(STORIES, tmp_path / "prepare")
+    with pytest.raises(runs.UserError, match="0 or more"):
+        benchmark_of(config.Benchmark("two_turn", prompts=-1), STORIES, tmp_path / "a", parent)
+    (tmp_path / "h.jsonl").write_text('{"uid": 1, "cluster": "c", "prompt": "q"}\n')
+    made, task = config.Benchmark("arena_hard", -1, str(tmp_path / "h.jsonl")), config.Task(kind="ultra")
+    with pytest.raises(runs.UserError, match=r"benchmarks\.arena_hard\.prompts=-1: must be at least 0"):
+        benchmark_of(made, task, tmp_path / "b", parent)
+    with pytest.raises(runs.UserError, match="0 or more"):
+        prepared(config.Task(**{**vars(STORIES), "prompts": -1}), tmp_path / "c")
+
+
 @needs_real
 def test_real_benchmarks(tmp_path):
     feedback = REAL / "ultrafeedback"

