@@ -126,7 +126,7 @@ class Task:
     opening_words: int = whole(6, 1, 1000)  # reviews: words of a review that make its prompt
     # reviews: words of the continuation that gold and demonstrations see; 0: all
     response_words: int = whole(0, 0, 10000)
-    sft_file: str = _path()  # ultra: hub dataset or local JSONL, JSONL.gz, Parquet
+    sft_file: str = _path()  # ultra: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)
     preference_file: str = _path()
     evaluation_file: str = _path()
 

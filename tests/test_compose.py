@@ -472,6 +472,7 @@ def test_faults_of_local_rows_are_found_while_planning(tmp_path, monkeypatch):
         one(*three, *judge)
     with pytest.raises(UserError, match=r"p\.jsonl: \d+ rows for prompts, and ppo\.batch_size=16 need 16"):
         one(*local_ultra(tmp_path, rows=40))
+    three = local_ultra(tmp_path)
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "category": "c", "turns": [3]}\n')
     with pytest.raises(UserError, match=r"benchmarks\.mt_bench: .*q\.jsonl:1: 'turns' has the wrong form"):
         one(*three)
