@@ -29,6 +29,14 @@ def stop(output, message, facts, tensors, writes=True):
     raise runs.UserError(f"{message} (the batch: {output / BATCH})")
 
 
+class NotFinite(Exception):
+    """Numbers that are not finite, with the tensors that they were computed of; whoever knows the stage says `stop`."""
+
+    def __init__(self, what, tensors):
+        super().__init__(what)
+        self.tensors = tensors
+
+
 def forget(output):
     """Remove what an earlier start of the run kept."""
     for name in (FACTS, BATCH):

@@ -6,6 +6,7 @@ Left out: training. A model folder is what `from_pretrained` loads: config.json,
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -113,9 +114,17 @@ def save(model, folder, state=None):
 
 
 def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True):
-    """A reward model folder, with the shift and scale that were fitted on sft0's samples."""
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)
+    """A reward model folder, with the shift and scale that were fitted on sft0's samples.
+
+    Raises UserError where they are none: a standard deviation of 0, say.
+    """
     constants = runs.read_json(folder / "normalisation.json") if normalised else {"mean": 0.0, "std": 1.0}
+    if not (0 < constants["std"] < math.inf and math.isfinite(constants["mean"])):
+        raise runs.UserError(
+            f"{folder / 'normalisation.json'}: the reward on sft0's samples has mean {constants['mean']:g} and "
+            f"standard deviation {constants['std']:g}, by which nothing can be divided; train the reward model again"
+        )
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
 
 

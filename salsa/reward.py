@@ -15,23 +15,27 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from salsa import chat, config, forward, models, runs, training
+from salsa import chat, config, divergence, forward, models, runs, training
 from salsa.data import gold as gold_data
 from salsa.ppo.rollout import sample_in_batches
 
 VERSION = 2
 FOR_JUDGE = "_for_judge"
+ROUNDING = 1e-6  # of float32: a spread below this share of the scores is none
 
 
 def train(settings, parents, output, execution):
     """Write the reward model to `output/model`, its constants to normalisation.json, its quality to evaluation.json.
 
     Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled.
+    Raises UserError where there are too few pairs or prompts, where training or scores are not finite, and where the
+    reward has no spread.
     """
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
+    prompts = _check_sizes(settings, parents, tokenizer)
     held_out, learned, counts = _share(lambda: _pairs(settings, parents, tokenizer, device, execution))
     _fit(settings, parents, tokenizer, learned, output, device, execution)
     training.free(device)
@@ -40,10 +44,41 @@ def train(settings, parents, output, execution):
 
     chat.copy_end_ids(models.model_folder(parents["sft0"]), output / "model")
     model = models.load_score_model(output, device, normalised=False)
-    quality = _quality(model, held_out, tokenizer, execution)
+    try:
+        quality = _quality(model, held_out, tokenizer, execution)
+        constants = normalise(model, settings, prompts, parents, tokenizer, device, execution)
+    except divergence.NotFinite as error:
+        rate = f"reward_model.learning_rate={settings.reward_model.learning_rate:g}"
+        divergence.stop(output, f"{rate}: {error}; lower it", {}, error.tensors)
     runs.write_json(output / "evaluation.json", {**quality, "pairs": len(learned), "counts": counts})
-    runs.write_json(output / "normalisation.json", normalise(model, settings, parents, tokenizer, device, execution))
+    runs.write_json(output / "normalisation.json", constants)
     return {**quality, "pairs": len(learned), "counts": counts}
+
+
+def _check_sizes(settings, parents, tokenizer):
+    """What is asked before anything is sampled. Returns (rows, token ids) of the prompts that the reward is fitted on.
+
+    UserError where a batch holds more pairs than there can be, where the processes can't share it, and where too few
+    prompts fit to see the reward's spread.
+    """
+    reward = settings.reward_model
+    training.batch_share("reward_model", reward)
+    models.adapter_config("reward_model", reward, score=True)  # which looks for PEFT
+    if reward.pairs < reward.batch_size:
+        raise runs.UserError(
+            f"reward_model.pairs={reward.pairs} are too few for reward_model.batch_size={reward.batch_size}; raise the "
+            "former, or lower the latter"
+        )
+    rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
+    rows, encoded, _ = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
+    count = reward.normalisation_prompts
+    rows, encoded = rows[:count], encoded[:count]
+    if len(rows) < 2:
+        raise runs.UserError(
+            f"{len(rows)} prompt of PPO's for reward_model.normalisation_prompts={count}: the reward of one response "
+            "has no standard deviation; take more"
+        )
+    return rows, encoded
 
 
 def _share(make):
@@ -69,9 +104,11 @@ def _pairs(settings, parents, tokenizer, device, execution):
     learned = learned[: reward.pairs]
     if not held_out or len(learned) < reward.batch_size:
         behind = f" behind PPO's {len(of_ppo)}" if of_ppo else ""
+        identical = counts.get("dropped_identical", 0)
+        why = f"; {identical} pairs of two equal responses were dropped" if identical else ""
         raise runs.UserError(
             f"{len(held_out)} held-out and {len(learned)} training pairs are left of {counts['read']} rows{behind}: "
-            f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}"
+            f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}{why}"
         )
     return held_out, learned, counts
 
@@ -236,7 +273,7 @@ def _quality(model, pairs, tokenizer, execution):
         sequences = forward.from_lists(
             [pair["prompt"] for pair in pairs], [pair[side] for pair in pairs], [], tokenizer.pad_token_id, device
         )
-        scores.append(model.scores(sequences, execution.micro_batch).cpu().numpy())
+        scores.append(_finite_scores(model, sequences, execution, "held-out responses").cpu().numpy())
     right = scores[0] > scores[1]
     quality = {"held_out": len(pairs), "held_out_accuracy": float(right.mean()), "gold_agreement": None}
     if pairs[0]["gold"] is not None:
@@ -247,17 +284,27 @@ def _quality(model, pairs, tokenizer, execution):
     return quality
 
 
-def normalise(model, settings, parents, tokenizer, device, execution):
-    """Mean and standard deviation of the reward over sft0's samples on PPO's prompts."""
-    rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    rows, encoded, _ = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
-    count = settings.reward_model.normalisation_prompts
+def _finite_scores(model, sequences, execution, what):
+    """(B,) rewards. NotFinite where one is not."""
+    scores = model.scores(sequences, execution.micro_batch)
+    found = divergence.first({f"the score of {what}": scores})
+    if found:
+        raise divergence.NotFinite(found, {**vars(sequences), "score": scores})
+    return scores
+
+
+def normalise(model, settings, prompts, parents, tokenizer, device, execution):
+    """Mean and standard deviation of the reward over sft0's samples on some of PPO's prompts (rows, token ids).
+
+    UserError where the reward has no spread: nothing could be divided by it, and PPO would learn nothing of it.
+    """
+    rows, encoded = prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
-    scores = []
+    scores, responses = [], set()
     for _, sequences in sample_in_batches(
         policy,
-        encoded[:count],
-        [row["id"] for row in rows[:count]],
+        encoded,
+        [row["id"] for row in rows],
         runs.derive_seed(settings.seed, "normalisation", 0),
         0,
         settings.lengths.response,
@@ -266,8 +313,17 @@ def normalise(model, settings, parents, tokenizer, device, execution):
         tokenizer.pad_token_id,
         execution.rollout_batch,
     ):
-        scores += model.scores(sequences, execution.micro_batch).tolist()
-    return {"mean": float(np.mean(scores)), "std": float(np.std(scores)), "samples": len(scores)}
+        scores += _finite_scores(model, sequences, execution, "sft0's samples").tolist()
+        rows_and_lengths = zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True)
+        responses |= {tuple(row[:length]) for row, length in rows_and_lengths}
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if std <= ROUNDING * np.abs(scores).max():
+        said = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"
+        raise runs.UserError(
+            f"the standard deviation of the reward on {len(scores)} samples of sft0 is {std:.3g} (mean {mean:.3g}): "
+            f"{said}, and a policy could learn nothing; look at sft0, reward_model.learning_rate and the pairs"
+        )
+    return {"mean": mean, "std": std, "samples": len(scores)}
 
 
 if __name__ == "__main__":

@@ -32,22 +32,13 @@ world = surroundings.world
 
 
 def arguments(section, chosen, settings, execution, output, device):
-    """What the TrainingArguments of both stages share.
+    """What the TrainingArguments of both stages share. UserError where the processes can't share a batch evenly.
 
     Args:
         section: sft or reward_model.
         chosen: its settings, config.Sft or config.RewardModel.
-
-    Raises:
-        UserError: the processes can't share a batch evenly.
     """
-    count, _ = world()
-    if chosen.batch_size % count:
-        raise runs.UserError(
-            f"{count} processes can't share {section}.batch_size={chosen.batch_size} evenly; make it a multiple of "
-            f"{count}"
-        )
-    share = chosen.batch_size // count
+    share = batch_share(section, chosen)
     micro_batch = models.even_micro_batch(share, execution.micro_batch)
     # A process that holds a part of the weights has no room for the gradients of all of them.
     sharded = "ACCELERATE_USE_FSDP" in os.environ
@@ -72,6 +63,17 @@ def arguments(section, chosen, settings, execution, output, device):
         "ddp_broadcast_buffers": False,  # which never change
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
     }
+
+
+def batch_share(section, chosen):
+    """How many rows of a batch are each process's. UserError where they can't share it evenly."""
+    count, _ = world()
+    if chosen.batch_size % count:
+        raise runs.UserError(
+            f"{count} processes can't share {section}.batch_size={chosen.batch_size} evenly; make it a multiple of "
+            f"{count}"
+        )
+    return chosen.batch_size // count
 
 
 class Order(Sampler):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from salsa import chat, config, forward, models, reward, runs, sft
+from salsa import chat, config, divergence, forward, models, reward, runs, sft
 from salsa.evaluate import landscape
 
 LENGTHS = config.Lengths(prompt=64, response=44)
@@ -362,3 +362,59 @@ def test_the_command_by_hand_takes_a_plain_model_folder(prepare_run, tiny_chat_m
     runs.command("sft", sft.VERSION, sft.train, config.SftSettings, ("prepare", "base"), argv=arguments)
     assert runs.verify(output)["settings"]["seed"] == 1
     assert models.load_policy(output / "model").num_parameters() > 0
+
+
+def test_sizes_are_asked_before_anything_is_sampled(parents, execution, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward, "sample_pairs", lambda *_: pytest.fail("sampled"))
+    for changes, says in (
+        ({"pairs": 10, "batch_size": 16}, r"reward_model.pairs=10 are too few for reward_model.batch_size=16"),
+        ({"normalisation_prompts": 1}, r"1 prompt of PPO's for reward_model.normalisation_prompts=1: .* no standard"),
+    ):
+        with pytest.raises(runs.UserError, match=says):
+            reward.train(reward_settings(**changes), parents, tmp_path, execution)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("SALSA_PROCESSES", "3")
+    with pytest.raises(runs.UserError, match=r"3 processes can't share reward_model\.batch_size"):
+        reward.train(reward_settings(), parents, tmp_path, execution)
+
+
+class Scores:
+    """A reward model that gives each response of a batch a number."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def scores(self, sequences, micro_batch):
+        return torch.tensor([self.score(row) for row in sequences.responses.tolist()])
+
+
+def test_a_reward_without_spread_is_refused(parents, prompts, tokenizer, execution, monkeypatch):
+    rows = [{"id": name} for name in prompts[0][:8]], prompts[1][:8]
+
+    def constants(score):
+        return reward.normalise(Scores(score), reward_settings(), rows, parents, tokenizer, CPU, execution)
+
+    by_first_token = constants(lambda row: float(row[0]))
+    assert by_first_token["std"] > 0 and by_first_token["samples"] == 8
+    with pytest.raises(
+        runs.UserError, match=r"on 8 samples of sft0 is 0 \(mean 0\.7\): the reward model says the same"
+    ):
+        constants(lambda row: 0.7)
+    with pytest.raises(divergence.NotFinite, match="the score of sft0's samples is nan"):
+        constants(lambda row: float("nan"))
+
+    policy = models.load_policy(models.model_folder(parents["sft0"]))
+    policy.model.norm.weight.data.zero_()  # all logits 0; and so the likeliest token is one
+    monkeypatch.setattr(reward.models, "load_policy", lambda *_: policy)
+    monkeypatch.setattr("salsa.ppo.rollout.draw", lambda logits, uniform: torch.full((len(logits),), 12))
+    with pytest.raises(runs.UserError, match="sft0 says the same to all of them"):
+        constants(lambda row: float(row[0]))
+
+
+def test_constants_that_nothing_can_be_divided_by_are_refused(reward_run, tmp_path):
+    for std in (0.0, -1.0):
+        runs.write_json(tmp_path / "normalisation.json", {"mean": 0.25, "std": std, "samples": 16})
+        with pytest.raises(
+            runs.UserError, match=f"normalisation.json: .* mean 0.25 and standard deviation {std:g}, by"
+        ):
+            models.load_score_model(tmp_path)
