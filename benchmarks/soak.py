@@ -120,47 +120,35 @@ def end(study, process):
 
 
 def kills(arguments, place):
-    """SIGKILL at random moments: of Snakemake alone, of one stage, of all at once, and at a rename."""
+    """SIGKILL at random moments: of Snakemake alone, of one stage, of all at once, and before a rename."""
     undisturbed = Study(place / "undisturbed")
     assert undisturbed.finish() == 0, "the undisturbed run failed; see terminal.txt"
     study, generator = Study(place / "killed"), random.Random(arguments.seed)
-    (study.folder / "at_a_rename").mkdir()
-    (study.folder / "at_a_rename" / "sitecustomize.py").write_text(AT_A_RENAME)
-    marker, done = study.folder / "marker", {"snakemake": 0, "stage": 0, "all": 0, "rename": 0}
-    stages = [module for stage, module in plan.MODULES.items() if stage not in ("plane", "comparison")]
-    started = time.monotonic()
+    done, started = dict.fromkeys(("snakemake", "stage", "all", "rename"), 0), time.monotonic()
     while sum(done.values()) < arguments.number:
         kind = generator.choice(list(done))
-        variables = {}
         if kind == "rename":
-            marker.touch()
-            variables = {"SOAK_MARKER": str(marker), "SOAK_STAGE": generator.choice(stages)}
-            variables |= {
-                "SOAK_RENAME": str(generator.randint(1, 12)),
-                "PYTHONPATH": str(marker.with_name("at_a_rename")),
-            }
-        process = study.start(**variables)
-        moment = time.monotonic() + generator.uniform(2, 20)
-        while time.monotonic() < moment and process.poll() is None and (kind != "rename" or marker.exists()):
-            time.sleep(0.05)
-        if kind == "rename" and not marker.exists():
-            done[kind] += 1
-            process.wait()  # the others go on
+            done[kind] += _kill_before_a_rename(study, generator)
             continue
+        process = study.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(generator.uniform(2, 20))
         alive = processes(study)
-        chosen = [number for number, module in alive.items() if module.startswith("salsa.")]
-        if kind == "snakemake":
-            chosen = [number for number, module in alive.items() if module == "snakemake"]
-        if chosen and process.poll() is None:
-            for number in chosen[:1] if kind != "all" else alive:
+        chosen = (
+            list(alive)
+            if kind == "all"
+            else [n for n, module in alive.items() if ("salsa." in module) == (kind == "stage")]
+        )
+        if process.poll() is None and chosen:
+            for number in chosen if kind == "all" else chosen[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
-            done[kind if kind != "rename" else "stage"] += 1
+            done[kind] += 1
         if kind == "snakemake" and generator.random() < 0.5:
-            continue  # its jobs live on beside the next one's
+            continue  # its jobs live on beside those of the next one
         end(study, process)
-        if process.poll() == 0:  # it was finished: begin again with what is hardest to keep
-            shutil.rmtree(study.results / generator.choice(["ppo", "studies", "judge", "respond"]), ignore_errors=True)
+        if process.returncode == 0:  # there was nothing left to kill
+            shutil.rmtree(study.results / generator.choice(["ppo", "respond", "sft"]), ignore_errors=True)
     code = study.finish()
     wrong = [name for name, content in undisturbed.tables.items() if study.tables.get(name) != content]
     bad = [problem for _, problem in runs.survey(study.results) if problem]
@@ -172,6 +160,25 @@ def kills(arguments, place):
         "damaged": bad,
         "seconds": round(time.monotonic() - started),
     }, code == 0 and not wrong and not bad
+
+
+def _kill_before_a_rename(study, generator):
+    """Let a stage, whose runs are removed, be killed before one of its renames; returns whether it came to that."""
+    stage = generator.choice(["prepare", "sft", "reward_model", "landscape", "ppo", "respond", "judge", "study"])
+    for removed in (plan.FOLDERS[stage], "studies"):
+        shutil.rmtree(study.results / removed, ignore_errors=True)
+    folder = study.folder / "at_a_rename"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(AT_A_RENAME)
+    marker = study.folder / "marker"
+    marker.touch()
+    variables = {"SOAK_MARKER": str(marker), "SOAK_STAGE": plan.MODULES[stage], "PYTHONPATH": str(folder)}
+    process = study.start(SOAK_RENAME=str(generator.randint(1, 6)), **variables)
+    process.wait(600)
+    end(study, process)
+    killed = not marker.exists()
+    marker.unlink(missing_ok=True)
+    return killed
 
 
 def disk(arguments, place):
