@@ -1,5 +1,6 @@
 """What the workflow does around the runs of a plan: their environment, readable names, where the results are."""
 
+import contextlib
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from salsa import config, gpus, places, runs
 from salsa.evaluate import judge_access, llm_judge
+from salsa.failures import KEPT
 from salsa.plan import LABEL
 
 MAIN_TABLE = "tables/win_rates.md"
@@ -19,6 +21,7 @@ COMPARISON = "comparison.md"
 LOG = "log.txt"
 SHOWN = 12  # lines of a failed run's log on the terminal
 TAIL = 2**16  # bytes of it that are read for them
+LITTLE = 2**20  # bytes: a disk with less room is called full
 LONGEST_LINE = 500  # characters of each
 LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
 SMALL = {"threads": 1, "memory_mb": 2000, "gpus": 0}
@@ -324,7 +327,7 @@ def _policy(policies, arm, kl_coef, replicate):
 
 
 def failures(plan):
-    """Lines that name the logs of runs which began and did not finish, with the end of each."""
+    """Lines that name the logs of runs which began and did not finish, with the end of each, and a disk that is full."""
     for path in plan.runs:
         log = Path(plan.results) / path / LOG
         if finished(plan, path) or not log.exists():
@@ -333,6 +336,10 @@ def failures(plan):
         if lines:
             yield f"not finished: {log}: {lines[-1]}"
             yield from (f"  | {line}" for line in lines[:-1])
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(plan.results).free
+        if free < LITTLE:  # in which a stage's own words may have had no room
+            yield f"{plan.results}: the disk is full ({free >> 10} KiB are free); make room and run again: {KEPT}"
 
 
 def last_lines(log, count=SHOWN):

@@ -1,6 +1,7 @@
 """How a run's processes are started; publishing: what of a study is copied, under which name, what stays behind."""
 
 import shlex
+import shutil
 from typing import Any
 
 import pytest
@@ -120,3 +121,11 @@ def test_an_unfinished_or_altered_study_is_not_published(tmp_path):
     (folder / "samples.md").write_text("other")
     with pytest.raises(runs.UserError, match=r"samples\.md"):
         studies.publish(folder)
+
+
+@pytest.mark.parametrize(("free", "said"), [(100 * 1024, ["the disk is full (100 KiB are free)"]), (2**30, [])])
+def test_a_full_disk_is_named_though_the_log_had_no_room(tmp_path, monkeypatch, free, said):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(studies.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    lines = list(studies.failures(plan.Plan(str(tmp_path))))
+    assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
