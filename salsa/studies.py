@@ -327,7 +327,7 @@ def _policy(policies, arm, kl_coef, replicate):
 
 
 def failures(plan):
-    """Lines that name the logs of runs which began and did not finish, with the end of each, and a disk that is full."""
+    """Lines that name the logs of runs that began and did not finish, with the end of each, and a disk that is full."""
     for path in plan.runs:
         log = Path(plan.results) / path / LOG
         if finished(plan, path) or not log.exists():
