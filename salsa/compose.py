@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import bounds, config, data, plan, runs, studies
+from salsa import bounds, config, data, folders, plan, runs, studies
 from salsa.data import BENCHMARKS
 from salsa.evaluate import judge_access
 from salsa.runs import UserError
@@ -747,9 +747,9 @@ def _check_model(values):
         raise UserError(f"model.path is empty, and model.source={model['source']} needs it")
     folder = local_folder(model)
     if folder:
-        positions = _check_folder(folder).get("max_position_embeddings")
+        key, positions = folders.limit(_check_folder(folder, model["pickled_weights"]))
         if positions:
-            _check_length(values["lengths"], positions, f"{folder}/config.json's max_position_embeddings")
+            _check_length(values["lengths"], positions, f"{folder}/config.json's {key}")
 
 
 def _check_length(lengths, positions, where):
@@ -774,18 +774,12 @@ def local_folder(model):
     return None
 
 
-def _check_folder(folder):
+def _check_folder(folder, pickled):
     """The configuration of a local model. UserError where the folder lacks what a model needs."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so it is no model folder; give one that save_pretrained wrote")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder}: no weights (*.safetensors); save the model again with safetensors")
+    found = folders.check(folder, pickled, headers=False)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise UserError(f"{folder}: no tokenizer (tokenizer.json); save the model's tokenizer there")
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{folder}/config.json: not JSON; save the model again") from None
+    return found
 
 
 def _check_names_differ(values):

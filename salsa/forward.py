@@ -164,7 +164,7 @@ def response_logprobs(model, sequences, temperature=1.0, hidden=None):
     mask = sequences.response_mask.bool()
     logprobs, entropies = [], []
     states, tokens = _states_before(hidden, sequences), sequences.responses[mask]  # (N, H), (N,)
-    rows = max(1, CHUNK // model.config.vocab_size)
+    rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(states) > rows
     for some, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
         arguments = (model.get_output_embeddings(), some, chosen, temperature)
@@ -200,7 +200,7 @@ def exact_kl(model, reference, sequences, micro_batch):
         some = sequences.rows(rows)
         mask = some.response_mask.bool()
         ours, theirs = (_states_before(hidden_states(m, some), some) for m in (model, reference))
-        size = max(1, CHUNK // model.config.vocab_size)
+        size = max(1, CHUNK // model.config.get_text_config().vocab_size)
         pieces = [
             _chunk_kl(model.get_output_embeddings()(a), reference.get_output_embeddings()(b))
             for a, b in zip(ours.split(size), theirs.split(size), strict=True)

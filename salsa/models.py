@@ -4,17 +4,25 @@ Left out: training. A model folder is what `from_pretrained` loads: config.json,
 """
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import math
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 
-from salsa import runs, soup, surroundings
+from salsa import folders, runs, soup, surroundings
 from salsa.chat import set_chat_template  # noqa: F401  an old name of it
 from salsa.forward import ScoreModel
 
@@ -55,7 +63,7 @@ def model_folder(parent):
 
 def check_context(parent, lengths):
     """UserError unless the model holds a prompt and a response of these lengths."""
-    limit = runs.read_json(model_folder(parent) / "config.json").get("max_position_embeddings")
+    limit = positions(folders.load_config(model_folder(parent)))
     if limit and lengths.prompt + lengths.response > limit:
         raise runs.UserError(
             f"lengths.prompt={lengths.prompt} and lengths.response={lengths.response} need "
@@ -63,13 +71,97 @@ def check_context(parent, lengths):
         )
 
 
-def load_tokenizer(folder):
-    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+def positions(config):
+    """How many tokens a model of this loaded configuration holds, by whatever name; None where nothing limits them."""
+    return folders.positions(config.to_dict())
 
 
-def load_policy(folder, device="cpu", dtype=torch.float32, **options):
-    """A causal language model in evaluation mode: dropout is off, in PPO too. `options` change its configuration."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+def load_tokenizer(folder, **options):
+    """A model folder's tokenizer, padding on the left. UserError where it can't be read, or needs code of its own."""
+    with folders.loading(f"{folder}: the tokenizer", "save or download it again"):
+        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
+
+
+def load_policy(folder, device="cpu", dtype=torch.float32, pickled=False, **options):
+    """A causal language model in evaluation mode: dropout is off, in PPO too. `options` change its configuration.
+
+    Here every stage takes a model in. Raises UserError unless all of its weights, and no others, are in the folder.
+    `pickled`: whether they are pickles; then nothing but tensors is read of them.
+    """
+    folders.check(folder, pickled)
+    options["generation_config"] = _token_ids(folder, folders.load_config(folder))
+    options |= {"use_safetensors": False, "weights_only": True} if pickled else {"use_safetensors": True}
+    return load_whole(AutoModelForCausalLM, folder, dtype=dtype, **options).to(device).eval()
+
+
+def _token_ids(folder, config):
+    """Of a model's generation settings the ids that begin, end and pad: nothing else of them is used here.
+
+    Published ones hold values that contradict each other, which transformers reads with a warning and doesn't write.
+    """
+    path = Path(folder) / "generation_config.json"
+    published = folders.read_object(path) if path.is_file() else config.to_dict()
+    ids = {name: published.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    for name, value in ids.items():
+        if any(type(i) is not int for i in (value if isinstance(value, list) else [value]) if i is not None):
+            raise runs.UserError(f"{path}: {name}={value!r}: neither a token id nor a list of such; mend it")
+    return GenerationConfig(**ids)
+
+
+# What older versions of transformers stored beside the weights: masks and frequencies, which are computed now.
+COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids)$")
+
+
+def load_whole(cls, folder, head="", trunk="", **options):
+    """A model of class `cls` whose weights all come from the folder's files, and which takes all that they hold.
+
+    transformers fills what is missing at random, and drops what is left over, with no more than a warning.
+
+    Args:
+        cls: what has transformers' `from_pretrained`.
+        folder: as `folders.check` accepts it.
+        head: prefix of names that may be missing: those of a head that is new.
+        trunk: prefix of names of which none may be left over; "": all names.
+
+    Raises UserError, naming the first tensor, where weights are missing, left over, of another shape, or not finite.
+    """
+    with folders.loading(folder):
+        model, report = cls.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        )
+    for name, given, wanted in sorted(report["mismatched_keys"]):
+        raise runs.UserError(
+            f"{folder}: tensor {name} has shape {list(given)}, and config.json makes it {list(wanted)}; "
+            "give the configuration and the weights of one model"
+        )
+    missing = sorted(name for name in report["missing_keys"] if not (head and name.startswith(head)))
+    if missing:
+        raise runs.UserError(
+            f"{folder}: tensor {missing[0]} is missing{_more(missing)}, of {type(model).__name__}; it would start at "
+            "random: give a whole model, with weights, names and number of layers as config.json says"
+        )
+    left_over = sorted(
+        name for name in report["unexpected_keys"] if name.startswith(trunk) and not COMPUTED.search(name)
+    )
+    if left_over:
+        raise runs.UserError(
+            f"{folder}: tensor {left_over[0]}{_more(left_over)} is none of {type(model).__name__}, and would be "
+            "dropped; give a causal language model, with as many layers as config.json says"
+        )
+    _check_finite(model, folder)
+    return model
+
+
+def _more(names):
+    return f" ({len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_finite(model, folder):
+    """UserError, naming the first tensor, where a weight is no finite number."""
+    for name, tensor in model.state_dict().items():
+        # The sum is one pass, and finite but where a number isn't, or many large ones overflow.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise runs.UserError(f"{folder}: tensor {name} holds NaN or infinity; save or download the model again")
 
 
 def even_micro_batch(batch_size, limit):
@@ -124,8 +216,52 @@ def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True)
             f"{folder / 'normalisation.json'}: the reward on sft0's samples has mean {constants['mean']:g} and "
             f"standard deviation {constants['std']:g}, by which nothing can be divided; train the reward model again"
         )
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", dtype=dtype)
+    folders.check(folder / "model")
+    cls = classifier_class(folders.load_config(folder / "model"))
+    classifier = load_whole(cls, folder / "model", dtype=dtype)
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
+
+
+def new_classifier(folder, pad_id):
+    """The trunk of a causal language model below a head of one number, `score`, that is new, in float32."""
+    folders.check(folder)
+    cls = classifier_class(folders.load_config(folder))
+    trunk = f"{cls.base_model_prefix}."
+    classifier = load_whole(cls, folder, "score.", trunk, num_labels=1, dtype=torch.float32)
+    classifier.config.get_text_config().pad_token_id = pad_id
+    return classifier
+
+
+def classifier_class(config):
+    """The class of sequence classifiers with the trunk of `config`'s causal language model and a linear head `score`.
+
+    transformers' own, where it has one like that; else one is made, of the parts that its own are made of. UserError
+    where the configuration is of no causal language model.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise runs.UserError(
+            f"model_type {config.model_type!r}: transformers has no causal language model of it; choose another model"
+        )
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+        if known.base_model_prefix == causal.base_model_prefix and _has_score(known, config):
+            return known
+    base = next(parent for parent in causal.__mro__ if parent.__name__.endswith("PreTrainedModel"))
+    name = re.sub("(For|LMHead).*", "", causal.__name__) + "ForSequenceClassification"
+    return type(name, (GenericForSequenceClassification, base), {"base_model_prefix": causal.base_model_prefix})
+
+
+def _has_score(cls, config):
+    """Whether a transformers class reads its scores from `score`, a linear layer on the trunk's states."""
+    return isinstance(getattr(outline(cls, config), "score", None), torch.nn.Linear)
+
+
+def outline(cls, config):
+    """A model without weights: names, shapes and layers of what `cls` makes of a configuration."""
+    config = copy.deepcopy(config)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return cls(config)
 
 
 def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
@@ -151,19 +287,28 @@ def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
 
 @torch.no_grad()
 def check_head(model):
-    """UserError where a model's logits are more than its head's: a cap or a scale behind it (Gemma 2, Cohere, Granite).
+    """UserError where a model's logits are more than its head's: a cap or a scale after it (Gemma 2, Cohere, Granite).
 
     Log-probabilities here are of the head's output, at response positions alone.
     """
+    advice = "choose a model without a cap or scale of logits"
+    name, cap = type(model).__name__, getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap:  # which hardly changes the logits of an untrained model
+        raise runs.UserError(
+            f"{name} changes its logits behind its head (final_logit_softcapping={cap}), which is not computed here; "
+            + advice
+        )
     device = next(model.parameters()).device
-    tokens = torch.arange(8, device=device)[None] % model.config.vocab_size
+    tokens = torch.arange(8, device=device)[None] % rows(model)
     whole = model(input_ids=tokens).logits.float()
     head = model.get_output_embeddings()(model.base_model(input_ids=tokens).last_hidden_state).float()
-    if not torch.allclose(whole, head, rtol=1e-2, atol=1e-2):
-        raise runs.UserError(
-            f"{type(model).__name__} changes its logits behind its head, which is not computed here; choose a model "
-            "without a cap or scale of logits"
-        )
+    if whole.shape != head.shape or not torch.allclose(whole, head, rtol=1e-2, atol=1e-2):
+        raise runs.UserError(f"{name} changes its logits behind its head, which is not computed here; {advice}")
+
+
+def rows(model):
+    """How many tokens a model's embedding has rows for."""
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def compile_trunks(trained_or_frozen):

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from scipy.special import expit
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from salsa import chat, config, divergence, forward, models, runs, training
@@ -117,11 +117,7 @@ def _fit(settings, parents, tokenizer, learned, output, device, execution):
     """Train on pairs, and write `output/model`."""
 
     def load():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            models.model_folder(parents["sft0"]), num_labels=1, dtype=torch.float32
-        )
-        classifier.config.pad_token_id = tokenizer.pad_token_id
-        return classifier
+        return models.new_classifier(models.model_folder(parents["sft0"]), tokenizer.pad_token_id)
 
     set_seed(settings.seed)  # of the head
     trainer = _trainer(settings, load(), tokenizer, learned, output, device, execution)

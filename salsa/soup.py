@@ -11,26 +11,21 @@ Left out: SLERP, task arithmetic and the like. Source: Model soups (2203.05482);
 import argparse
 import contextlib
 import itertools
-import json
 import math
 import os
 import queue
 import shutil
 import signal
-import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from salsa.runs import UserError, read_json
+from salsa.folders import INDEX, SINGLE, read_object, shards, stored  # noqa: F401
+from salsa.runs import UserError
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
 THREADS = 16  # at most; more would wait for the disk, each with buffers of its own
 # safetensors' names of the types that can be averaged or, without a fraction, compared.
@@ -66,57 +61,6 @@ def parse_weights(weights, count):
     return [float(weight) for weight in parsed]
 
 
-def shards(folder):
-    """Tensor name -> safetensors file of a model folder. Raises UserError where there are no weights."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so no model folder")
-    if (folder / INDEX).is_file():
-        files = {name: folder / file for name, file in read_json(folder / INDEX)["weight_map"].items()}
-        for path in sorted(set(files.values())):
-            if not path.is_file():
-                raise UserError(f"{path}: missing, though {INDEX} names it")
-        return files
-    if not (folder / SINGLE).is_file():
-        raise UserError(f"{folder}: no weights in safetensors ({SINGLE})")
-    with _open(folder / SINGLE) as file:
-        return dict.fromkeys(file.keys(), folder / SINGLE)
-
-
-def _open(path):
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise UserError(f"{path}: can't be read ({error}); save or download the model again") from None
-
-
-class _Stored(NamedTuple):
-    """Where a tensor is stored: the file, the type as safetensors names it, the shape, its first byte in the file."""
-
-    path: Path
-    dtype: str
-    shape: tuple
-    start: int
-
-
-def _stored(folder):
-    """Tensor name -> `_Stored` of a model folder, from the files' headers alone."""
-    found = {}
-    for path in sorted(set(shards(folder).values())):
-        with _open(path):  # the header is sound, and the file as long as the header says
-            pass
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, _ = entry["data_offsets"]
-                found[name] = _Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
-    return found
-
-
 def check_ingredients(models):
     """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree."""
     first = Path(models[0])
@@ -147,22 +91,22 @@ def _describe(header):
 
 
 def _headers(folder):
-    return {name: (stored.dtype, stored.shape) for name, stored in _stored(folder).items()}
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in stored(folder).items()}
 
 
 def shapes(folder):
     """Tensor name -> shape (a tuple) of a model folder, from the files' headers alone."""
-    return {name: stored.shape for name, stored in _stored(folder).items()}
+    return {name: tensor.shape for name, tensor in stored(folder).items()}
 
 
 def _configuration(folder):
-    return {key: value for key, value in read_json(folder / "config.json").items() if key not in VOLATILE}
+    return {key: value for key, value in read_object(folder / "config.json").items() if key not in VOLATILE}
 
 
 def _tokenizer(folder):
     """What makes two tokenizers the same: vocabulary and text processing, not padding or templates."""
     if (folder / "tokenizer.json").is_file():
-        content = read_json(folder / "tokenizer.json")
+        content = read_object(folder / "tokenizer.json")
         return {key: content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
     if (folder / "tokenizer.model").is_file():
         return (folder / "tokenizer.model").read_bytes()
@@ -194,8 +138,8 @@ class _Mixer:
         """
         dtype = TYPES[ingredients[0].dtype]
         raw = self.raw[:, : count * dtype.itemsize]
-        for stored, buffer in zip(ingredients, raw, strict=False):
-            _read(files[stored.path], buffer, stored.start + start * dtype.itemsize)
+        for tensor, buffer in zip(ingredients, raw, strict=False):
+            _read(files[tensor.path], buffer, tensor.start + start * dtype.itemsize)
         *parts, result = raw.view(dtype)
         if not dtype.is_floating_point:
             if any(not torch.equal(parts[0], part) for part in parts[1:]):
@@ -237,7 +181,7 @@ def _write(file, view, offset):
 
 def _open_all(stack, tensors):
     """Path -> open file, closed with the stack, of stored tensors."""
-    return {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {stored.path for stored in tensors}}
+    return {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {tensor.path for tensor in tensors}}
 
 
 def mixed_tensors(models, weights, names=None):
@@ -250,7 +194,7 @@ def mixed_tensors(models, weights, names=None):
 
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
-    models = [_stored(folder) for folder in models]
+    models = [stored(folder) for folder in models]
     mixer = _Mixer([weights])
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, itertools.chain(*(model.values() for model in models)))
@@ -349,12 +293,12 @@ def _companions(folder):
 
 def _write_weights(models, grid, outputs):
     """Write the averages into the outputs' folders, in files and at places where the first model has its tensors."""
-    models = [_stored(folder) for folder in models]
+    models = [stored(folder) for folder in models]
     threads = torch.get_num_threads()
     mixers = [_Mixer(grid) for _ in range(min(threads, THREADS))]
     torch.set_num_threads(1)  # threads of torch's own, within each of ours, would be too many
     try:
-        for path in sorted({stored.path for stored in models[0].values()}):
+        for path in sorted({tensor.path for tensor in models[0].values()}):
             _write_file(path, models, mixers, outputs)
     finally:
         torch.set_num_threads(threads)
@@ -362,7 +306,7 @@ def _write_weights(models, grid, outputs):
 
 def _write_file(path, models, mixers, outputs):
     """Write one file of the first model anew in each output, a thread a mixer: the same header, then the averages."""
-    names = [name for name, stored in models[0].items() if stored.path == path]
+    names = [name for name, tensor in models[0].items() if tensor.path == path]
     free = queue.SimpleQueue()
     for mixer in mixers:
         free.put(mixer)

@@ -126,7 +126,7 @@ def value_model(kind, policy, reward_model, normalised=True):
         normalised: whether the reward that it starts from is shifted and scaled as on sft0's samples.
     """
     if kind == "shared":
-        return _zeros(torch.nn.Linear(policy.config.hidden_size, 1))
+        return _zeros(torch.nn.Linear(policy.config.get_text_config().hidden_size, 1))
     made = models.load_score_model(reward_model, normalised=normalised)
     if kind == "sft":
         made.mean, made.std = 0.0, 1.0
