@@ -97,7 +97,9 @@ class Model:
     path: str = _path()  # hub id or local folder (hub); the package's name (package)
     revision: str | None = text(None, 100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)
     dtype: str = choice("float32", "float32", "bfloat16")
-    pickled_weights: bool = False  # read pickles (pytorch_model.bin), where there are no safetensors; tensors alone
+    pickled_weights: bool = switch(
+        False
+    )  # read pickles (pytorch_model.bin), where there are no safetensors; tensors alone
     # a file of salsa/templates, without .jinja; null: the model's own
     chat_template: str | None = label(None)
     architecture: Architecture = field(default_factory=Architecture)

@@ -249,7 +249,9 @@ def classifier_class(config):
             return known
     base = next(parent for parent in causal.__mro__ if parent.__name__.endswith("PreTrainedModel"))
     name = re.sub("(For|LMHead).*", "", causal.__name__) + "ForSequenceClassification"
-    return type(name, (GenericForSequenceClassification, base), {"base_model_prefix": causal.base_model_prefix})
+    # transformers reads from the module's source what its classes can.
+    inherited = {"base_model_prefix": causal.base_model_prefix, "__module__": causal.__module__}
+    return type(name, (GenericForSequenceClassification, base), inherited)
 
 
 def _has_score(cls, config):
