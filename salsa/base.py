@@ -281,8 +281,8 @@ def _check_rows(network, tokenizer):
     for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if i >= count and i not in never:
             raise runs.UserError(
-                f"the tokenizer's token {token!r} has id {i}, and the model's embedding {count} rows: are tokenizer and "
-                "weights of one model?"
+                f"the tokenizer's token {token!r} has id {i}, and the model's embedding {count} rows: are tokenizer "
+                "and weights of one model?"
             )
 
 

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import importlib.util
 import itertools
-import json
 import re
 import types
 import typing
