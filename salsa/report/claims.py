@@ -3,7 +3,9 @@
 A claim (`config.Claim`) is a hypothesis fixed before the run: candidate minus baseline is above 0, and by how much it
 would matter. Differences are paired by replicate (the same SFT models, reward model and PPO seed), each arm at its
 chosen kl_coef (`selection`), and decided by `statistics.decide`: refuted where the 95 % t interval lies below the
-smallest effect, else supported where it lies above 0, else undecided. One replicate decides nothing.
+smallest effect, else supported where it lies above 0, else undecided. One replicate decides nothing, and nothing is
+read from a judge that can't measure (`judging`): its verdicts pull every win rate towards ½. One that measures in part
+shows a part of an effect, and so refutes a claim only by an interval below that part of the smallest effect.
 """
 
 import math
@@ -13,7 +15,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from salsa.evaluate import statistics
-from salsa.report import selection, tables
+from salsa.report import judging, selection, tables
+from salsa.report import words as wording
 
 BASELINE = selection.PPO
 VERDICTS = ("supported", "refuted", "undecided", "not tested")
@@ -74,6 +77,7 @@ class Test:
         how: in what way the two were compared, where there are several.
         found: what `statistics.decide` returns.
         refutes: whether it refutes the claim alone: as one of several, its interval has to reach further (Bonferroni).
+        lost: replicates whose effect is no finite number, and is left out.
     """
 
     benchmark: str
@@ -82,6 +86,7 @@ class Test:
     how: str
     found: dict
     refutes: bool
+    lost: int = 0
 
 
 class NotTested(Exception):
@@ -119,8 +124,34 @@ def _rows(study, name, claim):
     row |= {"candidate": pair.candidate, "baseline": pair.baseline, "claim_verdict": combined(tests)}
     if not claim["measure"].startswith("matched"):  # which is over all of an arm's kl_coefs
         row |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
-    why = "one replicate: conditional on one SFT pair" if len(study.replicates) == 1 else ""
-    return [row | _columns(test) | {"why": why} for test in tests]
+    notes = ["one replicate: conditional on one SFT pair"] if len(study.replicates) == 1 else []
+    notes += _collapsed(study, claim, pair)
+    return [row | _columns(test) | {"why": "; ".join(notes + _doubts(test))} for test in tests]
+
+
+def _collapsed(study, claim, pair):
+    """What a reader of a claim must know of the policies that it compares: which of them have collapsed, and how."""
+    sides = [(pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef)]
+    if claim["measure"].startswith("matched"):
+        sides = [(arm, None) for arm, _ in sides]
+    notes = []
+    for arm, kl_coef in sides[:1] if claim["measure"] == "stable" else sides:
+        count, total = selection.collapses(study, arm, kl_coef)
+        if count:
+            found = (selection.collapse(study, p) for p in study.of(arm=arm) if kl_coef in (None, p.kl_coef))
+            first = next(reason for reason in found if reason)
+            notes.append(f"{arm} has collapsed in {count} of its {total} policies compared here: {first}")
+    return notes
+
+
+def _doubts(test):
+    """What stands against the verdict of a test, where its numbers alone would say more than they can."""
+    doubts, found = [], test.found
+    if test.lost:
+        doubts.append(f"{test.lost} of {test.lost + found['replicates']} replicates have no finite number")
+    if found["replicates"] > 1 and found["low"] != found["low"] and found["p"] == found["p"]:
+        doubts.append(f"the {found['replicates']} replicates are equal, so that there is no interval")
+    return doubts
 
 
 def _columns(test):
@@ -167,21 +198,43 @@ def tested(study, claim, pair):
         raise NotTested("this study has no judge")
     tests = []
     for benchmark in benchmarks:
+        seen = _seen(study, claim, judge, benchmark) if judge else 1.0
         effects, how = effects_of(study, measure, pair, judge, benchmark)
         if not effects:
             raise NotTested(_lacking(study, measure, pair, benchmark))
-        tests.append(Test(benchmark, judge, effects, how, *_decided(claim, effects, len(benchmarks))))
+        lost = sum(not math.isfinite(effect) for effect in effects.values())
+        if lost == len(effects):
+            raise NotTested("no replicate has a finite number to compare")
+        if seen < 1:
+            how += f"; judge {judge} shows {tables.number(100 * seen)} % of an effect at least"
+        tests.append(Test(benchmark, judge, effects, how, *_decided(claim, effects, len(benchmarks), seen), lost))
     return tests
 
 
-def _decided(claim, effects, tests):
-    """What `statistics.decide` finds, and whether that refutes a claim of so many tests, at 95 % for all together."""
+def _seen(study, claim, judge, benchmark):
+    """How much of an effect a judge shows on a benchmark, at least. NotTested: it can't measure the smallest one."""
+    quality = judging.quality(study, judge, benchmark)
+    if quality.reason:
+        raise NotTested(quality.reason)
+    if quality.row["verdicts"] and quality.seen / 2 < claim["smallest_effect"]:
+        raise NotTested(
+            f"judge {judge} can't show an effect of {claim['smallest_effect']:g} on {benchmark}: even a model that is "
+            f"always better need not win by more than {tables.number(quality.seen / 2)}"
+        )
+    return quality.seen
+
+
+def _decided(claim, effects, tests, seen=1.0):
+    """What `statistics.decide` finds, and whether that refutes a claim of so many tests, at 95 % for all together.
+
+    `seen`: the share of a true effect that shows in these, at least; so much of the smallest effect has to be excluded.
+    """
     if claim["measure"] == "stable":
         found = _stable(effects)
         return found, found["verdict"] == "refuted"
-    values = list(effects.values())
-    strict = statistics.decide(values, claim["smallest_effect"], level=1 - 0.05 / tests)
-    return statistics.decide(values, claim["smallest_effect"]), strict["verdict"] == "refuted"
+    values, smallest = list(effects.values()), claim["smallest_effect"] * seen
+    strict = statistics.decide(values, smallest, level=1 - 0.05 / tests)
+    return statistics.decide(values, smallest), strict["verdict"] == "refuted"
 
 
 def effects_of(study, measure, pair, judge, benchmark):
@@ -194,9 +247,8 @@ def effects_of(study, measure, pair, judge, benchmark):
         return selection.matched(study, pair.candidate, pair.baseline, values), "where both reach the same KL"
     if measure == "stable":
         policies = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)
-        found = {policy.replicate: selection.steadiness(study, policy) for policy in policies}
-        known = {replicate: steady for replicate, steady in found.items() if steady.known()}
-        return {replicate: steady.holds(study.config["stability"]) for replicate, steady in known.items()}, ""
+        found = {policy.replicate: selection.stable(study, policy) for policy in policies}
+        return {replicate: stable for replicate, stable in found.items() if stable is not None}, ""
     sides = ((pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef))
     if measure == "kl_to_sft0":
         first, second = (selection.evaluated(study, arm, kl_coef, measure) for arm, kl_coef in sides)
@@ -300,21 +352,22 @@ def overview(study, own):
     lines = []
     for name, rows in own.groupby("claim", sort=False):
         claim, row = study.config["claims"][name], rows.iloc[0]
-        lines.append(f"- **{name}**: {claim['text']}. **{_capital(row['claim_verdict'])}**{because(claim, rows)}.")
+        text_, why = (wording.markdown(text) for text in (claim["text"], because(claim, rows)))
+        lines.append(f"- **{name}**: {text_}. **{_capital(row['claim_verdict'])}**{why}.")
     return "\n".join(lines)
 
 
 def because(claim, rows):
     """What stands after a verdict: what it means, what would decide it, or what is missing."""
-    row = rows.iloc[0]
+    row, notes = rows.iloc[0], "; ".join(dict.fromkeys(note for note in rows["why"] if note))
     if row["claim_verdict"] == "not tested":
         return f" here: {row['why']}"
     if row["claim_verdict"] == "refuted":
-        return f": {claim['meaning']}" if claim["meaning"] else ""
+        return (f": {claim['meaning']}" if claim["meaning"] else "") + (f"; but {notes}" if notes else "")
     if row["claim_verdict"] == "supported":
-        return ""
-    if row["why"]:
-        return f"; {row['why']}"
+        return f"; but {notes}" if notes else ""
+    if notes:
+        return f"; {notes}"
     if claim["measure"] == "stable":
         return f": stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
     open_ = rows[rows["verdict"] == "undecided"]
@@ -384,7 +437,8 @@ def differences(study):
 
 
 def _difference(effects):
-    mean, low, high = statistics.replicate_interval(list(effects.values()))
+    found = statistics.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
+    mean, low, high = (found[name] for name in ("mean", "low", "high"))
     shown = tables.number(mean) + (f" [{tables.number(low)}, {tables.number(high)}]" if low == low else "")
     return f"**{shown}**" if low > 0 or high < 0 else shown
 

@@ -6,12 +6,14 @@ elsewhere, on the benchmarks; only KL, which nothing was chosen for, is that of 
 tested or worded here: `tables` and `claims` do that.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
-from salsa import plan
+from salsa import config, plan
 from salsa.evaluate import statistics
 
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
@@ -50,18 +52,25 @@ def grid(study, arm):
 
 def measured_by(study):
     """What kl_coefs are chosen by: gold_reward where every policy has it, else reward."""
-    return next(name for name in DEVELOPMENT if all(p.evaluation.get(name) is not None for p in study.policies))
+    gold, reward = DEVELOPMENT
+    return gold if all(p.evaluation.get(gold) is not None for p in study.policies) else reward
 
 
 def development(study, arm, kl_coef):
-    """The mean over replicates of what kl_coefs are chosen by, on the development prompts."""
+    """The mean over replicates of what kl_coefs are chosen by, on the development prompts; nan where one has none."""
     name = measured_by(study)
-    return float(np.mean([policy.evaluation[name] for policy in study.of(arm=arm, kl_coef=kl_coef)]))
+    return float(np.mean([number_or_nan(p.evaluation.get(name)) for p in study.of(arm=arm, kl_coef=kl_coef)]))
 
 
 def choose(study, arm, kl_coefs):
-    """The kl_coef of these at which an arm does best on the development prompts; of equals, the largest."""
-    return max(kl_coefs, key=lambda kl_coef: (development(study, arm, kl_coef), kl_coef))
+    """The kl_coef of these at which an arm does best on the development prompts; of equals, the largest.
+
+    One whose mean is not finite (a replicate has diverged) is chosen only where all are such.
+    """
+    values = {kl_coef: development(study, arm, kl_coef) for kl_coef in kl_coefs}
+    return max(
+        kl_coefs, key=lambda kl_coef: (values[kl_coef] if math.isfinite(values[kl_coef]) else -math.inf, kl_coef)
+    )
 
 
 def pair(study, candidate, baseline):
@@ -81,6 +90,23 @@ def main_judge(study):
     asked = sorted({key[0] for key in study.verdicts})
     kinds = {judge: study.config["judges"][judge]["kind"] for judge in asked}
     return min(asked, key=lambda judge: JUDGE_KINDS.index(kinds[judge]), default=None)
+
+
+def number_or_nan(x):
+    """A float; None (a number that this data has not) becomes nan."""
+    return math.nan if x is None else float(x)
+
+
+def number(x):
+    """Three significant digits without an exponent where that is readable; nothing for nan and None."""
+    if x is None or pd.isna(x):
+        return ""
+    return f"{x:.0f}" if abs(x) >= 100 or x == 0 else f"{x:.3g}"
+
+
+def sft0_responses(study, replicate):
+    """The rows of sft0's responses to the benchmarks."""
+    return [row for row in study.landscape(replicate).responses if row["model"] == SFT0]
 
 
 def name_of(study, arm, kl_coef):
@@ -203,6 +229,63 @@ def steadiness(study, policy):
 
     def relative(name):
         base = line.get(name, math.nan)
-        return policy.evaluation[name] / base if base else math.nan
+        return number_or_nan(policy.evaluation.get(name)) / base if base else math.nan
 
     return Steadiness(relative("eos_rate"), relative("response_length"), max(gold) - gold[-1] if gold else math.nan)
+
+
+def stable(study, policy):
+    """Is a policy stable, by `Steadiness.holds` and without having collapsed? None where nothing is known of it."""
+    steady = steadiness(study, policy)
+    if collapse(study, policy):
+        return False
+    return steady.holds(study.config["stability"]) if steady.known() else None
+
+
+MUST_BE_FINITE = {  # key of evaluation.json -> words
+    "reward": "proxy reward",
+    "gold_reward": "gold reward",
+    "kl_to_sft0": "KL to sft0",
+    "kl_to_reference": "KL to the own reference",
+    "response_length": "mean response length",
+    "eos_rate": "share of responses that end",
+}
+
+
+def collapse(study, policy):
+    """Why a policy counts as collapsed by `config.Stability`, in words with its numbers; "" where it does not.
+
+    It hardly ends its responses, or hardly writes any, by what sft0 does on the same prompts (or, where sft0 was not
+    measured, by what the policy did before its first update); it says what sft0 would not, at so many nats a token; or
+    a number of it is not finite. Losing gold while all this holds is over-optimisation, and no collapse.
+    """
+    wanted, own = dataclasses.asdict(config.Stability()) | study.config["stability"], policy.evaluation
+    for name, words in MUST_BE_FINITE.items():
+        if own.get(name) is not None and not math.isfinite(own[name]):
+            return f"its {words} is no finite number"
+    line = next((row for row in study.landscape(policy.replicate).line if row["alpha"] == 0), None)
+    start, reasons = line or (policy.metrics[0] if policy.metrics else {}), []
+    whose = "sft0's" if line else "before training"
+    base, now = (number_or_nan(side.get("eos_rate")) for side in (start, own))
+    if now < wanted["collapsed_end_rate"] * base:
+        reasons.append(f"a share of {number(now)} of its responses end by themselves ({number(base)} {whose})")
+    base, now = (number_or_nan(side.get("response_length")) for side in (start, own))
+    if now < wanted["collapsed_length"] * base:
+        reasons.append(f"its responses have {number(now)} tokens ({number(base)} {whose})")
+    kl = number_or_nan(own.get("kl_to_sft0"))
+    if now > 0 and kl / now > wanted["collapsed_kl"]:
+        reasons.append(f"its KL to sft0 is {number(kl)} nats a response, {number(kl / now)} a token")
+    return ", ".join(reasons)
+
+
+def collapses(study, arm, kl_coef=None, replicate=None):
+    """(number of collapsed policies, number of all) of an arm, at one kl_coef or all, of one replicate or all."""
+    wanted = {"arm": arm} | ({} if kl_coef is None else {"kl_coef": kl_coef})
+    policies = study.of(**wanted | ({} if replicate is None else {"replicate": replicate}))
+    return sum(bool(collapse(study, policy)) for policy in policies), len(policies)
+
+
+def collapsed(study, arm, kl_coef=None, replicate=None):
+    """What is put after an arm's name: " (collapsed)", " (1 of 3 collapsed)", or nothing."""
+    count, total = collapses(study, arm, kl_coef, replicate)
+    return "" if not count else " (collapsed)" if count == total else f" ({count} of {total} collapsed)"

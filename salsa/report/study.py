@@ -62,6 +62,7 @@ class Study:
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
     known_scores: dict[tuple, dict] = field(default_factory=dict, repr=False)  # what `scores` found
+    known_qualities: dict[tuple, Any] = field(default_factory=dict, repr=False)  # what `judging.quality` found
 
     @property
     def replicates(self):
@@ -153,7 +154,7 @@ def read(settings, parents):
             for row in _compact(runs.read_jsonl(folder / "verdicts.jsonl"), known):
                 verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
     return Study(
-        config=settings.config,
+        config=words.cleaned(settings.config),
         policies=[_policy(entry, parents, gold, known) for entry in settings.policies],
         landscapes={k: _landscape(folder, known) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
@@ -164,13 +165,15 @@ def read(settings, parents):
 
 
 def _compact(value, known):
-    """The same rows with equal texts held once: a study has hundreds of thousands of verdicts, and few prompts."""
+    """The same rows with equal texts held once, and `plain`: hundreds of thousands of verdicts have few prompts."""
     if isinstance(value, str):
-        return known.setdefault(value, value)
+        if value not in known:
+            known[value] = words.plain(value)
+        return known[value]
     if isinstance(value, list):
         return [_compact(item, known) for item in value]
     if isinstance(value, dict):
-        return {known.setdefault(name, name): _compact(item, known) for name, item in value.items()}
+        return {_compact(name, known): _compact(item, known) for name, item in value.items()}
     return value
 
 
@@ -287,7 +290,7 @@ def _run_row(manifest, folder, labels):
         "peak_memory_mib": manifest.get("peak_memory_mib"),
         "git_commit": manifest.get("git_commit"),
         "started": manifest.get("started"),
-        "settings": runs.canonical_json(_without_paths(manifest["settings"])),
+        "settings": runs.canonical_json(_without_paths(words.cleaned(manifest["settings"]))),
     }
 
 
@@ -302,7 +305,7 @@ def _without_paths(settings):
 
 def escape(text):
     """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
-    lines = escape_html(text, quote=False).translate(MARKUP).split("\n")
+    lines = escape_html(words.plain(text), quote=False).translate(MARKUP).split("\n")
     return "<br>".join(re.sub(r"[\x00-\x1f\x7f]", " ", line) for line in lines)
 
 
@@ -356,9 +359,9 @@ def _sample(prompt, answers):
 def report(study, frames, captions):
     """Markdown: settings, gates, then tables and figures with a sentence each, samples, runs, how to reproduce."""
     parts = [
-        f"# {words.title(study)}",
+        f"# {words.markdown(words.title(study))}",
         words.QUESTION,
-        "\n".join(f"- {name}: {value}" for name, value in words.facts(study).items()),
+        "\n".join(f"- {name}: {words.markdown(value)}" for name, value in words.facts(study).items()),
         claims.summary(study, frames["claims"]) + " Each is in [claims.md](claims.md).",
         _section("arms", frames, captions, "##"),
         "## Before PPO",

@@ -8,6 +8,7 @@ end.
 
 import itertools
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +16,9 @@ import pandas as pd
 
 from salsa import plan, runs
 from salsa.evaluate import statistics, tournament
-from salsa.report import selection
+from salsa.report import judging, selection, words
+from salsa.report.selection import number, sft0_responses
+from salsa.report.selection import number_or_nan as value
 
 WIN_RATES = [
     "model",
@@ -96,6 +99,9 @@ SYMBOLS = {  # what pdflatex does not know by itself
     "→": r"$\rightarrow$",
     "…": r"\ldots{}",
 }
+NOTHING = "\ue000"  # a sign of no script, for an empty group
+SYMBOLS |= {NOTHING: "{}", "<": r"\textless{}", ">": r"\textgreater{}"}
+TYPED = "–—‘’‚“”„•€™"  # which pdflatex sets as they are
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {character: "\\" + character for character in "%&_#${}"}
 LONGEST = 45  # rows that a page holds
@@ -103,7 +109,6 @@ FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"  # a
 
 
 BOUNDS = ("", "_low", "_high")
-GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
 SOURCES = [
     "judge",
     "candidate",
@@ -125,6 +130,16 @@ JUDGES = [
     "gold_comparisons",
     "gold_agreement",
     "gold_kappa",
+    "swap_consistency_low",
+    "swap_consistency_high",
+    "first_position_share_low",
+    "first_position_share_high",
+    "discrimination",
+    "discrimination_low",
+    "discrimination_high",
+    "gold_kappa_low",
+    "gold_kappa_high",
+    "cannot_measure",
 ]
 CHOSEN = [
     "candidate",
@@ -187,11 +202,6 @@ PREFERENCES = [
 
 def _identity(study):
     return {"model": study.config["model"]["name"], "data": study.config["data"]["name"]}
-
-
-def value(number_or_none):
-    """A float; None (a number that this data has not) becomes nan."""
-    return math.nan if number_or_none is None else float(number_or_none)
 
 
 def interval(name, values):
@@ -269,7 +279,8 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
             pairs.setdefault(prompt, []).append((score, longer))
     scores, differences = np.array([np.mean(found, axis=0) for found in pairs.values()]).reshape(-1, 2).T
     report = study.config["report"]
-    resamples = max(1, report["bootstrap"] // 4)  # each is a fit
+    few = min(report["bootstrap"], statistics.FEWEST_RESAMPLES)
+    resamples = max(few, report["bootstrap"] // 4)  # each is a fit
     low, high = statistics.length_controlled_interval(scores, differences, report["seed"], resamples)
     rate = statistics.length_controlled(scores, differences)
     return {"length_controlled": rate, "length_controlled_low": low, "length_controlled_high": high}
@@ -296,67 +307,27 @@ def sources(study):
 
 
 def judges(study):
-    """One row a judge x benchmark, and `all`: what its verdicts say of it, and how far they agree with gold's."""
-    gold, rows = _gold_judge(study), []
-    for judge in dict.fromkeys(judge for judge, _ in judged(study)):
-        for benchmark, lines in _by_benchmark(study, judge):
-            row = {"judge": judge, "benchmark": benchmark} | statistics.judge_quality(lines)
-            if gold == GOLD_SCORES:
-                lines = lines + gold_verdicts(study, lines)
-            elif gold not in (None, judge):
-                lines = lines + dict(_by_benchmark(study, gold)).get(benchmark, [])
-            if gold not in (None, judge):
-                found = statistics.agreement(lines, judge, gold)
-                row |= {f"gold_{name}": number_ for name, number_ in found.items()}
-            rows.append(row)
+    """One row a judge x benchmark, and `all`: what its verdicts say of it, and how far they agree with gold's.
+
+    `cannot_measure` says why no claim is read from a judge's verdicts there; it is empty where they can be.
+    """
+    rows = []
+    for judge in judging.asked(study):
+        for benchmark in judging.lines_of(study, judge):
+            found = judging.quality(study, judge, benchmark)
+            rows.append({"judge": judge, "benchmark": benchmark} | found.row | {"cannot_measure": found.reason})
     return pd.DataFrame(rows, columns=JUDGES)
 
 
 def judge_pairs(study):
     """One row a pair of judges x benchmark, and `all`: agreement and Cohen's kappa on what both judged."""
     rows = []
-    names = dict.fromkeys(judge for judge, _ in judged(study))
-    for first, second in itertools.combinations(names, 2):
-        others = dict(_by_benchmark(study, second))
-        for benchmark, lines in _by_benchmark(study, first):
+    for first, second in itertools.combinations(judging.asked(study), 2):
+        others = judging.lines_of(study, second)
+        for benchmark, lines in judging.lines_of(study, first).items():
             found = statistics.agreement(lines + others.get(benchmark, []), first, second)
             rows.append({"judge": first, "other_judge": second, "benchmark": benchmark} | found)
     return pd.DataFrame(rows, columns=["judge", "other_judge", "benchmark", "comparisons", "agreement", "kappa"])
-
-
-def _by_benchmark(study, judge):
-    """(benchmark, all lines of a judge on it) pairs, `all` first."""
-    found = {"all": []}
-    for (name, benchmark, *_), lines in study.verdicts.items():
-        if name == judge:
-            found["all"] += lines
-            found.setdefault(benchmark, []).extend(lines)
-    return [(name, found[name]) for name in ("all", *study.benchmarks) if name in found]
-
-
-def _gold_judge(study):
-    """The judge that is gold; GOLD_SCORES where none is but responses carry gold; None where there is no gold."""
-    for judge, _ in judged(study):
-        if study.config["judges"][judge]["kind"] == "gold":
-            return judge
-    scored = all(row["gold"] is not None for policy in study.policies for row in policy.responses)
-    return GOLD_SCORES if scored and study.verdicts else None
-
-
-def gold_verdicts(study, lines):
-    """What gold says of the comparisons of some verdicts, from the scores that came with the responses."""
-    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
-    answered |= {(k, selection.SFT0): sft0_responses(study, k) for k in study.replicates}
-    gold = {
-        (*model, row["benchmark"], row["prompt_id"]): row["gold"] for model, rows in answered.items() for row in rows
-    }
-    found = []
-    for line in lines:
-        prompt = line["benchmark"], line["prompt_id"]
-        ours, theirs = (gold[line["replicate"], line[side], *prompt] for side in ("model_a", "model_b"))
-        winner = "tie" if ours == theirs else "model_a" if ours > theirs else "model_b"
-        found.append(line | {"winner": winner, "judge": GOLD_SCORES})
-    return found
 
 
 def bradley_terry(study):
@@ -366,8 +337,8 @@ def bradley_terry(study):
     """
     report, rows = study.config["report"], []
     named = {policy.name: (policy.arm, policy.kl_coef) for policy in study.policies}
-    for judge in dict.fromkeys(judge for judge, _ in judged(study)):
-        lines = dict(_by_benchmark(study, judge))["all"]
+    for judge in judging.asked(study):
+        lines = judging.lines_of(study, judge)[judging.ALL]
         models = {line[side] for line in lines if line["winner"] != "error" for side in ("model_a", "model_b")}
         if not models:
             continue
@@ -588,17 +559,20 @@ def stability(study):
     """One row an arm x kl_coef: responses by sft0's, gold's loss from its peak, and in how many replicates that holds.
 
     Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
-    configuration's `stability`.
+    configuration's `stability`, `collapsed` those whose policy has collapsed (`selection.collapse`).
     """
     rows = []
     for arm in study.arms:
         for kl_coef in selection.grid(study, arm):
-            known = [selection.steadiness(study, policy) for policy in study.of(arm=arm, kl_coef=kl_coef)]
+            policies = study.of(arm=arm, kl_coef=kl_coef)
+            known = [selection.steadiness(study, policy) for policy in policies]
             row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(known)}
             for name, column in STABILITY.items():
                 row |= interval(column, [getattr(found, name) for found in known])
-            rows.append(row | {"stable": sum(found.holds(study.config["stability"]) for found in known)})
-    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", "stable", *_bounded(*STABILITY.values())])
+            row |= {"stable": sum(selection.stable(study, policy) is not False for policy in policies)}
+            rows.append(row | {"collapsed": selection.collapses(study, arm, kl_coef)[0]})
+    columns = ["arm", "kl_coef", "replicates", "stable", *_bounded(*STABILITY.values()), "collapsed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def gates(study):
@@ -635,16 +609,12 @@ def policy_agreement(study, replicate):
         answered.append(_by_prompt(sft0_responses(study, replicate)))
     agree = []
     for first, second in itertools.combinations(answered, 2):
-        for key in first.keys() & second.keys():
+        for key in first.keys() & second.keys():  # counted, so that the order changes nothing
             a, b = first[key], second[key]
             product = (a["reward"] - b["reward"]) * (a["gold"] - b["gold"])
             if product != 0:
                 agree.append(product > 0)
     return (float(np.mean(agree)) if agree else math.nan), len(agree)
-
-
-def sft0_responses(study, replicate):
-    return [row for row in study.landscape(replicate).responses if row["model"] == "sft0"]
 
 
 def _by_prompt(responses):
@@ -657,7 +627,7 @@ def plain_gain(study, replicate):
     if not policies:
         return math.nan, math.nan
     ours, theirs = _by_prompt(policies[0].responses), _by_prompt(sft0_responses(study, replicate))
-    gains = [ours[key]["gold"] - theirs[key]["gold"] for key in ours.keys() & theirs.keys()]
+    gains = [ours[key]["gold"] - theirs[key]["gold"] for key in ours if key in theirs]  # in the order of the file
     if len(gains) < 2:
         return math.nan, math.nan
     return float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
@@ -731,13 +701,6 @@ def runs_frame(study):
     return pd.DataFrame(study.runs, columns=RUNS).astype({"replicate": "Int64", "seed": "Int64"})
 
 
-def number(x):
-    """Three significant digits without an exponent where that is readable; nothing for nan and None."""
-    if x is None or pd.isna(x):
-        return ""
-    return f"{x:.0f}" if abs(x) >= 100 or x == 0 else f"{x:.3g}"
-
-
 def readable(frame):
     """Text columns: numbers rounded, `x`, `x_low`, `x_high` (or ci_low, ci_high) joined to "mean [low, high]"."""
     shown = {}
@@ -774,12 +737,20 @@ def shown(name, frame):
     return readable(frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore"))
 
 
+NUMBER = re.compile(r"\*{0,2}[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?( ± [\d.e+-]+)?(\s*\[[-+\d., e]*\])?%?\*{0,2}", re.I)
+
+
 def markdown(frame):
-    """A Markdown table of text columns; pipes in cells are escaped."""
+    """A Markdown table of text columns, every cell one line; all but numbers, bold or with an interval, is escaped."""
     if frame.empty:
         return "(no rows)"
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    rows = [[_markdown_cell(cell) for cell in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    rows.insert(1, ["---"] * len(frame.columns))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _markdown_cell(cell):
+    return cell if NUMBER.fullmatch(cell) else words.markdown(cell)
 
 
 def latex(frame, name, caption):
@@ -789,7 +760,8 @@ def latex(frame, name, caption):
     """
     if frame.empty:
         return f"% no rows: {caption}\n"
-    escaped = caption.translate(str.maketrans(LATEX))
+    frame = frame.map(_latex_cell).rename(columns=_latex_cell)
+    escaped = _latex_cell(caption).translate(str.maketrans(LATEX))
     columns = "".join("p{4cm}" if frame[column].str.len().max() > 40 else "l" for column in frame)
     long = len(frame) > LONGEST
     text = frame.to_latex(
@@ -801,17 +773,43 @@ def latex(frame, name, caption):
         column_format=columns,
         longtable=long,
     )
+    text = text.translate(str.maketrans(SYMBOLS))
     if not long:
         text = text.replace(r"\begin{tabular}", FITTED + r"\begin{tabular}").replace(
             r"\end{tabular}", r"\end{tabular}}"
         )
     needed = "booktabs,longtable" if long else "booktabs,graphicx"
-    return f"% \\usepackage{{{needed}}}\n" + text.translate(str.maketrans(SYMBOLS))
+    return f"% \\usepackage{{{needed}}}\n" + text
+
+
+def _latex_cell(cell):
+    """A cell's text as one line that begins with nothing that LaTeX takes for an option of the line before it.
+
+    What pdflatex has no sign for becomes [U+4E2D].
+    """
+    text = words.line(words.plain(cell))
+    text = "".join(c if ord(c) < 0x180 or c in SYMBOLS or c in TYPED else f"[U+{ord(c):04X}]" for c in text)
+    return NOTHING + text if text.startswith(("[", "*")) else text
 
 
 def write_csv(frame, path):
-    """CSV with full precision and empty cells for missing numbers."""
+    """CSV with full precision and empty cells for missing numbers; text is one line, and no spreadsheet's formula."""
+    frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell)
     runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _csv_cell(text):
+    """Text that a spreadsheet shows and does not compute: what would begin a formula is put behind an apostrophe."""
+    text = words.line(words.plain(text))
+    return "'" + text if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write(frame, folder, name, caption):

@@ -1,7 +1,13 @@
-"""What several parts of a report say of a study in the same words: its title, its settings, how to run it again."""
+"""What several parts of a report say of a study in the same words: its title, its settings, how to run it again.
+
+And how text that people and models wrote becomes part of a page, a table or a figure: `plain` once, where it is read;
+`markdown` in Markdown. HTML is escaped by its templates, LaTeX and CSV by `tables`.
+"""
 
 import functools
 import re
+import unicodedata
+from html import escape as escape_html
 from pathlib import Path
 
 import jinja2
@@ -18,6 +24,57 @@ REPORT = {  # heading -> tables and figures, in their order
     "The space of weights": ("alpha_curve", "geometry", "plane", "loss_line"),
     "Judges": ("judges", "judge_pairs", "sources"),
 }
+
+
+TAGS = range(0xE0000, 0xE1000)  # letters that no font draws, and variation selectors beyond emoji's
+BREAKS = "\x85\u2028\u2029"  # what some programs take for the end of a line
+TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # bidirectional controls
+UNSEEN = "\u00ad\u200b\u2060\ufeff\ufff9\ufffa\ufffb"
+MARKUP = {ord(character): f"&#{ord(character)};" for character in "|*`[]~$\\#"}
+OUTER = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # an underscore that is not within a word
+
+
+@functools.lru_cache(maxsize=100_000)
+def plain(text):
+    """Text without what a reader can't see and a program obeys: controls, bidirectional and other, and tags.
+
+    Lines and tabs stay; what ends a line in other ways becomes one; half of a surrogate pair becomes U+FFFD. What
+    remains is text that UTF-8 can hold, reads in the order in which it is written, and hides nothing.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(dict.fromkeys(map(ord, BREAKS), "\n"))
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character):
+    if character in "\n\t":
+        return character
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\ufffd"
+    return "" if category == "Cc" or character in TURNS + UNSEEN or ord(character) in TAGS else character
+
+
+def cleaned(value):
+    """`plain` of all texts in a value of dictionaries and lists, keys included."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {cleaned(key): cleaned(item) for key, item in value.items()}
+    return value
+
+
+def line(text):
+    """Text as one line."""
+    return re.sub(r"\s*\n\s*|\t", " ", text).strip() if "\n" in text or "\t" in text else text
+
+
+def markdown(text):
+    """Text that people or models wrote as one line of Markdown which no text can leave: no HTML, markup or pipe."""
+    return OUTER.sub("&#95;", escape_html(line(plain(text)), quote=False).translate(MARKUP))
 
 
 def title(study):

@@ -1,0 +1,173 @@
+"""Whether a judge's verdicts can decide anything: what they say of the judge, on a benchmark or on all.
+
+A judge that names the place, throws dice, ties or errs pulls every win rate towards ½, so that an interval below the
+smallest effect says nothing of the true one. What is asked here: how many answers held a verdict, how much of the
+verdicts comes from the answers (`statistics.discrimination`), and whether they agree with gold beyond chance. The
+limits are `config.JudgeLimits`. Nothing is decided here: `claims` does that.
+"""
+
+import dataclasses
+import math
+
+from salsa import config
+from salsa.evaluate import statistics
+from salsa.report import selection
+
+SCORING = ("gold", "vader", "reward_model")  # kinds that score a response by itself, and so know no places
+GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """What the verdicts of a judge on a benchmark say of it.
+
+    Attributes:
+        row: columns of the table of judges: the numbers of `statistics.judge_quality` with intervals over prompts,
+            discrimination, and agreement with gold.
+        seen: how much of an effect the judge shows at least, in (0, 1]: the lower bound of its discrimination, less
+            its ties; 1 for judges that score each response by itself.
+        reason: why claims can't be read from it, in words; "" where they can.
+    """
+
+    row: dict
+    seen: float
+    reason: str
+
+
+def limits(study):
+    """`config.JudgeLimits` of a study, as a dictionary."""
+    return study.config["report"].get("judges") or dataclasses.asdict(config.JudgeLimits())
+
+
+def quality(study, judge, benchmark=ALL):
+    """`Quality` of a judge on a benchmark, or on all; found once and kept."""
+    if (judge, benchmark) not in study.known_qualities:
+        study.known_qualities[judge, benchmark] = _measure(study, judge, lines_of(study, judge).get(benchmark, []))
+        if benchmark != ALL and not study.known_qualities[judge, benchmark].row["verdicts"]:
+            overall = quality(study, judge)
+            if not overall.row["verdicts"]:
+                study.known_qualities[judge, benchmark] = dataclasses.replace(
+                    study.known_qualities[judge, benchmark], reason=overall.reason
+                )
+    return study.known_qualities[judge, benchmark]
+
+
+def asked(study):
+    """The judges of which there are verdicts, errors included, in the configuration's order."""
+    present = {judge for judge, *_ in study.verdicts}
+    return [judge for judge in study.config["judges"] if judge in present]
+
+
+def unfit(study):
+    """Sentences: each judge from which no claim can be read, on all benchmarks together or on some, and why."""
+    found = []
+    for judge in asked(study):
+        overall = quality(study, judge).reason
+        reasons = [overall] if overall else [
+            f"on {name}, {quality(study, judge, name).reason}"
+            for name in lines_of(study, judge) if name != ALL and quality(study, judge, name).reason
+        ]  # fmt: skip
+        found += [f"{reason}: no claim is read from it" for reason in reasons]
+    return found
+
+
+def lines_of(study, judge):
+    """benchmark -> all lines of a judge on it, `all` first."""
+    found = {ALL: []}
+    for (name, benchmark, *_), lines in study.verdicts.items():
+        if name == judge:
+            found[ALL] += lines
+            found.setdefault(benchmark, []).extend(lines)
+    return {name: found[name] for name in (ALL, *study.benchmarks) if name in found}
+
+
+def _measure(study, judge, lines):
+    report = study.config["report"]
+    counts = statistics.judge_quality(lines)
+    intervals = statistics.judge_intervals(lines, report["seed"], report["bootstrap"])
+    share, low, high = statistics.discrimination(statistics.place_counts(lines), report["seed"], report["bootstrap"])
+    scores_alone = study.config["judges"][judge]["kind"] in SCORING and not counts["swap_consistency"] < 1
+    if scores_alone and counts["ties"] < 1:
+        share, low, high = 1.0, math.nan, math.nan  # by its kind, and no verdict hangs on the places
+    row = counts | intervals | {"discrimination": share, "discrimination_low": low, "discrimination_high": high}
+    row |= _agreement(study, judge, lines)
+    seen = 1.0 if scores_alone else (low if low == low else 0.0) * (1 - counts["ties"] if lines else 0.0)
+    return Quality(row, seen if seen == seen else 0.0, _reason(study, judge, row, scores_alone))
+
+
+def _reason(study, judge, row, scores_alone):
+    wanted, number = limits(study), selection.number
+    answers = row["verdicts"] + row["errors"]
+    if not answers:
+        return ""
+    if not row["verdicts"]:
+        return f"{answers:,} answers of judge {judge} held no verdict"
+    if row["errors"] > wanted["largest_error_share"] * answers:
+        return (
+            f"{row['errors']:,} of {answers:,} answers of judge {judge} held no verdict, more than a share of "
+            f"{wanted['largest_error_share']:g} (report.judges.largest_error_share)"
+        )
+    if row["ties"] == 1:
+        return f"judge {judge} called all of its {row['verdicts']:,} verdicts a tie"
+    if not scores_alone:
+        if math.isnan(row["swap_consistency"]):
+            return f"judge {judge} gave a verdict in both orders on no pair of answers"
+        if not row["discrimination_low"] > wanted["smallest_discrimination"]:
+            return (
+                f"the verdicts of judge {judge} can't be told from those of a judge that ignores the answers: both "
+                f"orders came to the same end in a share of {number(row['swap_consistency'])} of the pairs, and "
+                f"{number(row['first_position_share'])} of the decided verdicts name the answer shown first"
+            )
+    if row["gold_kappa_low"] <= wanted["smallest_kappa"]:
+        return (
+            f"the verdicts of judge {judge} can't be shown to agree with gold beyond chance: Cohen's kappa "
+            f"{number(row['gold_kappa'])} [{number(row['gold_kappa_low'])}, {number(row['gold_kappa_high'])}]"
+        )
+    return ""
+
+
+def _agreement(study, judge, lines):
+    """The columns gold_… of a judge: agreement with gold on these lines; nan where there is no gold beside it."""
+    gold, report = gold_judge(study), study.config["report"]
+    found = {"comparisons": math.nan, "agreement": math.nan, "kappa": math.nan, "kappa_low": math.nan}
+    found |= {"kappa_high": math.nan}
+    if gold == GOLD_SCORES:
+        lines = lines + gold_verdicts(study, lines)
+    elif gold not in (None, judge):
+        benchmarks = {line["benchmark"] for line in lines}
+        lines = lines + [line for line in lines_of(study, gold)[ALL] if line["benchmark"] in benchmarks]
+    if gold not in (None, judge):
+        found |= statistics.agreement(lines, judge, gold)
+        low, high = statistics.kappa_interval(lines, judge, gold, report["seed"], report["bootstrap"])
+        found |= {"kappa_low": low, "kappa_high": high}
+    return {f"gold_{name}": number for name, number in found.items()}
+
+
+def gold_judge(study):
+    """The judge that is gold; GOLD_SCORES where none is but responses carry gold; None where there is no gold."""
+    for judge in asked(study):
+        if study.config["judges"][judge]["kind"] == "gold":
+            return judge
+    scored = all(row["gold"] is not None for policy in study.policies for row in policy.responses)
+    return GOLD_SCORES if scored and study.verdicts else None
+
+
+def gold_verdicts(study, lines):
+    """What gold says of the comparisons of some verdicts, from the scores that came with the responses.
+
+    A comparison of which a score is unknown, or not finite, is an error.
+    """
+    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
+    answered |= {(k, selection.SFT0): selection.sft0_responses(study, k) for k in study.replicates}
+    gold = {
+        (*model, row["benchmark"], row["prompt_id"]): row["gold"] for model, rows in answered.items() for row in rows
+    }
+    found = []
+    for line in lines:
+        prompt = line["benchmark"], line["prompt_id"]
+        ours, theirs = (gold.get((line["replicate"], line[side], *prompt)) for side in ("model_a", "model_b"))
+        known = all(score is not None and math.isfinite(score) for score in (ours, theirs))
+        winner = "error" if not known else "tie" if ours == theirs else "model_a" if ours > theirs else "model_b"
+        found.append(line | {"winner": winner, "judge": GOLD_SCORES})
+    return found
