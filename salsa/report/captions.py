@@ -1,6 +1,6 @@
 """One sentence for each table and figure of a study, which states what its numbers say."""
 
-from salsa.report import selection, tables
+from salsa.report import judging, selection, tables
 
 
 def captions(study, frames, kl_coefs):
@@ -25,16 +25,16 @@ def captions(study, frames, kl_coefs):
         f"reward model's agreement with gold {_range(frames['gates']['gold_agreement'])} on held-out pairs and "
         f"{_range(frames['gates']['policy_gold_agreement'])} between final policies.",
         "chosen": _chosen(frames["chosen"]),
-        "paper_table": _preferences(study, frames["paper_table"], "salsa", band),
-        "ablations": _preferences(study, frames["ablations"], "arm", band),
-        "win_rates": _win_rates(frames["win_rates"], replicates),
+        "paper_table": _preferences(study, frames["paper_table"], "salsa", band) + doubts(study),
+        "ablations": _preferences(study, frames["ablations"], "arm", band) + doubts(study),
+        "win_rates": _win_rates(frames["win_rates"], replicates, no_verdicts(study)) + doubts(study),
         "sources": f"Where verdicts lie, in {len(frames['sources'])} rows: each names a file of a judge run, below the "
         "results folder, which `python -m salsa.evaluate.statistics FILE --candidate CANDIDATE_MODEL --baseline "
         "BASELINE_MODEL` counts again; a row of another table rests on the files of its judge, arms and kl_coef.",
-        "judges": _judges(frames["judges"]),
+        "judges": _judges(frames["judges"]) + doubts(study),
         "judge_pairs": "Pairs of judges on what both judged, win, tie or loss: they agree on a share of "
         f"{_range(frames['judge_pairs']['agreement'])}, Cohen's kappa {_range(frames['judge_pairs']['kappa'])}.",
-        "bradley_terry": _bradley_terry(frames["bradley_terry"]),
+        "bradley_terry": _bradley_terry(frames["bradley_terry"], no_verdicts(study)) + doubts(study),
         "rewards": f"Mean over {replicates} on the evaluation prompts ({band}); sft0, sft1 and their soup before PPO.",
         "frontier": f"{len(last)} final policies of {replicates}: KL(policy ‖ sft0) from {_range(last['kl_to_sft0'])} "
         f"nats a response, gold reward {_range(last['gold_reward'])}, proxy reward {_range(last['reward'])}; KL to the "
@@ -62,13 +62,26 @@ def captions(study, frames, kl_coefs):
     }
 
 
-def _win_rates(frame, replicates):
-    if frame.empty:
+def no_verdicts(study):
+    """Why there is no win rate: a sentence."""
+    if not judging.asked(study):
         return "No verdicts: this study has no judge."
-    clear = int(((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum())
+    return "No verdicts." if not judging.unfit(study) else "No verdicts, as said next."
+
+
+def doubts(study):
+    """What a table of win rates can't be read without: judges that can't measure. Begins with a space, or is ""."""
+    return "".join(f" {line[:1].upper()}{line[1:]}." for line in judging.unfit(study))
+
+
+def _win_rates(frame, replicates, nothing):
+    if frame.empty:
+        return nothing
+    clear, known = int(((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum()), int(frame["ci_low"].notna().sum())
+    clear = f"{clear} of {known} intervals exclude ½" if known else "none has an interval, which takes two prompts"
     return (
         f"Adjusted win rates (wins + ties/2) with 95 % intervals that resample {_range(frame['prompts'])} prompts over "
-        f"{replicates}, conditional on these models: {clear} of {len(frame)} intervals exclude ½; length-controlled: "
+        f"{replicates}, conditional on these models: {clear}; length-controlled: "
         "at answers of one length (2404.04475); Holm's p over all rows against ppo, and over all against sft0."
     )
 
@@ -116,7 +129,9 @@ def _preferences(study, frame, subject, band):
 def _judges(frame):
     if frame.empty:
         return "No verdicts: this study has no judge."
-    own = frame[frame["benchmark"] == "all"]
+    own = frame[(frame["benchmark"] == "all") & (frame["verdicts"] > 0)]
+    if own.empty:
+        return "No verdicts, as said next."
     gold = own["gold_agreement"].dropna()
     agreed = f"; they agree with gold on a share of {_range(gold)} (win, tie or loss)" if len(gold) else ""
     return (
@@ -126,9 +141,9 @@ def _judges(frame):
     )
 
 
-def _bradley_terry(frame):
+def _bradley_terry(frame, nothing):
     if frame.empty:
-        return "No verdicts: this study has no judge."
+        return nothing
     own = frame.dropna(subset="kl_coef")
     above, below = int((own["score_low"] > 0).sum()), int((own["score_high"] < 0).sum())
     return (
@@ -141,7 +156,9 @@ def _bradley_terry(frame):
 def _matched(frame, plain, band):
     if frame.empty:
         return "No arm beside plain PPO was run at two kl_coefs, or none reaches the same KL."
-    above, below = int((frame["difference_low"] > 0).sum()), int((frame["difference_high"] < 0).sum())
+    spread = frame["difference_high"] > frame["difference_low"]  # equal replicates have no interval
+    above = int((spread & (frame["difference_low"] > 0)).sum())
+    below = int((spread & (frame["difference_high"] < 0)).sum())
     return (
         f"Arms minus {plain} at equal KL to sft0, over the range that the curves through both arms' final policies "
         f"share (no point at sft0 itself, and nothing beyond a curve's ends): of {len(frame)} differences, {above} "
@@ -150,12 +167,13 @@ def _matched(frame, plain, band):
 
 
 def _stability(study, frame, band):
-    wanted = study.config["stability"]
+    wanted, count = study.config["stability"], int(frame["collapsed"].sum())
+    collapsed = f" {count} of {frame['replicates'].sum()} have collapsed." if count else ""
     return (
         f"{frame['stable'].sum()} of {frame['replicates'].sum()} policies are stable: of their development responses "
         f"at least {wanted['lowest_end_rate']:g} of sft0's share end, they are at least "
         f"{wanted['shortest_length']:g} times as long, and gold of the last kept rollouts is at most "
-        f"{wanted['largest_gold_loss']:g} below its peak; {band}."
+        f"{wanted['largest_gold_loss']:g} below its peak; {band}.{collapsed}"
     )
 
 
@@ -171,7 +189,7 @@ def _plane(frame):
 
 
 def _range(values):
-    values = [tables.value(v) for v in values if v == v]
+    values = [tables.value(v) for v in values if v == v and v is not None]
     if not values:
         return "unknown"
     low, high = tables.number(min(values)), tables.number(max(values))

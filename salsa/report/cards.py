@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from salsa import plan, runs
 from salsa.evaluate import statistics
-from salsa.report import tables, words
+from salsa.report import judging, selection, tables, words
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 OWN_LICENCE = "apache-2.0"  # of the project, and so of what it generates and pretrains
@@ -54,9 +54,10 @@ def card(study, frames, policy):
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=data.to_yaml(),
         policy=policy,
-        title=words.title(study),
-        arm=arm,
-        base=base(settings["model"], settings["data"]["corpus"]),
+        title=words.markdown(words.title(study)),
+        arm={name: words.markdown(text) if isinstance(text, str) else text for name, text in arm.items()},
+        collapse=words.markdown(selection.collapse(study, policy)),
+        base=words.markdown(base(settings["model"], settings["data"]["corpus"])),
         data=DATA[settings["data"]["task"]["kind"]],
         preferences=PREFERENCES[settings["data"]["preferences"]],
         kl_coef=plan.number_label(policy.kl_coef),
@@ -68,7 +69,8 @@ def card(study, frames, policy):
         development=tables.markdown(development(policy.evaluation)),
         development_prompts=policy.evaluation["prompts"],
         win_rates=tables.markdown(win_rates(study, policy)),
-        warnings=study.landscape(policy.replicate).gates.get("warnings", []),
+        warnings=[words.markdown(line) for line in study.landscape(policy.replicate).gates.get("warnings", [])],
+        unfit=[words.markdown(line) for line in judging.unfit(study)],
         command=words.command(study),
         licence=data.license,
     )
@@ -108,7 +110,7 @@ def flat(settings, prefix=""):
             rows += flat(value, f"{prefix}{name}.")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((prefix + name, shown))
+            rows.append((words.plain(prefix + str(name)), words.plain(shown)))
     return rows
 
 
@@ -142,5 +144,5 @@ def win_rates(study, policy):
                 low, high = map(
                     tables.number, statistics.bootstrap_interval(scores, report["seed"], report["bootstrap"])
                 )
-                rows.append((benchmark, judge, baseline, f"{rate} [{low}, {high}]", str(len(scores))))
+                rows.append((benchmark, judge, baseline, f"{rate} [{low}, {high}]" if low else rate, str(len(scores))))
     return pd.DataFrame(rows, columns=["benchmark", "judge", "against", "adjusted win rate", "prompts"])

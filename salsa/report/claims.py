@@ -297,6 +297,7 @@ def text(study, claims, win_rates):
         win_rates: `tables.win_rates`.
     """
     parts = ["# Claims", summary(study, claims)]
+    parts.append("\n".join(f"- **Warning**: {wording.markdown(line)}." for line in warnings(study)))
     if len(study.replicates) == 1:
         parts.append("**One replicate: everything here is conditional on one SFT pair.**")
     if len(claims):
@@ -313,6 +314,25 @@ def text(study, claims, win_rates):
         parts += [f"## Every arm against {BASELINE}", _differences_text(study), tables.markdown(table)]
     parts.append(_sign_text(win_rates))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def warnings(study):
+    """Sentences that a reader of any table needs: judges that can't measure, and policies that have collapsed."""
+    return judging.unfit(study) + collapses(study)
+
+
+def collapses(study):
+    """A sentence for each arm and kl_coef of which a policy has collapsed, with the first one's numbers."""
+    lines = []
+    for arm in study.arms:
+        for kl_coef in selection.grid(study, arm):
+            reasons = [selection.collapse(study, policy) for policy in study.of(arm=arm, kl_coef=kl_coef)]
+            own = [reason for reason in reasons if reason]
+            if own:
+                lines.append(
+                    f"{arm} at kl_coef {kl_coef:g} collapsed in {len(own)} of {len(reasons)} replicates: {own[0]}"
+                )
+    return lines
 
 
 READING = """A claim is a hypothesis, fixed before the run: the candidate lies above the baseline, and by how much it

@@ -8,7 +8,6 @@ import itertools
 import math
 from fractions import Fraction
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -207,7 +206,7 @@ def _caption(points, frame):
 
 def figure(points, frame, looks):
     """One panel a measure, the points along x in their order; arms by colour, kl_coefs by size, sft0 as a star."""
-    with matplotlib.rc_context(style.STYLE):
+    with style.own_style():
         shown = panels(frame)
         columns = 1 if len(shown) <= ONE_COLUMN else 2
         rows = max(math.ceil(len(shown) / columns), 1)

@@ -15,7 +15,7 @@ import markupsafe
 
 from salsa import runs
 from salsa.evaluate import statistics
-from salsa.report import claims, tables, words
+from salsa.report import claims, selection, tables, words
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
@@ -44,6 +44,7 @@ def page(study, frames, captions, figures):
         facts=words.facts(study),
         command=words.command(study),
         claims=hypotheses(study, frames["claims"]),
+        warnings=claims.warnings(study),
         checks=checks(study, frames["gates"]),
         arms=section("arms", frames, captions, figures),
         gates=section("gates", frames, captions, figures),
@@ -168,7 +169,9 @@ def reader(study):
     """
     policies = {(p.replicate, p.name): p for p in study.policies}
     names = list(dict.fromkeys(p.name for p in ordered(study)))
-    labels = {p.name: f"{p.arm}, kl_coef {p.kl_coef:g}" for p in study.policies}
+    labels = {
+        p.name: f"{p.arm}, kl_coef {p.kl_coef:g}{selection.collapsed(study, p.arm, p.kl_coef)}" for p in study.policies
+    }
     prompts = {name: first_prompts(study, name) for name in study.benchmarks}
     places = {
         (benchmark, row["prompt_id"]): (i, j)

@@ -16,7 +16,7 @@ from typing import Any
 
 from salsa import config, runs
 from salsa.evaluate import statistics
-from salsa.report import captions, cards, claims, figures, html, tables, words
+from salsa.report import captions, cards, claims, figures, html, selection, tables, words
 
 VERSION = 4
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after escape_html
@@ -126,6 +126,7 @@ def build(settings, parents, output, execution):
         "claims": claims.frame(study),
         **{table.__name__: table(study) for table in tables.TABLES},
     }
+    frames = tables.marked(study, frames)
     sentences = captions.captions(study, frames, figures.drawn_kl_coefs(study))
     tables.write_csv(tables.runs_frame(study), output / "runs.csv")
     for name, frame in frames.items():
@@ -322,7 +323,8 @@ def samples(study):
     for arm in study.arms:
         policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
         if policies:
-            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}"] = _answers(policies[0].responses, "policy")
+            mark = selection.collapsed(study, arm, policies[0].kl_coef, replicate)
+            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}{mark}"] = _answers(policies[0].responses, "policy")
     text = [
         "# Samples",
         "",
@@ -363,6 +365,7 @@ def report(study, frames, captions):
         words.QUESTION,
         "\n".join(f"- {name}: {words.markdown(value)}" for name, value in words.facts(study).items()),
         claims.summary(study, frames["claims"]) + " Each is in [claims.md](claims.md).",
+        "\n".join(f"- **Warning**: {words.markdown(line)}." for line in claims.warnings(study)),
         _section("arms", frames, captions, "##"),
         "## Before PPO",
         _gates(study, frames["gates"], captions["gates"]),

@@ -721,6 +721,50 @@ def _cell(x):
     return x if isinstance(x, str) else number(x)
 
 
+MARKED = "collapsed"  # the column that `marked` adds
+SIDES = (  # columns of an arm and of its kl_coef; an arm that a table has no column for is named
+    ("arm", "kl_coef"),
+    ("candidate", "kl_coef"),
+    ("candidate", "candidate_kl_coef"),
+    ("baseline", "baseline_kl_coef"),
+    ("baseline", "kl_coef"),
+)
+
+
+def marked(study, frames):
+    """Tables with a column `collapsed`, where a row shows a collapsed policy: which arm, and how many of its policies.
+
+    Tables that show none are as they were. `stability` counts collapsed policies itself.
+    """
+    if not any(selection.collapse(study, policy) for policy in study.policies):
+        return frames
+    return {name: frame if name == "stability" else _marked(study, name, frame) for name, frame in frames.items()}
+
+
+def _marked(study, name, frame):
+    marks = ["; ".join(dict.fromkeys(_marks(study, name, row))) for row in frame.to_dict("records")]
+    return frame.assign(**{MARKED: marks}) if any(marks) else frame
+
+
+def _marks(study, name, row):
+    sides = [(row[arm], row[kl_coef]) for arm, kl_coef in SIDES if arm in row and kl_coef in row]
+    if name == "paper_table":
+        sides = [(salsa_arm(study), row["salsa_kl_coef"])]
+    if name in ("paper_table", "ablations"):
+        sides.append((study.plain, row["ppo_kl_coef"]))
+    if name in ("matched_kl", "arms", "claims"):  # over all kl_coefs that an arm was run at
+        sides += [(row[side], None) for side in ("arm", "candidate", "baseline") if side in row and "kl_coef" not in row
+                  and row.get(f"{side}_kl_coef", math.nan) != row.get(f"{side}_kl_coef", math.nan)]  # fmt: skip
+    if name == "alpha_curve" and row["kind"] == "policy":
+        sides = [(p.arm, p.kl_coef) for p in study.of(alpha=row["alpha"], kl_coef=row["kl_coef"])]
+    for arm, kl_coef in sides:
+        arm = selection.arm_of(study, arm) if arm else None
+        if arm is not None and not (kl_coef is not None and kl_coef != kl_coef):
+            mark = selection.collapsed(study, arm, kl_coef, row.get("replicate"))
+            if mark:
+                yield arm + mark
+
+
 LEFT_OUT = {  # table -> columns that Markdown and LaTeX leave to the CSV; everywhere: data, and model where it is one
     "win_rates": ["wins", "ties", "losses"],
     "bradley_terry": ["arm", "kl_coef"],
@@ -734,7 +778,10 @@ def shown(name, frame):
     if name == "frontier":
         frame = final(frame).drop(columns="iteration")
     identity = ["data"] if name in ("paper_table", "bradley_terry") else ["model", "data"]
-    return readable(frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore"))
+    frame = frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore")
+    if MARKED in frame and name != "stability":  # first, where no reader misses it
+        frame = frame[[MARKED, *frame.columns.drop(MARKED)]]
+    return readable(frame)
 
 
 NUMBER = re.compile(r"\*{0,2}[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?( ± [\d.e+-]+)?(\s*\[[-+\d., e]*\])?%?\*{0,2}", re.I)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator, NullLocator
 
+from salsa.report import selection
 from salsa.report.figures.style import (
     DARK,
     GREY,
@@ -14,6 +15,7 @@ from salsa.report.figures.style import (
     NEUTRAL,
     TALLEST,
     WIDTH,
+    arm_label,
     bars,
     below,
     drawn_kl_coefs,
@@ -123,14 +125,14 @@ def _win_panel(axis, study, frame, slots):
             bars(axis, triple(row, "length_controlled"), (y + apart, *NO_BOUNDS), shown.colour, linewidth=0.7)
             axis.plot(controlled, y + apart, color=shown.colour, marker=shown.marker, markersize=2.8 * size,
                       markerfacecolor="white", markeredgewidth=0.6)  # fmt: skip
-    _arm_rows(axis, slots)
+    _arm_rows(axis, study, slots)
 
 
-def _arm_rows(axis, slots):
+def _arm_rows(axis, study, slots):
     """One tick an arm, in the middle of its rows."""
     arms = dict.fromkeys(arm for arm, _ in slots)
     middles = [np.mean([y for (name, _), y in slots.items() if name == arm]) for arm in arms]
-    axis.set_yticks(middles, list(arms))
+    axis.set_yticks(middles, [arm_label(study, arm) for arm in arms])
     axis.set_ylim(max(slots.values()) + 0.9, -0.9)
     axis.grid(axis="y", visible=False)
 
@@ -155,7 +157,7 @@ def matched_kl(study, frames):
         axis.set_xlabel(f"{measure.replace('_', ' ')},\narm minus {baseline} at equal KL")
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(axis="y", visible=False)
-    axes[0, 0].set_yticks(range(len(arms)), arms)
+    axes[0, 0].set_yticks(range(len(arms)), [arm_label(study, arm) for arm in arms])
     axes[0, 0].set_ylim(len(arms) - 0.4, -0.6)
     return figure
 
@@ -179,7 +181,7 @@ def claims(study, frames):
             _effect(axis, row, y)
         axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=DARK)
     _symlog(axis, [row for _, _, row in lines if row is not None])
-    axis.set_yticks(range(len(lines)), [label for label, _, _ in lines])
+    axis.set_yticks(range(len(lines)), [label + _claim_mark(study, row) for label, _, row in lines])
     for tick, (label, _, _) in zip(axis.get_yticklabels(), lines, strict=True):
         tick.set_color(GREY if label.startswith(PART) else DARK)
     axis.set_ylim(len(lines) - 0.4, -0.6)
@@ -190,6 +192,13 @@ def claims(study, frames):
     entries.append(Line2D([], [], color=DARK, linewidth=0.9, linestyle=":", label="smallest effect of interest"))
     below(figure, entries)
     return figure
+
+
+def _claim_mark(study, row):
+    """(collapsed) behind a claim that compares such a policy."""
+    sides = ((row[side], row.get(f"{side}_kl_coef", math.nan)) for side in ("candidate", "baseline")) if row else ()
+    marks = [selection.collapsed(study, arm, None if kl_coef != kl_coef else kl_coef) for arm, kl_coef in sides]
+    return " (collapsed policy)" if any(marks) and row["verdict"] != "not tested" else ""
 
 
 def claim_lines(frame):
@@ -264,9 +273,16 @@ def bradley_terry(study, frames):
         axis.set_title(f"judge: {judge}")
         axis.set_xlabel("Bradley-Terry score")
         axis.grid(axis="y", visible=False)
-    axes[0, 0].set_yticks(range(len(models)), models)
+    axes[0, 0].set_yticks(range(len(models)), [model + _collapsed(study, model) for model in models])
     axes[0, 0].set_ylim(len(models) - 0.4, -0.6)
     return figure
+
+
+def _collapsed(study, model):
+    for policy in study.policies:
+        if model in (policy.name, f"{policy.arm}, kl_coef {policy.kl_coef:g}"):
+            return selection.collapsed(study, policy.arm, policy.kl_coef)
+    return ""
 
 
 def model_look(study, model):

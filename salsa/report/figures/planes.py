@@ -10,6 +10,7 @@ from matplotlib.tri import Triangulation
 from salsa.report.figures.style import (
     DARK,
     WIDTH,
+    arm_label,
     blank,
     known,
     looks,
@@ -46,7 +47,9 @@ def plane(study, frames):
             if axis.axison:
                 axis.set_title(label)
                 axis.set_xlabel("towards sft1" + " (weight distance)" * is_apart)
-                axis.set_ylabel(f"{arm}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else "")
+                axis.set_ylabel(
+                    f"{arm_label(study, arm)}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else ""
+                )
             line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
             _along(line, own[own["kind"] == "line"], name, looks(study)[arm].colour)
             line.set_title("along sft0 → policy" if column == 0 else "")

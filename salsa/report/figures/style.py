@@ -1,8 +1,13 @@
-"""What all figures share: an arm's look, sizes, axes, legends, intervals, and how a figure is saved."""
+"""What all figures share: an arm's look, sizes, axes, legends, intervals, and how a figure is saved.
 
+A figure is drawn under matplotlib's own defaults and `STYLE`, never under a user's matplotlibrc, language or time zone.
+"""
+
+import contextlib
 import functools
 import math
 import random
+import textwrap
 from typing import NamedTuple
 
 import matplotlib
@@ -12,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from salsa.evaluate import statistics
+from salsa.report import selection
 
 
 class Look(NamedTuple):
@@ -37,6 +43,7 @@ LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for 
 SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
 MARKERS = "os^Dv<>P"
 LINES = ("-", "--", ":", "-.")
+ALARM = "#B00020"
 DARK, GREY, PALE = "#444444", "#777777", "#c8c8c8"  # what is no arm: marks, words, the other arms behind one
 NEUTRAL = Look(DARK, "o", "-")
 STYLE = {
@@ -55,6 +62,7 @@ STYLE = {
     "lines.linewidth": 1.4,
     "legend.frameon": False,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a name with two dollar signs is a name
 }
 WIDTH = 7.0  # inches: the text of a printed page
 TALLEST = 9.0  # inches
@@ -65,13 +73,26 @@ PROXY = "proxy reward (normalised)"
 GOLD = "gold reward"
 
 
+@contextlib.contextmanager
+def own_style():
+    """Within it, figures are drawn with the project's style, whatever the user's own is."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
 def styled(function):
-    """Draw with the project's style, whatever the user's own is."""
+    """Draw with the project's style; a figure of a study with collapsed policies says above all panels which."""
 
     @functools.wraps(function)
     def draw(study, frames):
-        with matplotlib.rc_context(STYLE):
-            return function(study, frames)
+        with own_style():
+            figure, marks = function(study, frames), collapsed_policies(study)
+            if marks:
+                text = textwrap.fill(f"Collapsed policies: {'; '.join(marks)}", int(20 * figure.get_figwidth()))
+                figure.suptitle(text, fontsize=7.5, color=ALARM)
+            return figure
 
     return draw
 
@@ -79,7 +100,7 @@ def styled(function):
 def save(figure, folder, name):
     """Write <name>.png and .pdf; equal figures give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with own_style():
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
         figure.set_layout_engine("none")  # laid out once is enough
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
@@ -100,6 +121,22 @@ def look(arm, alpha=None):
 def looks(study):
     """arm -> look, in the study's order."""
     return {arm: look(arm, study.of(arm=arm)[0].alpha) for arm in study.arms}
+
+
+def collapsed_policies(study):
+    """Of which arms and kl_coefs policies have collapsed, and how many of how many."""
+    found = []
+    for arm in study.arms:
+        for kl_coef in selection.grid(study, arm):
+            count, total = selection.collapses(study, arm, kl_coef)
+            if count:
+                found.append(f"{arm} at kl_coef {kl_coef:g}" + (f" ({count} of {total})" if count < total else ""))
+    return found
+
+
+def arm_label(study, arm, kl_coef=None):
+    """An arm's name, and whether its policies have collapsed: at one kl_coef, or any."""
+    return arm + selection.collapsed(study, arm, kl_coef)
 
 
 def sizes(study):
@@ -174,7 +211,9 @@ def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, e
         own |= {"linestyle": shown.line if lines else "none", "linewidth": 1.4 * size}
         return Line2D([], [], color=shown.colour, label=label, **own)
 
-    handles = [handle(arm, shown, 1) for arm, shown in looks(study).items() if arms is None or arm in arms]
+    handles = [
+        handle(arm_label(study, arm), shown, 1) for arm, shown in looks(study).items() if arms is None or arm in arms
+    ]
     if len(study.kl_coefs) > 1:
         drawn = study.kl_coefs if kl_coefs is None else kl_coefs
         handles += [handle(f"kl_coef {kl_coef:g}", NEUTRAL, sizes(study)[kl_coef]) for kl_coef in sorted(drawn)]
