@@ -19,6 +19,7 @@ BENCHMARKS = {  # the kinds of benchmark that each kind of task has
     "reviews": ("openings",),
     "ultra": ("preference_file", "mt_bench", "arena_hard"),
 }
+HUB_DATASET = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?"  # and its revision
 FILE_SETTINGS = ("sft_file", "preference_file", "evaluation_file", "file", "reference_file")
 REQUIRED_KEYS = {  # of a row of each local file; a benchmark's `file` by its kind
     "sft_file": ("messages",),
@@ -74,9 +75,9 @@ def is_hub_id(value):
         return False
     shown = rows.printable(value)
     pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
-    if rows.named_like_a_file(value):
+    if rows.holds_rows(value) or value.startswith(("/", ".", "~")):
         raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@[A-Za-z0-9_./-]+)?", value):
+    if not re.fullmatch(HUB_DATASET, value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
     if "@" in value and rows.local(value.partition("@")[0]):
         raise UserError(f"{value}: a file lies at {value.partition('@')[0]}; name the file, or run from elsewhere")

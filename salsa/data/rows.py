@@ -25,9 +25,9 @@ MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
 FETCH = "mend or fetch the file again"
 
 
-def named_like_a_file(value):
-    """Whether a setting's value can only mean a local file, be it there or not."""
-    return value.lower().removesuffix(".gz").endswith(SUFFIXES) or value.startswith(("/", ".", "~"))
+def holds_rows(name):
+    """Whether a name ends as that of a file of rows."""
+    return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def local(value):
@@ -40,7 +40,7 @@ def local(value):
         path = expanded(value)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            names = sorted(entry.name for entry in path.iterdir() if named_like_a_file(entry.name))
+            names = sorted(entry.name for entry in path.iterdir() if holds_rows(entry.name))
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise UserError(f"{text}: a link to a file that is not there; mend it") from None

@@ -80,7 +80,7 @@ def card(study, frames, policy):
 def metadata(settings):
     """What the hub reads. A licence is named only where base model and data are the project's own."""
     model, data = settings["model"], settings["data"]
-    files = [data["task"][name] for name in ("sft_file", "preference_file")]
+    files = [data["task"][name].partition("@")[0] for name in ("sft_file", "preference_file")]  # without the revision
     own = model["source"] == "pretrain" and {data["corpus"]["kind"], data["task"]["kind"]} == {"stories"}
     return ModelCardData(
         language="en",
