@@ -836,7 +836,7 @@ def content_of_files(values):
             found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
         except UserError as error:
             raise UserError(f"benchmarks.{name}: {error}") from None
-        _check_turns(name, benchmark, values["judges"])
+        _check_turns(name, benchmark, values)
     corpus = _local_files(config.Corpus, chosen["corpus"])
     if corpus and values["model"]["source"] == "pretrain":
         text = runs.canonical_json(corpus)
@@ -867,14 +867,21 @@ def _check_rows(values):
             raise UserError(f"{file}: {there[split]} rows for {split}, and {needed} need {smallest}; give more rows")
 
 
-def _check_turns(name, benchmark, judges):
-    """UserError where a judge by an API would be shown more turns than its prompts have places for."""
+def _check_turns(name, benchmark, values):
+    """UserError where a benchmark has more turns than a judge by an API is shown, or than fit into the model."""
     turns = data.turns(config.from_dict(config.Benchmark, benchmark)) or 0
-    asked = [judge for judge, settings in judges.items() if settings["kind"] == "openai"]
+    asked = [judge for judge, settings in values["judges"].items() if settings["kind"] == "openai"]
     if turns > MOST_TURNS and asked:
         raise UserError(
             f"benchmarks.{name}: prompts of {turns} turns, and judges.{asked[0]} is shown {MOST_TURNS} at most; "
             "leave the benchmark or the judge out"
+        )
+    response, model = values["lengths"]["response"], values["model"]
+    positions = model["architecture"]["max_length"] if model["source"] == "pretrain" else None
+    if positions and turns > 1 and turns * response >= positions:  # the questions come on top, as the stages will see
+        raise UserError(
+            f"benchmarks.{name}: {turns} turns of lengths.response={response} fill all positions of "
+            f"model.architecture.max_length={positions}; change one"
         )
 
 

@@ -482,6 +482,13 @@ def test_faults_of_local_rows_are_found_while_planning(tmp_path, monkeypatch):
         one(*ULTRA, "model=gemma_2b", "data.task.preference_file=org/name")
 
 
+def test_turns_that_fill_the_model_are_refused_while_planning():
+    lengths = ["model.architecture.max_length=80", "base.block_length=64", "lengths.prompt=32"]
+    with pytest.raises(UserError, match=r"benchmarks\.two_turn: 2 turns of lengths\.response=40 fill all positions"):
+        one(*lengths, "lengths.response=40")
+    one(*lengths, "lengths.response=24")
+
+
 def test_command_line(tmp_path):
     def salsa(*arguments):
         return subprocess.run([sys.executable, "-m", "salsa", *arguments], capture_output=True, text=True)
