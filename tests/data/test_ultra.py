@@ -206,7 +206,9 @@ def test_benchmarks_as_the_hub_has_them(monkeypatch):
         ("arena_hard", hard, {"id": "arena_hard-q", "turns": ["Hard?"], "category": "c", "reference": None}),
     ):
         monkeypatch.setattr(datasets, "load_dataset", lambda name, split, row=row: datasets.Dataset.from_list(row))
-        assert ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0)[0] == [expected]
+        facts = {}
+        assert ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0, facts)[0] == [expected]
+        assert facts == {"hub": {"dataset": "o/bench", "split": "None", "commit": None}}  # made here, not fetched
         assert data.turns(config.Benchmark(kind, file="o/bench")) == (1 if kind == "arena_hard" else None)
 
 
