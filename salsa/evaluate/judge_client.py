@@ -90,8 +90,6 @@ class Client:
 
     def __init__(self, judge, execution):
         check_access(judge)
-        import openai  # whose HTTP client this is
-
         self.judge, self.retries, self.timeout = judge, execution.judge_retries, execution.judge_timeout
         self.secret = access_key(judge)
         address = urlsplit(base_url(judge))
@@ -103,18 +101,17 @@ class Client:
         self.parameters = self.limit | ({} if judge.temperature is None else {"temperature": judge.temperature})
         self.changed = {}  # parameters that the server refuses -> the name that it takes instead, or None
         self.taken = False  # whether it took a question of this run
-        headers = {"Authorization": f"Bearer {self.secret or 'none'}", "Accept-Encoding": "identity"}
+        self._headers = headers = {"Authorization": f"Bearer {self.secret or 'none'}", "Accept-Encoding": "identity"}
         if address.hostname.endswith(".azure.com") and self.secret:
             headers["api-key"] = self.secret
         for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
             if os.environ.get(variable, "").isascii() and os.environ.get(variable):
                 headers[name] = os.environ[variable].strip()
-        # A redirection is not followed: it would carry the key to another host.
-        self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=headers)
         self._stopping, self._alone = asyncio.Event(), asyncio.Lock()
         self._pauses, self._resume = 0, 0.0  # pauses since the server last took a request; when the last of them ends
         self._told = False
-        self._loop = None
+        self._loop = self._http = None
+        self._starting = threading.Lock()
 
     def ask(self, prompt, seed=None):
         """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
@@ -122,8 +119,9 @@ class Client:
         Where the server refused parameters, `changed_parameters` has them with the name it takes instead, or None.
         Raises Refused where the server says that it can't take this prompt, Interrupted where it fails for good.
         """
-        if self._loop is None:
-            self._start()
+        with self._starting:
+            if self._loop is None:
+                self._start()
         future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed), self._loop)
         try:
             return future.result()
@@ -131,7 +129,11 @@ class Client:
             raise Interrupted(f"{self.name} was not waited for") from None
 
     def _start(self):
+        import openai  # whose HTTP client this is
+
         loop = asyncio.new_event_loop()
+        # A redirection is not followed: it would carry the key to another host.
+        self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
         threading.Thread(target=loop.run_forever, daemon=True).start()
         self._loop = loop
 

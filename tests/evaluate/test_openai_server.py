@@ -5,14 +5,17 @@ import dataclasses
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -20,7 +23,7 @@ from conftest import finished
 from test_llm_judge import CANDIDATE, PROMPTS, make_parents, preferred, row, settings
 
 from salsa import config, runs
-from salsa.evaluate import judge, llm_judge, statistics
+from salsa.evaluate import judge, judge_client, llm_judge, statistics
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")
 KEY = "sk-very-secret"
@@ -270,6 +273,191 @@ def test_no_more_is_asked_at_once_than_allowed(serve, parents, tmp_path, concurr
     judged(server, parents, tmp_path / "out", judge_concurrency=concurrency)
     assert server.most_under_way <= concurrency
     assert concurrency == 1 or server.most_under_way > 1
+
+
+class Raw(Handler):
+    """Answers the n-th request by what `server.raw` has for it, a function of the handler; well without one."""
+
+    def answer(self, fault, body):
+        raw = self.server.raw.get(len(self.server.bodies) - 1)
+        if raw is None:
+            return super().answer(fault, body)
+        self.server.begun.set()
+        try:
+            return raw(self)
+        except OSError:  # who asked has gone
+            self.server.gone.set()
+
+
+@pytest.fixture
+def serve_raw(serve):
+    def start(raw):
+        server = serve()
+        server.RequestHandlerClass, server.raw = Raw, raw
+        server.begun, server.gone = threading.Event(), threading.Event()
+        return server
+
+    return start
+
+
+def drip(handler):
+    """A byte every 50 ms, for ever."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def drip_headers(handler):
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+    while True:
+        handler.wfile.write(b"X-A: b\r\n")
+        time.sleep(0.05)
+
+
+def giant(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" " * 2**20)
+    handler.wfile.write(json.dumps(completion("[[A>B]]")).encode())
+
+
+def bomb(handler):
+    content = zlib.compress(b" " * (judge_client.LARGEST * 4), wbits=31)
+    handler.send(200, {"Content-Encoding": "gzip"}, content)
+
+
+def packed(handler):
+    handler.send(200, {"Content-Encoding": "gzip"}, zlib.compress(json.dumps(completion("[[A>B]]")).encode(), wbits=31))
+
+
+def reset(handler):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
+@pytest.mark.parametrize("slow", [drip, drip_headers])
+def test_the_timeout_is_of_the_whole_answer(serve_raw, parents, tmp_path, slow):
+    server = serve_raw({0: slow})
+    begun = time.monotonic()
+    verdicts, _ = judged(server, parents, tmp_path / "out", judge_timeout=1.0, judge_retries=1)
+    assert all(right(verdicts)) and len(server.bodies) == 13 and time.monotonic() - begun < 10
+    assert server.gone.wait(5)
+
+
+def test_a_giant_answer_is_an_error_of_its_question_and_never_in_memory(serve_raw, parents, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    server = serve_raw({1: giant, 3: bomb, 5: packed})  # 2 and 4 are the harmless questions
+    verdicts, _ = judged(server, parents, tmp_path / "out", judge_concurrency=1)
+    errors = [v for v in verdicts if v["winner"] == "error"]
+    assert [(e["prompt_id"], e["order"]) for e in errors] == [(0, 1), (1, 0)]
+    assert {e["reason"] for e in errors} == {"answers with more than 16 MiB"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 * 1024  # KiB
+    assert len(server.bodies) == 14
+
+
+def test_a_reset_connection_is_tried_again_and_a_redirection_is_not_followed(serve_raw, serve, parents, tmp_path):
+    verdicts, _ = judged(serve_raw({1: reset}), parents, tmp_path / "reset", judge_concurrency=1)
+    assert all(right(verdicts))
+    elsewhere = serve()
+    moved = {"Location": elsewhere.url + "/chat/completions"}
+    server = serve_raw(dict.fromkeys(range(99), lambda handler: handler.send(307, moved, b"")))
+    message = failed(server, parents, tmp_path / "moved")
+    assert f"it is elsewhere, at 127.0.0.1:{elsewhere.server_port}; mend base_url" in message
+    assert elsewhere.bodies == [] and len(server.bodies) == 1
+
+
+def test_what_is_under_way_is_cut_off_when_nobody_waits_for_it(serve_raw, parents, tmp_path):
+    """As on SIGTERM: an exception in whoever reads the verdicts."""
+    server = serve_raw(dict.fromkeys(range(2, 99), drip))
+    chosen, execution = settings(base_url=server.url), config.Execution(judge_concurrency=3, judge_timeout=60.0)
+    (tmp_path / "out").mkdir()
+    candidate = judge.responses(parents["candidate"], "policy")
+    baselines = {"sft0": judge.responses(parents["baseline/sft0"], "sft0")}
+    comparisons = list(judge.compare(CANDIDATE, candidate, baselines, True))
+    asked = llm_judge.LanguageModelJudge(chosen, parents, tmp_path / "out", execution, comparisons)
+    with contextlib.closing(asked.verdicts(comparisons)) as verdicts:
+        next(verdicts)
+        assert server.begun.wait(10)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5 and server.gone.wait(5)
+    requests = len(server.bodies)
+    time.sleep(0.3)
+    assert len(server.bodies) == requests  # and nothing more is asked
+
+
+def test_odd_answers_are_kept_readable_and_judged(serve, parents, tmp_path):
+    def odd(**changes):
+        return json.dumps(completion("x") | changes)
+
+    def message(content):
+        return [{"index": 0, "message": {"content": content}, "finish_reason": 7}]
+
+    parts = [{"type": "thinking", "thinking": "[[A=B]]"}, {"type": "text", "text": "[[A>B]] \ud83d"}]
+    faults = {
+        0: odd(choices=message(parts), usage=None, model=None),
+        1: odd(
+            choices=message("[[A>B]] \ud83d"), usage={"prompt_tokens": "5", "completion_tokens": 1e400}, model=["m"]
+        ),
+        2: odd(choices=message(3), usage=4, created="never"),
+    }
+    verdicts, summary = judged(serve(faults), parents, tmp_path / "out", judge_concurrency=1)
+    assert [v.get("grade") for v in verdicts[:2]] == ["A>B", "B>A"] and all(right(verdicts[2:]))
+    assert summary["malformed"] == 1 and summary["models"] == ["served-1"] and summary["prompt_tokens"] == 5 + 50 * 10
+    lines = runs.read_jsonl(tmp_path / "out" / "answers.jsonl")
+    assert lines[0]["text"] == lines[1]["text"] == "[[A>B]] \ufffd" and lines[0]["prompt_tokens"] is None
+    again, _ = judged(serve(), parents, tmp_path / "out")
+    assert again == verdicts
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+def test_the_first_question_may_be_the_one_that_is_refused(serve, parents, tmp_path, status):
+    server = serve({0: (status, {}, {"error": {"message": "flagged"}})})
+    verdicts, summary = judged(server, parents, tmp_path / "out")
+    assert [v["winner"] for v in verdicts].count("error") == summary["errors"] == 1 and verdicts[0]["winner"] == "error"
+    assert len(server.bodies) == 13 and "two plus two" in server.bodies[1]["messages"][0]["content"]
+    server = serve()
+    assert judged(server, parents, tmp_path / "out")[0] == verdicts and server.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "requests"),
+    [
+        (400, {"error": {"message": "no such model"}}, 1),
+        (401, {"error": {"message": "who?"}}, 1),
+        (404, {}, 1),
+        (400, {"error": {"message": "bad request"}}, 2),
+        (403, {"detail": "forbidden"}, 2),
+        (200, {"choices": []}, 2),
+    ],
+)
+def test_a_server_that_refuses_every_question_is_asked_once_and_for_a_harmless_one(
+    serve, parents, tmp_path, status, content, requests
+):
+    server = serve(dict.fromkeys(range(99), (status, {}, content)))
+    message = failed(server, parents, tmp_path / "out")
+    assert (
+        f"judge-1 at 127.0.0.1:{server.server_port} " in message
+        and f"answers {status if status > 200 else ''}" in message
+    )
+    assert "0 of 12 verdicts are kept" in message and len(server.bodies) == requests
+    later = serve(dict.fromkeys(range(4, 99), (status, {}, content)))
+    message = failed(later, parents, tmp_path / "later", judge_concurrency=1)
+    assert "4 of 12 verdicts are kept" in message and len(later.bodies) <= 4 + 2
+
+
+def test_parameters_are_found_out_once_a_run_and_recorded(serve, parents, tmp_path):
+    error = {"message": "Unsupported parameter: 'max_tokens'", "param": "max_tokens"}
+    server = serve({0: (400, {}, {"error": error})})
+    verdicts, summary = judged(server, parents, tmp_path / "out")
+    assert all(right(verdicts)) and len(server.bodies) == 13
+    assert [sorted(set(body) & set(judge_client.LIMITS)) for body in server.bodies] == [
+        ["max_tokens"], *[["max_completion_tokens"]] * 12
+    ]  # fmt: skip
+    assert summary["changed_parameters"] == {"max_tokens": "max_completion_tokens"}
 
 
 def command(server, parents, folder, **execution):
