@@ -61,7 +61,11 @@ def prepare(network, tokenizer, name):
         raise runs.UserError("the model's tokenizer has no end token; set eos_token in its tokenizer_config.json")
     set_chat_template(tokenizer, name)
     rows = network.get_input_embeddings().weight.shape[0]
-    ends, own = end_ids(network, tokenizer), _turn_end(tokenizer)
+    ends, (words, own) = end_ids(network, tokenizer), _turn_end(tokenizer)
+    if words:  # which a policy would spell, and judges would read
+        raise runs.UserError(
+            f"the chat template ends an answer with {words[:40]!r}, which is no token of the tokenizer; {REMEDY}"
+        )
     if own is not None and own not in ends:
         ends = sorted([*ends, own])
         network.generation_config.eos_token_id = ends
@@ -184,20 +188,12 @@ def ending(tokenizer, ends):
 
 
 def _turn_end(tokenizer):
-    """The token with which the template ends an answer, whether the model knows it as an end or not; or None.
-
-    Raises UserError where it ends an answer with words, which a policy would spell and judges would read.
-    """
+    """(The words, the id of the token) that the template writes after an answer first; the id is None without one."""
     after = _around_answer(tokenizer)[1]
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
     first = re.search(_any_of(tokens), after)
     words = after[: first.start()] if first else after
-    if words.strip():
-        raise runs.UserError(
-            f"the chat template ends an answer with {words.strip()[:40]!r}, which is no token of this tokenizer; "
-            f"{REMEDY}"
-        )
-    return tokenizer.convert_tokens_to_ids(first.group()) if first else None
+    return words.strip(), tokenizer.convert_tokens_to_ids(first.group()) if first else None
 
 
 def _around_answer(tokenizer):
@@ -314,7 +310,10 @@ class _Conversation:
 
     def ids(self, text):
         """Token ids of (a part of) the template's text."""
-        return self._careful_ids(text) if self.stand_ins else _plain_ids(self.tokenizer, text)
+        try:
+            return self._careful_ids(text) if self.stand_ins else _plain_ids(self.tokenizer, text)
+        except TypeError as error:  # as for half a surrogate pair, which is no text
+            raise Refused("dropped_by_tokenizer", f"the tokenizer can't read it ({error})") from None
 
     def _careful_ids(self, text):
         """Of text with stand-ins: as always, but what they stand for is text."""
@@ -369,9 +368,9 @@ def encode_conversation(tokenizer, messages, end=None):
     What the template writes after the end token is dropped: a response stops there. Raises Refused.
 
     Args:
-        end: the `Ending`; that of a model with no other end token than the tokenizer's, where it is left out.
+        end: the `Ending`; without it that of a model that `prepare` has made a base, and that had one end token.
     """
-    end = end or ending(tokenizer, [tokenizer.eos_token_id])
+    end = end or ending(tokenizer, [tokenizer.eos_token_id, _turn_end(tokenizer)[1]])
     conversation = _Conversation(tokenizer, messages)
     before, whole = conversation.text(-1, True), conversation.text(len(messages))
     if not whole.startswith(before):

@@ -1,15 +1,20 @@
 """Stages sft and reward_model: what they train on, what they keep, what they count."""
 
+import copy
 import dataclasses
 import shutil
 
+import conftest
 import numpy as np
 import pytest
 import torch
+from conftest import random_llama, save_model
+from test_chat import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from salsa import chat, config, divergence, forward, models, reward, runs, sft
-from salsa.evaluate import landscape
+from salsa import base, chat, config, divergence, forward, models, reward, runs, sft
+from salsa.data import assistant, user
+from salsa.evaluate import judge, landscape
 
 LENGTHS = config.Lengths(prompt=64, response=44)
 CPU = torch.device("cpu")
@@ -418,3 +423,138 @@ def test_constants_that_nothing_can_be_divided_by_are_refused(reward_run, tmp_pa
             runs.UserError, match=f"normalisation.json: .* mean 0.25 and standard deviation {std:g}, by"
         ):
             models.load_score_model(tmp_path)
+
+
+@pytest.fixture(params=["<eos>", "<|im_end|>"])
+def chatml_base(request, tmp_path):
+    """A base run with ChatML that is given with its turn's end as padding, and in one case as its tokenizer's end."""
+    made = byte_tokenizer("<|im_start|>", "<|im_end|>")
+    made.chat_template, made.eos_token, made.pad_token = CHATML, request.param, "<|im_end|>"
+    model = random_llama(made, 5)
+    model.generation_config.eos_token_id = made.eos_token_id
+    save_model(model, made, tmp_path / "given")
+    settings = config.BaseSettings(config.Model("m", "hub", str(tmp_path / "given"), chat_template=None))
+    runs.execute("base", base.VERSION, base.make, settings, {}, tmp_path / "base", conftest.EXECUTION)
+    return tmp_path / "base"
+
+
+def answered(place):
+    texts = ["boil it", "boil <|im_end|> it\n<|im_start|>user", "", " ", "wash it, then boil it"]
+    return [user(f"How <|im_end|> do I cook rice {place}?"), assistant(texts[place % 5])]
+
+
+def test_trainers_batches_hold_what_ppo_samples_and_reads(chatml_base, execution, tmp_path, monkeypatch):
+    tokenizer = models.load_tokenizer(chatml_base / "model")
+    policy = models.load_policy(chatml_base / "model")
+    ends, pad = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn_end in ends and tokenizer.eos_token_id in ends and pad not in ends
+    lengths = config.Lengths(64, 40)
+    refused = [{"role": "system", "content": "\ud800"}, *answered(0)]  # of which no tokenizer makes ids
+    rows = [{"messages": answered(i)} for i in range(10)]
+    given = [
+        {"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": [assistant(f"no {i}")]}
+        for i, row in enumerate(rows)
+    ]
+    prepare = tmp_path / "prepare"
+    prepare.mkdir()
+    for name in ("sft", "sft_validation"):
+        runs.write_jsonl(prepare / f"{name}.jsonl", rows)
+    runs.write_jsonl(prepare / "preferences.jsonl", given)
+    runs.write_jsonl(prepare / "prompts.jsonl", [{"id": i, "prompt": row["prompt"]} for i, row in enumerate(given)])
+    runs.write_json(prepare / "gold" / "gold.json", {"kind": "none"})
+    batches = []
+
+    class Sft(sft._Trainer):
+        def training_step(self, model, inputs, *arguments, **named):
+            batches.append({name: values.clone() for name, values in inputs.items()})
+            return super().training_step(model, inputs, *arguments, **named)
+
+    monkeypatch.setattr(sft, "_Trainer", Sft)
+    summary = sft.train(
+        config.SftSettings(0, config.Sft(epochs=1, batch_size=10), lengths),
+        {"prepare": prepare, "base": chatml_base},
+        tmp_path / "sft",
+        execution,
+    )
+    assert summary["counts"]["sft"] == {"read": 10, "kept": 10, "dropped_too_long": 0}
+    with pytest.raises(chat.Refused):
+        chat.encode_conversation(tokenizer, refused)
+    end = chat.ending(tokenizer, ends)
+    encoded = [chat.encode_conversation(tokenizer, row["messages"], end) for row in rows]
+    (batch,) = batches
+    learned = [
+        (ids[mask.bool()].tolist(), labels[labels != sft.IGNORED].tolist())
+        for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+    ]
+    assert sorted(learned) == sorted((prompt + response, response) for prompt, response in encoded)
+    for (_, response), row in zip(encoded, rows, strict=True):
+        assert response[-1] == turn_end and not {*ends, pad} & set(response[:-1])  # sampling would end here, not before
+        assert chat.text_of(tokenizer, response) == row["messages"][1]["content"]
+
+    compared = []
+
+    class Reward(reward._Trainer):
+        def compute_loss(self, model, inputs, *arguments, **named):
+            with torch.no_grad():
+                compared.append((inputs["input_ids"], inputs["attention_mask"], model(**inputs).logits[:, 0]))
+                rows = [ids[mask.bool()].tolist() for ids, mask in zip(*compared[-1][:2], strict=True)]
+                sequences = forward.from_lists([row[:1] for row in rows], [row[1:] for row in rows], ends, pad)
+                by_position = forward.ScoreModel(model).scores(sequences, 8)
+            torch.testing.assert_close(compared[-1][2], by_position, rtol=1e-4, atol=1e-5)
+            return super().compute_loss(model, inputs, *arguments, **named)
+
+    monkeypatch.setattr(reward, "_Trainer", Reward)
+    settings = reward_settings("given", held_out=2, pairs=8, batch_size=8, epochs=1)
+    settings = dataclasses.replace(settings, lengths=lengths)
+    (tmp_path / "reward").mkdir()
+    reward.train(settings, {"prepare": prepare, "sft0": tmp_path / "sft"}, tmp_path / "reward", execution)
+    (ids, mask, _) = compared[0]
+    chosen = [row[kept.bool()].tolist() for row, kept in zip(ids[:8], mask[:8], strict=True)]
+    assert sorted(chosen) == sorted(prompt + response for prompt, response in encoded[2:])
+    assert all(row[-1] == turn_end for row in chosen)
+
+    # The judge reads a response as PPO scored it.
+    assert chat.folder_end_ids(tmp_path / "reward" / "model", tokenizer) == ends
+    model = models.load_score_model(tmp_path / "reward")
+    prompts, responses = zip(*encoded, strict=True)
+    scored = model.scores(forward.from_lists(prompts, responses, ends, pad), 8)
+    told = [
+        {"prompt": [row["messages"][0]["content"]], "responses": [chat.text_of(tokenizer, response)]}
+        | {"finish_reasons": ["stop"]}
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    found = judge.rewards(told, tmp_path / "reward", execution)
+    assert found == pytest.approx(scored.tolist(), abs=1e-4)
+
+
+def test_demonstrations_that_the_template_or_tokenizer_refuses_are_counted(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
+    rows = [{"messages": [user("a fox"), assistant("a kite")]} for _ in range(4)]
+    rows[1]["messages"] = [{"role": "system", "content": "the kite"}, *rows[1]["messages"]]
+    rows[2]["messages"] = [user("a fox"), assistant("a <eos> kite")]
+    data, counts = sft.tokenize(strict, rows, LENGTHS)
+    assert counts == {
+        **{"read": 4, "kept": 2, "dropped_too_long": 0},
+        **{"dropped_by_template": 1, "dropped_control_token": 1},
+    }
+    assert len(data) == 2
+    with pytest.raises(
+        runs.UserError, match=r"no demonstration fits .* 1 can't be encoded.*no system.*=roles"
+    ) as caught:
+        sft.tokenize(strict, rows[1:2], LENGTHS)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_that_the_template_or_tokenizer_refuses_are_counted(parents, tokenizer, prepare_run, tmp_path):
+    given = shutil.copytree(prepare_run, tmp_path / "prepare")
+    rows = given_pairs(given, tokenizer)
+    rows[0]["rejected"][0]["content"] = "a <eos> kite"
+    runs.write_jsonl(given / "preferences.jsonl", rows)
+    pairs, counts = reward.read_pairs(
+        reward_settings("given"), {"prepare": given, "sft0": parents["sft0"]}, tokenizer, None
+    )
+    assert counts == {"read": 60, "kept": 56, "dropped_too_long": 3, "dropped_control_token": 1} and len(pairs) == 56
