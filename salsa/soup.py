@@ -11,9 +11,11 @@ Left out: SLERP, task arithmetic and the like. Source: Model soups (2203.05482);
 import argparse
 import contextlib
 import itertools
+import json
 import math
 import os
 import queue
+import re
 import shutil
 import signal
 import sys
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from salsa.folders import INDEX, SINGLE, read_object, shards, stored  # noqa: F401
+from salsa.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
 from salsa.runs import UserError
 
 PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
@@ -41,8 +43,30 @@ TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# Keys of config.json in which two models of one architecture may differ without changing what the weights mean.
-VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attention_dropout"}
+# Keys of config.json in which two models of one architecture may differ without changing what the weights compute.
+VOLATILE = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+DROPOUT = re.compile("dropout|pdrop")  # in keys: while training alone
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
+EXPONENT = re.compile(r"e[+-]?\d{3}", re.IGNORECASE)
+LARGEST_WEIGHT = 1000  # a soup lies between its ingredients, or not far beyond
 
 
 def parse_weights(weights, count):
@@ -51,47 +75,49 @@ def parse_weights(weights, count):
     Raises UserError unless there are `count` of them and they sum to 1 within 1e-6.
     """
     try:
+        if any(EXPONENT.search(str(weight)) for weight in weights):  # which would take all memory as a fraction
+            raise ValueError
         parsed = [Fraction(str(weight)) for weight in weights]
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"weights {' '.join(map(str, weights))}: each must be a decimal or a fraction") from None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise UserError(f"weights {_shown(weights)}: each must be a decimal or a fraction") from None
     if len(parsed) != count:
         raise UserError(f"{len(parsed)} weights for {count} models; give one for each")
     if abs(sum(parsed) - 1) > Fraction(1, 10**6):
         raise UserError(f"weights sum to {float(sum(parsed)):.6g}; they must sum to 1")
+    if any(abs(weight) > LARGEST_WEIGHT for weight in parsed):
+        raise UserError(f"weights {_shown(weights)}: each must lie within ±{LARGEST_WEIGHT}")
     return [float(weight) for weight in parsed]
 
 
+def _shown(weights):
+    return " ".join(str(weight)[:20] for weight in weights)
+
+
 def check_ingredients(models):
-    """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree."""
-    first = Path(models[0])
-    names = _headers(first)
-    for name, (dtype, _) in names.items():
-        if dtype not in TYPES:
+    """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree.
+
+    What is compared is what would be loaded: versions of transformers write the same in several ways.
+    """
+    models = [Path(folder) for folder in models]
+    first, aligned = models[0], _aligned(models)
+    for name, tensor in aligned[0].items():
+        if tensor.dtype not in TYPES:
             raise UserError(
-                f"{first}: tensor {name} is {dtype}, which can't be averaged; save the model in another type"
+                f"{first}: tensor {name} is {tensor.dtype}, which can't be averaged; save the model in another type"
             )
-    for other in map(Path, models[1:]):
-        theirs = _headers(other)
-        for name in sorted(set(names) | set(theirs)):
-            if names.get(name) != theirs.get(name):
+    for other, tensors in zip(models[1:], aligned[1:], strict=True):
+        for name in sorted(set(aligned[0]) | set(tensors)):
+            mine, its = _describe(aligned[0].get(name)), _describe(tensors.get(name))
+            if mine != its:
                 raise UserError(
-                    f"{other}: tensor {name} is {_describe(theirs.get(name))}, "
-                    f"in {first} it is {_describe(names.get(name))}; only like models can be averaged"
+                    f"{other}: tensor {name} is {its}, in {first} it is {mine}; only like models can be averaged"
                 )
-        mine, its = (_configuration(folder) for folder in (first, other))
-        for key in sorted(set(mine) | set(its)):
-            if mine.get(key) != its.get(key):
-                raise UserError(f"{other}: config.json has {key} = {its.get(key)!r}, {first} has {mine.get(key)!r}")
-        if _tokenizer(first) != _tokenizer(other):
-            raise UserError(f"{other}: its tokenizer differs from that of {first}; only like models can be averaged")
+        _check_configurations(first, other)
+        _check_tokenizers(first, other)
 
 
-def _describe(header):
-    return "missing" if header is None else f"{header[0]} {list(header[1])}"
-
-
-def _headers(folder):
-    return {name: (tensor.dtype, tensor.shape) for name, tensor in stored(folder).items()}
+def _describe(tensor):
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def shapes(folder):
@@ -99,18 +125,168 @@ def shapes(folder):
     return {name: tensor.shape for name, tensor in stored(folder).items()}
 
 
-def _configuration(folder):
-    return {key: value for key, value in read_object(folder / "config.json").items() if key not in VOLATILE}
+def _aligned(models):
+    """`folders.stored` of each model, by the first one's names.
+
+    A head that is tied to the embedding may be stored as either, or as both: by the names that the first model has,
+    it is found in each. UserError where it is stored as both, and they differ: then it is not tied.
+    """
+    found = [stored(folder) for folder in models]
+    if all(tensors.keys() == found[0].keys() for tensors in found):
+        return found
+    tied = _tied(models[0])  # name -> the name of the tensor that it is
+    for folder, tensors in zip(models, found, strict=True):
+        for name, source in tied.items():
+            if name in tensors and source in tensors and not _same(tensors[name], tensors[source]):
+                raise UserError(
+                    f"{folder}: tensors {name} and {source} differ, which its config.json ties (tie_word_embeddings); "
+                    "only like models can be averaged"
+                )
+    for tensors in found[1:]:
+        for name, source in tied.items():
+            for one, other in ((name, source), (source, name)):
+                if one in found[0] and one not in tensors and other in tensors:
+                    tensors[one] = tensors[other]
+        for name in {*tied, *tied.values()} - found[0].keys():
+            tensors.pop(name, None)
+    return found
+
+
+def _tied(folder):
+    """Names of tensors that a model's configuration makes one with another -> the other's name; none where unknown."""
+    try:
+        config = load_config(folder)
+    except UserError:
+        return {}
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return {}
+    with loading(folder), torch.device("meta"):
+        return dict(AutoModelForCausalLM.from_config(config).all_tied_weights_keys)
+
+
+def _same(one, other):
+    """Whether two stored tensors are equal, byte for byte."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if one.dtype not in TYPES:
+        return one == other
+    size = TYPES[one.dtype].itemsize
+    buffers = torch.empty(2, PIECE * size, dtype=torch.uint8)
+    with contextlib.ExitStack() as stack:
+        files = _open_all(stack, [one, other])
+        for start, count in _pieces(one.shape):
+            pair = buffers[:, : count * size]
+            for tensor, buffer in zip((one, other), pair, strict=True):
+                _read(files[tensor.path], buffer, tensor.start + start * size)
+            if not torch.equal(*pair):
+                return False
+    return True
+
+
+def _check_configurations(first, other):
+    """UserError, naming the first key, where two folders' configurations make different models."""
+    mine, its = (_compared(configuration(folder)) for folder in (first, other))
+    if mine != its:
+        with contextlib.suppress(UserError):  # of no class that transformers has: compared as they are written
+            mine, its = (_loaded(folder) for folder in (first, other))
+    for key in sorted(set(mine) | set(its)):
+        if mine.get(key) != its.get(key):
+            raise UserError(f"{other}: config.json has {key} = {its.get(key)!r}, {first} has {mine.get(key)!r}")
+
+
+def _loaded(folder):
+    """A configuration as transformers loads it, with defaults, and without the keys that its class doesn't know."""
+    config = load_config(folder)
+    known = type(config)().to_dict()
+    return _compared({key: value for key, value in config.to_dict().items() if key in known})
+
+
+def _compared(values):
+    """The entries of a configuration that count, several ways of writing one made the same."""
+    values = {key: value for key, value in values.items() if key not in VOLATILE and not DROPOUT.search(key)}
+    for key, value in values.items():
+        if key == "eos_token_id" and value is not None:
+            values[key] = sorted(set(value)) if isinstance(value, list) else [value]
+        elif isinstance(value, dict):
+            values[key] = _compared(value)
+    if "rope_type" in values:
+        values.pop("type", None)  # an older name of it
+    return values
+
+
+def _check_tokenizers(first, other):
+    """UserError, naming the first difference, where two folders' tokenizers read texts, or end them, differently."""
+    contents = [
+        {name: (folder / name).read_bytes() for name in TOKENIZERS if (folder / name).is_file()}
+        for folder in (first, other)
+    ]
+    if contents[0] != contents[1]:
+        if not all(contents):
+            raise UserError(f"{first if contents[1] else other}: has no tokenizer; only like models can be averaged")
+        mine, its = map(_tokenizer, (first, other))
+        for part in mine:
+            difference = _difference(mine[part], its[part])
+            if difference:
+                raise UserError(
+                    f"{other}: its tokenizer differs from that of {first} in {part}: {difference}; only like models "
+                    "can be averaged"
+                )
+    ends = [_end_token(folder) for folder in (first, other)]
+    if None not in ends and ends[0] != ends[1]:
+        raise UserError(
+            f"{other}: its tokenizer's eos_token is {ends[1]!r}, that of {first} is {ends[0]!r}; only like models can "
+            "be averaged"
+        )
 
 
 def _tokenizer(folder):
-    """What makes two tokenizers the same: vocabulary and text processing, not padding or templates."""
+    """What makes two tokenizers the same, as this version writes it: vocabulary and text processing, no padding."""
     if (folder / "tokenizer.json").is_file():
-        content = read_object(folder / "tokenizer.json")
-        return {key: content.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
-    if (folder / "tokenizer.model").is_file():
-        return (folder / "tokenizer.model").read_bytes()
-    return None
+        from tokenizers import Tokenizer
+
+        with loading(folder / "tokenizer.json"):
+            text = Tokenizer.from_file(str(folder / "tokenizer.json")).to_str()
+    else:
+        from transformers import AutoTokenizer
+
+        with loading(f"{folder}: the tokenizer"):
+            text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer.to_str()
+    content = json.loads(text)
+    added = {token.pop("id"): token for token in content["added_tokens"]}
+    model = content["model"]
+    return {
+        "vocabulary": _as_dict(model.pop("vocab", {})),
+        "merges": model.pop("merges", []),
+        "model": {**model, "dropout": None},
+        "added tokens": added,
+        "normalizer": content["normalizer"],
+        "pre-tokenizer": content["pre_tokenizer"],
+    }
+
+
+def _as_dict(vocabulary):
+    """A vocabulary by its tokens, or (Unigram) by its places."""
+    return vocabulary if isinstance(vocabulary, dict) else dict(enumerate(vocabulary))
+
+
+def _difference(mine, its):
+    """Where two parts of tokenizers differ first, in words; None where they don't."""
+    if mine == its:
+        return None
+    if not isinstance(mine, dict) or not isinstance(its, dict):
+        return f"{str(its)[:60]} and {str(mine)[:60]}"
+    key = next(key for key in [*mine, *its] if mine.get(key) != its.get(key))
+    return f"{key!r} is {str(its.get(key))[:60]}, in the first {str(mine.get(key))[:60]}"
+
+
+def _end_token(folder):
+    """The end token that a folder's tokenizer_config.json names, or None."""
+    path = folder / "tokenizer_config.json"
+    token = read_object(path).get("eos_token") if path.is_file() else None
+    return token.get("content") if isinstance(token, dict) else token
 
 
 class _Mixer:
@@ -153,6 +329,16 @@ class _Mixer:
             torch.mul(floats[0], weights[0], out=total)
             for converted, weight in zip(floats[1:], weights[1:], strict=True):
                 total.add_(converted, alpha=weight)
+            if not total.sum().isfinite():  # hardly ever: 0 times infinity is no number, and so what isn't used isn't
+                total.zero_()
+                for converted, weight, tensor in zip(floats, weights, ingredients, strict=True):
+                    if weight and not converted.isfinite().all():
+                        raise UserError(
+                            f"{tensor.path}: tensor {name} holds NaN or infinity; save the model again, or give it no "
+                            "weight"
+                        )
+                    if weight:
+                        total.add_(converted, alpha=weight)
             yield result.copy_(total)
 
 
@@ -194,7 +380,7 @@ def mixed_tensors(models, weights, names=None):
 
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
-    models = [stored(folder) for folder in models]
+    models = _aligned([Path(folder) for folder in models])
     mixer = _Mixer([weights])
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, itertools.chain(*(model.values() for model in models)))
@@ -282,18 +468,19 @@ def _check_room(model, outputs):
 
 def _companions(folder):
     """The files of a model folder that a soup of it takes over: all but weights, and the manifest of the run."""
+    index = {path.name for path in folder.glob("*.index.json")}
+    if not (folder / SINGLE).is_file():
+        index.discard(INDEX)
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file()
-        and path.suffix not in {".safetensors", ".bin", ".pt", ".gguf"}
-        and path.name != "manifest.json"
+        if path.is_file() and path.suffix not in WEIGHTS and path.name not in index | {"manifest.json"}
     ]
 
 
 def _write_weights(models, grid, outputs):
     """Write the averages into the outputs' folders, in files and at places where the first model has its tensors."""
-    models = [stored(folder) for folder in models]
+    models = _aligned(models)
     threads = torch.get_num_threads()
     mixers = [_Mixer(grid) for _ in range(min(threads, THREADS))]
     torch.set_num_threads(1)  # threads of torch's own, within each of ours, would be too many
@@ -346,7 +533,9 @@ def main(argv=None):
         "--weights", nargs="+", action="append", required=True, metavar="W", help="decimals or fractions; sum 1"
     )
     parser.add_argument("--output", action="append", required=True, metavar="DIR")
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # With a space in front, which a number may have, argparse takes a negative fraction for no option.
+    arguments = parser.parse_args([f" {word}" if re.match(r"-[\d.]", str(word)) else word for word in words])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so what is half-written goes
     try:
         soups(arguments.models, arguments.weights, arguments.output)

@@ -518,3 +518,138 @@ def test_command(models, tmp_path):
     assert failed.returncode != 0 and failed.stdout == ""
     assert failed.stderr.count("\n") == 1 and "sum to 1.1" in failed.stderr
     assert not (tmp_path / "b").exists()
+
+
+# Two fine-tunes of one model, saved by different versions.
+
+
+@pytest.fixture(scope="module")
+def chat_models(tiny_chat_model, tmp_path_factory):
+    """Two models with a byte-level BPE and a tied head."""
+    root = tmp_path_factory.mktemp("chat")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_chat_model)
+    made = [move(random_llama(tokenizer, 5, max_position_embeddings=1024), i, 0.05) for i in (1, 2)]
+    return [save_model(model, tokenizer, root / str(i)) for i, model in enumerate(made)]
+
+
+def as_an_older_version(folder):
+    """Write a folder's configuration and tokenizer as transformers 4 and tokenizers 0.19 did."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    for default in ("attention_bias", "mlp_bias", "pretraining_tp", "hidden_act", "head_dim"):
+        config.pop(default)
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    config |= {"eos_token_id": [config["eos_token_id"]], "unsloth_version": "2024.9", "pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    model["merges"] = [" ".join(pair) for pair in model["merges"]]
+    model.pop("ignore_merges", None)
+    tokenizer["added_tokens"].reverse()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize("older", [0, 1])
+def test_what_would_be_loaded_is_compared(chat_models, tmp_path, older):
+    folders = [copied(folder, tmp_path / str(i)) for i, folder in enumerate(chat_models)]
+    as_an_older_version(folders[older])
+    embedding = "model.embed_tokens.weight"
+    change_tensor(folders[older], lambda state: state.update({"lm_head.weight": state[embedding].clone()}))
+    soup.soup(folders, ["1/4", "3/4"], tmp_path / "soup")
+    found, expected = tensors(tmp_path / "soup"), naive(chat_models, [0.25, 0.75])
+    assert ("lm_head.weight" in found) == (older == 0)  # as the first has it
+    if older == 0:
+        assert torch.equal(found.pop("lm_head.weight"), found[embedding])
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-6, atol=1e-7)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+
+
+def swap_tokens(content):
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "named"),
+    [
+        (
+            "config.json",
+            lambda c: c.update(rope_theta=500000.0, rope_parameters=None),
+            "config.json has rope_parameters",
+        ),
+        ("config.json", lambda c: c.update(hidden_act="gelu"), "config.json has hidden_act = 'gelu'"),
+        ("config.json", lambda c: c.update(eos_token_id=[2, 3]), "config.json has eos_token_id"),
+        ("config.json", lambda c: c.update(vocab_size=9), "config.json has vocab_size = 9"),
+        ("config.json", lambda c: c.update(tie_word_embeddings=False), "config.json has tie_word_embeddings"),
+        ("tokenizer.json", swap_tokens, r"its tokenizer differs from that of .* in vocabulary: '[ab]' is \d+, in"),
+        ("tokenizer.json", lambda t: t["model"]["merges"].reverse(), "in merges"),
+        ("tokenizer.json", lambda t: t["added_tokens"][4].update(content="<x>"), "in (vocabulary|added tokens)"),
+        ("tokenizer.json", lambda t: t.update(pre_tokenizer=None), "in pre-tokenizer"),
+        ("tokenizer_config.json", lambda t: t.update(eos_token="<bos>"), "eos_token is '<bos>'"),
+    ],
+)
+def test_what_changes_the_meaning_is_refused(chat_models, tmp_path, file, change, named):
+    other = copied(chat_models[1], tmp_path / "other")
+    as_an_older_version(other)
+    content = json.loads((other / file).read_text())
+    change(content)
+    (other / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=named) as caught:
+        soup.soup([chat_models[0], other], [0.5, 0.5], tmp_path / "soup")
+    assert "\n" not in str(caught.value) and contents(tmp_path) == ["other"]
+
+
+def test_a_head_that_is_tied_and_stored_as_another_is_refused(chat_models, tmp_path):
+    other = copied(chat_models[1], tmp_path / "other")
+    change_tensor(other, lambda state: state.update({"lm_head.weight": state["model.embed_tokens.weight"] + 1}))
+    for folders in ([chat_models[0], other], [other, chat_models[0]]):
+        with pytest.raises(UserError, match=r"other: tensors lm_head.weight and model.embed_tokens.weight differ"):
+            soup.soup(folders, [0.5, 0.5], tmp_path / "soup")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_numbers_that_are_not_finite(models, tmp_path, value, place):
+    folders = models()[:2]
+    folders[place] = copied(folders[place], tmp_path / "broken")
+    change_tensor(folders[place], lambda state: state[SECOND].fill_(value))
+    weights = ["1", "0"] if place else ["0", "1"]
+    soup.soup(folders, weights, tmp_path / "unused")
+    for name, tensor in tensors(models()[1 - place]).items():
+        assert torch.equal(tensors(tmp_path / "unused")[name], tensor)
+    with pytest.raises(UserError, match=f"broken/model.safetensors: tensor {SECOND} holds NaN or infinity"):
+        soup.soups(folders, [weights, ["1/2", "1/2"]], [tmp_path / "a", tmp_path / "b"])
+    assert contents(tmp_path) == ["broken", "unused"]
+
+
+def test_negative_fractions_on_the_command_line(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    soup.main([*map(str, models()[:2]), "--weights", "-1/2", "3/2", "--output", str(tmp_path / "a")])
+    soup.main([*map(str, models()[:2]), "--weights", "3/2", "-.5", "--output", str(tmp_path / "b")])
+    for name, weights in {"a": [-0.5, 1.5], "b": [1.5, -0.5]}.items():
+        assert_same_bits(tensors(tmp_path / name), whole_average([tensors(f) for f in models()[:2]], weights))
+
+
+@pytest.mark.parametrize("weights", [["1e999999999", "1"], ["1e-999999999", "1"], ["9" * 9999, "1"], [1001, -1000]])
+def test_weights_that_are_no_soups_are_refused_at_once(weights):
+    with pytest.raises(UserError, match=r"each must") as caught:
+        soup.parse_weights(weights, 2)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_an_index_that_names_no_file_of_its_folder_is_refused(models, tmp_path):
+    other = copied(models(sharded=(1,))[1], tmp_path / "other")
+    index = json.loads((other / soup.INDEX).read_text())
+    (name, file), *_ = index["weight_map"].items()
+    for content, message in [
+        ({"weight_map": {name: "../x.safetensors"}}, "no file of this folder"),
+        ({"weight_map": index["weight_map"] | {"model.more": file}}, "has no tensor model.more"),
+        ({}, "no weight_map"),
+        ([], "no JSON object"),
+    ]:
+        (other / soup.INDEX).write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            soup.soup([models()[0], other], [0.5, 0.5], tmp_path / "soup")
