@@ -94,11 +94,12 @@ class ScoringJudge:
         self.scores, self.tie_margin = scores, tie_margin
 
     def verdicts(self, comparisons):
-        scores = iter(self.scores([row for both in comparisons for row in (both.row_a, both.row_b)]))
-        for comparison, score_a, score_b in zip(comparisons, scores, scores, strict=True):
-            for score, row in ((score_a, comparison.row_a), (score_b, comparison.row_b)):
-                if not math.isfinite(score):
-                    raise runs.UserError(f"{_named(row)} scores {score}, which can't be compared; mend what scores it")
+        rows = [row for both in comparisons for row in (both.row_a, both.row_b)]
+        scores = list(self.scores(rows))
+        for row, score in zip(rows, scores, strict=True):  # before the first verdict is kept
+            if not math.isfinite(score):
+                raise runs.UserError(f"{_named(row)} scores {score}, which can't be compared; mend what scores it")
+        for comparison, score_a, score_b in zip(comparisons, scores[::2], scores[1::2], strict=True):
             yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
 
     def finish(self):

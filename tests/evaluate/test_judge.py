@@ -190,6 +190,43 @@ def test_missing_prompt_is_refused_before_anything_is_written(parents, tmp_path)
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_no_number_is_named_and_never_a_loss(parents, tmp_path, monkeypatch, score):
+    lines = [json.dumps(row("sft0", i, score if i == 1 else 0.0)) + "\n" for i in range(3)]
+    parents["baseline/sft0"] = folder(tmp_path / "odd", [])
+    (tmp_path / "odd" / "responses.jsonl").write_text("".join(lines))  # as another program writes it
+    message = refused(parents, tmp_path)
+    assert f"the response of sft0 to b/1 scores {score}" in message
+    assert not (tmp_path / "out" / "verdicts.jsonl").exists()
+    monkeypatch.setattr(judge, "rewards", lambda rows, scorer, execution: [score] * len(rows))
+    assert "the response of policy to b/0 scores" in refused(
+        parents | {"scorer": tmp_path}, tmp_path, kind="reward_model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gold": "1.5"}, "the response of policy to b/0 has the gold score '1.5', which is no number"),
+        ({"gold": True}, "has the gold score True"),
+        ({"responses": []}, ":1: its 'responses' is not a list of texts"),
+        ({"responses": [None]}, ":1: its 'responses' is not a list of texts"),
+        ({"responses": "text"}, ":1: its 'responses' is not a list of texts"),
+        ({"responses": ["a", "b"]}, ":1: has 2 responses to 1 turns"),
+        ({"prompt": None}, ":1: its 'prompt' is not a list of texts"),
+        ({"prompt_id": [1]}, ":1: its benchmark, prompt_id or model"),
+        ({"prompt": ["another"]}, "b/0 is not the prompt that the candidate answered"),
+        ({"prompt_id": 1}, ":2: the response of policy to b/1 stands there twice"),
+        (None, ":1: has no 'benchmark'"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_named(parents, tmp_path, changes, words):
+    rows = [row("policy", i, 1.0) for i in range(3)]
+    rows[0] = rows[0] | changes if changes else {}
+    parents["candidate"] = folder(tmp_path / "odd", rows)
+    assert words in refused(parents, tmp_path)
+
+
 def test_missing_model_unknown_judge_and_no_gold(parents, tmp_path, monkeypatch):
     assert "no response of model 'sft1'" in refused(parents, tmp_path, sft0="sft1")
     assert "is no judge" in refused(parents, tmp_path, kind="oracle")

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from salsa import config, runs, studies
 from salsa import plan as planning
-from salsa.evaluate import judge, llm_judge, statistics
+from salsa.evaluate import judge, ledger, llm_judge, statistics
 from salsa.evaluate.ledger import Comparison
 
 CANDIDATE = "salsa-0.05"
@@ -379,6 +380,152 @@ def test_lines_of_another_run_are_refused(parents, tmp_path, run):
     lines = runs.read_jsonl(output / "answers.jsonl")
     runs.write_jsonl(output / "answers.jsonl", [{**line, "model_a": "another"} for line in lines])
     assert "answers.jsonl: holds lines of another run" in interrupted(run, parents, output, Fake())
+
+
+ODD_LINES = [
+    b"",
+    b"[]",
+    b"3",
+    b"{",
+    b"\xff\xfe",
+    b"[" * 100000,
+    b'{"prompt_id": 0}',
+    b'{"prompt_id": [0], "benchmark": "b", "model_a": "salsa-0.05", "model_b": "sft0", "order": 0}',
+]
+
+
+def test_lines_that_cannot_be_used_are_set_aside_and_asked_again(parents, tmp_path, run, capsys):
+    """Of an older version, or a damaged disk; each was a traceback, or stopped every later start."""
+    output = tmp_path / "out"
+    run(parents, output, Fake())
+    whole = {name: (output / name).read_bytes() for name in ("verdicts.jsonl", "answers.jsonl")}
+    answer = json.loads(whole["answers.jsonl"].splitlines()[0])
+    odd = [
+        {"text": [{"type": "text", "text": "[[A>B]]"}]},
+        {"text": None},
+        {"prompt_tokens": "5"},
+        {"prompt_tokens": -1},
+        {"completion_tokens": float("nan")},
+        {"finish_reason": 3},
+        {"served_model": ["m"]},
+        {"attempt": "0"},
+        {"attempt": None},
+    ]
+    lines = ODD_LINES + [json.dumps(answer | changes).encode() for changes in odd]
+    lines += [json.dumps({name: value for name, value in answer.items() if name != "text"}).encode()]
+    for line in lines:
+        rest = whole["answers.jsonl"].split(b"\n", 1)[1]
+        (output / "answers.jsonl").write_bytes(line + b"\n" + rest)
+        (output / "verdicts.jsonl").write_bytes(line + b"\n" + whole["verdicts.jsonl"].split(b"\n", 1)[1])
+        client = Fake()
+        run(parents, output, client)
+        assert len(client.asked) == 1 and (output / "answers.jsonl").read_bytes() == whole["answers.jsonl"]
+        assert (output / "verdicts.jsonl").read_bytes() == whole["verdicts.jsonl"]
+        assert line in (output / "answers.jsonl.set_aside").read_bytes()
+        assert "1 lines can't be used, the first is line 1" in capsys.readouterr().err
+
+
+def test_where_all_is_judged_nothing_is_needed_of_answers_or_of_the_server(parents, tmp_path, run, monkeypatch):
+    output = tmp_path / "out"
+    verdicts, _ = run(parents, output, Fake())
+    (output / "answers.jsonl").write_bytes(b"\x00\n{}\nrubbish")
+    monkeypatch.undo()
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    summary = judge.judge(settings(base_url=""), parents, output, config.Execution())
+    assert summary["kept"] == 12 and statistics.read_verdicts(output / "verdicts.jsonl") == verdicts
+    (output / "answers.jsonl").unlink()
+    judge.judge(settings(base_url=""), parents, output, config.Execution())
+
+
+def test_an_answer_that_was_cut_is_no_verdict_and_says_so(parents, tmp_path, run):
+    class Cut(Fake):
+        def ask(self, prompt, seed=None):
+            return super().ask(prompt, seed) | {"finish_reason": "length"}
+
+    verdicts, summary = run(parents, tmp_path / "out", Cut(), settings(attempts=2, max_tokens=7))
+    assert {v["reason"] for v in verdicts} == {"no verdict in 2 answers, 2 of which max_tokens=7 cut"}
+    assert summary["malformed"] == 24
+
+
+def test_a_seed_of_ones_own_draws_others_and_null_sends_none(parents, tmp_path, run):
+    drawn = {}
+    for seed in (0, 1, None):
+        client = Fake()
+        run(parents, tmp_path / str(seed), client, settings(temperature=None, seed=seed))
+        drawn[seed] = {seed for _, seed in client.asked}
+    assert drawn[None] == {None} and len(drawn[0] | drawn[1]) == 24
+    client = Fake()
+    run(parents, tmp_path / "cold", client, settings(temperature=0.0))
+    assert {seed for _, seed in client.asked} == {None}
+
+
+class Refusing(Fake):
+    """Refuses prompts that hold a text; "" is in all of them."""
+
+    def __init__(self, *texts):
+        super().__init__()
+        self.texts = texts
+
+    def ask(self, prompt, seed=None):
+        answer = super().ask(prompt, seed)
+        if any(text in prompt for text in self.texts):
+            raise llm_judge.Refused("answers 400: no", "judge-1 at host")
+        return answer
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_refusal_is_of_one_question_only_where_a_harmless_one_is_taken(parents, tmp_path, run, concurrency):
+    client = Refusing("question 0.0", "question 4.0")
+    verdicts, summary = run(parents, tmp_path / "some", client, judge_concurrency=concurrency)
+    assert {v["prompt_id"] for v in verdicts if v["winner"] == "error"} == {0, 4} and summary["errors"] == 4
+    assert len(client.asked) == 12 + 4 and summary["asked"] == 8
+    client = Refusing("")
+    message = interrupted(run, parents, tmp_path / "all", client, judge_concurrency=concurrency)
+    expected = "judge llm: judge-1 at host refuses every question: answers 400: no; 0 of 12 verdicts are kept"
+    assert message == expected and len(client.asked) == 2
+
+
+def test_the_harmless_question_is_within_the_budget(parents, tmp_path, run):
+    client = Refusing("question 0.0")
+    message = interrupted(run, parents, tmp_path / "out", client, judge_requests=1, judge_concurrency=1)
+    assert "judge_requests=1 is used up" in message and "0 of 12" in message and len(client.asked) == 1
+
+
+def test_the_first_question_is_asked_alone(parents, tmp_path, run):
+    class Slow(Fake):
+        most = under_way = 0
+
+        def ask(self, prompt, seed=None):
+            with self.lock:
+                self.under_way += 1
+                self.most = max(self.most, self.under_way) if len(self.asked) else self.under_way
+                first = not self.asked
+            time.sleep(0.2 if first else 0.05)
+            if first:
+                assert self.under_way == 1
+            answer = super().ask(prompt, seed)
+            with self.lock:
+                self.under_way -= 1
+            return answer
+
+    client = Slow()
+    run(parents, tmp_path / "out", client, judge_concurrency=6)
+    assert client.most > 1
+
+
+def test_half_a_surrogate_pair_goes_nowhere(tmp_path, run):
+    """Not into what is asked, and in the files as an escape where a name holds it."""
+    parents = make_parents(tmp_path, [row("policy", "id-x", ["a \ufffd good"])], [row("sft0", "id-x", ["b"])])
+    client = Fake(lambda number, prompt, text: text)
+    run(parents, tmp_path / "out", client)
+    path = tmp_path / "ledger.jsonl"
+    comparison = Comparison("a", "b", row("policy", "\ud83d", ["x"]), row("sft0", "\ud83d", ["y"]), 0)
+    book = ledger.Ledger(path, [comparison], lambda line: True)
+    book.append(comparison.question | {"winner": "tie"})
+    book.finish()
+    assert ledger.Ledger(path, [comparison], lambda line: True).lines == book.lines
+    path.read_text(encoding="utf-8")
 
 
 def test_what_is_missing_is_said_before_anything_is_asked(parents, tmp_path, run):
