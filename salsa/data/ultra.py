@@ -508,7 +508,8 @@ def _reference(settings, references, identifier, row, place):
     """
     if row["category"] not in REFERENCE_CATEGORIES:
         return None
-    place, answers = references.get(identifier, (place, row["reference"]))
+    notes = row["reference"] and row["reference"] + [""] * (len(row["turns"]) - len(row["reference"]))
+    place, answers = references.get(identifier, (place, notes))
     if answers and len(answers) != len(row["turns"]):
         said = f"{len(answers)} reference answers to question {identifier!r}, which has {len(row['turns'])} turns"
         raise UserError(f"{place}: {said}; give one a turn")

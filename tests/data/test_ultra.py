@@ -266,7 +266,7 @@ def test_real_ultrafeedback():
 def test_references_of_mt_bench_are_of_three_categories(tmp_path):
     questions = [
         {"question_id": 1, "category": "math", "turns": ["1 + 1?", "2 + 2?"], "reference": ["two", "four"]},
-        {"question_id": 2, "category": "math", "turns": ["1 + 2?", "2 + 3?"], "reference": ["three", ""]},
+        {"question_id": 2, "category": "math", "turns": ["1 + 2?", "2 + 3?"], "reference": ["three"]},
         {"question_id": 3, "category": "writing", "turns": ["Loop.", "Twice."], "reference": None},
         {"question_id": 4, "category": "roleplay", "turns": ["Be a pirate.", "Go on."], "reference": ["a note", ""]},
     ]
