@@ -121,12 +121,15 @@ def check_unchanged(settings, files):
 
     Args:
         settings: config.Task or Benchmark.
-        files: setting's name -> content, as `describe` gave it.
+        files: setting's name -> content, as `describe` gave it. Of a benchmark, its task's files may be there, too.
     """
     paths = local_files(settings) if files else {}
     for name, content in files.items():
-        if name not in paths or describe(paths[name]) != content:
-            place = rows.printable(paths.get(name) or getattr(settings, name, name))
+        path = paths.get(name)
+        if path is None and not getattr(settings, name, ""):
+            continue  # another's
+        if path is None or describe(path) != content:
+            place = rows.printable(path or getattr(settings, name))
             raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
 
 

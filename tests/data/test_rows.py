@@ -268,6 +268,12 @@ def test_a_file_that_changed_since_the_plan(tmp_path):
     with pytest.raises(UserError, match=r"p\.jsonl: changed since the run was planned \(preference_file\); plan again"):
         prepare.prepare(config.PrepareSettings(task, files), {}, tmp_path / "two", None)
     assert not (tmp_path / "two").exists()
+    made = config.Benchmark("preference_file", file=str(path))
+    data.check_unchanged(made, files | {"file": data.describe(path)})  # whatever became of its task's files
+    with pytest.raises(UserError, match=r"p\.jsonl: changed since the run was planned \(file\)"):
+        data.check_unchanged(made, {"file": files["preference_file"]})
+    with pytest.raises(UserError, match=r"org/gone: changed since the run was planned \(file\)"):
+        data.check_unchanged(config.Benchmark("preference_file", file="org/gone"), {"file": data.describe(path)})
 
 
 GOOD = lines(
