@@ -5,6 +5,7 @@ same, and losses are divided by what the whole batch holds. Accelerate averages 
 (FSDP2, DeepSpeed's ZeRO-3); what is written is whole. A run that is told to stop saves what it needs to go on.
 """
 
+import contextlib
 import gc
 import math
 import os
@@ -215,6 +216,18 @@ class Shared(Finite):
     def _get_train_sampler(self, train_dataset=None):
         return self.order
 
+    def _load_from_checkpoint(self, checkpoint, *arguments, **named):
+        with checkpoints.reading(Path(checkpoint)):
+            return super()._load_from_checkpoint(checkpoint, *arguments, **named)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with checkpoints.reading(Path(checkpoint)) if checkpoint else contextlib.nullcontext():
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with checkpoints.reading(Path(checkpoint)) if checkpoint else contextlib.nullcontext():
+            return super()._load_rng_state(checkpoint)
+
     def in_this_step(self):
         """How many rows of the training data the batch of this step holds, over all processes."""
         done = self.state.global_step % self.steps_an_epoch
@@ -259,6 +272,8 @@ class _Watch(TrainerCallback):
         if state.is_world_process_zero:
             path = self.output / runs.CHECKPOINTS / SAVED
             name = f"checkpoint-{state.global_step}"
+            (path.with_name(name) / "training_args.bin").unlink(missing_ok=True)  # a pickle, of which nothing is read
+            checkpoints.describe_files(path.with_name(name))
             checkpoints.sync(path.with_name(name))
             runs.write_json(path, {"checkpoint": name, **checkpoints.layout(self.trainer.accelerator)})
             for other in path.parent.glob("checkpoint-*"):  # whole or not, of which nothing speaks any more
@@ -327,6 +342,7 @@ def _saved(accelerator, output):
     saved = runs.read_json(path)
     folder = path.with_name(saved.pop("checkpoint"))
     checkpoints.check_layout(accelerator, saved, folder)
+    checkpoints.check_files(folder)
     return str(folder)
 
 

@@ -346,3 +346,38 @@ def test_weights_that_are_not_finite_are_not_saved(family, tmp_path, monkeypatch
 def test_a_log_says_null_where_a_number_is_none():
     history = [{"loss": 1.0, "entropy": float("nan"), "step": 3}]
     assert training.finite_or_null(history) == [{"loss": 1.0, "entropy": None, "step": 3}]
+
+
+class Malice:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_file_of_a_checkpoint_runs_code(family, tmp_path, interrupt):
+    case, folder = sft_case(execution={"checkpoint_minutes": 1e-9}), tmp_path / "run"
+
+    def kill():
+        raise Interrupted
+
+    interrupt(2, kill)
+    with pytest.raises(Interrupted):
+        run(case, family, folder)
+    saved = folder / runs.CHECKPOINTS / "checkpoint-1"
+    pickles = [path for path in sorted(saved.iterdir()) if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+    assert [path.name for path in pickles] == ["optimizer.pt", "rng_state.pth", "scheduler.pt"]
+    for path in pickles:
+        before = path.read_bytes()
+        torch.save(Malice(tmp_path / "made"), path)
+        with pytest.raises(runs.UserError, match=path.name):
+            run(case, family, folder)
+        (saved / checkpoints.FILES).unlink()  # as a checkpoint of an earlier version, which says nothing of its files
+        with pytest.raises(runs.UserError, match=r"can't be read as a checkpoint \(Unsupported"):
+            run(case, family, folder)
+        assert not (tmp_path / "made").exists()
+        path.write_bytes(before)
+        checkpoints.describe_files(saved)

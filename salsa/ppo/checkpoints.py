@@ -4,16 +4,45 @@ A checkpoint is what Accelerate saves (networks, optimizer, random states) and a
 name when everything in it is on the disk. The order of prompts, sampling noise and mini-batches follow from the seed
 and the iteration, so nothing of them is kept. A run that goes on from a checkpoint computes what it would have
 computed without the interruption; on a CPU bit for bit.
+
+What is read again is checked against what was written, and read as data: Accelerate's and transformers' files are
+pickles, and one that names anything but tensors and numbers is refused before it runs. DeepSpeed reads its own files as
+it likes.
 """
 
+import contextlib
 import os
+import pickle
+import re
 import shutil
 import signal
 
-from salsa import runs
+import torch
+from accelerate.utils import DistributedType, patch_environment
+from accelerate.utils.other import load as load_as_data
+
+from salsa import failures, runs
 
 ANCHOR = "reference.json"  # beside the checkpoints: what the run is anchored to
 LAYOUT = "processes.json"  # likewise: how many processes wrote them, and how
+FILES = "files.json"  # in a checkpoint: sizes of its files, and digests where that takes no minutes
+DIGESTED = 2**31  # bytes: a process that is told to stop has seconds to save
+METADATA = {  # what the index of sharded weights (torch.distributed.checkpoint) is made of
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in ("Metadata", "MetadataIndex", "TensorStorageMetadata")
+    ),
+    *(("torch.distributed.checkpoint.metadata", name) for name in ("BytesStorageMetadata", "ChunkStorageMetadata")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in ("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING")
+    ),
+    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+}
 
 
 class Stopped(Exception):
@@ -93,6 +122,7 @@ def save(accelerator, progress, output):
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        describe_files(partial)
         sync(partial)
         older = _saved(output)
         os.replace(partial, root / f"{progress.iteration:06d}")
@@ -103,15 +133,93 @@ def save(accelerator, progress, output):
 
 
 def load(accelerator, progress, output):
-    """Go on from the last checkpoint of `output`, if there is one. Returns whether there was."""
+    """Go on from the last checkpoint of `output`, if there is one. Returns whether there was.
+
+    UserError where it is damaged, or a file of it is more than data.
+    """
     saved = _saved(output)
     if not saved:
         return False
     check_layout(accelerator, runs.read_json(output / runs.CHECKPOINTS / LAYOUT), saved[-1])
-    accelerator.load_state(str(saved[-1]))
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    check_files(saved[-1])
+    with contextlib.nullcontext() if deepspeed else reading(saved[-1]):
+        for states in saved[-1].glob("random_states_*.pkl"):
+            load_as_data(states)  # Accelerate would go on without those that it can't read
+        accelerator.load_state(str(saved[-1]))
     progress.resumed_at.append(progress.iteration)
     progress.saved = progress.iteration
     return True
+
+
+def describe_files(folder):
+    """Write down what a checkpoint's folder holds, which nothing will change any more."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    small = sum(sizes.values()) <= DIGESTED
+    described = {
+        name: {"bytes": size, **({"sha256": runs.file_sha256(files[name])} if small else {})}
+        for name, size in sizes.items()
+    }
+    runs.write_json(folder / FILES, described)
+
+
+def check_files(folder):
+    """UserError where a checkpoint is not as it was written. One of an earlier version says nothing of that."""
+    if not (folder / FILES).exists():
+        return
+    for name, described in runs.read_json(folder / FILES).items():
+        path = folder / name
+        if not path.is_file():
+            raise _unusable(folder, f"{name} is missing")
+        if path.stat().st_size != described["bytes"]:
+            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {described['bytes']}")
+        if "sha256" in described and runs.file_sha256(path) != described["sha256"]:
+            raise _unusable(folder, f"{name} was altered since it was written")
+
+
+def _unusable(folder, reason):
+    return runs.UserError(f"{folder}: {reason}; remove {folder.parent} and run again: training begins anew")
+
+
+@contextlib.contextmanager
+def reading(folder):
+    """Within it a checkpoint's files are read as data, whatever a library asks for. UserError where one is no such."""
+    try:
+        for path in folder.rglob(".metadata"):
+            with open(path, "rb") as file:
+                _Inert(file).load()
+        with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            yield
+    except runs.UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or failures.describe(error):
+            raise
+        named = re.search(r"Unsupported (?:global|class|operand)[^,\n]*?(?= was not| is not|[,.\n]|$)", str(error))
+        reason = named[0] if named else str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _unusable(folder, f"can't be read as a checkpoint ({reason[:200]})") from error
+
+
+class _Inert(pickle.Unpickler):
+    """Reads a pickle without making anything of it. UnpicklingError where it names what is not in METADATA."""
+
+    def find_class(self, module, name):
+        if (module, name) in METADATA or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return _Nothing
+        raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
+
+
+class _Nothing(dict):
+    """What stands for an object of any class."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    __hash__ = object.__hash__
 
 
 def _said(layout):

@@ -6,6 +6,7 @@ import errno
 import io
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -522,3 +523,71 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(make, prompts, t
     runs.write_json(layout, {**runs.read_json(layout), "processes": 2})
     with pytest.raises(runs.UserError, match=r"saved by 2 process\(es\) of NO, and this is 1"):
         checkpoints.load(made.accelerator, made.progress, tmp_path)
+
+
+class Malice:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def saved(make, prompts, tmp_path):
+    """(Trainer, folder) of a checkpoint after an iteration."""
+    made = make(make_settings("ema", "no"))
+    made.iterate(0, prompts[0][:8], prompts[1][:8])
+    checkpoints.save(made.accelerator, made.progress, tmp_path)
+    return made, next((tmp_path / runs.CHECKPOINTS).glob("0*"))
+
+
+def test_no_file_of_a_checkpoint_runs_code(saved, tmp_path):
+    """Neither where it is altered, nor where its digest was altered too."""
+    made, folder = saved
+    pickles = [path for path in sorted(folder.iterdir()) if path.suffix in (".pkl", ".bin")]
+    assert [path.name for path in pickles] == ["custom_checkpoint_0.pkl", "optimizer.bin", "random_states_0.pkl"]
+    for path in pickles:
+        before = path.read_bytes()
+        torch.save(Malice(tmp_path / "made"), path)
+        with pytest.raises(runs.UserError, match=rf"{path.name} (has \d+ bytes instead of|was altered)"):
+            checkpoints.load(made.accelerator, made.progress, tmp_path)
+        (folder / checkpoints.FILES).unlink()
+        checkpoints.describe_files(folder)
+        with pytest.raises(
+            runs.UserError, match=r"can't be read as a checkpoint \(Unsupported .*; remove .*/checkpoints"
+        ):
+            checkpoints.load(made.accelerator, made.progress, tmp_path)
+        assert not (tmp_path / "made").exists()
+        path.write_bytes(before)
+    (folder / checkpoints.FILES).unlink()
+    checkpoints.describe_files(folder)
+    assert checkpoints.load(made.accelerator, made.progress, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(saved, tmp_path):
+    made, folder = saved
+    path = folder / "optimizer.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(
+        runs.UserError, match=r"000000: optimizer\.bin was altered since it was written; remove .*checkpoints"
+    ):
+        checkpoints.load(made.accelerator, made.progress, tmp_path)
+    path.unlink()
+    with pytest.raises(runs.UserError, match=r"optimizer\.bin is missing"):
+        checkpoints.load(made.accelerator, made.progress, tmp_path)
+
+
+def test_an_index_of_sharded_weights_runs_no_code(tmp_path):
+    from torch.distributed import checkpoint
+
+    checkpoint.save({"weight": torch.ones(3), "step": 4}, checkpoint_id=tmp_path, no_dist=True)
+    with checkpoints.reading(tmp_path):
+        pass
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Malice(tmp_path / "made")))
+    with pytest.raises(runs.UserError, match="Unsupported global"), checkpoints.reading(tmp_path):
+        pass
+    assert not (tmp_path / "made").exists()
