@@ -155,6 +155,7 @@ def load(accelerator, progress, output):
 def describe_files(folder):
     """Write down what a checkpoint's folder holds, which nothing will change any more."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(FILES, None)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     small = sum(sizes.values()) <= DIGESTED
     described = {
