@@ -97,6 +97,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
 
     rows = torch.arange(count, device=device)  # whose cache and attention are held: those that may still go on
     cache, inputs = make_cache(model, width + length), tokens
+    droppable = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not of linear attention
     attention = prompt_attention
     position, place = attention.sum(dim=1, keepdim=True), positions(attention)
     noise = noise.to(device)
@@ -127,7 +128,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
         inputs, place = token[:, None], position + t
         # Ended rows go on with padding that nothing reads, until half of the rows are such and are dropped.
         attention = torch.cat([attention, mask[rows, t : t + 1]], dim=1)
-        if remaining <= len(rows) // 2:
+        if remaining <= len(rows) // 2 and droppable:
             (kept,) = alive.nonzero(as_tuple=True)
             cache.batch_select_indices(kept)
             rows, inputs, place, position, attention = (x[kept] for x in (rows, inputs, place, position, attention))
