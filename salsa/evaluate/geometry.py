@@ -11,9 +11,9 @@ what a policy does.
 import math
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from salsa import soup
+from salsa import folders, soup
 from salsa.runs import UserError
 
 PIECE = 2**22  # weights held in float64 at once, of each model
@@ -84,6 +84,6 @@ def _names(folders):
 def _tied(folder):
     """Names under which a model's folder may hold a tensor that it also holds under another."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(folders.load_config(folder))
     own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     return set(model.state_dict()) - own
