@@ -24,6 +24,7 @@ import zlib
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from salsa import runs
 from salsa.evaluate.judge_access import access_key, base_url, check_access
 
 LARGEST = 2**24  # bytes of an answer
@@ -110,7 +111,7 @@ class Client:
         self._stopping, self._alone = asyncio.Event(), asyncio.Lock()
         self._pauses, self._resume = 0, 0.0  # pauses since the server last took a request; when the last of them ends
         self._told = False
-        self._loop = self._http = None
+        self._loop, self._http, self._closed = None, None, False
         self._starting = threading.Lock()
 
     def ask(self, prompt, seed=None):
@@ -120,6 +121,8 @@ class Client:
         Raises Refused where the server says that it can't take this prompt, Interrupted where it fails for good.
         """
         with self._starting:
+            if self._closed:
+                raise Interrupted(f"{self.name} was not asked")
             if self._loop is None:
                 self._start()
         future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed), self._loop)
@@ -132,19 +135,26 @@ class Client:
         import openai  # whose HTTP client this is
 
         loop = asyncio.new_event_loop()
-        # A redirection is not followed: it would carry the key to another host.
-        self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
+        try:  # a redirection is not followed: it would carry the key to another host
+            self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
+        except Exception as error:
+            raise runs.UserError(
+                f"judge.kind=openai: no connections can be made ({self._shown(str(error))}); mend the environment's "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
+            ) from None
         threading.Thread(target=loop.run_forever, daemon=True).start()
         self._loop = loop
 
     def stop(self):
         """Begin nothing more: who waits for a next try gives up, what was sent is still answered."""
-        if self._loop:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        with self._starting:
+            if self._loop:
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     def close(self):
         """Cut off what is under way, so that nothing goes on that nobody waits for."""
-        loop, self._loop = self._loop, None
+        with self._starting:
+            loop, self._loop, self._closed = self._loop, None, True
         if loop is None:
             return
         ended = asyncio.run_coroutine_threadsafe(self._end(), loop)

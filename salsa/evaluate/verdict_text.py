@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 
 GRADES = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
+BROKEN = ("error", "abort", "content_filter")  # likewise, for other reasons
 MOST = 100  # verdicts in an answer that says anything
 CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # finish reasons of an answer that has no end
 
@@ -108,7 +109,7 @@ def parse(text, finish_reason=None):
         text: the answer.
         finish_reason: why it ended, as the server says.
     """
-    if str(finish_reason).lower() in CUT:
+    if str(finish_reason).lower() in (*CUT, *BROKEN):
         return None
     text = plain(without_thinking(html.unescape(html.unescape(text))))
     verdicts = [

@@ -486,6 +486,16 @@ def test_a_refusal_is_of_one_question_only_where_a_harmless_one_is_taken(parents
     assert message == expected and len(client.asked) == 2
 
 
+def test_errors_are_kept_and_judged_again_where_their_lines_are_removed(parents, tmp_path, run):
+    output, second, third = tmp_path / "out", Fake(), Fake()
+    kept, _ = run(parents, output, Refusing("question 3.0"))
+    assert run(parents, output, second)[0] == kept and second.asked == []
+    path = output / "verdicts.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"winner": "error"' not in line))
+    verdicts, summary = run(parents, output, third)
+    assert len(third.asked) == 2 and summary["errors"] == 0 and len(verdicts) == 12
+
+
 def test_the_harmless_question_is_within_the_budget(parents, tmp_path, run):
     client = Refusing("question 0.0")
     message = interrupted(run, parents, tmp_path / "out", client, judge_requests=1, judge_concurrency=1)

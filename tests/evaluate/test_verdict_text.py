@@ -121,7 +121,7 @@ def test_the_verdict_of_an_answer(text, grade):
     assert parse(text) == grade
 
 
-@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "max_output_tokens"])
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "max_output_tokens", "error", "abort"])
 def test_an_answer_that_was_cut_holds_none(reason):
     assert parse("[[A>B]]", reason) is None
     assert parse("[[A>B]]", "stop") == parse("[[A>B]]", None) == "A>B"
