@@ -1,0 +1,222 @@
+"""Judges that can't measure: their verdicts decide no claim, and every table of them says why."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tree import Tree
+
+from salsa.report import captions, claims, judging, study, tables
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
+CLAIM = {"text": "t", "measure": "win_rate", "smallest_effect": 0.03, "origin": "abstract", "candidate": "salsa",
+         "baseline": "ppo", "benchmarks": [], "meaning": "so"}  # fmt: skip
+
+
+class Readable(Tree):
+    def rows(self, model, reward, gold, text):
+        return super().rows(model, reward, gold, "text")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three replicates of 60 prompts on one benchmark; by gold scores salsa loses to ppo, which beats sft0."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
+        tree = Readable(tmp_path_factory.mktemp("judged"), replicates=(0, 1, 2), prompts=60,
+                        arms={"ppo": "0", "salsa": "0.5"}, benchmarks=("in_distribution",), planes=())  # fmt: skip
+        return study.read(tree.settings, tree.parents)
+
+
+def judged(found, answer, kind="openai", claim=CLAIM, seed=0):
+    """The study as if its judge, of this kind, had given `answer(line, the model that gold prefers, generator)`."""
+    generator, verdicts = np.random.default_rng(seed), {}
+    for (_, *key), lines in found.verdicts.items():
+        preferred = [line["winner"] for line in judging.gold_verdicts(found, lines)]
+        verdicts["it", *key] = [
+            line | {"judge": "it", "winner": answer(line, gold, generator)}
+            for line, gold in zip(lines, preferred, strict=True)
+        ]
+    config = found.config | {"judges": {"it": {"kind": kind, "tournament": False}}, "claims": {"c": claim}}
+    return study.Study(config, found.policies, found.landscapes, found.reward_models, verdicts, [], found.parents)
+
+
+def first(line, gold, generator):
+    return "model_b" if line["order"] else "model_a"
+
+
+def second(line, gold, generator):
+    return "model_a" if line["order"] else "model_b"
+
+
+def tie(line, gold, generator):
+    return "tie"
+
+
+def error(line, gold, generator):
+    return "error"
+
+
+def dice(line, gold, generator):
+    return generator.choice(["model_a", "model_b"])
+
+
+def good(line, gold, generator):
+    return gold
+
+
+def cut(line, gold, generator):
+    return "error" if generator.random() < 0.3 else gold
+
+
+def one_order(line, gold, generator):
+    return "error" if line["order"] else gold
+
+
+def by_prompt(line, gold, generator):
+    """The same model in both orders, whatever it wrote: consistent, and without a look at the answers' quality."""
+    return ("model_a", "model_b")[hash_of(line) % 2]
+
+
+def hash_of(line):
+    return int.from_bytes(f"{line['prompt_id']}{line['replicate']}{line['model_b']}".encode()[::-1], "big") % 1009
+
+
+def mostly_first(line, gold, generator):
+    return first(line, gold, generator) if generator.random() < 0.95 else gold
+
+
+def contrary(line, gold, generator):
+    return {"model_a": "model_b", "model_b": "model_a"}.get(gold, gold)
+
+
+@pytest.mark.parametrize(
+    "answer, why",
+    [
+        (first, "can't be told from those of a judge that ignores the answers"),
+        (second, "can't be told from those of a judge that ignores the answers"),
+        (mostly_first, "can't be told from those of a judge that ignores the answers"),
+        (dice, "can't be told from those of a judge that ignores the answers"),
+        (tie, "called all of its 1,080 verdicts a tie"),
+        (error, "1,080 answers of judge it held no verdict"),
+        (cut, "held no verdict, more than a share of 0.1"),
+        (by_prompt, "can't be shown to agree with gold beyond chance: Cohen's kappa"),
+        (contrary, "can't be shown to agree with gold beyond chance: Cohen's kappa -0.8"),
+        (one_order, "540 of 1,080 answers of judge it held no verdict"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "gold"])
+def test_claims_are_not_read_from_it(three, answer, why, kind):
+    if kind == "gold" and answer in (by_prompt, contrary):
+        return  # gold is what it says
+    found = judged(three, answer, kind)
+    frame = claims.frame(found)
+    assert frame["claim_verdict"].tolist() == ["not tested"]
+    assert why in frame["why"][0]
+    assert f"Not tested** here: {frame['why'][0].split(',')[0]}"[:60] in claims.text(
+        found, frame, tables.win_rates(found)
+    )
+    assert why in tables.judges(found)["cannot_measure"][0]
+    assert any(why in line for line in claims.warnings(found))
+
+
+def test_a_judge_that_follows_gold_measures(three):
+    """By gold, salsa's answers are all worse than ppo's: -½ in each replicate, which three alike can't decide."""
+    found = judged(three, good)
+    row = tables.judges(found).iloc[0]
+    assert row["cannot_measure"] == "" and row["gold_kappa"] > 0.99 and row["discrimination"] > 0.95
+    frame = claims.frame(found)
+    assert frame["effect"].tolist() == [-0.5] and frame["claim_verdict"].tolist() == ["undecided"]
+    assert "the 3 replicates are equal" in frame["why"][0]
+    assert claims.warnings(found) == []
+
+
+def test_half_a_judge_refutes_by_half_of_the_smallest_effect(three):
+    def half(line, gold, generator):
+        return first(line, gold, generator) if generator.random() < 0.5 else gold
+
+    found = judged(three, half)
+    seen = judging.quality(found, "it", "in_distribution").seen
+    assert 0.3 < seen < 0.55
+    frame = claims.frame(found)
+    assert f"judge it shows {tables.number(100 * seen)} % of an effect at least" in frame["how"][0]
+    assert frame["claim_verdict"].tolist() == ["refuted"]  # about -¼ in each replicate
+    shown = {0: 0.02 + 1e-4, 1: 0.02, 2: 0.02 - 1e-4}  # above half of the smallest effect, and below it
+    assert claims._decided(CLAIM, shown, 1)[0]["verdict"] == "refuted"
+    assert claims._decided(CLAIM, shown, 1, seen)[0]["verdict"] == "supported"
+
+
+def test_a_judge_that_shows_too_little_of_an_effect(three):
+    def lazy(line, gold, generator):
+        return gold if line["prompt_id"].endswith("7") else "tie"
+
+    frame = claims.frame(judged(three, lazy, claim=CLAIM | {"smallest_effect": 0.06}))
+    assert "even a model that is always better need not win by more than" in frame["why"][0]
+    frame = claims.frame(judged(three, lazy, kind="gold", claim=CLAIM | {"smallest_effect": 0.06}))
+    assert frame["claim_verdict"][0] != "not tested"  # gold's ties are ties
+
+
+def test_errors_alone_are_said_wherever_verdicts_would_stand(three):
+    found = judged(three, error)
+    frames = {"claims": claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
+    sentences = captions.captions(found, frames, found.kl_coefs)
+    for name in ("win_rates", "bradley_terry", "judges", "paper_table"):
+        assert "1,080 answers of judge it held no verdict" in sentences[name]
+        assert "has no judge" not in sentences[name]
+    found.verdicts = {}
+    assert captions.no_verdicts(found) == "No verdicts: this study has no judge."
+
+
+def test_limits_are_settings(three):
+    found = judged(three, cut)
+    found.config["report"] = found.config["report"] | {
+        "judges": {"largest_error_share": 0.5, "smallest_discrimination": 0.0, "smallest_kappa": 0.0}
+    }
+    assert judging.quality(found, "it").reason == ""
+    del found.config["report"]["judges"]  # of a study that was planned before they were
+    assert judging.limits(found)["largest_error_share"] == 0.1
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    specification = importlib.util.spec_from_file_location("judges_simulation", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("places", [True, False])
+@pytest.mark.parametrize("ignoring", [0.5, 0.8, 0.95, 1.0])
+def test_a_true_advantage_is_not_refuted_by_a_judge_that_ignores_answers(simulation, places, ignoring):
+    alone, reported = simulation.rates(0.6, ignoring, places, studies=40, seed=1)
+    assert reported["refuted"] <= 0.025
+    assert ignoring < 0.95 or not places or ignoring == 1 or alone["refuted"] > 0.5  # what the interval alone would say
+    alone, reported = simulation.rates(0.5, ignoring, places, studies=40, seed=1)
+    assert reported["supported"] <= 0.1  # 2.5 %, of 40
+
+
+def test_a_judge_that_reads_changes_nothing(simulation):
+    for rate in (0.6, 0.5):
+        alone, reported = simulation.rates(rate, 0.0, True, studies=40, seed=1)
+        assert alone == reported
+
+
+def test_the_simulation_prints_a_table(simulation, capsys, monkeypatch):
+    shares = dict.fromkeys(simulation.VERDICTS, 0.25)
+    monkeypatch.setattr(simulation, "rates", lambda *arguments: [shares, shares])
+    simulation.main(["--studies", "3"])
+    assert "| 60% | names the first place | 95% | 25.0 | 25.0 |" in capsys.readouterr().out
+
+
+def test_gold_verdicts_of_unknown_scores_are_errors(three):
+    lines = next(iter(three.verdicts.values()))[:2]
+    lines = [lines[0] | {"prompt_id": "unheard of"}, lines[1]]
+    assert [row["winner"] == "error" for row in judging.gold_verdicts(three, lines)] == [True, False]
+
+
+def test_the_table_of_judges_is_json_and_csv(three, tmp_path):
+    tables.write(tables.judges(judged(three, error)), tmp_path, "judges", "c")
+    assert "nan" not in (tmp_path / "judges.csv").read_text().lower()
+    assert json.dumps(judging.quality(judged(three, good), "it").reason, allow_nan=False) == '""'
