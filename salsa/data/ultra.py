@@ -546,10 +546,18 @@ def _identifier(row, names, index):
     """A question's id, of the first of some keys that it has; its place in the file where it has none."""
     for name in names:
         if row.get(name) is not None:
-            if isinstance(row[name], str | int):
-                return messages.text(name, row[name]) if isinstance(row[name], str) else row[name]
-            raise messages.wrong(name, row[name], "a text or a whole number")
+            return _checked_identifier(name, row[name])
     return index
+
+
+def _checked_identifier(name, value):
+    form = "a text or a whole number"
+    if not isinstance(value, str | int):
+        raise messages.wrong(name, value, form)
+    try:
+        return messages.text(name, value) if isinstance(value, str) else value
+    except Dropped:
+        raise messages.wrong(name, value, form) from None
 
 
 def _texts(key, value):
@@ -609,8 +617,7 @@ def _reference_answers(row):
     """The question's id and the answers of a row of FastChat's reference_answer file."""
     identifier, choices = _needed(row, REQUIRED_KEYS["reference_file"])
     form = 'a list of {"turns": a list of texts}'
-    if not isinstance(identifier, str | int):
-        raise messages.wrong("question_id", identifier, "a text or a whole number")
+    identifier = _checked_identifier("question_id", identifier)
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict) and "turns" in choices[0]):
         raise messages.wrong("choices", choices, form)
     answers = choices[0]["turns"]

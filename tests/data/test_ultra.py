@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -350,6 +351,82 @@ def test_faults_of_questions_are_found_while_planning(tmp_path, monkeypatch, que
         with pytest.raises(UserError) as error:
             found_by(mt)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    float("nan"),
+    10**30,
+    "",
+    " ",
+    "\ud800",
+    "\u200b",
+    [],
+    {},
+    [[]],
+    [None],
+    ["x"],
+    [USER],
+    [1, 2],
+    "a\nb",
+)
+ODD += ([{"role": "user"}], [{"role": "user", "content": None}], [{"from": "human", "value": "q"}], {"type": "image"})
+
+
+def changed(value, rng):
+    """Rows with one value, at a random place in them, exchanged, removed, repeated or renamed."""
+    value = json.loads(json.dumps(value))
+    inner, key = value, rng.randrange(len(value))
+    while isinstance(inner[key], dict | list) and inner[key] and rng.random() < 0.8:
+        inner = inner[key]
+        key = rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+    kind = rng.choice(["exchange", "exchange", "exchange", "remove", "again"])
+    if kind == "exchange":
+        inner[key] = rng.choice(ODD)
+    elif kind == "remove":
+        del inner[key]
+    elif isinstance(inner, list):
+        inner.append(inner[key])
+    else:
+        inner[f"{key}_"] = inner.pop(key)
+    return value
+
+
+@pytest.mark.parametrize("name", ["preference_file", "sft_file", "evaluation_file", "file", "reference_file", "hard"])
+def test_changed_rows_are_kept_dropped_or_refused_in_one_line(tmp_path, name):
+    rng = random.Random(name)
+    said = [{"messages": [USER, {**ANSWER, "content": [{"type": "text", "text": f"a {i}"}]}]} for i in range(5)]
+    said = [{"messages": [{**USER, "content": f"s {i}"}, *row["messages"][1:]]} for i, row in enumerate(said * 8)]
+    whole = {
+        "preference_file": [pair([{**USER, "content": f"p {i}"}], [ANSWER], [OTHER], metadata={}) for i in range(60)],
+        "sft_file": said,
+        "evaluation_file": [{"prompt": f"e {i}"} for i in range(4)],
+        "file": [question(i, category="math", reference=["a", "b"]) for i in range(4)],
+        "reference_file": [answers(i, "a", "b") for i in range(4)],
+        "hard": [{"uid": str(i), "cluster": "c", "prompt": f"h {i}"} for i in range(4)],
+    }
+    texts = Counter()
+    for _ in range(60):
+        rows = whole | {name: changed(whole[name], rng)}
+        files = {key: write(tmp_path / f"{key}.jsonl", values) for key, values in rows.items()}
+        if name in ("file", "reference_file"):
+            made = config.Benchmark("mt_bench", file=files["file"], reference_file=files["reference_file"])
+        elif name == "hard":
+            made = config.Benchmark("arena_hard", file=files["hard"])
+        else:
+            made = config.Task(kind="ultra", **{key: files[key] for key in list(whole)[:3]})
+        try:
+            check(made)
+        except UserError as error:
+            assert str(error).isprintable() and str(tmp_path) in str(error)
+            texts["refused"] += 1
+            continue
+        kept = ultra.prepare(made)[0] if made.kind == "ultra" else ultra.benchmark(made, 0)[0]
+        json.dumps(kept, ensure_ascii=False, allow_nan=False).encode()  # what check lets pass, the stage writes
+        texts["kept"] += 1
+    assert min(texts["kept"], texts["refused"]) > 1
 
 
 def test_questions_that_stand_twice_are_dropped(tmp_path):
