@@ -27,6 +27,7 @@ CHUNK = 4_000_000  # indices that a bootstrap holds at a time
 RIDGE = 0.01  # of the slope of `length_controlled`
 MOST_REPLICATES = 10_000  # that `decide` thinks of
 FEWEST = 6  # that can agree beyond chance: five tosses of a coin are all alike in 2/2⁵ = 6 %, six in 3 %
+SMALL = 30  # scores, below which a percentile bootstrap is too narrow to be left alone
 FEWEST_RESAMPLES = 20  # below it, the two tails of 2.5 % together hold less than one of them
 PRIOR = 2  # z²/2 for 95 %, as Agresti and Coull (American Statistician 52, 1998) add it to each of two counts
 SHOWN = 20  # pairs that a message names
@@ -146,7 +147,7 @@ def bootstrap_interval(scores, seed=0, resamples=2000, level=0.95):
     values, counts = np.unique(scores, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(scores.size, counts / scores.size, resamples)
     low, high = np.quantile(drawn @ values / scores.size, [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), scores, level)
+    return _widened(float(low), float(high), scores.mean(), scores, level)
 
 
 def bounds_of_few(scores, level=0.95):
@@ -161,15 +162,22 @@ def bounds_of_few(scores, level=0.95):
     return float(inside * np.min(scores)), float(1 - inside * (1 - np.max(scores)))
 
 
-def _widened(low, high, scores, level):
-    """An interval that a bootstrap gave, and where it had fewer than FEWEST scores, at least `bounds_of_few`.
+def _widened(low, high, rate, scores, level):
+    """An interval that a bootstrap gave, and where it had few scores, at least what knows how few.
 
-    A resample never leaves the range of its sample, in which so few prompts may lie by chance.
+    A resample never leaves the range of its sample, in which few prompts may lie by chance: 6 wins of 7 would exclude
+    ½, which a sign test does not. Below SMALL scores the interval is therefore no narrower than Wilson's of that rate
+    (Journal of the American Statistical Association 22, 1927), and below FEWEST than `bounds_of_few`.
     """
-    if len(scores) >= FEWEST:
-        return low, high
-    least, greatest = bounds_of_few(scores, level)
-    return min(low, least), max(high, greatest)
+    if len(scores) < SMALL:
+        z, n, mean = float(stats.norm.ppf((1 + level) / 2)), len(scores), float(rate)
+        middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+        low, high = min(low, middle - half), max(high, middle + half)
+    if len(scores) < FEWEST:
+        least, greatest = bounds_of_few(scores, level)
+        low, high = min(low, least), max(high, greatest)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def length_controlled(scores, differences):
@@ -206,7 +214,7 @@ def length_controlled_interval(scores, differences, seed=0, resamples=2000, leve
         for indices in _resampled(scores.size, seed, resamples)
     ]
     low, high = np.quantile(np.concatenate(rates), [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), scores, level)
+    return _widened(float(low), float(high), length_controlled(scores, differences), scores, level)
 
 
 def _resampled(size, seed, resamples):
@@ -585,7 +593,7 @@ def _share_interval(by_prompt, seed, resamples, level):
         return bounds_of_few(shares, level)
     drawn = _resampled_sums(counts, seed, resamples)
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), shares, level)
+    return _widened(float(low), float(high), counts[:, 0].sum() / counts[:, 1].sum(), shares, level)
 
 
 def compare(verdicts, candidate, baseline, seed=0, resamples=2000):

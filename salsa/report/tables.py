@@ -848,7 +848,7 @@ def write_csv(frame, path):
 def _csv_cell(text):
     """Text that a spreadsheet shows and does not compute: what would begin a formula is put behind an apostrophe."""
     text = words.line(words.plain(text))
-    return "'" + text if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+    return "'" + text if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 
 
 def _is_number(text):
