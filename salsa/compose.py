@@ -830,7 +830,6 @@ def content_of_files(values):
     """
     chosen = values["data"]
     found = {"prepare": _local_files(config.Task, chosen["task"])}
-    _check_rows(values)
     for name, benchmark in values["benchmarks"].items():
         try:
             found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
@@ -847,6 +846,7 @@ def content_of_files(values):
     folder = local_folder(values["model"])
     if folder:
         found["base"] = {"path": _describe_folder(folder)}
+    _check_rows(values)
     return {run: files for run, files in found.items() if files}
 
 
