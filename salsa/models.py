@@ -122,12 +122,17 @@ def load_whole(cls, folder, head="", trunk="", **options):
         folder: as `folders.check` accepts it.
         head: prefix of names that may be missing: those of a head that is new.
         trunk: prefix of names of which none may be left over; "": all names.
+        options: of `from_pretrained`; with a `state_dict`, the weights are those.
 
     Raises UserError, naming the first tensor, where weights are missing, left over, of another shape, or not finite.
     """
     with folders.loading(folder):
         model, report = cls.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+            None if "state_dict" in options else folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **options,
         )
     for name, given, wanted in sorted(report["mismatched_keys"]):
         raise runs.UserError(
@@ -266,25 +271,53 @@ def outline(cls, config):
         return cls(config)
 
 
-def mix_policies(folders, weights, device="cpu", dtype=torch.float32):
+@torch.no_grad()
+def mix_policies(sources, weights, device="cpu", dtype=torch.float32):
     """The soup of model folders, in memory: a causal language model in evaluation mode.
 
     Args:
-        folders: model folders, one for each weight; those of weight 0 are not read.
+        sources: model folders, one for each weight; those of weight 0 are not read.
         weights: decimals or fractions that sum to 1.
     """
-    parsed = soup.parse_weights(weights, len(folders))
-    used = [(folder, weight) for folder, weight in zip(folders, parsed, strict=True) if weight]
-    folders, parsed = [folder for folder, _ in used], [weight for _, weight in used]
-    model = load_policy(folders[0], dtype=dtype)
-    if len(folders) > 1:
-        soup.check_ingredients(folders)
-        state = model.state_dict()
-        with torch.no_grad():
-            for name, tensor in soup.mixed_tensors(folders, parsed):
+    parsed = soup.parse_weights(weights, len(sources))
+    used = [(folder, weight) for folder, weight in zip(sources, parsed, strict=True) if weight]
+    sources, parsed = [folder for folder, _ in used], [weight for _, weight in used]
+    model = load_policy(sources[0], dtype=dtype)
+    if len(sources) > 1:
+        soup.check_ingredients(sources)
+        mixed, state = soup.mixed_tensors(sources, parsed), model.state_dict()
+        if folders.stored(sources[0]).keys() <= state.keys():
+            for name, tensor in mixed:
                 state[name].copy_(tensor)
-        model.tie_weights()
+            model.tie_weights()
+        else:  # stored by other names (experts one by one, GPT-NeoX's head), which transformers has to read
+            made = load_whole(type(model), sources[0], state_dict=dict(mixed), config=model.config, dtype=dtype)
+            made.generation_config = model.generation_config
+            model = made.eval()
     return model.to(device)
+
+
+# By the names that architectures have for the dropout of their attention.
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+
+
+def attention_dropout(folder, rate):
+    """The options with which `load_policy` sets a model's attention dropout; none for 0, which leaves it as it is.
+
+    Raises UserError where its architecture has none.
+    """
+    config = folders.load_config(folder)
+    names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
+    if rate and not names:
+        raise runs.UserError(f"sft.dropout={rate}: {config.model_type} has no attention dropout; set sft.dropout=0")
+    return dict.fromkeys(names, rate) if rate else {}
+
+
+def end_dropout(config):
+    """Let a configuration say that training is over: no attention dropout."""
+    for name in ATTENTION_DROPOUT:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ def train(settings, parents, output, execution):
     models.check_context(parents["base"], settings.lengths)
     set_seed(settings.seed)
     # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
-    options = {"attention_dropout": sft.dropout} if sft.dropout else {}
+    options = models.attention_dropout(base, sft.dropout)
     trainer = _Trainer(
         model=models.load_policy(base, **options),
         args=SFTConfig(

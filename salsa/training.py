@@ -355,7 +355,8 @@ def keep(trainer, output):
         partial = output / runs.CHECKPOINTS / f".{KEPT}"
         shutil.rmtree(partial, ignore_errors=True)
         model = accelerator.unwrap_model(trainer.model)
-        model.config.attention_dropout, model.config.use_cache = 0.0, True
+        models.end_dropout(model.config)
+        model.config.use_cache = True
         models.save(model, partial, state)
         shutil.rmtree(partial.with_name(KEPT), ignore_errors=True)
         partial.rename(partial.with_name(KEPT))

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import EXECUTION, random_llama, save_model
+from conftest import EXECUTION, finished, random_llama, save_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from salsa import base, chat, compose, config, folders, forward, models, plan, runs, soup
+from salsa import base, chat, compose, config, folders, forward, models, plan, reward, runs, sft, soup
+from salsa.data import assistant, gold, user
+from salsa.ppo import trainer
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -339,6 +341,44 @@ def test_a_score_head_on_any_trunk(bytes_tokenizer, tmp_path, name, settings, ow
     scores = loaded.scores(some, 2)
     for i, ids in enumerate(([5, 8, 9], [5, 6, 7, 9, 7, 8])):  # as the classifier itself reads them, which TRL trains
         assert scores[i].item() == pytest.approx(classifier(torch.tensor([ids])).logits.item(), abs=1e-5)
+
+
+def test_an_architecture_without_a_classifier_is_trained_to_the_end(bytes_tokenizer, tmp_path):
+    torch.manual_seed(0)
+    settings = SIZE | LIMIT | KV | MOE | IDS | {"vocab_size": len(bytes_tokenizer)}
+    save_model(transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**settings)), bytes_tokenizer, tmp_path / "m")
+    asked, answers = [user("cook rice")], [[assistant(text)] for text in ("boil it", "no")]
+
+    def prepare(folder):
+        for name in ("prompts", "evaluation"):
+            runs.write_jsonl(folder / f"{name}.jsonl", [{"id": str(i), "prompt": asked} for i in range(4)])
+        for name in ("sft", "sft_validation"):
+            runs.write_jsonl(folder / f"{name}.jsonl", [{"messages": asked + answers[0]}] * 4)
+        pair = {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}
+        runs.write_jsonl(folder / "preferences.jsonl", [pair] * 8)
+        gold.save(folder / "gold", "none")
+
+    lengths = config.Lengths(64, 8)
+    model = config.Model("m", "hub", str(tmp_path / "m"), chat_template="roles")
+    preferences = config.RewardModel(pairs=4, held_out=4, batch_size=4, normalisation_prompts=4, learning_rate=1e-3)
+    weights = ["1/2", "1/2"]
+    ppo = config.PpoSettings(
+        0, 0.1, ["1"], config.Reference("soup", weights), config.Ppo(iterations=1, batch_size=4), lengths
+    )
+    made = {"prepare": finished("prepare", tmp_path / "prepare", prepare)}
+
+    def run(role, function, settings, *parents):
+        made[role] = tmp_path / role
+        runs.execute(role, 1, function, settings, {name: made[name] for name in parents}, made[role], EXECUTION)
+
+    run("base", base.make, config.BaseSettings(model))
+    for i in (0, 1):
+        chosen = config.Sft(epochs=1, batch_size=4, learning_rate=1e-2)
+        run(f"sft{i}", sft.train, config.SftSettings(i, chosen, lengths), "prepare", "base")
+    run("reward_model", reward.train, config.RewardModelSettings(0, "given", preferences, lengths), "prepare", "sft0")
+    run("ppo", trainer.train, ppo, "prepare", "reward_model", "sft0", "sft1")
+    (metrics,) = runs.read_jsonl(made["ppo"] / "metrics.jsonl")
+    assert metrics["response_length"] > 0 and models.load_score_model(made["ppo"] / "value_model")
 
 
 @pytest.mark.parametrize(

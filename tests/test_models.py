@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from conftest import SHAPE, random_llama, save_model
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from salsa import base, chat, config, forward, models, runs
+from salsa import base, chat, config, folders, forward, models, runs
 from salsa.data import stories, user
 
 
@@ -54,6 +55,42 @@ def test_a_soup_in_memory(sft_runs, sft_models, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(only.parameters(), sft_models[1].parameters(), strict=True))
     with pytest.raises(runs.UserError, match="must sum to 1"):
         models.mix_policies(folders, [0.5, 0.6])
+
+
+@pytest.mark.parametrize("name", ["GPTNeoXForCausalLM", "OlmoeForCausalLM"])
+def test_a_soup_of_models_that_are_stored_by_other_names(tokenizer, tmp_path, name):
+    cls, shape = getattr(transformers, name), SHAPE
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": 2,
+        "num_experts": 2,
+    }
+    settings |= {"intermediate_size": 48, "num_attention_heads": 2, "num_experts_per_tok": 1, "eos_token_id": 2}
+    made = []
+    for i in range(2):
+        torch.manual_seed(i)
+        made.append(cls(cls.config_class(**settings)))
+        save_model(made[i], tokenizer, tmp_path / str(i))
+    assert not folders.stored(tmp_path / "0").keys() <= made[0].state_dict().keys()
+    mixed = models.mix_policies([tmp_path / "0", tmp_path / "1"], ["1/4", "3/4"])
+    assert not mixed.training and mixed.generation_config.eos_token_id == 2
+    for (key, found), a, b in zip(mixed.named_parameters(), *(m.parameters() for m in made), strict=True):
+        torch.testing.assert_close(found, 0.25 * a + 0.75 * b, rtol=1e-6, atol=1e-7, msg=key)
+
+
+def test_attention_dropout_by_any_name(tokenizer, tiny_chat_model, tmp_path):
+    assert models.attention_dropout(tiny_chat_model, 0.1) == {"attention_dropout": 0.1}
+    assert models.attention_dropout(tiny_chat_model, 0.0) == {}
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer), "attn_pdrop": 0.0}
+    save_model(GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=2)), tokenizer, tmp_path)
+    loaded = models.load_policy(tmp_path, **models.attention_dropout(tmp_path, 0.1))
+    assert loaded.transformer.h[0].attn.attn_dropout.p == 0.1
+    models.end_dropout(loaded.config)
+    assert loaded.config.attn_pdrop == 0 and not hasattr(loaded.config, "attention_dropout")
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(runs.UserError, match=r"sft.dropout=0.1: mamba has no attention dropout"):
+        models.attention_dropout(tmp_path, 0.1)
 
 
 def test_a_gpu_that_is_not_there(execution):
