@@ -19,6 +19,7 @@ from salsa.plan import LABEL
 MAIN_TABLE = "tables/win_rates.md"
 COMPARISON = "comparison.md"
 LOG = "log.txt"
+KEPT_LOG = ".log.txt"  # its second name: no part of a run's result, for it begins with a point
 SHOWN = 12  # lines of a failed run's log on the terminal
 TAIL = 2**16  # bytes of it that are read for them
 LITTLE = 2**20  # bytes: a disk with less room is called full

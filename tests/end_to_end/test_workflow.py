@@ -44,6 +44,7 @@ def main(module, plan_file, path):
     signal.signal(signal.SIGTERM, note)
 
     def function(settings, parents, output, execution):
+        print("computing", path, flush=True)
         if rank == 0:  # the others are the same run
             with open("calls.txt", "a") as file:
                 file.write(path + "\\n")
@@ -261,11 +262,15 @@ def test_two_at_once_compute_each_run_once(tmp_path):
         assert processes[0].poll() is None and processes[1].poll() is None
         time.sleep(0.1)
     time.sleep(3)  # both have built their DAG by now, and wait for the same run
+    logs = list((place.folder / "results" / "sft").glob("*/log.txt"))
+    before = [log.read_text() for log in logs]
     (place.folder / "hold_sft").unlink()
     for process in processes:
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, printed
     assert len(place.calls()) == len(set(place.calls()))
+    assert len(logs) == 2 and all(text.startswith("computing sft/") for text in before)
+    assert all(log.read_text().startswith(text) for log, text in zip(logs, before, strict=True))
 
 
 def test_a_failure_is_named_and_leaves_nothing_that_looks_finished(small, tmp_path):
@@ -273,9 +278,11 @@ def test_a_failure_is_named_and_leaves_nothing_that_looks_finished(small, tmp_pa
     (place.folder / "fail_respond").touch()
     _, printed = place.run(f"{TINY} ppo.learning_rate=1e-5", code=1)
     assert "respond was told to fail" in printed and "not finished: results/respond/" in printed
+    (_, log) = sorted((place.folder / "results" / "respond").glob("*/log.txt"), key=os.path.getmtime)[-2:]
     (place.folder / "fail_respond").unlink()
     counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5")
     assert counts == {"respond": 2, "judge": 2, "studies": 1}
+    assert "was told to fail" in log.read_text() and log.read_text().count("computing ") == 2  # both tries are kept
 
 
 @pytest.mark.parametrize(

@@ -119,14 +119,16 @@ def launcher(stage):
 def command(stage, show=False, python="{params.launcher}"):
     """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
 
-    With `show`, what the stage prints goes to the terminal as well as to its log. Logs are appended to: a second try,
-    or a second Snakemake whose process waits for the first one's lock, leaves what stands there. `{…:q}` is quoted by
-    Snakemake for the shell, and a brace doubled is no field of its.
+    With `show`, what the stage prints goes to the terminal as well as to its log. Snakemake removes a log before each
+    try, also that of a run which another Snakemake computes or has finished. So a second name holds on to it, and every
+    try appends. `{…:q}` is quoted by Snakemake for the shell, and a doubled brace is no field of its.
     """
     output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
+    kept = shlex.quote(f"{PLAN.results}/{planning.FOLDERS[stage]}/") + "{wildcards.run:q}/" + studies.KEPT_LOG
     option = str(PLAN_FILE).startswith("-")  # what a file's name may not look like
     plan_file = shlex.quote("./" * option + str(PLAN_FILE)).replace("{", "{{").replace("}", "}}")
     return (
+        f"(: >> {kept} && ln -f -- {kept} {{log:q}}) 2> /dev/null || true; "
         f"exec {python} -m {planning.MODULES[stage]} --plan {plan_file} "
         f"--run {planning.FOLDERS[stage]}/{{wildcards.run:q}} {output}"
     )
