@@ -192,6 +192,9 @@ def labels(points):
     """
     parsed = []
     for point in points:
+        sweep = next((text for text, o in zip(point, _parse(point), strict=True) if o.is_sweep_override()), None)
+        if sweep:
+            raise UserError(f"{sweep}: a sweep within a point; give each of its values a point of its own")
         pairs = ((override.get_key_element().lstrip("+"), override) for override in _parse(point))
         parsed.append({key: "" if o.is_delete() else o.get_value_element_as_str() for key, o in pairs})
     keys = dict.fromkeys(key for point in parsed for key in point)

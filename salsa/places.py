@@ -20,6 +20,9 @@ def use():
             pwd.getpwuid(os.getuid())
         except KeyError:
             os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        if not os.path.isabs(os.environ.get(name, "/")):
+            del os.environ[name]  # the standard says to ignore it; a library would make it in any folder it works in
     home = os.path.expanduser("~")
     if not os.path.isabs(home) or not usable(home):
         if not os.path.isdir(home):

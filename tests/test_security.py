@@ -318,6 +318,13 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, monkeypatch, capfd,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
+def test_a_point_of_a_points_file_is_no_sweep():
+    from salsa import compose
+
+    with pytest.raises(runs.UserError, match="seed=0,1: a sweep within a point"):
+        compose.compose_points([["ppo.iterations=3"], ["seed=0,1"]])
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
     from salsa import __main__
 
@@ -373,7 +380,8 @@ def test_what_a_study_says_at_its_end_is_text_alone(tmp_path):
 
 def home(monkeypatch, path, **more):
     for name in ("XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "MPLCONFIGDIR", "HF_DATASETS_CACHE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.delenv(name)
     for name, value in ({"HOME": path} | more).items():
         monkeypatch.setenv(name, str(value))
 
@@ -416,16 +424,21 @@ def test_a_cache_that_is_a_file_is_passed_over(tmp_path, monkeypatch):
     assert os.environ["XDG_CACHE_HOME"] != str(tmp_path / "file") and places.usable(os.environ["XDG_CACHE_HOME"])
 
 
+def test_a_cache_beside_whatever_a_process_works_in_is_none(tmp_path, monkeypatch):
+    home(monkeypatch, tmp_path, XDG_CACHE_HOME="cache", XDG_CONFIG_HOME="")
+    places.use()
+    assert "XDG_CACHE_HOME" not in os.environ and "XDG_CONFIG_HOME" not in os.environ
+
+
 def test_a_user_without_a_name_has_one(monkeypatch):
     def unknown(uid):
         raise KeyError(uid)
 
     for name in places.NAMES:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(places.pwd, "getpwuid", unknown)
     places.use()
     assert os.environ["LOGNAME"] == f"uid{os.getuid()}"
-    monkeypatch.delenv("LOGNAME")
 
 
 def test_another_users_folder_is_not_taken(tmp_path, monkeypatch):

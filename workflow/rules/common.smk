@@ -19,6 +19,8 @@ from salsa.runs import UserError, printable
 
 def read_plan():
     """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
+    if set(workflow.basedir) & set("{}"):
+        sys.exit(printable(f"salsa: {workflow.basedir}: Snakemake takes braces for wildcards; move the checkout"))
     unknown = sorted(set(config) - {"overrides", "plan", "points"})
     if unknown:
         sys.exit(printable(f'--config {unknown[0]}=…: no such key; give --config overrides="model=tiny seed=1"'))
@@ -26,8 +28,9 @@ def read_plan():
         if not isinstance(value, str | None):
             sys.exit(f'--config {key}: not text but {value!r}; quote it: --config overrides="model=tiny"')
     given = [key for key, value in config.items() if value]
-    if "points" in given and len(given) > 1:
-        sys.exit("--config points: the file says everything; give no overrides and no plan beside it")
+    alone = next((key for key in ("plan", "points") if key in given), None)
+    if alone and len(given) > 1:
+        sys.exit(f"--config {alone}: the file says everything; give nothing beside it")
     try:
         if config.get("plan"):
             return planning.load(config["plan"]), Path(config["plan"])
