@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import EXECUTION
 from snakemake.cli import parse_config
-from snakemake_interface_executor_plugins.utils import format_cli_arg
+from snakemake.spawn_jobs import format_cli_arg
 from test_plan import make
 
 from salsa import config, gpus, places, plan, runs, studies
