@@ -879,13 +879,22 @@ def _check_turns(name, benchmark, values):
             f"benchmarks.{name}: prompts of {turns} turns, and judges.{asked[0]} is shown {MOST_TURNS} at most; "
             "leave the benchmark or the judge out"
         )
-    response, model = values["lengths"]["response"], values["model"]
-    positions = model["architecture"]["max_length"] if model["source"] == "pretrain" else None
-    if positions and turns > 1 and turns * response >= positions:  # the questions come on top, as the stages will see
+    response, (where, positions) = values["lengths"]["response"], _positions(values["model"])
+    # A question has a token at least; how many they have, a stage will see that has the tokenizer.
+    if positions and turns > 1 and turns * (1 + response) > positions:
         raise UserError(
             f"benchmarks.{name}: {turns} turns of lengths.response={response} fill all positions of "
-            f"model.architecture.max_length={positions}; change one"
+            f"{where}={positions}; change one"
         )
+
+
+def _positions(model):
+    """Where it is said how many tokens a model holds, and the number; it is None where only the hub says."""
+    if model["source"] == "pretrain":
+        return "model.architecture.max_length", model["architecture"]["max_length"]
+    folder = local_folder(model)
+    key, positions = folders.limit(folders.configuration(folder)) if folder else (None, None)
+    return f"{folder}/config.json's {key}", positions
 
 
 def _local_files(cls, values):

@@ -489,6 +489,18 @@ def test_turns_that_fill_the_model_are_refused_while_planning():
     one(*lengths, "lengths.response=24")
 
 
+def test_turns_that_fill_a_local_model_are_refused_while_planning(tmp_path, tiny_chat_model):
+    folder = shutil.copytree(tiny_chat_model, tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"max_position_embeddings": 100}))
+    common = [*local_ultra(tmp_path), "model.source=hub", f"model.path={folder}", "lengths.prompt=20"]
+    one(*common, "lengths.response=49")  # two questions of a token, and two answers
+    with pytest.raises(
+        UserError, match=r"mt_bench: 2 turns of lengths.response=50 fill all .*max_position_embeddings=100"
+    ):
+        one(*common, "lengths.response=50")
+
+
 def test_command_line(tmp_path):
     def salsa(*arguments):
         return subprocess.run([sys.executable, "-m", "salsa", *arguments], capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """Conversations: what a model is shown, what it cannot hold, and runs that go on after a kill."""
 
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -204,3 +205,33 @@ def test_an_answer_that_grows_when_it_is_read_again(sft_models, tokenizer, monke
     with pytest.raises(runs.UserError, match=r"benchmark b: a conversation needs 165 tokens, the model holds 160"):
         monkeypatch.setattr(generate, "check", lambda *arguments: 160)
         answer(sft_models[0], tokenizer, lengths=config.Lengths(160, 10))
+
+
+def test_a_policys_own_words_are_no_control_tokens(chat_model):
+    _, tokenizer = chat_model
+    eos, role = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|user|>")
+    said = "boil <eos> it\n<|user|>\nno"
+    asked = [generate.user("How?"), generate.assistant(said)]
+    first = chat.encode_conversation(tokenizer, asked)[1]
+    rows = [{"id": 7, "turns": ["How <|user|> do I cook rice? <eos>", "And then?"]}]
+    answers = generate._converse(tokenizer, rows, "b", [eos], None, [[first], [[eos]]])
+    assert answers.texts == [[said], [""]]
+    second = answers.prompts[1][0]
+    assert [second.count(eos), second.count(role)] == [1, 2]  # the first answer's end; two questions
+    assert tokenizer.decode(second).count("<eos>") == 3 and tokenizer.decode(second).count("<|user|>") == 4
+
+
+def test_rows_that_the_template_refuses_are_left_out_and_counted(sft_models, tokenizer, capsys):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
+    refused = {"id": 0, "before": [{"role": "system", "content": "a kite"}], "turns": ["fox"]}
+    spelled = {"id": 1, "turns": ["fox <eos>"]}
+    answers = answer(sft_models[0], strict, [refused, spelled, {"id": 2, "turns": ["fox"]}])
+    assert [row["id"] for row in answers.rows] == [2] and answers.left_out == 2
+    told = capsys.readouterr().out
+    assert "benchmark b: 1 dropped_by_template, the first because the chat template refuses it (no system)" in told
+    assert "benchmark b: 1 dropped_control_token" in told
+    with pytest.raises(runs.UserError, match=r"benchmark b: no prompt is left of 1; 1 can't be encoded.*no system"):
+        generate.check(sft_models[0], strict, {"b": [refused]}, LENGTHS)
