@@ -248,11 +248,11 @@ class _Controls(NamedTuple):
 
 
 def _controls(tokenizer):
-    return _controls_of(tokenizer, str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens))
+    return _controls_of(tokenizer, str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens), len(tokenizer))
 
 
 @functools.lru_cache(maxsize=8)
-def _controls_of(tokenizer, template, special):
+def _controls_of(tokenizer, template, special, size):
     added = {
         token.content: (id, token) for id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()
     }
@@ -280,6 +280,10 @@ class _Conversation:
         self.tokenizer, self.messages = tokenizer, messages
         self.stand_ins = {}  # a private character -> the text that it stands for
         contents = "\0".join(m["content"] for m in messages if isinstance(m.get("content"), str))
+        try:
+            contents.encode()
+        except UnicodeEncodeError:
+            raise Refused("dropped_half_surrogate", "it holds half a surrogate pair, which is no text") from None
         self.controls = _controls(tokenizer)
         spelled = _spelled(contents, self.controls.ids)
         if not spelled:
@@ -310,14 +314,11 @@ class _Conversation:
 
     def ids(self, text):
         """Token ids of (a part of) the template's text."""
-        try:
-            return self._careful_ids(text) if self.stand_ins else _plain_ids(self.tokenizer, text)
-        except TypeError as error:  # as for half a surrogate pair, which is no text
-            raise Refused("dropped_by_tokenizer", f"the tokenizer can't read it ({error})") from None
+        return self._careful_ids(text) if self.stand_ins else _plain_ids(self.tokenizer, text)
 
     def _careful_ids(self, text):
         """Of text with stand-ins: as always, but what they stand for is text."""
-        backend, aliases, ids = _aliased(self.tokenizer, tuple(self.controls.ids))
+        backend, aliases, ids = _aliased(self.tokenizer, tuple(self.controls.ids), len(self.tokenizer))
         text = re.sub(_any_of(aliases), lambda match: aliases[match.group()], text)
         written = sum(map(text.count, aliases.values()))
         for character, spelled in self.stand_ins.items():
@@ -334,7 +335,7 @@ class _Conversation:
 
 
 @functools.lru_cache(maxsize=2)
-def _aliased(tokenizer, controls):
+def _aliased(tokenizer, controls, size):
     """A tokenizer that reads the spelling of a control token as text, and knows the token by a private character.
 
     Returns (a `tokenizers.Tokenizer`, spelling -> alias, its ids of added tokens -> the tokenizer's own). Refused where

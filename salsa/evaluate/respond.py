@@ -47,6 +47,8 @@ def respond(settings, parents, output, execution):
     runs.write_jsonl(output / "responses.jsonl", rows)
 
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
+    if answers.left_out:
+        left_out["evaluation"] = answers.left_out
     with models.lent(reward_model, device):
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
