@@ -34,6 +34,7 @@ FIRST_PAUSE, LONGEST_PAUSE = (
     60.0,
 )  # seconds after a limit of rate, where the server doesn't say: most are a minute's
 PATIENCE = 900.0  # the longest pause that a server may ask for
+SHORTEST_KEY = 8
 OVERSIZED = -1  # in the place of a status: an answer larger than that
 AGAIN = (408, 409, 425)  # and all from 500 on
 EVERY = (401, 402, 404, 405, 407, 410, 426)  # what these say is said to every question
@@ -50,7 +51,8 @@ ABOUT_ALL = re.compile(  # words of a refusal that no other question would escap
     re.IGNORECASE,
 )
 UNPAID = re.compile(r"insufficient_quota|billing|exceeded your current quota|insufficient (?:credit|balance)")
-RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # a header
+AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, whatever for
+RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # of a limit
 ECHOES = ("input", "messages", "prompt", "body", "ctx")  # fields of an error that repeat what was asked
 
 
@@ -193,7 +195,7 @@ class Client:
         message, usage = choice["message"], content.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         refusal, reason = message.get("refusal"), choice.get("finish_reason")
-        text = text_of(message.get("content"))
+        text = self._keyless(text_of(message.get("content")))
         if reason == "content_filter" or (isinstance(refusal, str) and refusal and not text):
             reason = f"answers {reason or 'refusal'}: {refusal or 'the answer was filtered'}"
             raise Refused(self._shown(reason), self.name)
@@ -203,7 +205,7 @@ class Client:
             "finish_reason": readable(reason)[:100] if isinstance(reason, str) else None,
             "prompt_tokens": _count(usage.get("prompt_tokens")),
             "completion_tokens": _count(usage.get("completion_tokens")),
-            "served_model": readable(served)[:200] if isinstance(served, str) else None,
+            "served_model": self._keyless(readable(served))[:200] if isinstance(served, str) else None,
         }
         changes = {name: changed[name] for name in parameters if name in changed}
         return line | ({"changed_parameters": changes} if changes else {})
@@ -220,7 +222,7 @@ class Client:
         reply = None
         for attempt in range(self.retries + 1):
             if reply:
-                asked = asked_wait(reply.headers)
+                asked = asked_wait({name: reply.headers[name] for name in AFTER if name in reply.headers})
                 await self._wait(min(asked, LONGEST_PAUSE) if asked else min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
             reply = await self._admitted(body)
             if reply.status in (200, 400):
@@ -243,7 +245,7 @@ class Client:
                 before = self._pauses
                 reply = judged(await self._exchange(body))
                 if reply.status != 429:
-                    self._pauses = 0 if reply.status == 200 else self._pauses
+                    self._pauses = 0 if reply.status else self._pauses
                     return reply
                 if before == self._pauses:  # the first to say so, of those that were under way together
                     self._pause(reply)
@@ -291,7 +293,11 @@ class Client:
         """One line of at most 300 characters, without control characters and without the key."""
         text = "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text[:5000])
         text = " ".join(text.split())
-        return (text.replace(self.secret, "(key)") if self.secret else text)[:300]
+        return self._keyless(text)[:300]
+
+    def _keyless(self, text):
+        """The text with a mark in the place of the key; what is shorter than a key protects nothing."""
+        return text.replace(self.secret, "(key)") if len(self.secret) >= SHORTEST_KEY else text
 
 
 async def _content(response, headers):
@@ -374,7 +380,7 @@ def _parameters_named(reply, sent):
     error = reply.content.get("error", reply.content) if isinstance(reply.content, dict) else reply.content
     parameter = error.get("param") if isinstance(error, dict) else None
     if isinstance(parameter, str) and parameter:
-        return {parameter} & set(sent)
+        return set(re.findall(r"\w+", parameter)) & set(sent)
     text = " ".join(_strings(reply.content))
     return {name for name in sent if re.search(rf"(?<![\w-]){name}(?![\w-])", text)}
 

@@ -217,7 +217,7 @@ def verdict(grade, order):
 def load_templates(folder):
     """Name -> text of the templates in `folder`; of the project's own where it is "".
 
-    Raises UserError for a missing file or placeholder.
+    Raises UserError for a missing file or placeholder, or a file that is no text.
     """
     folder, templates = Path(folder) if folder else TEMPLATES, {}
     for name, placeholders in PLACEHOLDERS.items():
@@ -225,7 +225,10 @@ def load_templates(folder):
         if not path.is_file():
             needed = ", ".join(f"{name}.txt" for name in PLACEHOLDERS)
             raise runs.UserError(f"{path}: missing; a folder of judge.templates has {needed}")
-        templates[name] = path.read_text(encoding="utf-8")
+        try:
+            templates[name] = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise runs.UserError(f"{path}: can't be read ({error}); save it as UTF-8 text") from None
         for placeholder in placeholders:
             if f"{{{placeholder}}}" not in templates[name]:
                 raise runs.UserError(f"{path}: has no {{{placeholder}}}; write it where that text shall stand")
@@ -264,7 +267,8 @@ class Budget:
     def __init__(self, execution, lines):
         self.limits = {"requests": execution.judge_requests, "tokens": execution.judge_tokens}
         self.spent = {"requests": len(lines), "tokens": 0}
-        self.uncounted = False  # whether an answer came without its tokens
+        self.largest = 0  # tokens of an answer; what one is taken for that came without them
+        self.uncounted = False  # whether an answer came without its tokens, before any other said them
         self._lock = threading.Lock()
         for line in lines:
             self.count(line)
@@ -283,7 +287,8 @@ class Budget:
         """Count the tokens of an answer."""
         tokens = line["prompt_tokens"], line["completion_tokens"]
         with self._lock:
-            if None in tokens:
+            if None not in tokens:
+                self.largest, self.uncounted = max(self.largest, sum(tokens)), False
+            elif not self.largest:
                 self.uncounted = True
-            else:
-                self.spent["tokens"] += sum(tokens)
+            self.spent["tokens"] += self.largest if None in tokens else sum(tokens)

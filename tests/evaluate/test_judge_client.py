@@ -203,6 +203,7 @@ def test_one_question_that_is_not_taken_is_refused_at_once(reply):
         answer({"error": "upstream"}),
         answer({"error": {"code": 502, "message": "upstream"}}),
         answer({"choices": 3}),
+        Reply(503, {"x-ratelimit-reset-requests": "60s"}, None, "busy"),
         answer({"choices": ["x"]}),
         answer([]),
         Reply(200, {}, 7, "7"),
@@ -223,6 +224,7 @@ def test_faults_that_may_pass_are_tried_again(reply):
 
 NAMED = {
     "param": lambda name: refusal(400, "Unsupported parameter", param=name, code="unsupported_parameter"),
+    "path": lambda name: refusal(400, "Unsupported parameter", param=f"body.{name}"),
     "prose": lambda name: refusal(400, f"Unsupported value: '{name}' does not support 0.0 with this model."),
     "argument": lambda name: refusal(400, f"Unrecognized request argument supplied: {name}"),
     "pydantic": lambda name: Reply(

@@ -318,6 +318,16 @@ def test_a_budget_of_tokens(parents, tmp_path, run):
     assert summary["prompt_tokens"] == 0 and summary["asked"] == 12
 
 
+def test_an_answer_without_its_tokens_is_taken_for_the_largest(parents, tmp_path, run):
+    class Forgetful(Fake):
+        def ask(self, prompt, seed=None):
+            answer = super().ask(prompt, seed)
+            return answer | {"completion_tokens": None} if len(self.asked) == 2 else answer
+
+    message = interrupted(run, parents, tmp_path / "out", Forgetful(), judge_tokens=330, judge_concurrency=1)
+    assert "judge_tokens=330 is used up" in message and "3 of 12" in message
+
+
 class Broken(Fake):
     """Fails for good at one request."""
 
@@ -550,6 +560,9 @@ def test_what_is_missing_is_said_before_anything_is_asked(parents, tmp_path, run
     (templates / "two_turn.txt").write_text("Which is better? {question_1}")
     message = interrupted(run, parents, tmp_path / "out", client, chosen)
     assert message.startswith(f"{templates / 'two_turn.txt'}: has no {{answer_a_1}}")
+    (templates / "two_turn.txt").write_bytes(b"\xff\xfe{question_1}")
+    message = interrupted(run, parents, tmp_path / "out", client, chosen)
+    assert message.startswith(f"{templates / 'two_turn.txt'}: can't be read") and "UTF-8" in message
     without = {role: folder for role, folder in parents.items() if role != "benchmark/b"}
     assert "give --parent benchmark/b=FOLDER" in interrupted(run, without, tmp_path / "out", client)
     three = make_parents(tmp_path / "three", [row("policy", 0, ["a"] * 3)], [row("sft0", 0, ["b"] * 3)])
