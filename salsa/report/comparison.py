@@ -15,9 +15,10 @@ from matplotlib.lines import Line2D
 
 from salsa import config, runs
 from salsa.report import tables
+from salsa.report import words as wording
 from salsa.report.figures import style
 
-VERSION = 2
+VERSION = 3
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}
 SFT0 = "sft0"
 WIN_RATE = "win_rate"
@@ -30,6 +31,7 @@ AGAINST = (
 
 def build(settings, parents, output, execution):
     """The stage. Parents: study/<i>, the study of the point i of the settings; two points may have one study."""
+    settings = config.ComparisonSettings(wording.cleaned(settings.points))
     studies = [parents[f"study/{place}"] for place in range(len(settings.points))]
     frame = comparison(settings.points, studies)
     duels = [row for study in dict.fromkeys(studies) for row in head_to_head(study)]
@@ -42,12 +44,13 @@ def build(settings, parents, output, execution):
     tables.write(against.drop(columns="study"), output / "tables", "against_ppo", AGAINST)
     tables.write_csv(against, output / "tables" / "against_ppo.csv")
     style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
-    lines = "\n".join(f"- {line}" for line in statements(settings.points, frame, duels, plain_arms(studies)))
+    said = collapsed(frame) + statements(settings.points, frame, duels, plain_arms(studies))
+    lines = "\n".join(f"- {wording.markdown(line)}" for line in said)
     parts = [
         "# Comparison of the points of a sweep",
         lines,
         "## Table",
-        caption,
+        wording.markdown(caption),
         tables.markdown(tables.readable(shown)),
         "## Against plain PPO",
         AGAINST,
@@ -75,7 +78,7 @@ def comparison(points, studies):
 
     Columns: point; each swept key; arm, kl_coef, replicates; gold_reward, reward and kl_to_sft0, each with its bounds
     over replicates (_low, _high); win_rate_<judge>_<benchmark>, the adjusted win rate against sft0, with its bounds
-    over prompts; study, the path of the study below the results.
+    over prompts; collapsed, where a policy has; study, the path of the study below the results.
     """
     keys = _keys(points)
     rows = []
@@ -86,9 +89,23 @@ def comparison(points, studies):
             row |= {name: line[name] for name in ("arm", "kl_coef", "replicates")}
             row |= {name + bound: line[name + bound] for name in MEASURES for bound in tables.BOUNDS}
             row |= _win_rates(rates[(rates["candidate"] == line["arm"]) & (rates["kl_coef"] == line["kl_coef"])])
+            if isinstance(line.get(tables.MARKED), str):
+                row[tables.MARKED] = line[tables.MARKED]
             rows.append(row | {"study": f"{study.parent.name}/{study.name}"})
     frame = pd.DataFrame(rows)
+    if tables.MARKED in frame:
+        frame[tables.MARKED] = frame[tables.MARKED].fillna("")
     return frame[[name for name in frame if name != "study"] + ["study"]]
+
+
+def collapsed(frame):
+    """A sentence for each point, arm and kl_coef of which a policy has collapsed."""
+    if tables.MARKED not in frame:
+        return []
+    own = frame[frame[tables.MARKED] != ""]
+    return [
+        f"Warning: {row['point']}: {row[tables.MARKED]} at kl_coef {row['kl_coef']:g}" for row in own.to_dict("records")
+    ]
 
 
 def _column(key):

@@ -18,7 +18,7 @@ from salsa import config, runs
 from salsa.evaluate import statistics
 from salsa.report import captions, cards, claims, figures, html, selection, tables, words
 
-VERSION = 4
+VERSION = 5
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after escape_html
 
 
