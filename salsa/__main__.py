@@ -17,6 +17,7 @@ from salsa.runs import UserError
 def main(argv=None):
     """Run one subcommand; a mistake of the user is one line on standard error, and exit code 1."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    runs.print_anything()
     places.use()
     try:
         if argv[:1] == ["soup"]:

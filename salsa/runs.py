@@ -481,6 +481,13 @@ def _module(function):
     return main.name if function.__module__ == "__main__" and main else function.__module__
 
 
+def print_anything():
+    """Let this process print any text, whatever its language: a log in ASCII shows ‖ as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not one that a test put in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
 def command(stage, version, function, settings_class, roles=(), description=None, argv=None, writes=None, may_write=()):
     """The command line of a stage: by the plan that the driver wrote, or by hand.
 
@@ -499,6 +506,7 @@ def command(stage, version, function, settings_class, roles=(), description=None
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=FOLDER")
     parser.add_argument("--output", help="the folder to write")
     arguments = parser.parse_args(argv)
+    print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     gpus.keep()
     gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second

@@ -468,3 +468,11 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, settings, message):
         command(*arguments)
     assert "\n" not in str(caught.value) and caught.value.code
     assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_a_log_that_is_not_utf8_stops_nothing(tmp_path):
+    code = r"from salsa import runs; runs.print_anything(); print('KL(sft0 \u2016 soup)')"
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    environment = os.environ | ascii_alone
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == b"KL(sft0 \\u2016 soup)\n"

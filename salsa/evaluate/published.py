@@ -291,6 +291,7 @@ def main(argv=None):
     parser.add_argument("--output", required=True, help="the verdicts to write")
     parser.add_argument("--baseline", help="the model that others are compared with; arena-hard: gpt-4-0314")
     arguments = parser.parse_args(argv)
+    runs.print_anything()
     convert, leaderboard = FORMATS[arguments.format]
     options = {"baseline": arguments.baseline} if arguments.baseline else {}
     try:

@@ -651,6 +651,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=_seed, default=0, help="of the bootstrap; 0 or more")
     parser.add_argument("--judge", help="required where the file has several")
     arguments = parser.parse_args(argv)
+    runs.print_anything()
     try:
         verdicts = select(
             read_verdicts(arguments.verdicts),
