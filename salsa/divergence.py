@@ -23,6 +23,7 @@ def stop(output, message, facts, tensors, writes=True):
         tensors: name -> tensor.
     """
     if writes:
+        output.mkdir(parents=True, exist_ok=True)
         kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(kept, output / BATCH)
         runs.write_json(output / FACTS, {"message": message, **facts})

@@ -61,6 +61,7 @@ CASES = {
     "fsdp2_reward": reward_case(epochs=1),
     "fsdp2_bf16": sft_case("bf16", epochs=1),
 }
+DIVERGE = {"sft_diverges": sft_case(learning_rate=1e30), "reward_diverges": reward_case(learning_rate=1e30)}
 
 
 def launched(arguments, accelerate_config=""):
@@ -86,7 +87,7 @@ def family(parents, base_run):
 def by_two(family, tmp_path_factory):
     """The folders of the cases, as two processes wrote them: all at one start."""
     folder = tmp_path_factory.mktemp("two")
-    asked = {"parents": {role: str(path) for role, path in family.items()}, "cases": CASES}
+    asked = {"parents": {role: str(path) for role, path in family.items()}, "cases": DIVERGE | CASES}
     runs.write_json(folder / "cases.json", asked)
     process = launched([SCRIPT, folder / "cases.json"], FSDP2)
     assert process.returncode == 0, process.stdout
@@ -130,6 +131,13 @@ def test_two_processes_learn_what_one_does(by_two, by_one, name):
         assert next(constants) == pytest.approx(next(constants), rel=1e-3)
     if "stop_after" in CASES[name]:
         assert runs.read_json(by_two / name / runs.CHECKPOINTS / training.SAVED)["processes"] == 2
+
+
+@pytest.mark.parametrize(("name", "section"), [("sft_diverges", "sft"), ("reward_diverges", "reward_model")])
+def test_all_processes_end_where_one_diverges(by_two, name, section):
+    said = runs.read_json(by_two / name / "summary.json")["refused"]
+    assert f"{section}.learning_rate=1e+30: " in said and "not finite at step" in said
+    assert load_file(by_two / name / "diverged.safetensors") and not (by_two / name / "model").exists()
 
 
 def approximately(one, other, tolerance):

@@ -4,7 +4,6 @@ Each case writes its run into a folder beside the file, named as the case. The t
 process.
 """
 
-import contextlib
 import json
 import sys
 from functools import partial
@@ -67,8 +66,12 @@ def main(path):
         output, request = Path(path).parent / name, checkpoints.StopRequest
         for stop_after in [case["stop_after"], None] if "stop_after" in case else [None]:
             checkpoints.StopRequest = partial(StopAfter, stop_after) if stop_after else request
-            with contextlib.suppress(SystemExit):
+            try:
                 summary = run(case, parents, output)
+            except SystemExit:
+                pass
+            except runs.UserError as error:  # in each of the processes, or the next case would wait for ever
+                summary = {"refused": str(error)}
         checkpoints.StopRequest = request
         if together.is_main_process:
             runs.write_json(output / "summary.json", summary)

@@ -35,7 +35,7 @@ BROKEN = {  # phase in which a number is not finite -> what to do, where nothing
 LARGEST_DIFFERENCE = 0.1  # nats a token, mean: of such a computation; weights correct less, more is a mistake
 
 
-class InvariantError(RuntimeError):
+class InvariantError(runs.UserError, RuntimeError):
     """Something that must hold in any correct PPO run does not: a bug, or a model that computes inconsistently."""
 
 

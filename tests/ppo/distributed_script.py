@@ -5,7 +5,6 @@ run the same cases in one process. Weights are float64 where nothing forbids it,
 rounding aside, shows.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -69,11 +68,16 @@ def main(path):
             # Accelerate shards by FSDP on GPUs alone: of what it looks at, on a CPU.
             seen = DistributedType.MULTI_GPU if name.startswith("fsdp2") else usual
             PartialState._shared_state["distributed_type"] = seen
-            with contextlib.suppress(SystemExit):
+            try:
                 made, result = run(case, parents, output, stop_after, **options)
+            except SystemExit:
+                pass
+            except runs.UserError as error:  # in each of the processes, or the next case would wait for ever
+                made, result = None, {"refused": str(error)}
         if together.is_main_process:
             torch.save(result, output / "result.pt")
-        made.save()
+        if made:
+            made.save()
         together.wait_for_everyone()
     together.destroy_process_group()
 

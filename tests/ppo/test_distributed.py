@@ -55,6 +55,7 @@ PLAIN = {
     "shared": case(EMA, ONE_TRUNK, gradient_checkpointing=True),
     "adapters": case(SOUP, {"lora_rank": 2}),
 }
+DIVERGES = {"diverges": case(START, {"learning_rate": 1e30})}
 SHARDED = {
     "fsdp2_separate": {**SEPARATE, "stop_after": 2},
     "fsdp2_shared": case(SOUP, ONE_TRUNK, gradient_checkpointing=True),
@@ -111,7 +112,7 @@ def run_by_two(cases, accelerate_config, parents, folder):
 @pytest.fixture(scope="module")
 def results(parents, tmp_path_factory):
     """All that needs nothing installed, at one start."""
-    return run_by_two(PLAIN | SHARDED, FSDP2_FILE, parents, tmp_path_factory.mktemp("two"))
+    return run_by_two(DIVERGES | PLAIN | SHARDED, FSDP2_FILE, parents, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,12 @@ def zero3_results(parents, tmp_path_factory):
 def alone(parents, tmp_path_factory):
     """A function that runs a case in this process."""
     return lambda chosen, **options: run(chosen, parents, tmp_path_factory.mktemp("alone"), **options)[1]
+
+
+def test_all_processes_end_where_the_policy_diverges(results):
+    result, folder = results["diverges"]
+    assert "iteration 0, optimise: " in result["refused"] and "lower ppo.learning_rate=1e+30" in result["refused"]
+    assert (folder / "diverged.safetensors").exists() and not (folder / "metrics.jsonl").exists()
 
 
 def assert_same(found, expected, tolerance):
