@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import SHAPE
 from safetensors.torch import load_file
 from training_script import run
 from transformers import AutoModelForSequenceClassification
 
-from salsa import config, models, reward, runs, sft, studies, training
+from salsa import base, config, models, reward, runs, sft, studies, training
 from salsa.ppo import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -389,3 +390,19 @@ def test_no_file_of_a_checkpoint_runs_code(family, tmp_path, interrupt):
         assert not (tmp_path / "made").exists()
         path.write_bytes(before)
         checkpoints.describe_files(saved)
+
+
+@pytest.mark.parametrize(
+    ("rate", "says"), [(1e30, r"base\.learning_rate=1e\+30: .* not finite at step"), (None, "two are")]
+)
+def test_pretraining_that_diverges_or_has_no_text_ends(tmp_path, rate, says):
+    corpus = tmp_path / "corpus"
+    runs.write_jsonl(corpus / "corpus.jsonl", [{"text": "Wash the rice, then boil it."}] * (60 if rate else 1))
+    settings = config.BaseSettings(
+        config.Model("tiny", "pretrain", chat_template="roles", architecture=SHAPE),
+        config.Base(batch_size=4, block_length=16, learning_rate=rate or 1e-3),
+    )
+    with pytest.raises(runs.UserError, match=says):
+        base.pretrain(settings, corpus, tmp_path / "run", config.Execution(device="cpu"))
+    assert (tmp_path / "run" / "diverged.safetensors").exists() == bool(rate)
+    assert not (tmp_path / "run" / "model").exists()
