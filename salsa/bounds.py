@@ -110,7 +110,7 @@ class Text:
 
     def problem(self, value):
         if value == "":
-            return None if self.empty else f"is empty; {self.hint or 'give a value'}"
+            return None if self.empty else "is empty; give one"
         if len(value) > self.longest:
             return f"{len(value)} characters, and at most {self.longest} are allowed; shorten it"
         if FORBIDDEN.search(value) or (not self.lines and re.search("[\n\t\u2028\u2029]", value)):

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.util
 import itertools
+import math
 import re
 import types
 import typing
@@ -21,12 +22,12 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import Glob, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import bounds, config, data, folders, plan, runs, studies
+from salsa import bounds, config, data, folders, plan, runs, studies, yaml_files
 from salsa.data import BENCHMARKS
 from salsa.evaluate import judge_access
 from salsa.runs import UserError
@@ -48,7 +49,14 @@ REFERENCES = bounds.choices(config.Reference, "kind")
 TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
 MOST_POLICIES = 5000  # of a study: its plan takes a minute
 MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
+GROUPS = ("model", "data", "benchmark", "judge", "arm", "experiment")
+SEVERAL = ("arm", "benchmark", "judge")  # groups of which a study takes several presets
 MOST_SWEPT = 1000  # points of a sweep
+LONGEST_OVERRIDE = 10000  # characters
+DEEPEST_OVERRIDE = 20  # brackets in each other
+RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
+# What Hydra and OmegaConf raise for a mistake; the last four where they expect none.
+HYDRAS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError, OSError)
 OF_FILES = ("preference_file", "mt_bench", "arena_hard")
 READ_BY = {  # settings that some kinds read alone -> those kinds
     config.Task: {
@@ -87,6 +95,7 @@ def compose(overrides=()):
     Raises:
         UserError: one line; see `validate` for what is refused.
     """
+    check_overrides(overrides)
     return compose_points(expand(list(overrides)))
 
 
@@ -107,8 +116,11 @@ def compose_points(points):
     composed = []
     with _hydra():
         for point, label in zip(points, labels(points), strict=True):
+            check_overrides(point)
             values, choices = _compose_one(point)
             companions = _companions(values["companions"], point)
+            if len(points) == 1 and not companions:
+                _check_read(values, point)
             together = [(values, choices), *(_compose_one(overrides) for _, overrides in companions)]
             keys = dict.fromkeys(key for key, _ in companions)
             apart = [
@@ -155,7 +167,8 @@ def _hydra():
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa"):
+        opened = initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa")
+        with opened, yaml_files.checked():
             yield
     finally:
         GlobalHydra.instance().hydra = before
@@ -203,34 +216,104 @@ def labels(points):
 
 
 def expand(overrides):
-    """The points of a sweep, each a list of overrides that are no sweeps."""
+    """The points of a sweep, each a list of overrides that are no sweeps. UserError for more than `MOST_SWEPT`."""
     axes = []
     for text, override in zip(overrides, _parse(overrides), strict=True):
         if not override.is_sweep_override():
             axes.append([text])
             continue
         key = override.get_key_element()
-        if isinstance(override.value(), Glob):
-            values = override.value().filter(presets(override.key_or_group))
-        else:
-            values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        values = _swept(override)
         if not values:
-            raise UserError(f"{text}: a sweep without values; give them as {key}=a,b or range(start,stop)")
+            raise UserError(f"{bounds.shown(text)}: a sweep without values; give them as {key}=a,b or range(1,4)")
         axes.append([f"{key}={value}" for value in values])
+        if math.prod(map(len, axes)) > MOST_SWEPT:
+            raise UserError(f"{bounds.shown(text)}: a sweep of more than {MOST_SWEPT} points; give fewer values")
     return [list(point) for point in itertools.product(*axes)]
+
+
+def _swept(override):
+    """The values of a sweep as texts; of a long one no more than show that it is too long."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return value.filter(presets(override.key_or_group))
+    if not override.is_discrete_sweep():
+        return []
+    if isinstance(value, RangeSweep):
+        ends = (value.start, value.stop, value.step)
+        if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends) or not value.step:
+            return []
+        value.shuffle = value.shuffle and (value.stop - value.start) / value.step <= MOST_SWEPT
+    return list(itertools.islice(override.sweep_string_iterator(), MOST_SWEPT + 1))
+
+
+def check_overrides(overrides):
+    """Refuse overrides of which something would be ignored, or is no preset. UserError, one line."""
+    seen = {}
+    for text, override in zip(overrides, _parse(overrides), strict=True):
+        key, shown = override.get_key_element().lstrip("+~"), bounds.shown(text)
+        if not key:
+            raise UserError(f"{shown}: no key stands before =; write key=value")
+        if key in seen:
+            raise UserError(f"{seen[key]} and {shown}: {bounds.shown(key)} is given twice; leave one out")
+        seen[key] = shown
+        if re.match(r"hydra(\.|/|$)", key):
+            raise UserError(f"{shown}: a setting of Hydra, which `salsa run` alone reads; leave it out")
+        if not override.is_delete() and not override.is_sweep_override():
+            _check_value(override, shown)
+
+
+def _check_value(override, shown):
+    """Refuse a choice of presets that are none, or that one alone is chosen of, and a value that changes nothing."""
+    key, value = override.key_or_group, override.value()
+    if value == {} and not override.is_add():
+        raise UserError(f"{shown}: changes nothing; name the settings that it shall change")
+    if key not in GROUPS or override.package is not None:
+        return
+    chosen = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and key not in SEVERAL:
+        raise UserError(f"{shown}: one {key} is chosen, not a list; write {key}=NAME")
+    for name in map(str, chosen):
+        if name not in presets(key):
+            there = ", ".join(presets(key)) or "none"
+            raise UserError(f"{key}={bounds.shown(name)}: no such preset; there are {there}")
+    if len(set(map(str, chosen))) < len(chosen):
+        raise UserError(f"{shown}: a preset stands there twice; leave one out")
+
+
+def _check_read(values, overrides):
+    """Refuse overrides of what makes a model, where the model is not made but taken."""
+    source = values["model"]["source"]
+    keys = [override.get_key_element().lstrip("+~") for override in _parse(overrides)]
+    ignored = next((key for key in keys if re.match(r"(base|model\.architecture)(\.|$)", key)), None)
+    if ignored and source != "pretrain":
+        raise UserError(f"{ignored}: of model.source=pretrain alone, and this is {source}; leave it out")
 
 
 def _parse(overrides):
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
+        shown = repr(bounds.shown(text))
+        if len(text) > LONGEST_OVERRIDE:
+            raise UserError(f"override {shown}: {len(text)} characters; write it into a file of conf/experiment")
+        if _depth(text) > DEEPEST_OVERRIDE:
+            raise UserError(f"override {shown}: brackets more than {DEEPEST_OVERRIDE} deep; write it flatter")
         try:
             parsed.append(parser.parse_override(text))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(
-                f"override {text!r}: {_first_line(error)}; write key=value, without spaces, or quote the value"
-            ) from None
+        except (HydraException, OmegaConfBaseException, RecursionError, ValueError, ArithmeticError) as error:
+            reason = f"{_first_line(error)}; write key=value, without spaces, or quote the value"
+            raise UserError(f"override {shown}: {reason}") from None
     return parsed
+
+
+def _depth(text):
+    """How deep the brackets of a text are nested, quoted ones too."""
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _compose_one(overrides):
@@ -242,14 +325,33 @@ def _compose_one(overrides):
         with flag_override(composed, ["struct", "readonly"], False):
             del composed["hydra"]
         composed = merge(composed, merged)
+        _check_resolvers(OmegaConf.to_container(composed, resolve=False))
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]}: no value; give one with {missing[0]}=…, or choose another preset")
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        _check_keys(values, config.Config)
         values["arms"] = _chosen_arms(values["arms"], merged)
         return values, choices
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except RecursionError:
+        raise UserError(
+            f"{' '.join(overrides)[:200]}: values that refer to each other; write one of them out"
+        ) from None
+    except HYDRAS as error:
         raise UserError(one_line(error, overrides)) from None
+
+
+def _check_resolvers(value, path=()):
+    """Refuse values that something else makes when they are read, such as the environment: files would hold them."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in inner:
+        _check_resolvers(item, (*path, str(name)))
+    resolver = RESOLVER.search(value) if isinstance(value, str) else None
+    if resolver:
+        raise UserError(
+            f"{'.'.join(path)}: calls {resolver[1]}, and what it finds would stand in manifests and reports; write the "
+            "value itself"
+        )
 
 
 def _chosen_arms(arms, merged):
@@ -305,15 +407,16 @@ def one_line(error, overrides):
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
     key = getattr(cause, "full_key", None)
-    if key is None:
-        return f"{_first_line(error)} (overrides: {' '.join(overrides) or 'none'})"
+    if not key:
+        return f"{_first_line(error)} (overrides: {bounds.shown(' '.join(overrides) or 'none')})"
     if re.search(r"Key '.*' (is )?not in|is not in struct", str(cause)):
         return _unknown(key)
     return f"{key}: {_first_line(cause)}"
 
 
 def _first_line(error):
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".")[:300] if text else type(error).__name__
 
 
 def _unknown(key):
@@ -412,8 +515,8 @@ def _check_kinds(values):
         defaults = {f.name: f.default for f in fields(schema)}
         for name, kinds in READ_BY[schema].items():
             if thing["kind"] not in kinds and thing[name] != defaults[name]:
-                of = " and ".join(kinds)
-                raise UserError(f"{key}.{name}: of kind={of} alone, and this is {thing['kind']}; leave it out")
+                of = ", ".join(kinds)
+                raise UserError(f"{key}.{name}: read by kind {of} alone, and this is {thing['kind']}; leave it out")
 
 
 def _check_names(values):
@@ -581,6 +684,9 @@ def _check_execution(values):
             _check_installed("peft", "lora", f"{stage}.lora_rank={values[stage]['lora_rank']}")
     if execution["accelerate_config"]:
         _check_accelerate(values)
+    for tracker in execution["trackers"]:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"execution.trackers: {tracker} is not installed; pip install {tracker}, or leave it out")
 
 
 def _check_accelerate(values):
@@ -589,6 +695,7 @@ def _check_accelerate(values):
     key = f"execution.accelerate_config={path}"
     if not Path(path).is_file():
         raise UserError(f"{key}: no such file; `accelerate config` writes one")
+    yaml_files.check(path)
     kind = studies.distributed_type(path)
     if execution["processes"] > 1 and kind not in LAUNCHED:
         raise UserError(
@@ -728,6 +835,11 @@ def _check_model(values):
     if template is not None and not (TEMPLATES / f"{template}.jinja").is_file():
         known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
         raise UserError(f"model.chat_template={template}: no such template; there are {', '.join(known)}, or null")
+    if model["source"] == "pretrain" and model["path"]:
+        raise UserError("model.path: nothing is read with model.source=pretrain; set model.source=hub, or leave it out")
+    local = model["source"] == "hub" and model["path"] and local_folder(model)
+    if model["revision"] is not None and (local or model["source"] != "hub"):
+        raise UserError(f"model.revision={model['revision']}: of a model of the hub alone; leave it out")
     if model["source"] == "package" and model["dtype"] != "float32":
         raise UserError(
             f"model.dtype={model['dtype']}: a package's GGUF is read as float32; for speed, mixed_precision=bf16"

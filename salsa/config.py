@@ -463,7 +463,7 @@ class Config:
     name: str = label("default")
     title: str = _prose("")
     seed: int = _seed()
-    results: str = text("results", PATH, empty=False, hint="give a folder, such as results=results")
+    results: str = text("results", PATH, empty=False)
     # bf16: autocast of trained models, whose weights stay float32; frozen ones are bfloat16
     mixed_precision: str = choice("no", "no", "bf16")
     replicates: list[int] = many([0], whole(0, 0, 10**6))

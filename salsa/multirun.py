@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import compose, places, plan, runs, studies
+from salsa import compose, places, plan, runs, studies, yaml_files
 from salsa.compose import CONF, ROOT
 from salsa.runs import UserError
 from salsa.studies import snakemake_text
@@ -69,11 +69,13 @@ def run(arguments, options):
     """
     if OPTUNA in arguments:
         _check_optuna()
+    _check(arguments)
     application = Application(options)
     code = 0
     # Hydra has no place to hand in a loader of configurations, and reads sys.argv alone.
     with (
         mock.patch("hydra._internal.hydra.ConfigLoaderImpl", Loader),
+        yaml_files.checked(),
         mock.patch.object(sys, "argv", ["salsa run", *with_defaults(arguments)]),
     ):
         try:
@@ -102,6 +104,16 @@ def with_defaults(arguments):
     given = {override.split("=")[0] for override in overrides}
     added = [f"{key}={value}" for key, value in wanted.items() if key not in given]
     return [*overrides, *added, *(text for text in arguments if text not in overrides)]
+
+
+def _check(arguments):
+    """UserError for overrides that `compose` would refuse, and for a sweep of too many points, before Hydra makes it."""
+    overrides = [text for text in arguments if "=" in text or text.startswith("~")]
+    task = [text for text in overrides if not OF_HYDRA.match(text)]
+    compose.check_overrides(task)
+    searched = any(text.startswith("hydra/sweeper=") for text in overrides)
+    if {"-m", "--multirun"} & set(arguments) and not searched:
+        compose.expand(task)
 
 
 def _check_optuna():

@@ -379,7 +379,7 @@ FSDP2 = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2"
 )
 def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text, overrides, says):
     monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
-    (tmp_path / "accelerate.yaml").write_text(f"compute_environment: LOCAL_MACHINE\n{text}\n")
+    (tmp_path / "accelerate.yaml").write_text(f"{text}\n")
     overrides = [f"execution.accelerate_config={tmp_path}/accelerate.yaml", *overrides]
     if says is None:
         assert one(*overrides)["execution"]["accelerate_config"]

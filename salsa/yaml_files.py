@@ -1,0 +1,140 @@
+"""YAML files that people write, looked at before Hydra reads them: what is wrong with one is a line with its number.
+
+A file is one mapping with each key once, of plain values; what aliases stand for is bounded, and so is how deep it is
+nested. Left out: what the keys mean, which `salsa.compose` checks.
+"""
+
+import contextlib
+import functools
+import re
+from pathlib import Path
+from unittest import mock
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+
+from salsa.runs import UserError
+
+LARGEST = 2**20  # bytes
+DEEPEST = 50  # mappings and lists in each other
+MOST_VALUES = 20000  # with aliases written out
+PLAIN = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp")  # tags that YAML gives by itself
+TAG = "tag:yaml.org,2002:"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@contextlib.contextmanager
+def checked():
+    """Here, Hydra looks at each file of a configuration before it reads it, and raises UserError."""
+    load = FileConfigSource.load_config
+
+    def load_checked(source, config_path):
+        path = Path(source.path) / source._normalize_file_name(config_path)
+        if path.is_file():
+            check(path)
+        return load(source, config_path)
+
+    with mock.patch.object(FileConfigSource, "load_config", load_checked):
+        yield
+
+
+def check(path):
+    """UserError, in one line with file and line number, for a file that is no sound mapping."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    problem = _problem(str(path), status.st_mtime_ns, status.st_size)
+    if problem:
+        line, reason = problem
+        raise UserError(f"{path}:{line}: {reason}")
+
+
+@functools.lru_cache(maxsize=1000)
+def _problem(path, _, size):
+    """(line, reason) of what is wrong with a file of that time and size, or None."""
+    if size > LARGEST:
+        return 1, f"{size} bytes, and a file of settings may have {LARGEST}; make it smaller"
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return 1, error.strerror
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return 1, "begins with a byte-order mark; save it as UTF-8 without one"
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return content.count(b"\n", 0, error.start) + 1, "not UTF-8; save it as UTF-8"
+    try:
+        return _deep(text) or _odd(yaml.compose(text, Loader=LOADER))
+    except yaml.YAMLError as error:
+        return _told(error)
+
+
+def _told(error):
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    said = getattr(error, "problem", None) or str(error)
+    reason = re.sub(r"\s+", " ", f"no YAML ({said}); mend the line, or the one before it")
+    return (mark.line + 1 if mark else 1), reason
+
+
+def _deep(text):
+    """The place where mappings and lists are nested too deep, before anything recursive reads them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            return event.start_mark.line + 1, f"nested more than {DEEPEST} deep; write it flatter"
+    return None
+
+
+def _odd(root):
+    """What is wrong with a composed document."""
+    if root is None:
+        return 1, "holds nothing; write `key: value` lines, or remove it"
+    if not isinstance(root, yaml.MappingNode):
+        return root.start_mark.line + 1, "no mapping; write `key: value` lines"
+    sizes = {}
+    problem = _look(root, sizes)
+    if not problem and sizes[id(root)] > MOST_VALUES:
+        problem = 1, f"its aliases stand for {sizes[id(root)]} values, and at most {MOST_VALUES} may be; write less"
+    return problem
+
+
+def _look(node, sizes):
+    """The first thing that is wrong below a node; `sizes` takes how many values it has with aliases written out."""
+    line = node.start_mark.line + 1
+    if id(node) in sizes:  # an alias
+        return (line, "an alias of itself; remove it") if sizes[id(node)] is None else None
+    if node.tag.removeprefix(TAG) not in PLAIN:
+        return line, f"a tag, {node.tag.replace(TAG, '!!')}, that no setting has; remove it"
+    if isinstance(node, yaml.ScalarNode):
+        sizes[id(node)] = 1
+        return None
+    sizes[id(node)] = None
+    children = node.value
+    if isinstance(node, yaml.MappingNode):
+        problem = _keys(node)
+        if problem:
+            return problem
+        children = [child for pair in node.value for child in pair]
+    for child in children:
+        problem = _look(child, sizes)
+        if problem:
+            return problem
+    sizes[id(node)] = 1 + sum(sizes[id(child)] for child in children)
+    return None
+
+
+def _keys(node):
+    seen = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if key.tag == f"{TAG}merge":
+            continue
+        if key.tag != f"{TAG}str":
+            return line, f"the key {getattr(key, 'value', '…')!s:.40} is no text; quote it"
+        if key.value in seen:
+            return line, f"the key {key.value!r:.60} stands there twice, first in line {seen[key.value]}; remove one"
+        seen[key.value] = line
+    return None
