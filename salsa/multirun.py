@@ -107,7 +107,7 @@ def with_defaults(arguments):
 
 
 def _check(arguments):
-    """UserError for overrides that `compose` would refuse, and for a sweep of too many points, before Hydra makes it."""
+    """UserError for overrides that `compose` would refuse, and for a sweep of too many points."""
     overrides = [text for text in arguments if "=" in text or text.startswith("~")]
     task = [text for text in overrides if not OF_HYDRA.match(text)]
     compose.check_overrides(task)
