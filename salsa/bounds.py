@@ -201,6 +201,11 @@ def fraction(value):
         return None
 
 
+def printable(text):
+    """A text without what a terminal would act on or not show: as its escapes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 def shown(value):
     """A value for a message: short, in one line, and nothing in it that a terminal would act on."""
     if isinstance(value, list):
@@ -208,14 +213,23 @@ def shown(value):
     elif isinstance(value, int) and abs(value) >= 10**LONGEST_SHOWN:
         return "a number of too many digits"
     else:
-        written = str(value)
-        written = written if written.isprintable() else ascii(written)
+        written = printable(str(value))
     return written if len(written) <= LONGEST_SHOWN else written[: LONGEST_SHOWN - 1] + "…"
 
 
 @functools.cache
 def type_hints(schema):
     return typing.get_type_hints(schema)
+
+
+def required(hint):
+    """A type hint without its `| None`."""
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+
+
+def item_type(hint):
+    """The type of what a list or a dictionary holds."""
+    return typing.get_args(hint)[-1]
 
 
 def choices(schema, name):
@@ -266,19 +280,18 @@ def _default(f, key):
 
 def _value(hint, metadata, value, path):
     """`check` of one field."""
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = typing.get_args(hint)[0]
+    if value is None and isinstance(hint, types.UnionType):
+        return None
+    hint = required(hint)
     if is_dataclass(hint):
         return check(hint, value, path)
     key, rule = ".".join(path), metadata.get(RULE, Free())
     kind = typing.get_origin(hint) or hint
     value = _typed(kind, value, key, rule)
     if kind is list:
-        return _list(typing.get_args(hint)[0], metadata, value, path)
+        return _list(item_type(hint), metadata, value, path)
     if kind is dict:
-        return _dictionary(typing.get_args(hint)[1], metadata, value, path)
+        return _dictionary(item_type(hint), metadata, value, path)
     problem = rule.problem(value)
     if problem:
         raise SettingError(f"{_told(key, value, rule)}: {problem}")

@@ -11,7 +11,6 @@ import importlib.util
 import itertools
 import math
 import re
-import types
 import typing
 from dataclasses import asdict, fields, is_dataclass
 from fractions import Fraction
@@ -416,12 +415,13 @@ def one_line(error, overrides):
 
 def _first_line(error):
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".")[:300] if text else type(error).__name__
+    return bounds.printable(text.splitlines()[0].rstrip(".")[:300]) if text else type(error).__name__
 
 
 def _unknown(key):
     """What is wrong with a key that the schema does not have: where its path leaves the schema, and what is there."""
     known, path = config.Config, []
+    key = bounds.printable(key)
     for name in key.split("."):
         names = [f.name for f in fields(known)] if is_dataclass(known) else []
         if typing.get_origin(known) is dict and key != ".".join([*path, name]):
@@ -440,13 +440,8 @@ def _unknown(key):
                 there = f"a new entry of {where} is written with + before it"
             return f"{key}: no such setting; {hint}{there}"
         path.append(name)
-        known = _required(bounds.type_hints(known)[name])
+        known = bounds.required(bounds.type_hints(known)[name])
     return f"{key}: no such setting"
-
-
-def _required(hint):
-    """A type hint without its `| None`."""
-    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
 def presets(group):
@@ -489,9 +484,11 @@ def validate(values):
 def _check_keys(values, schema, path=()):
     """Refuse keys that `+` added or `~` removed: the schema is the whole configuration."""
     names = [f.name for f in fields(schema)]
+    if not isinstance(values, dict):
+        raise UserError(f"{'.'.join(path)}={bounds.shown(values)}: no group of settings; give them by name")
     for name in values:
         if name not in names:
-            raise UserError(_unknown(".".join([*path, name])))
+            raise UserError(_unknown(".".join([*path, str(name)])))
     for name in names:
         if name not in values:
             raise UserError(f"{'.'.join([*path, name])}: removed, and needed; leave out ~{'.'.join([*path, name])}")
@@ -500,7 +497,7 @@ def _check_keys(values, schema, path=()):
             _check_keys(values[name], hint, (*path, name))
         elif typing.get_origin(hint) is dict:
             for entry in values[name]:
-                _check_keys(values[name][entry], typing.get_args(hint)[1], (*path, name, entry))
+                _check_keys(values[name][entry], bounds.item_type(hint), (*path, name, str(entry)))
 
 
 def _check_kinds(values):

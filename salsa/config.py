@@ -7,7 +7,6 @@ execution only (threads, device, micro-batch) lives in `Execution` and is never 
 Only the standard library is imported at the top: numerics that read these settings run where Hydra is not installed.
 """
 
-import types
 import typing
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
@@ -612,11 +611,10 @@ def from_dict(cls, values):
 
 def _made(hint, value):
     """A checked value as the type of its field says."""
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _made(typing.get_args(hint)[0], value)
-    if is_dataclass(hint):
+    hint = bounds.required(hint)
+    if is_dataclass(hint) and value is not None:
         hints = bounds.type_hints(hint)
         return hint(**{name: _made(hints[name], item) for name, item in value.items()})
     if typing.get_origin(hint) is dict:
-        return {name: _made(typing.get_args(hint)[1], item) for name, item in value.items()}
+        return {name: _made(bounds.item_type(hint), item) for name, item in value.items()}
     return value

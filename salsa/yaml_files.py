@@ -11,7 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 
 from salsa.runs import UserError
 
@@ -26,7 +27,9 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 @contextlib.contextmanager
 def checked():
     """Here, Hydra looks at each file of a configuration before it reads it, and raises UserError."""
-    load = FileConfigSource.load_config
+    Plugins.instance()  # which registers what reads files
+    reader = SourcesRegistry.instance().resolve("file")
+    load = reader.load_config
 
     def load_checked(source, config_path):
         path = Path(source.path) / source._normalize_file_name(config_path)
@@ -34,7 +37,7 @@ def checked():
             check(path)
         return load(source, config_path)
 
-    with mock.patch.object(FileConfigSource, "load_config", load_checked):
+    with mock.patch.object(reader, "load_config", load_checked):
         yield
 
 
@@ -68,14 +71,17 @@ def _problem(path, _, size):
     try:
         return _deep(text) or _odd(yaml.compose(text, Loader=LOADER))
     except yaml.YAMLError as error:
-        return _told(error)
+        return _told(error, max(len(text.splitlines()), 1))
 
 
-def _told(error):
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+def _told(error, lines):
+    """(line, reason) of an error of PyYAML, in a text of so many lines."""
+    mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    line = min((mark or begun).line + 1, lines) if mark or begun else 1
     said = getattr(error, "problem", None) or str(error)
-    reason = re.sub(r"\s+", " ", f"no YAML ({said}); mend the line, or the one before it")
-    return (mark.line + 1 if mark else 1), reason
+    if begun and begun.line + 1 < line:
+        said += f", in what begins in line {begun.line + 1}"
+    return line, re.sub(r"\s+", " ", f"no YAML ({said}); mend it there, or in the line before")
 
 
 def _deep(text):
