@@ -397,7 +397,7 @@ ULTRA = ["data=ultra", *FITTING["ultra"]]
     [
         (["data=ultra"], "in_distribution"),
         (ULTRA, "no corpus"),
-        ([*ULTRA, "judge=[gold]"], "gold"),
+        ([*ULTRA[:-1], "judge=[gold]"], "cannot be judged by gold"),
         ([*ULTRA, "model=gemma_2b", "data.preferences=sampled"], "no gold"),
         ([*ULTRA, "model=gemma_2b", "data.task.sft_file=missing.jsonl"], "missing.jsonl"),
         (["model=gemma_2b", "model.path=./nowhere"], "./nowhere"),
@@ -449,7 +449,7 @@ def test_local_data_files_are_checked_and_addressed_by_content(tmp_path):
         one(*arguments)
 
 
-def local_ultra(folder, rows=400, turns=2):
+def local_ultra(folder, rows=400, turns=2, judge="[]"):
     """Overrides of a study of local files alone."""
     pairs, questions = folder / "p.jsonl", folder / "q.jsonl"
     pairs.write_text(
@@ -458,18 +458,18 @@ def local_ultra(folder, rows=400, turns=2):
     asked = [{"question_id": i, "category": "c", "turns": [f"{turn} {i}" for turn in range(turns)]} for i in range(3)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
     files = ["data.task.sft_file=", f"data.task.preference_file={pairs}", f"benchmarks.mt_bench.file={questions}"]
-    return [*ULTRA, "model=gemma_2b", "benchmark=[mt_bench]", *files, "ppo.batch_size=16", "reward_model.held_out=8"]
+    small = ["ppo.batch_size=16", "reward_model.held_out=8", "reward_model.batch_size=16"]
+    return ["data=ultra", "benchmark=[mt_bench]", f"judge={judge}", "model=gemma_2b", *files, *small]
 
 
 def test_faults_of_local_rows_are_found_while_planning(tmp_path, monkeypatch):
-    judge = ["judge=[openai]", "judges.openai.model=m"]
-    one(*local_ultra(tmp_path), *judge)
+    one(*local_ultra(tmp_path, judge="[openai]"))
     three = local_ultra(tmp_path, turns=3)
     one(*three)
     with pytest.raises(
         UserError, match=r"benchmarks\.mt_bench: prompts of 3 turns, and judges\.openai is shown 2 at most"
     ):
-        one(*three, *judge)
+        one(*local_ultra(tmp_path, turns=3, judge="[openai]"))
     with pytest.raises(UserError, match=r"p\.jsonl: \d+ rows for prompts, and ppo\.batch_size=16 need 16"):
         one(*local_ultra(tmp_path, rows=40))
     three = local_ultra(tmp_path)
