@@ -138,7 +138,9 @@ def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
     results = tmp_path / "results"
     changes = ["arm=[salsa]", "benchmark=[in_distribution]", "benchmarks.in_distribution.prompts=6"]
     changes += ["reward_model.pairs=64", "ppo.iterations=20", "execution.checkpoint_every=1"]
-    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALLEST, *changes, "--"]
+    changed = {override.split("=")[0] for override in changes}
+    others = [override for override in SMALLEST if override.split("=")[0] not in changed]
+    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *others, *changes, "--"]
     command += ["--directory", str(tmp_path), "--cores", "4"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
