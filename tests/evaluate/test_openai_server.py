@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -508,6 +509,27 @@ def test_the_command_says_what_is_wrong_in_one_line_and_no_file_holds_the_key(se
     assert subprocess.run(words, capture_output=True, timeout=120).returncode == 0
     assert runs.verify(output)["summary"]["kept"] == 4
     assert all(KEY.encode() not in path.read_bytes() for path in output.rglob("*") if path.is_file())
+
+
+def test_no_key_of_the_environment_is_in_a_file_or_an_exception(serve, parents, tmp_path, monkeypatch, caplog):
+    """A server fails in every way and repeats the header it was sent: what is raised, and what that hides, lack it."""
+    keys = [KEY, "hf_canary", "wandb-canary"]
+    monkeypatch.setenv("HF_TOKEN", keys[1])
+    monkeypatch.setenv("WANDB_API_KEY", keys[2])
+    said = []
+    echo = {"error": {"message": f"Authorization: Bearer {KEY}"}}
+    for number, fault in enumerate(
+        [(401, {}, echo), (429, {}, echo), (500, {}, echo), (400, {}, echo), f"Bearer {KEY}"]
+    ):
+        server = serve(dict.fromkeys(range(100), fault))
+        try:
+            judged(server, parents, tmp_path / f"out{number}", judge_retries=0)
+        except runs.UserError as error:
+            said += traceback.format_exception(error)
+    said.append(caplog.text)
+    assert not [key for key in keys if key in "".join(said)]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [(path, key) for path in files for key in keys if key.encode() in path.read_bytes()] and files
 
 
 @pytest.fixture(scope="module")
