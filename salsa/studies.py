@@ -147,7 +147,7 @@ def conclude(plan):
         for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
             if (folder / name).exists():
                 figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
-                yield f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}"
+                yield runs.printable(f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}")
         if (folder / MAIN_TABLE).exists():
             table = (folder / MAIN_TABLE).read_text(encoding="utf-8", errors="replace")
             yield from map(runs.printable, table.rstrip().split("\n"))
@@ -166,8 +166,11 @@ def link(plan, study):
     target = os.path.relpath(folder, name.parent)
     if not name.is_symlink() or os.readlink(name) != target:
         temporary = name.with_name(f".{name.name}.{os.getpid()}")
-        temporary.symlink_to(target, target_is_directory=True)
-        os.replace(temporary, name)
+        try:
+            temporary.symlink_to(target, target_is_directory=True)
+            os.replace(temporary, name)
+        except OSError as error:  # read-only results, or a file system without links
+            return f"{folder} (not linked as {name}: {error.strerror})"
     return f"{name} -> {target}"
 
 

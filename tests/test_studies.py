@@ -1,5 +1,7 @@
 """How a run's processes are started; publishing: what of a study is copied, under which name, what stays behind."""
 
+import errno
+import os
 import shlex
 import shutil
 from typing import Any
@@ -129,3 +131,18 @@ def test_a_full_disk_is_named_though_the_log_had_no_room(tmp_path, monkeypatch, 
     monkeypatch.setattr(studies.shutil, "disk_usage", lambda _: usage._replace(free=free))
     lines = list(studies.failures(plan.Plan(str(tmp_path))))
     assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
+
+
+def test_a_finished_study_is_shown_where_no_link_can_be_made(tmp_path, monkeypatch):
+    made = plan.Plan(str(tmp_path), studies=[{"name": "mine", "path": "studies/mine-1", "link": "studies/mine"}])
+    runs.write_json(tmp_path / "studies" / "mine-1" / runs.MANIFEST, {})
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(studies.Path, "symlink_to", refuse)
+    (line,) = studies.conclude(made)
+    assert "studies/mine-1 (not linked as" in line and "Read-only" in line
+    monkeypatch.undo()
+    (line,) = studies.conclude(made)
+    assert line.endswith("studies/mine -> mine-1")
