@@ -2,7 +2,7 @@
 
 A point is w_sft0·sft0 + w_sft1·sft1 + w_policy·policy, the weights adding up to 1; one below 0 lies beyond the models.
 Every point answers the same evaluation prompts with the same noise, so that neighbours differ by their weights alone.
-Far out, models fall apart: what they then say, and a KL that is no number, are recorded as they are.
+Far out, models fall apart: what they then say is recorded as it is, and a KL that is no finite number as none.
 """
 
 import csv
@@ -97,15 +97,20 @@ def _measure(points, settings, parents, output, execution):
             with models.lent(sft0, device):
                 kl = forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
         point = summarise(answers, rewards, golds) | {"kl_from_sft0": kl}
-        kept[name] = {measure: point[measure] for measure in MEASURES}
+        kept[name] = {measure: _finite(point[measure]) for measure in MEASURES}
         runs.write_json(path, kept)
         print(f"{number}/{len(points)}: weights {name}: reward {point['reward']:.3f}, KL {kl:.3f}", flush=True)
     return {at: kept[" ".join(map(str, at))] for at in points}
 
 
+def _finite(x):
+    """A number, or None where it is none, or not finite: JSON holds no other."""
+    return x if x is not None and math.isfinite(x) else None
+
+
 def _best(found, measure):
     """The point where `measure` is largest, with its weights; None where it is nowhere a number."""
-    numbers = {at: point for at, point in found.items() if point[measure] is not None and math.isfinite(point[measure])}
+    numbers = {at: point for at, point in found.items() if point[measure] is not None}
     if not numbers:
         return None
     best = max(numbers, key=lambda at: numbers[at][measure])

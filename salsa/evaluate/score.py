@@ -39,9 +39,9 @@ def response_rows(answers, benchmark, model_name, rewards, golds):
 
 
 def mean_and_error(values):
-    """Mean and standard error over prompts; (None, None) without values."""
+    """Mean and standard error over prompts; (None, None) without values, and no error (None) of one prompt."""
     if values is None:
         return None, None
     values = np.asarray(values, dtype=np.float64)
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return float(values.mean()), float(error)
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return float(values.mean()), error

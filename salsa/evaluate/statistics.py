@@ -475,6 +475,8 @@ def _judged_by_both(verdicts, first_judge, second_judge):
 def _kappa(table):
     """(observed agreement, kappa) of a table (3, 3) of shares; kappa nan where there is one outcome alone."""
     observed, chance = float(table.trace()), float(table.sum(0) @ table.sum(1))
+    if abs(observed - chance) < 1e-12 < 1 - chance:
+        return observed, 0.0  # but for rounding
     return observed, (observed - chance) / (1 - chance) if chance < 1 - 1e-12 else math.nan
 
 

@@ -219,6 +219,7 @@ def test_mean_and_error():
     assert score.mean_and_error(None) == (None, None)
     mean, error = score.mean_and_error([1.0, 2.0, 6.0])
     assert mean == 3 and error == pytest.approx(np.sqrt(7 / 3))
+    assert score.mean_and_error([2.0]) == (2.0, None)  # JSON holds no nan
 
 
 @pytest.fixture(scope="module")
