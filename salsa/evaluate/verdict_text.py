@@ -34,6 +34,7 @@ _INSIDE = r"(?:(?!\n\s*\n)[^{0}])*?"  # of a quotation, within one paragraph
 QUOTATIONS = re.compile(
     "|".join(
         [
+            r"<(?P<block>(?:answer|response)_[ab]\w*|(?:request|conversation|reference)\w*)>.{0,8000}?</(?P=block)>",
             r"```.*?```|`[^`\n]+`",
             r"(?m:^[ ]{0,3}>(?!>).*$)",
             r'(?<!\w)"' + _INSIDE.format('"') + r'"(?!\w)',
@@ -117,7 +118,7 @@ def parse(text, finish_reason=None):
         for match in BRACKETS.finditer(text)
         if (grade := _grade(match[1])) is not None
     ]
-    if len(verdicts) > MOST:
+    if not 0 < len(verdicts) <= MOST:
         return None
     _set_aside_options(text, verdicts)
     _set_aside_quotations(text, verdicts)
