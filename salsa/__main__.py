@@ -101,13 +101,13 @@ def plan_command(arguments, _):
     warnings = found.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
         shown = runs.read_json(result.save()) | {"estimate": found.as_dict(), "warnings": warnings}
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        print(json.dumps(shown, indent=2))  # in ASCII: a title may hold what a terminal obeys
         return 0
     for study in result.studies:
         print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
     Console().print(found.table())
     for line in [*found.lines(), *warnings]:
-        print(line)
+        print(runs.printable(line))
     return 0
 
 
@@ -132,7 +132,7 @@ def verify_command(arguments, _):
         count += 1
         if problem:
             damaged.append(folder)
-            print(problem)
+            print(runs.printable(problem))
     print(f"{count} finished runs, {len(damaged)} damaged")
     if damaged:
         print(f"to compute them again: rm -r {shlex.join(map(str, damaged))}, then the command that made them")

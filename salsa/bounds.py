@@ -13,12 +13,15 @@ import math
 import re
 import types
 import typing
+import unicodedata
 from dataclasses import dataclass, field, fields, is_dataclass
 from fractions import Fraction
 
 RULE, ITEMS = "rule", "items"  # of a field's metadata: what a value is held to; how many items it may have
 NEEDED = dataclasses.MISSING  # of a field without a default
 UNSET = "???"  # OmegaConf's mark of a value that the configuration has to give
+OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of signs that do something and show nothing
+JOINERS = "\u200c\u200d"
 LONGEST_NUMBER = 100  # characters of a weight that is written as text
 LARGEST_EXPONENT = 50  # of a weight in text: Fraction("1e999999999") would take hours and all memory
 TYPES = {
@@ -202,8 +205,14 @@ def fraction(value):
 
 
 def printable(text):
-    """A text without what a terminal would act on or not show: as its escapes."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    """A text in one line, without what a terminal would act on or hide: controls, line ends, turns of direction.
+
+    They become their escapes. The joiners of Indic scripts and of pictures stay: without them a text reads wrongly.
+    """
+    return "".join(
+        ascii(sign)[1:-1] if unicodedata.category(sign) in OBEYED and sign not in JOINERS else sign
+        for sign in str(text)
+    )
 
 
 def shown(value):

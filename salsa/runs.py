@@ -23,13 +23,13 @@ import subprocess
 import sys
 import threading
 import time
-import unicodedata
 from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
 
 from salsa import bounds, config, failures, gpus, surroundings
+from salsa.bounds import printable
 
 MANIFEST = "manifest.json"
 ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in JSON, its escape is the same text
@@ -42,17 +42,6 @@ MODEL = (
     "model/tokenizer_config.json",
 )  # what a model's folder has at least
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
-
-
-BIDIRECTIONAL = {*map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
-
-
-def printable(text):
-    """A text as a terminal may show it: control characters, line ends and changes of direction are spelt out."""
-    return "".join(
-        ascii(sign)[1:-1] if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or sign in BIDIRECTIONAL else sign
-        for sign in str(text)
-    )
 
 
 class UserError(Exception):

@@ -339,7 +339,8 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_what_a_terminal_would_obey_is_spelt_out():
-    assert runs.printable("a\x1b[31mb\n\t\x9b\u202e\u2028\udcff") == r"a\x1b[31mb\n\t\x9b\u202e\u2028\udcff"
+    text = "a\x1b[31mb\n\t\x9b\u202e\u2028\udcff\ufeff\u200b\U000e0041"
+    assert runs.printable(text) == r"a\x1b[31mb\n\t\x9b\u202e\u2028\udcff\ufeff\u200b\U000e0041"
     plain = "naïve 日本語 שלום 👩‍🔬 – a\\b {x} [y]"  # with a joiner, which only joins
     assert runs.printable(plain) == plain
     assert str(runs.UserError(f"x{ESCAPE}y")) == runs.printable(f"x{ESCAPE}y")
