@@ -43,7 +43,7 @@ def respond(settings, parents, output, execution):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
         left_out[name] = answers.left_out
-        print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} too long", flush=True)
+        print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} left out", flush=True)
     runs.write_jsonl(output / "responses.jsonl", rows)
 
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
