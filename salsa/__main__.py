@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa import failures, places, runs
+from salsa import failures, places, runs, surroundings
 from salsa.runs import UserError
 
 
@@ -21,6 +21,7 @@ def main(argv=None):
     places.use()
     try:
         if argv[:1] == ["soup"]:
+            surroundings.clean()
             from salsa import soup
 
             return soup.main(argv[1:])

@@ -420,21 +420,28 @@ def _only_one(output, execution):
 
     # Long enough to wait for another run's lock, or for the first process to write large models.
     patience = datetime.timedelta(days=1)
-    together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=patience)
+    with _on_sigterm(signal.SIG_DFL):  # which no handler in Python would see before the others have come
+        together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=patience)
     with FileLock(output / ".lock") if together.is_main_process else contextlib.nullcontext():
-        together.wait_for_everyone()
+        with _on_sigterm(signal.SIG_DFL):
+            together.wait_for_everyone()
         yield together.is_main_process
         together.wait_for_everyone()
     together.destroy_process_group()
 
 
-@contextlib.contextmanager
 def _undisturbed():
     """Here a SIGTERM changes nothing: what was computed is complete, and only its manifest is missing."""
+    return _on_sigterm(signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _on_sigterm(act):
+    """What a SIGTERM does here, in the main thread; other threads can't say."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, act)
     try:
         yield
     finally:

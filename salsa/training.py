@@ -358,6 +358,7 @@ def keep(trainer, output):
         models.end_dropout(model.config)
         model.config.use_cache = True
         models.save(model, partial, state)
+        checkpoints.describe_files(partial)
         shutil.rmtree(partial.with_name(KEPT), ignore_errors=True)
         partial.rename(partial.with_name(KEPT))
     accelerator.wait_for_everyone()
@@ -366,6 +367,7 @@ def keep(trainer, output):
 def _finish(trainer, output, load):
     """Make `output/model` of what was kept."""
     kept, folder = output / runs.CHECKPOINTS / KEPT, output / "model"
+    checkpoints.check_files(kept)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed behind this
     tokenizer = trainer.processing_class
     if (kept / "adapter_config.json").exists():
@@ -375,7 +377,8 @@ def _finish(trainer, output, load):
         align_special_tokens(merged, tokenizer)  # as the trainer has aligned its own
         merged.save_pretrained(folder)
     else:
-        shutil.copytree(kept, folder, copy_function=_link)  # which stays, until the run is finished
+        others = shutil.ignore_patterns(checkpoints.FILES)
+        shutil.copytree(kept, folder, copy_function=_link, ignore=others)  # which stays, until the run is finished
     tokenizer.save_pretrained(folder)
 
 
