@@ -309,6 +309,8 @@ def _plain(value):
     """nan as null."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return None if value != value else value
 
 

@@ -60,8 +60,9 @@ def _checked(verdict, place):
         if not isinstance(verdict[name], str):
             raise runs.UserError(f"{place}: {name} {verdict[name]!r} is no text")
     for name in ("prompt_id", "replicate"):
-        if not isinstance(verdict.get(name), str | int | None):
-            raise runs.UserError(f"{place}: {name} {verdict[name]!r} is neither text nor a whole number")
+        value = verdict.get(name)
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+            raise runs.UserError(f"{place}: {name} {value!r} is neither text nor a number")
     return verdict
 
 

@@ -35,7 +35,7 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
 
     Returns model -> {"score", "low", "high"}, best first: natural log-odds of a win over the anchor when there is no
     tie, and its percentile interval by resampling prompts, (benchmark, prompt_id), over all pairs at once; conditional
-    on these models. Models that no chain of comparisons joins to the anchor have no score: nan.
+    on these models. One prompt has no interval, nor have too few resamples: nan. Models that no chain of comparisons joins to the anchor have no score: nan.
 
     Raises UserError where the anchor has no verdict.
     """
@@ -51,6 +51,8 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
         weights = generator.multinomial(len(shares), [1 / len(shares)] * len(shares), min(rows, resamples - start))
         samples.append(_relative(_fit(weights @ counts, design), place))
     bounds = np.quantile(np.concatenate(samples), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if len(shares) < 2 or resamples < statistics.FEWEST_RESAMPLES:
+        bounds[:] = math.nan
     joined = _joined(pairs, len(models), place)
     found = {
         model: dict(zip(("score", "low", "high"), map(float, values), strict=True))

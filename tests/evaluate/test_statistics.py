@@ -569,6 +569,13 @@ def test_command_prints_one_object_without_torch(tmp_path):
         ([HAND[0], verdict(1, 0, "A")], ["old"], "verdicts.jsonl:2: winner 'A'"),
         ([verdict(1, 2, "tie")], ["old"], "verdicts.jsonl:1: order 2"),
         ([verdict(1, 0, "tie", turn="2")], ["old"], "verdicts.jsonl:1: turn '2'"),
+        ([verdict(1, True, "tie")], ["old"], "verdicts.jsonl:1: order True"),
+        ([verdict(math.nan, 0, "tie")], ["old"], "verdicts.jsonl:1: prompt_id nan is neither"),
+        ([verdict([1], 0, "tie")], ["old"], "verdicts.jsonl:1: prompt_id [1] is neither"),
+        ([verdict(1, 0, "tie", replicate={})], ["old"], "verdicts.jsonl:1: replicate {} is neither"),
+        ([verdict(1, 0, "tie", a=3)], ["old"], "verdicts.jsonl:1: model_a 3 is no text"),
+        ([verdict(1, 0, ["tie"])], ["old"], "verdicts.jsonl:1: winner ['tie']"),
+        ([verdict(i, 0, "tie", a=f"m{i}", b="x") for i in range(30)], ["old"], "; and 10 more"),
         ([{"winner": "tie"}], ["old"], "verdicts.jsonl:1: no field 'prompt_id'"),
         (["text"], ["old"], "verdicts.jsonl:1: not a JSON object"),
     ],
@@ -580,6 +587,29 @@ def test_mistakes_are_one_line(tmp_path, rows, arguments, message):
     with pytest.raises(SystemExit) as error:
         statistics.main([str(path), "--candidate", "new", "--baseline", *arguments])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("begin, between", [("", "\n\n"), ("\ufeff", "\n"), ("\n \n", "\r\n")])
+def test_files_of_other_programs(tmp_path, capsys, begin, between):
+    path = tmp_path / "verdicts.jsonl"
+    text = between.join(json.dumps(row) for row in [*HAND, HAND[0]])  # a line twice is one
+    path.write_text(begin + text + between, encoding="utf-8", newline="")
+    statistics.main([str(path), "--candidate", "new", "--baseline", "old"])
+    assert json.loads(capsys.readouterr().out)["adjusted_win_rate"] == pytest.approx(0.65)
+
+
+def test_a_negative_seed_is_refused(tmp_path, capsys):
+    path = write(tmp_path / "verdicts.jsonl", HAND)
+    with pytest.raises(SystemExit):
+        statistics.main([str(path), "--candidate", "new", "--baseline", "old", "--seed", "-1"])
+    assert "-1 is negative" in capsys.readouterr().err
+
+
+def test_the_command_prints_no_nan(tmp_path, capsys):
+    for rows in ([verdict(1, 0, "tie")], [verdict(1, 0, "error")], [verdict(i, 0, "model_a") for i in range(3)]):
+        statistics.main([str(write(tmp_path / "v.jsonl", rows)), "--candidate", "new", "--baseline", "old"])
+        found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert found["ci_low"] is None or 0 <= found["ci_low"] <= found["ci_high"] <= 1
 
 
 def test_judge_is_chosen(tmp_path, capsys):

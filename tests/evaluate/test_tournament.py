@@ -171,3 +171,11 @@ def test_arena_hard_resamples_battles():
 def test_arena_hard_without_a_game_and_without_a_loss():
     assert list(tournament.arena_hard([{"model": "m", "grade": None, "order": 0}], "base")) == ["base"]
     assert tournament.arena_hard([{"model": "m", "grade": "A>B", "order": 0}], "base")["m"]["score"] == 100
+
+
+def test_one_prompt_has_no_interval():
+    rows = [verdict(1, "x", "y", "model_a")]
+    assert all(math.isnan(tournament.bradley_terry(rows, "y")[name][side]) for name in "xy" for side in ("low", "high"))
+    many = [verdict(i, "x", "y", "model_a" if i % 3 else "model_b") for i in range(9)]
+    assert math.isnan(tournament.bradley_terry(many, "y", resamples=19)["x"]["low"])
+    assert math.isfinite(tournament.bradley_terry(many, "y", resamples=20)["x"]["low"])
