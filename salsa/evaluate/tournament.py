@@ -35,7 +35,8 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
 
     Returns model -> {"score", "low", "high"}, best first: natural log-odds of a win over the anchor when there is no
     tie, and its percentile interval by resampling prompts, (benchmark, prompt_id), over all pairs at once; conditional
-    on these models. One prompt has no interval, nor have too few resamples: nan. Models that no chain of comparisons joins to the anchor have no score: nan.
+    on these models. One prompt has no interval, nor have too few resamples: nan. Models that no chain of
+    comparisons joins to the anchor have no score: nan.
 
     Raises UserError where the anchor has no verdict.
     """
