@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import random
 import re
 from pathlib import Path
 
@@ -440,3 +441,47 @@ def test_blank_prompts_and_answers_have_ids(turns, text):
     assert prompt and response[-1] == end.id and response.count(end.id) == 1
     if not text:
         assert response == [end.id]
+
+
+PIECES = [
+    "the",
+    " ",
+    "\n",
+    "<",
+    "|im_end|>",
+    "é",
+    "日本",
+    "\u200b",
+    "a",
+    "cook",
+    " rice",
+    "  ",
+    "\x00",
+    "ÿ",
+    "\t",
+    "🙂",
+]
+SPELLINGS = ["<|im_end|>", "<|im_start|>", "</s>", "<eos>", "<s>", "<bos>", "<unk>", "<pad>"]
+
+
+@pytest.mark.parametrize("name", ["llama2_7b", "gemma_2b", "mistral_7b", "bytes"])
+@pytest.mark.parametrize("template", [ROLES, CHATML, LLAMA2, PHI3])
+def test_made_up_texts_keep_to_both_rules(name, template):
+    """Text becomes no control token; and text that spells none has the same ids, whichever way is taken."""
+    tokenizer = byte_tokenizer() if name == "bytes" else hub_like.tokenizer_of(name)
+    marks = AddedToken("<|im_start|>", special=True, lstrip=True), AddedToken("<|im_end|>", special=True, rstrip=True)
+    tokenizer.add_tokens(list(marks))
+    tokenizer.chat_template = template
+    controls = {id for text, id in tokenizer.get_added_vocab().items() if text.strip()} - {tokenizer.unk_token_id}
+    prompt, response = chat.encode_conversation(tokenizer, [user(""), assistant("")])
+    expected = [i for i in prompt + response if i in controls]
+    generator = random.Random(name + template)
+    for _ in range(20):
+        said = ["".join(generator.choices(PIECES + SPELLINGS, k=generator.randint(0, 8))) for _ in range(2)]
+        prompt, response = chat.encode_conversation(tokenizer, [user(said[0]), assistant(said[1])])
+        assert [i for i in prompt + response if i in controls] == expected
+        plain = ["".join(generator.choices(PIECES, k=generator.randint(0, 8))) for _ in range(2)]
+        conversation = chat._Conversation(tokenizer, [user(plain[0]), assistant(plain[1])])
+        if not conversation.stand_ins:
+            text = conversation.text(2)
+            assert conversation._careful_ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
