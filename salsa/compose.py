@@ -331,6 +331,9 @@ def _compose_one(overrides):
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         _check_keys(values, config.Config)
         values["arms"] = _chosen_arms(values["arms"], merged)
+        keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+        if "model.path" in keys and "model.revision" not in keys:
+            values["model"]["revision"] = None  # the preset's commit is one of the preset's own path
         return values, choices
     except RecursionError:
         raise UserError(

@@ -1,6 +1,7 @@
 """Every preset composes and plans; every mistake is one line."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -408,6 +409,16 @@ def test_choices_that_do_not_fit_are_refused(overrides, says):
     with pytest.raises(UserError) as error:
         compose.compose(overrides)
     assert "\n" not in str(error.value) and says in str(error.value)
+
+
+def test_a_presets_commit_is_of_its_own_path_alone(tmp_path):
+    for model in ("gemma_2b", "mistral_7b_lora", "llama2_7b"):
+        pinned = compose.compose([*ULTRA, f"model={model}"])[0]["model"]["revision"]
+        assert re.fullmatch("[0-9a-f]{40}", pinned)
+        other = compose.compose([*ULTRA, f"model={model}", "model.path=some/other"])[0]["model"]
+        assert (other["path"], other["revision"]) == ("some/other", None)
+    both = compose.compose([*ULTRA, "model=gemma_2b", "model.path=some/other", "model.revision=v2"])[0]["model"]
+    assert both["revision"] == "v2"
 
 
 def test_local_model_folder_is_checked_and_addressed_by_content(tmp_path):
