@@ -204,6 +204,60 @@ def test_an_arm_of_the_command_line():
 
 
 MISTAKES = {
+    "~arms": "arms: removed, and needed",
+    "~seed": "removed, and needed",
+    "arms={}": "changes nothing",
+    "arm=[ppo,ppo]": "a preset stands there twice",
+    "arm=../x": "no such preset",
+    "model=[tiny,gemma_2b]": "one model is chosen",
+    "=1": "no key stands before =",
+    "hydra.job.name=x": "a setting of Hydra",
+    "title=${oc.env:HOME}": "title: calls oc.env",
+    "title=${hydra:runtime.cwd}": "title: calls hydra",
+    "title=${title}": "Recursive interpolation",
+    "title=[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]": "brackets more than 20 deep",
+    "ppo.epochs=": "ppo.epochs",
+    "ppo.epochs=[1]": "ppo.epochs",
+    "ppo.ep\u200bochs=1": "\\u200b",
+    "seed=range(0,1000000)": "a sweep of more than 1000 points",
+    "seed=shuffle(range(0,1000000000))": "a sweep of more than 1000 points",
+    "seed=range(0,5,0)": "a sweep without values",
+    "seed=-1": "at least 0",
+    "report.seed=-1": "at least 0, and at most 4294967295",
+    "sft.models=99999999999999999999999": "at most 100",
+    "arms.salsa.reference.weights=['1e999999999']": "no number",
+    "evaluate.plane.step=1/1000": "4004001 models",
+    "execution.trackers=[a]": "tensorboard, wandb",
+    "ppo.adam_beta1=1": "below 1",
+    "sft.warmup=1": "below 1",
+    "ppo.warmup=1000": "longer than ppo.iterations=30",
+    "evaluate.gates.smallest_kl=-1": "at least 0",
+    "evaluate.gates.smallest_kl=nan": "at least 0",
+    "evaluate.gates.lowest_agreement=0.99": "above evaluate.gates.highest_agreement",
+    "judges.gold.templates=x": "read by kind openai alone",
+    "+judges.ai={kind:openai,model:some,tie_margin:1}": "read by kind gold, vader, reward_model alone",
+    "+judges.ai={kind:openai,model:some,key_variable:sk-secret}": "key_variable: must be the name",
+    "+judges.ai={kind:openai,model:some,base_url:localhost}": "http://",
+    "benchmarks.in_distribution.file=x": "read by kind preference_file",
+    "benchmarks.in_distribution.prompts=0": "it must be at least 1",
+    "benchmarks.in_distribution.prompts=-1": "at least 0",
+    "data.task.sft_file=x.jsonl": "read by kind ultra alone",
+    "data.task.opening_words=3": "read by kind reviews alone",
+    "data.task.demonstrations=0": "SFT need at least 1",
+    "data.task.evaluation=0": "need at least 1",
+    "data.corpus.documents=0": "nothing to pretrain on",
+    "reward_model.batch_size=100000": "more than reward_model.pairs",
+    "reward_model.held_out=100000": "and one to train on need more",
+    "reward_model.normalisation_prompts=1": "at least 2",
+    "model.chat_template=../../etc/passwd": "cannot be part of a file name",
+    "model.revision=x": "of a model of the hub alone",
+    "model.path=x": "nothing is read with model.source=pretrain",
+    "results=": "is empty",
+    "results='a\nb'": "a line break",
+    "name=.hidden": "file name",
+    "+arms.sft0.start=[1]": "the name of an SFT model",
+    "+arms.PPO.start=[0,1]": "in capitals alone",
+    "+benchmarks.evaluation.kind=in_distribution": "the name of the development prompts",
     "companions=[reviews]": "write key=value",
     "companions=['ppo.iterations=1,2']": "not one override",
     "companions=['+arms.far.start=[1]']": "not one override",
@@ -316,6 +370,33 @@ def test_a_mistake_is_one_line(override):
         compose.compose([override])
     assert "\n" not in str(error.value)
     assert MISTAKES[override] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["ppo.epochs=1", "ppo.epochs=2"], "ppo.epochs is given twice"),
+        (["ppo.epochs=1", "+ppo.epochs=2"], "ppo.epochs is given twice"),
+        (["model=tiny", "model=gemma_2b"], "model is given twice"),
+        (["seed=range(0,100)", "ppo.epochs=range(1,100)"], "a sweep of more than 1000 points"),
+        (["model=gemma_2b", "base.epochs=3"], "base.epochs: of model.source=pretrain alone"),
+        (["model=gemma_2b", "model.architecture.layers=3"], "of model.source=pretrain alone"),
+        ([f"replicates={list(range(500))}".replace(" ", ""), "kl_coefs=[1,2,3,4,5]"], "a study may have 5000"),
+    ],
+)
+def test_mistakes_of_several_overrides(overrides, says):
+    with pytest.raises(UserError, match=says) as error:
+        compose.compose(overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_resolver_is_not_called(monkeypatch):
+    monkeypatch.setenv("SECRET_KEY", "sk-canary")
+    for override in ("title=${oc.env:SECRET_KEY}", "companions=['name=${oc.env:SECRET_KEY}']"):
+        with pytest.raises(UserError, match=r"calls oc\.env") as error:
+            one(override)
+        assert "canary" not in str(error.value)
+    assert one("title=${name}")["title"] == "default"
 
 
 @pytest.mark.parametrize(
