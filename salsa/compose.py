@@ -189,7 +189,9 @@ def read_points(path):
     """The points in a JSON file: a list of lists of overrides. UserError where it is no such file."""
     try:
         points = runs.read_json(path)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}; give a JSON file with a list of lists of overrides") from None
     proper = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
     if not proper or not all(isinstance(override, str) for point in points for override in point):
@@ -498,7 +500,7 @@ def _check_keys(values, schema, path=()):
     for name, hint in bounds.type_hints(schema).items():
         if is_dataclass(hint):
             _check_keys(values[name], hint, (*path, name))
-        elif typing.get_origin(hint) is dict:
+        elif typing.get_origin(hint) is dict and isinstance(values[name], dict):
             for entry in values[name]:
                 _check_keys(values[name][entry], bounds.item_type(hint), (*path, name, str(entry)))
 
