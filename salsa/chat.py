@@ -104,6 +104,7 @@ CLOCK_NAME = "strftime_now"  # the one way in which transformers' templates read
 STOPPED = "{%- macro " + CLOCK_NAME
 
 
+@functools.lru_cache(maxsize=8)
 def _stop_clock(template):
     """The template, in which any time that it asks for is `CLOCK`: tomorrow's prompts are today's."""
     if CLOCK_NAME not in template or template.startswith(STOPPED):
@@ -232,8 +233,11 @@ def _plain_ids(tokenizer, text):
 
 def _render(tokenizer, messages, generation=False):
     """The text of a conversation, up to where an answer begins for `generation`. Refused where the template refuses."""
+    template = tokenizer.chat_template
+    # A folder that was given by hand has not been through `prepare`.
+    stopped = {"chat_template": _stop_clock(template)} if isinstance(template, str) else {}
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **stopped)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Refused("dropped_by_template", f"the chat template refuses it ({reason})") from None

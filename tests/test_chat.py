@@ -337,13 +337,15 @@ def test_templates_of_other_habits_are_as_they_are():
         assert tokenizer.decode(prompt).startswith(tokenizer.decode(chat.encode_prompt(tokenizer, SAID[:1])))
 
 
-def test_the_clock_of_a_template_stands(monkeypatch):
+def test_the_clock_of_a_template_stands():
     tokenizer = byte_tokenizer(*TURNS["llama3"][1])
     tokenizer.chat_template = LLAMA3 + "{# '%A' #}"
+    unprepared = tokenizer.decode(chat.encode_prompt(tokenizer, SAID[:1]))
     summary = chat.prepare(random_llama(tokenizer, 0), tokenizer, None)
     assert summary["clock"] == "2024-07-26"
     text = tokenizer.apply_chat_template(SAID[:1], tokenize=False)
     assert "Today: 26 Jul 2024<|eot_id|>" in text and text.startswith("<bos><|start")
+    assert unprepared == tokenizer.decode(chat.encode_prompt(tokenizer, SAID[:1])) != text
     kept = tokenizer.chat_template
     chat.set_chat_template(tokenizer, None)
     assert tokenizer.chat_template == kept  # stopped once
