@@ -53,6 +53,24 @@ def test_a_results_folder_is_no_shell_text_and_no_key_is_left_anywhere(tmp_path)
         assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
+def test_every_rule_quotes_what_it_hands_to_a_shell(tmp_path):
+    """The commands of all rules, as Snakemake would run them: of a nasty folder's name each word is a whole path."""
+    command = [sys.executable, "-m", "salsa", "run", f"results={hydra_quoted(NASTY)}", "replicates=[0]"]
+    command += ["seed=0,1", "evaluate.plane.arms=[salsa]", "execution.processes=2", "execution.gpus=2"]
+    options = ["--", "-n", "--printshellcmds", "--directory", str(tmp_path), "--resources", "gpu=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in (done.stdout + done.stderr).splitlines() if "; exec " in line]
+    assert {module for module in plan.MODULES.values() if any(f" -m {module} " in line for line in commands)} == {
+        *plan.MODULES.values()
+    }
+    for line in commands:
+        words = shlex.split(line)
+        named = [word for word in words if "pwned" in word]
+        assert len(named) >= 4 and all(word.startswith((f"{NASTY}/", f"./{NASTY}/plans/")) for word in named), line
+
+
 def hydra_quoted(text):
     return "'" + text.replace("'", "\\'") + "'"
 
