@@ -17,7 +17,8 @@ if "--plan" in sys.orig_argv and any(argument.startswith("salsa.") for argument 
 # `python -m salsa.STAGE`: libraries read the environment when they are imported, which a stage does in its first lines.
 for option, name in itertools.pairwise(sys.orig_argv):
     if option == "-m" and name.startswith("salsa.") and name != "salsa.surroundings":
-        from salsa import surroundings
+        from salsa import places, surroundings
 
+        places.use()  # a node of a cluster may lack the home that the login node has
         surroundings.clean()
         break

@@ -98,7 +98,14 @@ def main(arguments):
         os.environ[VISIBLE] = ",".join(lease(int(arguments[0]), devices()))
     except ValueError as error:
         sys.exit(f"salsa: {error}; lower execution.gpus, or name more in CUDA_VISIBLE_DEVICES")
-    os.execvp(arguments[1], arguments[1:])
+    except OSError as error:
+        sys.exit(
+            f"salsa: {error.filename}: {error.strerror}, and leases of GPUs lie there; set TMPDIR to another folder"
+        )
+    try:
+        os.execvp(arguments[1], arguments[1:])
+    except OSError as error:
+        sys.exit(f"salsa: {arguments[1]}: {error.strerror}")
 
 
 if __name__ == "__main__":

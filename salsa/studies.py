@@ -351,6 +351,8 @@ def last_lines(log, count=SHOWN):
 
     Of a log that can't be read, one line that says so.
     """
+    if not os.path.isfile(log):
+        return ["is no file"]  # a pipe would keep its reader for ever
     try:
         with open(log, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))

@@ -374,14 +374,14 @@ def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
         file.truncate(2**40)  # a terabyte, of which the disk holds nothing
         file.seek(2**40)
         file.write(b"\nthe end\n")
-    logs[2].mkdir()
+    os.mkfifo(logs[2])
     logs[3].write_text("10%\r50%\r100% done\nboom: " + "x" * 5000)
     logs[4].touch()
     lines = list(studies.failures(made))
     shown = [line for line in lines if line.startswith("not finished: ")]
     assert all(line == runs.printable(line) and len(line) < 1000 for line in lines) and len(lines) < 60
     assert len(shown) == 4 and shown[0].endswith("\\u2028next")
-    assert shown[1].endswith(": the end") and "can't be read" in shown[2] and ": boom: xxx" in shown[3]
+    assert shown[1].endswith(": the end") and "is no file" in shown[2] and ": boom: xxx" in shown[3]
     assert "  | 100% done" in lines
 
 
