@@ -269,6 +269,8 @@ def _check_value(override, shown):
     key, value = override.key_or_group, override.value()
     if value == {} and not override.is_add():
         raise UserError(f"{shown}: changes nothing; name the settings that it shall change")
+    if _type_of(key) is bool and not isinstance(value, bool) and not str(value).startswith("${"):
+        raise UserError(f"{shown}: is neither true nor false; write one of them")  # which OmegaConf makes of a 2
     if key not in GROUPS or override.package is not None:
         return
     chosen = value if isinstance(value, list) else [value]
@@ -280,6 +282,17 @@ def _check_value(override, shown):
             raise UserError(f"{key}={bounds.shown(name)}: no such preset; there are {there}")
     if len(set(map(str, chosen))) < len(chosen):
         raise UserError(f"{shown}: a preset stands there twice; leave one out")
+
+
+def _type_of(key):
+    """The type of a setting by its path, or None where the schema has no such path."""
+    hint = config.Config
+    for name in key.split("."):
+        if is_dataclass(hint):
+            hint = bounds.required(bounds.type_hints(hint).get(name))
+        else:
+            hint = bounds.item_type(hint) if typing.get_origin(hint) is dict else None
+    return hint
 
 
 def _check_read(values, overrides):
