@@ -61,14 +61,13 @@ def asked(study):
 
 def unfit(study):
     """Sentences: each judge from which no claim can be read, on all benchmarks together or on some, and why."""
-    found = []
+    found, present = [], {key[:2] for key in study.verdicts}
     for judge in asked(study):
-        overall = quality(study, judge).reason
-        reasons = [overall] if overall else [
-            f"on {name}, {quality(study, judge, name).reason}"
-            for name in lines_of(study, judge) if name != ALL and quality(study, judge, name).reason
-        ]  # fmt: skip
-        found += [f"{reason}: no claim is read from it" for reason in reasons]
+        reasons = [quality(study, judge).reason]
+        if not reasons[0]:
+            named = {name: quality(study, judge, name).reason for name in study.benchmarks if (judge, name) in present}
+            reasons = [f"on {name}, {reason}" for name, reason in named.items() if reason]
+        found += [f"{reason}: no claim is read from it" for reason in reasons if reason]
     return found
 
 

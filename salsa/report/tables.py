@@ -6,6 +6,7 @@ from `evaluate.statistics`. Proxy reward is everywhere the reward model's score,
 end.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -612,7 +613,7 @@ def policy_agreement(study, replicate):
         for key in first.keys() & second.keys():  # counted, so that the order changes nothing
             a, b = first[key], second[key]
             product = (a["reward"] - b["reward"]) * (a["gold"] - b["gold"])
-            if product != 0:
+            if product != 0 and math.isfinite(product):
                 agree.append(product > 0)
     return (float(np.mean(agree)) if agree else math.nan), len(agree)
 
@@ -738,15 +739,16 @@ def marked(study, frames):
     """
     if not any(selection.collapse(study, policy) for policy in study.policies):
         return frames
-    return {name: frame if name == "stability" else _marked(study, name, frame) for name, frame in frames.items()}
+    mark = functools.cache(functools.partial(selection.collapsed, study))
+    return {name: frame if name == "stability" else _marked(study, name, frame, mark) for name, frame in frames.items()}
 
 
-def _marked(study, name, frame):
-    marks = ["; ".join(dict.fromkeys(_marks(study, name, row))) for row in frame.to_dict("records")]
+def _marked(study, name, frame, mark):
+    marks = ["; ".join(dict.fromkeys(_marks(study, name, row, mark))) for row in frame.to_dict("records")]
     return frame.assign(**{MARKED: marks}) if any(marks) else frame
 
 
-def _marks(study, name, row):
+def _marks(study, name, row, mark):
     sides = [(row[arm], row[kl_coef]) for arm, kl_coef in SIDES if arm in row and kl_coef in row]
     if name == "paper_table":
         sides = [(salsa_arm(study), row["salsa_kl_coef"])]
@@ -760,9 +762,9 @@ def _marks(study, name, row):
     for arm, kl_coef in sides:
         arm = selection.arm_of(study, arm) if arm else None
         if arm is not None and not (kl_coef is not None and kl_coef != kl_coef):
-            mark = selection.collapsed(study, arm, kl_coef, row.get("replicate"))
-            if mark:
-                yield arm + mark
+            text = mark(arm, kl_coef, row.get("replicate"))
+            if text:
+                yield arm + text
 
 
 LEFT_OUT = {  # table -> columns that Markdown and LaTeX leave to the CSV; everywhere: data, and model where it is one

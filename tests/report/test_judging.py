@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,11 @@ def test_a_judge_that_follows_gold_measures(three):
     """By gold, salsa's answers are all worse than ppo's: -½ in each replicate, which three alike can't decide."""
     found = judged(three, good)
     row = tables.judges(found).iloc[0]
-    assert row["cannot_measure"] == "" and row["gold_kappa"] > 0.99 and row["discrimination"] > 0.95
+    assert (
+        row["cannot_measure"] == ""
+        and row["gold_kappa"] > 0.99
+        and row["discrimination"] == pytest.approx(math.sqrt(56 / 64))
+    )
     frame = claims.frame(found)
     assert frame["effect"].tolist() == [-0.5] and frame["claim_verdict"].tolist() == ["undecided"]
     assert "the 3 replicates are equal" in frame["why"][0]
