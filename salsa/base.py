@@ -107,7 +107,7 @@ def pretrain(settings, corpus, output, execution):
     )
     trainer.train()
     loss = trainer.evaluate()["eval_loss"]
-    trainer.stop_where(not math.isfinite(loss), "the held-out loss is")
+    trainer.stop_where(not math.isfinite(loss), "the held-out loss is not finite")
     trainer.check_weights()
     model.to(torch.float32).save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")

@@ -26,7 +26,8 @@ from salsa import divergence, models, runs, surroundings
 from salsa.ppo import checkpoints, processes
 
 KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
-SAVED = "saved.json"  # likewise: the checkpoint that is whole
+SAVED = "saved.json"  # likewise: the checkpoint that is whole, and the first step's loss
+EXPLODED = 10  # times the first step's loss, which no training leaves behind that learned anything
 
 
 world = surroundings.world
@@ -110,6 +111,7 @@ class Finite:
         self.section, self.output = section, Path(self.args.output_dir).parent
         self.losses, self.gradient_norm = [], None  # of the step that is being taken
         self.batch = []  # the inputs of its micro-batches, and afterwards of the last one
+        self.first_loss = None
         self.add_callback(_BeforeStep(self))
         divergence.forget(self.output)
 
@@ -129,14 +131,16 @@ class Finite:
         """UserError where the losses or the gradients of a step are not finite, before it is taken."""
         loss, norm = sum(self.losses, torch.zeros(())), self.gradient_norm
         self.losses, self.gradient_norm = [], None
-        self.stop_where(not torch.isfinite(loss), "the loss is", taken=False)
-        self.stop_where(norm is not None and not math.isfinite(norm), "gradients are", taken=False)
+        self.stop_where(not torch.isfinite(loss), "the loss is not finite", taken=False)
+        self.stop_where(norm is not None and not math.isfinite(norm), "gradients are not finite", taken=False)
+        if self.first_loss is None:
+            self.first_loss = loss.item()
 
     @torch.no_grad()
     def check_weights(self):
         """UserError where weights, or what the model makes of its last batch, are not finite; asked before saving."""
         model = self.model_wrapped
-        self.stop_where(not divergence.finite_weights(model), "weights are")
+        self.stop_where(not divergence.finite_weights(model), "weights are not finite")
         for inputs in self.batch[-1:]:
             names = ("input_ids", "attention_mask", "position_ids")
             given = self._prepare_inputs({name: inputs[name] for name in names if name in inputs})
@@ -145,20 +149,20 @@ class Finite:
             model.train(was_training)
             if output.dim() == 3 and "attention_mask" in given:
                 output = output[given["attention_mask"].bool()]
-            self.stop_where(not torch.isfinite(output).all(), "what the model computes is")
+            self.stop_where(not torch.isfinite(output).all(), "what the model computes is not finite")
 
     def stop_where(self, flag, what, taken=True):
         """UserError in all processes where `flag` is set in one of them, which keeps its batch.
 
         Args:
-            what: is not finite; with its verb.
+            what: is wrong, as a sentence.
             taken: whether the step is behind, of which that is so.
         """
         where = divergence.anywhere(self.accelerator, flag)
         if not where:
             return
         rate, step = f"{self.section}.learning_rate={self.args.learning_rate:g}", self.state.global_step + (not taken)
-        found = f"{what} not finite at step {step} of {self.state.max_steps}"
+        found = f"{what} at step {step} of {self.state.max_steps}"
         message = f"{rate}: {found}; lower it"
         if step == 1 and not taken:
             message = (
@@ -262,7 +266,7 @@ class _Watch(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_):
         losses = validation_losses(state.log_history)
-        self.trainer.stop_where(not math.isfinite(losses[-1]), "the validation loss is")
+        self.trainer.stop_where(not math.isfinite(losses[-1]), "the validation loss is not finite")
         if self.best and losses.index(min(losses)) == len(losses) - 1:
             keep(self.trainer, self.output)
 
@@ -275,7 +279,8 @@ class _Watch(TrainerCallback):
             (path.with_name(name) / "training_args.bin").unlink(missing_ok=True)  # a pickle, of which nothing is read
             checkpoints.describe_files(path.with_name(name))
             checkpoints.sync(path.with_name(name))
-            runs.write_json(path, {"checkpoint": name, **checkpoints.layout(self.trainer.accelerator)})
+            layout = checkpoints.layout(self.trainer.accelerator)
+            runs.write_json(path, {"checkpoint": name, "first_loss": self.trainer.first_loss, **layout})
             for other in path.parent.glob("checkpoint-*"):  # whole or not, of which nothing speaks any more
                 if other.name != name:
                     shutil.rmtree(other, ignore_errors=True)
@@ -321,11 +326,12 @@ def train(trainer, output, load, minutes, best=False):
     with checkpoints.StopRequest() as stop:
         watch = _Watch(trainer, output, stop, best, minutes)
         trainer.add_callback(watch)
-        trainer.train(resume_from_checkpoint=_saved(trainer.accelerator, output))
+        trainer.train(resume_from_checkpoint=_saved(trainer, output))
         if watch.stopped and trainer.state.global_step < trainer.state.max_steps:
             trainer.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
             trainer.accelerator.print(f"stopped behind step {trainer.state.global_step}; run again to go on")
             sys.exit(143)
+        _check_explosion(trainer, best)
         if not best:
             keep(trainer, output)
     if world()[1] == 0:
@@ -334,14 +340,26 @@ def train(trainer, output, load, minutes, best=False):
     return trainer.state.log_history
 
 
-def _saved(accelerator, output):
+def _check_explosion(trainer, best):
+    """UserError where what is kept predicts worse by far than what training began with; it is finite all the same."""
+    losses = validation_losses(trainer.state.log_history)
+    loss = (min(losses) if best else losses[-1]) if losses else 0.0
+    first = trainer.first_loss
+    exploded = first is not None and loss > EXPLODED * max(first, 1.0)
+    trainer.stop_where(
+        exploded, f"the validation loss is {loss:.3g} nats a token, and was about {first or 0:.3g} before,"
+    )
+
+
+def _saved(trainer, output):
     """The folder of the checkpoint to go on from, or None. UserError where other processes wrote it."""
     path = output / runs.CHECKPOINTS / SAVED
     if not path.exists():
         return None
     saved = runs.read_json(path)
     folder = path.with_name(saved.pop("checkpoint"))
-    checkpoints.check_layout(accelerator, saved, folder)
+    trainer.first_loss = saved.pop("first_loss", None)
+    checkpoints.check_layout(trainer.accelerator, saved, folder)
     checkpoints.check_files(folder)
     return str(folder)
 

@@ -324,6 +324,12 @@ def test_a_learning_rate_that_explodes_ends_the_run(family, tmp_path, stage):
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "diverged.json", "diverged.safetensors"}
 
 
+def test_an_explosion_to_finite_numbers_is_none_the_less_one(family, tmp_path):
+    with pytest.raises(runs.UserError, match=r"sft\.learning_rate=1000: the validation loss is \d\S+ nats .* lower it"):
+        run(sft_case(learning_rate=1e3, stop="epochs"), family, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_what_is_broken_before_anything_is_learned_is_said(family, tmp_path, tokenizer):
     model = models.load_policy(family["base"] / "model")
     model.model.norm.weight.data.fill_(1e38)  # NaN itself is not loaded

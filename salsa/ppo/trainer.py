@@ -523,9 +523,12 @@ class Trainer:
         if self.settings.mixed_precision == "bf16":
             worst, tolerance = (difference.sum() / mask.sum()).item(), mean_tolerance
         if not worst <= tolerance:
+            cause = ""
+            if self.progress.iteration:
+                cause = f"; has the policy exploded? Then lower ppo.learning_rate={self.ppo.learning_rate:g}"
             raise InvariantError(
                 f"log-probabilities from {what} and from a fresh forward pass of the policy differ by {worst:.3g} nats "
-                f"(tolerance {tolerance})"
+                f"(tolerance {tolerance}){cause}"
             )
 
     def _check_sampling(self, iteration, difference):
