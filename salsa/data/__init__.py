@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import re
+import unicodedata
 
 from salsa import config, runs
 from salsa.data import rows
@@ -53,8 +54,8 @@ def ordered(texts, seed, salt):
 
 
 def normalised(text):
-    """What two texts have in common when they differ in case and white space alone."""
-    return " ".join(text.lower().split())
+    """What two texts have in common that differ in case, white space and the spelling of accents (NFC, NFD) alone."""
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def user(text):
@@ -75,7 +76,7 @@ def is_hub_id(value):
         return False
     shown = rows.printable(value)
     pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
-    if rows.holds_rows(value) or value.startswith(("/", ".", "~")):
+    if rows.names_file(value) or value.startswith(("/", ".", "~")):
         raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
     if not re.fullmatch(HUB_DATASET, value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")

@@ -10,7 +10,7 @@ import unicodedata
 from salsa.data.rows import printable
 from salsa.runs import UserError
 
-ROLES = ("system", "user", "assistant")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as OpenAI names them
 TOOL_ROLES = ("tool", "function", "ipython", "observation")
 TEXT_PARTS = ("text", "input_text", "output_text")
 THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")  # what a model thought is no part of what it said
@@ -88,7 +88,7 @@ def _message(key, message, left_out):
     if "content" not in message:
         shown = printable(", ".join(map(str, message)))[:60]
         raise UserError(f"{key!r} has the wrong form: a message without 'content' ({shown}); it is {MESSAGES}")
-    return {"role": role, "content": _content(key, message["content"], left_out)}
+    return {"role": ROLES[role], "content": _content(key, message["content"], left_out)}
 
 
 def _content(key, content, left_out):

@@ -1,9 +1,10 @@
 """The one reader of rows in local files: planning checks with it what the stages then read with it.
 
-The name says the form, in any capitals: a JSON array (.json), Parquet (.parquet), and anything else is JSONL; all but
-Parquet may be compressed (.gz). A path is taken as it is: `p[1].jsonl` and `prefs*.jsonl` name one file each. Rows come
-one by one in the file's order, as plain Python values, so the same rows are the same whatever form they are in. What
-can't be read is a UserError of one line: the file, the line (of an array and of Parquet the row), and what to do.
+The name says the form, in any capitals: Parquet (.parquet), and anything else is JSONL, or a JSON array where it begins
+with a bracket; all but Parquet may be compressed (.gz). A path is taken as it is: `p[1].jsonl` and `prefs*.jsonl` name
+one file each. Rows come one by one in the file's order, as plain Python values, so the same rows are the same whatever
+form they are in. What can't be read is a UserError of one line: the file, the line (of an array and of Parquet the
+row), and what to do.
 """
 
 import contextlib
@@ -22,12 +23,33 @@ LARGEST = 64 * 2**20  # bytes of a row; a longer one is no row but a file withou
 CHUNK = 2**20  # characters of an array that are decoded at a time
 BATCH = 256  # rows of Parquet that are Python values at a time
 MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")
+GZIP = b"\x1f\x8b"
+LFS = b"version https://git-lfs"
+OTHER_FORMS = {  # what files that hold no text begin with -> what to do
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"PAR1": "Parquet by its content; name it .parquet",
+    b"ARROW1": "Arrow by its content; save it as Parquet",
+    GZIP: "compressed by gzip; name it .jsonl.gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it",
+    b"BZh": "compressed by bzip2; decompress it",
+    b"\xfd7zXZ": "compressed by xz; decompress it",
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    LFS: "a pointer of Git LFS, not the file; run git lfs pull",
+}
 FETCH = "mend or fetch the file again"
+MEND = "mend or remove the line"
 
 
 def holds_rows(name):
     """Whether a name ends as that of a file of rows."""
     return name.lower().removesuffix(".gz").endswith(SUFFIXES)
+
+
+def names_file(name):
+    """Whether a name ends as that of a file, of rows or of anything else that people give for one."""
+    return holds_rows(name) or name.lower().endswith(OTHER_SUFFIXES)
 
 
 def local(value):
@@ -83,15 +105,14 @@ def read(path, keys=None):
         raise UserError(f"{printable(path)}: no such file; give {FORMS}")
     path = expanded(path)
     name, shown = path.name.lower(), printable(path)
-    compressed = name.endswith(".gz")
-    form = Path(name.removesuffix(".gz")).suffix
-    empty = True
+    compressed, empty = name.endswith(".gz"), True
+    reader = _parquet if name.removesuffix(".gz").endswith(".parquet") else _text
     try:
-        with open(path, "rb") as raw, gzip.open(raw) if compressed else contextlib.nullcontext(raw) as file:
-            if form == ".parquet":
-                made = _parquet(shown, file, keys, compressed)
-            else:
-                made = _text(shown, file, form, compressed)
+        with (
+            open(path, "rb") as raw,
+            _unpacked(shown, raw) if compressed else contextlib.nullcontext(raw) as file,
+            contextlib.closing(reader(shown, file, keys, compressed)) as made,
+        ):
             for place, row in made:
                 empty = False
                 yield place, row
@@ -102,37 +123,40 @@ def read(path, keys=None):
         raise UserError(f"{shown}:1: the file is empty; give one with rows")
 
 
-def _text(path, file, form, compressed):
-    """Rows of JSONL or of a JSON array, after a look at how the file begins."""
-    start = file.peek(4)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: UTF-16; save it as UTF-8")
-    if start.startswith(b"PAR1"):
-        raise UserError(f"{path}: Parquet by its content; name it .parquet")
-    if start.startswith(b"\x1f\x8b"):
-        advice = "compressed twice; decompress it once" if compressed else "compressed by gzip; name it .jsonl.gz"
-        raise UserError(f"{path}: {advice}")
-    if form == ".json":
-        # A .json may hold lines: many programs name them so.
-        while start[:1].isspace() or start.startswith(MARK):
-            file.read(3 if start.startswith(MARK) else 1)
-            start = file.peek(3)
-        if start.startswith(b"["):
-            file.read(1)
-            return _array(path, file)
-    return _lines(path, file)
+def _unpacked(path, raw):
+    start = raw.peek(len(GZIP))
+    if start and not start.startswith(GZIP):  # as what a browser unpacked
+        raise UserError(f"{path}: not compressed; name it without .gz")
+    return gzip.open(raw)
+
+
+def _text(path, file, keys, compressed):
+    """Rows of JSONL or of a JSON array, as the file begins: many programs name the one as the other."""
+    start = file.peek(64)
+    for magic, advice in OTHER_FORMS.items():
+        if start.startswith(magic):
+            twice = compressed and "gzip" in advice
+            raise UserError(f"{path}: {'compressed twice; decompress it once' if twice else advice}")
+    content = start.removeprefix(MARK).lstrip()
+    if content.startswith(b"["):
+        file.read(len(start) - len(content) + 1)
+        yield from _array(path, file)
+    else:
+        yield from _lines(path, file)
 
 
 def _lines(path, file):
+    advice = "give one row a line, as JSON"  # of a file that begins so, all of it is of another form
     for number, line in enumerate(iter(lambda: file.readline(LARGEST + 1), b""), 1):
         place = f"{path}:{number}"
         if len(line) > LARGEST:
             raise UserError(f"{place}: longer than {LARGEST >> 20} MiB; give one row a line")
         line = line.removeprefix(MARK)
         if line.strip():
-            with _explained(place):
+            with _explained(place, advice):
                 row = _DECODER.decode(line.decode())
             yield place, _object(place, row)
+            advice = MEND
 
 
 def _array(path, file):
@@ -191,10 +215,13 @@ def _item(place, stream, buffer, at):
 
 
 def _parquet(path, file, keys, compressed):
+    """Rows of Parquet, of the columns `keys`."""
     import pyarrow.parquet
 
     if compressed:
         raise UserError(f"{path}: compressed Parquet; decompress it")
+    if file.peek(64).startswith(LFS):
+        raise UserError(f"{path}: {OTHER_FORMS[LFS]}")
     number = 0
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -232,23 +259,24 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 @contextlib.contextmanager
-def _explained(place):
+def _explained(place, advice=MEND):
     """Turns what decoding raises into a UserError of one line."""
     try:
         yield
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 ({error.reason}); mend the file") from None
+        raise UserError(f"{place}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     except _Doubled as error:
         raise UserError(f"{place}: the key {str(error)!r} stands twice in one object; remove one") from None
     except RecursionError:
         raise UserError(f"{place}: nested too deep; mend or remove the row") from None
     except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
         reason = str(getattr(error, "msg", None) or error).split(";")[0]
-        raise UserError(f"{place}: not JSON ({reason}); mend or remove the line") from None
+        if reason == "Extra data":  # "{…}, " of an array's lines, or line ends that are none
+            advice = "give each row a line of its own, with nothing after it"
+        raise UserError(f"{place}: not JSON ({reason}); {advice}") from None
 
 
 def _object(place, row):
     if isinstance(row, dict):
         return row
-    advice = "name a JSON array .json" if isinstance(row, list) else "mend or remove the line"
-    raise UserError(f"{place}: not a JSON object but {type(row).__name__}; {advice}")
+    raise UserError(f"{place}: not a JSON object but {type(row).__name__}; {MEND}")

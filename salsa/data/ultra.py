@@ -18,6 +18,8 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from salsa import data
@@ -68,8 +70,27 @@ HUB_SPLITS = {  # setting -> the split to read, first that exists
 }
 
 
+@dataclass
+class Source:
+    """A hub dataset or a local file that is being read.
+
+    Attributes:
+        rows: an iterator of (place, row).
+        facts: what is worth recording of a hub dataset.
+        features: column -> type of a hub dataset; of a local file, each row says its own.
+    """
+
+    rows: Iterator
+    facts: dict = field(default_factory=dict)
+    features: dict = field(default_factory=dict)
+
+    def __iter__(self):
+        return self.rows
+
+
+@contextlib.contextmanager
 def opened(name, value, required):
-    """The rows of a setting's hub dataset or local file: an iterator of (place, row), and facts of the hub's.
+    """The `Source` of a setting; a local file is closed afterwards.
 
     Args:
         name: the setting, which says the hub's split, or `validation`.
@@ -78,7 +99,9 @@ def opened(name, value, required):
     """
     keys = (*required, *OTHER_KEYS.get(required, ()))
     if not is_hub_id(value):
-        return rows.read(value, keys), {}
+        with contextlib.closing(rows.read(value, keys)) as lines:
+            yield Source(lines)
+        return
     dataset = _from_hub(value, HUB_SPLITS[name])
     columns = dataset.column_names
     for key in required:
@@ -86,7 +109,8 @@ def opened(name, value, required):
             raise UserError(f"{value}: no column {key!r} but {', '.join(columns)} ({name})")
     wanted = dataset.select_columns([column for column in columns if column in keys])
     facts = {"dataset": value, "split": str(dataset.split), "commit": _commit(dataset)}
-    return ((f"{value}: row {number}", row) for number, row in enumerate(wanted, 1)), {"hub": facts}
+    numbered = ((f"{value}: row {number}", row) for number, row in enumerate(wanted, 1))
+    yield Source(numbered, {"hub": facts}, wanted.features)
 
 
 def _from_hub(value, splits):
@@ -323,9 +347,9 @@ def _splits(task, keep=lambda row: row):
     files = {}
 
     def read(name, value, required, convert, key_of, known=frozenset(), file=None):
-        source, facts = opened(name, value, REQUIRED_KEYS[required])
-        kept, counts = _read(source, convert, key_of, known, keep)
-        files[file or name] = counts | facts
+        with opened(name, value, REQUIRED_KEYS[required]) as source:
+            kept, counts = _read(source, convert, key_of, known, keep)
+        files[file or name] = counts | source.facts
         return kept
 
     pairs = read("preference_file", task.preference_file, "preference_file", preference, _row_prompt_key)
@@ -434,10 +458,10 @@ def benchmark(settings, seed, facts=None):
     if not settings.file:
         raise UserError(f"a {settings.kind} benchmark needs `file`: a hub dataset ORG/NAME or a local file")
     if settings.kind == "preference_file":
-        source, more = opened("file", settings.file, REQUIRED_KEYS["preference_file"])
-        made, counts = _read(source, preference, _row_prompt_key)
+        with opened("file", settings.file, REQUIRED_KEYS["preference_file"]) as source:
+            made, counts = _read(source, preference, _row_prompt_key)
         made, read, dropped = _preference_benchmark(made, counts, seed)
-        more |= {"left_out": counts["left_out"]} if "left_out" in counts else {}
+        more = source.facts | ({"left_out": counts["left_out"]} if "left_out" in counts else {})
     else:
         kept, read, dropped, more = _questions(settings)
         # in random order: the files are sorted by category, and a benchmark may take the first so many
@@ -467,38 +491,36 @@ def _questions(settings):
     """Questions of MT-Bench or Arena-Hard: rows by id, how many were read, the dropped by reason, facts.
 
     Raises UserError, with the question's place: for an id that two questions have, for another number of turns than
-    the question before it has, and where the reference file does not fit the questions.
+    the question before it has, and where the reference file does not fit the questions. Answers to questions that are
+    not in the file, as of a part of MT-Bench's, are counted.
     """
-    source, facts = opened("file", settings.file, REQUIRED_KEYS[settings.kind])
     references = _references(settings)
     make, numbers = _MAKE[settings.kind], itertools.count()
     kept, places, seen, dropped, read = {}, {}, set(), Counter({"empty_or_repeated": 0}), 0
-    for place, (identifier, row) in _located(source, lambda row: make(row, next(numbers))):
-        read += 1
-        if isinstance(row, str):
-            places.setdefault(identifier, place)
-            dropped["empty_or_repeated" if row == "empty" else row] += 1
-            continue
-        words = tuple(map(normalised, row["turns"]))
-        if words in seen:
-            places.setdefault(identifier, place)
-            dropped["empty_or_repeated"] += 1
-            continue
-        if identifier in places:
-            raise UserError(f"{place}: the id {identifier!r} is also that of {places[identifier]}; give each its own")
-        number = next((len(other["turns"]) for other in kept.values()), len(words))
-        if len(words) != number:
-            said = f"{len(words)} turn{'s' if len(words) > 1 else ''}, where the questions before have {number}"
-            raise UserError(f"{place}: {said}; make it two benchmarks")
-        if settings.kind == "mt_bench":
-            row["reference"] = _reference(settings, references, identifier, row, place)
-        places[identifier] = place
-        seen.add(words)
-        kept[f"{settings.kind}-{identifier}"] = row
-    for identifier, (place, _) in references.items():
-        if identifier not in places:
-            raise UserError(f"{place}: no question of {settings.file} has the id {identifier!r}; remove the answer")
-    return kept, read, dict(dropped), facts
+    with opened("file", settings.file, REQUIRED_KEYS[settings.kind]) as source:
+        for place, (identifier, row) in _located(source, lambda row: make(row, next(numbers))):
+            read += 1
+            words = row if isinstance(row, str) else tuple(map(normalised, row["turns"]))
+            if isinstance(row, str) or words in seen:
+                places.setdefault(identifier, place)
+                dropped[row if isinstance(row, str) and row != "empty" else "empty_or_repeated"] += 1
+                continue
+            if identifier in places:
+                shown = rows.printable(identifier)
+                raise UserError(f"{place}: the id {shown} is also that of {places[identifier]}; give each its own")
+            number = next((len(other["turns"]) for other in kept.values()), len(words))
+            if len(words) != number:
+                said = f"{len(words)} turn{'s' if len(words) > 1 else ''}, where the questions before have {number}"
+                raise UserError(f"{place}: {said}; make it two benchmarks")
+            if settings.kind == "mt_bench":
+                row["reference"] = _reference(settings, references, identifier, row, place)
+            places[identifier] = place
+            seen.add(words)
+            kept[f"{settings.kind}-{identifier}"] = row
+    unused = len(set(references) - set(places))
+    if unused and unused == len(references):
+        raise UserError(f"{settings.reference_file}: answers no question of {settings.file}; compare the ids")
+    return kept, read, dict(dropped), source.facts | ({"references_unused": unused} if unused else {})
 
 
 def _reference(settings, references, identifier, row, place):
@@ -510,11 +532,12 @@ def _reference(settings, references, identifier, row, place):
         return None
     notes = row["reference"] and row["reference"] + [""] * (len(row["turns"]) - len(row["reference"]))
     place, answers = references.get(identifier, (place, notes))
+    shown = rows.printable(identifier)
     if answers and len(answers) != len(row["turns"]):
-        said = f"{len(answers)} reference answers to question {identifier!r}, which has {len(row['turns'])} turns"
+        said = f"{len(answers)} reference answers to question {shown}, which has {len(row['turns'])} turns"
         raise UserError(f"{place}: {said}; give one a turn")
     if not answers and settings.reference_file:
-        said = f"no answer to question {identifier!r} of {row['category']} ({place})"
+        said = f"no answer to question {shown} of {row['category']} ({place})"
         raise UserError(f"{settings.reference_file}: {said}; add it, or leave the file out")
     return answers or None
 
@@ -545,17 +568,20 @@ def _shown(counts):
 def _identifier(row, names, index):
     """A question's id, of the first of some keys that it has; its place in the file where it has none."""
     for name in names:
-        if row.get(name) is not None:
+        if not messages.missing(row.get(name)):
             return _checked_identifier(name, row[name])
-    return index
+    return str(index)
 
 
 def _checked_identifier(name, value):
+    """An id as text: 81, "81" and the 81.0 that pandas writes are one."""
     form = "a text or a whole number"
-    if not isinstance(value, str | int):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise messages.wrong(name, value, form)
     try:
-        return messages.text(name, value) if isinstance(value, str) else value
+        return messages.text(name, str(value))
     except Dropped:
         raise messages.wrong(name, value, form) from None
 
@@ -608,7 +634,8 @@ def _references(settings):
     required = REQUIRED_KEYS["reference_file"]
     for place, (identifier, texts) in _located(rows.read(settings.reference_file, required), _reference_answers):
         if identifier in answers:
-            raise UserError(f"{place}: question {identifier!r} is answered in {answers[identifier][0]} too; remove one")
+            said = f"question {rows.printable(identifier)} is answered in {answers[identifier][0]} too"
+            raise UserError(f"{place}: {said}; remove one")
         answers[identifier] = (place, texts)
     return answers
 

@@ -32,6 +32,11 @@ def test_parts_become_one_text(content, expected):
     assert ultra.evaluation_prompt({"prompt": [{**USER, "content": content}]})["prompt"][0]["content"] == expected
 
 
+def test_a_developer_is_the_system():
+    """OpenAI's newer name of the role; templates know the older one."""
+    assert told({"role": "developer", "content": "be brief"}, USER, ANSWER)["messages"][0]["role"] == "system"
+
+
 def test_thoughts_are_left_out_and_counted():
     left_out = Counter()
     row = {"messages": [USER, {**ANSWER, "content": [{"type": "thinking", "thinking": "hm"}, part("a")]}]}

@@ -1,7 +1,10 @@
 """The one reader of local rows: its forms, what it refuses in one line, and that no bytes make it do anything else."""
 
+import bz2
+import gc
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -56,6 +59,7 @@ def test_every_form_gives_the_same_rows(tmp_path, capitals):
         "f.ndjson": b"\xef\xbb\xbf" + text.replace("\n", "\r\n\r\n \n").encode(),
         "g.json": b"\xef\xbb\xbf \n" + json.dumps(values).encode() + b"\n\n",
         "h": text.rstrip("\n").encode(),
+        "j.jsonl": b"\xef\xbb\xbf \n" + json.dumps(values, indent=2).encode(),  # an array, all the same
     }
     for name, content in forms.items():
         path = tmp_path / capitals(name)
@@ -132,6 +136,9 @@ def test_a_pattern_is_no_path(tmp_path):
 def test_what_lies_where_a_hub_dataset_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert data.is_hub_id("org/name") and data.is_hub_id("org/name@v1.0")
+    for value in ("data/prefs.csv", "data/prefs.jsonl.zst", "org/prefs.JSONL"):
+        with pytest.raises(UserError, match="no such file"):
+            data.is_hub_id(value)
     (tmp_path / "org" / "name").mkdir(parents=True)
     for value in ("org/name", "org/name@main"):
         with pytest.raises(
@@ -163,13 +170,36 @@ def test_what_lies_where_a_hub_dataset_is_named(tmp_path, monkeypatch):
         ("a.jsonl", b"PAR1", "name it .parquet"),
         ("a.jsonl", gzip.compress(b"{}"), "name it .jsonl.gz"),
         ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "compressed twice"),
-        ("a.jsonl.gz", b"{}", "can't be read (Not a gzipped file"),
+        ("a.jsonl.gz", b"{}", "a.jsonl.gz: not compressed; name it without .gz"),
+        ("a.parquet.gz", b"PAR1", "a.parquet.gz: not compressed; name it without .gz"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", "compressed by zstd; decompress it"),
+        ("a.jsonl", bz2.compress(b"{}"), "compressed by bzip2; decompress it"),
+        ("a.jsonl.xz", lzma.compress(b"{}"), "compressed by xz; decompress it"),
+        ("a.jsonl.zip", b"PK\x03\x04", "a ZIP archive; unpack it"),
+        ("a.arrow", b"ARROW1\0\0", "Arrow by its content; save it as Parquet"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("a.jsonl", b"prompt,chosen\r\na,b\r\n", "a.jsonl:1: not JSON (Expecting value); give one row a line, as JSON"),
+        (
+            "a.jsonl",
+            b'{\n  "a": 1\n}\n',
+            "a.jsonl:1: not JSON (Expecting property name enclosed in double quotes); give",
+        ),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1}{"a": 2}', "a.jsonl:2: not JSON (Extra data); give each row a line of its own"),
+        (
+            "a.jsonl",
+            b'{"a": 1},\n',
+            "a.jsonl:1: not JSON (Extra data); give each row a line of its own, with",
+        ),
+        ("a.jsonl", b'{"a": 1}\n{"a": 1,}\n', "a.jsonl:2: not JSON (Expecting property name"),
+        ("a.jsonl", b'{"a": 1}\n\0\0', "a.jsonl:2: not JSON (Expecting value); mend or remove the line"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "can't be read"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-6] + b"abcdef", "can't be read"),
         ("a.parquet", b"PAR1 and no more PAR1", "not a Parquet file"),
         ("a.parquet", b"", "not a Parquet file"),
         ("a.parquet.gz", gzip.compress(b"PAR1"), "compressed Parquet"),
-        ("a.jsonl", b'{"a": 1}\n\n[1]', "a.jsonl:3: not a JSON object but list; name a JSON array .json"),
+        ("a.jsonl", b'{"a": 1}\n\n[1]', "a.jsonl:3: not a JSON object but list; mend or remove the line"),
+        ("a.jsonl", b"[[1]]", "a.jsonl: row 1: not a JSON object but list"),
         ("a.json", b"[{}, 7]", "a.json: row 2: not a JSON object but int"),
         ("a.json", b'[{"a": 1}', "a.json: row 2: not JSON (the array doesn't end)"),
         ("a.json", b'[{"a": 1} {"a": 2}]', "a.json: row 2: not JSON (no comma before it)"),
@@ -190,6 +220,17 @@ def test_what_is_refused_in_one_line(tmp_path, name, content, message):
     with pytest.raises(UserError) as error:
         read(path)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_who_stops_reading_leaves_nothing_open(tmp_path, recwarn):
+    """A reader that is dropped in the middle of an array says nothing on stderr and holds no file."""
+    (tmp_path / "a.json").write_text(json.dumps([pair(i) for i in range(9)]))
+    for _ in rows.read(tmp_path / "a.json"):
+        break
+    with pytest.raises(UserError, match="row 1: no key 'messages'"):
+        ultra.check_file(tmp_path / "a.json", ("messages",))
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_a_row_that_never_ends(tmp_path, monkeypatch):

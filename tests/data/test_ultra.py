@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_parquet_and_jsonl_give_the_same(tmp_path):
         ("", ":1: the file is empty"),
         ("\n\n", ":1: the file is empty"),
         (json.dumps(pair()) + "\n{oops\n", ":2: not JSON"),
-        ("[1]\n", ":1: not a JSON object but list"),
+        ("[1]\n", ": row 1: not a JSON object but int"),
         (json.dumps(pair()) + '\n{"prompt": "a", "chosen": "b"}\n', ":2: no key 'rejected'"),
         (json.dumps(pair(prompt=3)), ":1: 'prompt' has the wrong form"),
         (json.dumps(pair(chosen=[{"role": "user"}])), ":1: 'chosen' has the wrong form"),
@@ -121,15 +122,15 @@ def test_broken_gzip_encoding_and_parquet(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(UserError, match="mend") as error:
+        with pytest.raises(UserError, match=r"mend|save it as UTF-8|with nothing after it") as error:
             ultra.check_file(path, ("prompt",))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_texts_and_conversations_may_stand_in_one_file(tmp_path):
     path = write(tmp_path / "p.jsonl", [pair(), pair("Else?", [ANSWER], [OTHER])])
-    rows, _ = ultra.opened("preference_file", path, ("prompt", "chosen", "rejected"))
-    made = [ultra.preference(row) for _, row in rows]
+    with ultra.opened("preference_file", path, ("prompt", "chosen", "rejected")) as rows:
+        made = [ultra.preference(row) for _, row in rows]
     assert [row["chosen"] for row in made] == [[ANSWER], [ANSWER]]
 
 
@@ -315,8 +316,9 @@ def answers(i, *turns):
         ([question(1, ("", ""))], None, None),
         ([{"question_id": 1, "category": "c", "turns": [" "]}], None, "q.jsonl: none of its 1 questions can be used"),
         ([question(1, reference="x")], None, "q.jsonl:1: 'reference' has the wrong form"),
-        ([question(1)], [answers(9, "a", "b")], "r.jsonl:1: no question of q.jsonl has the id 9; remove the answer"),
-        ([question(1)], [answers("1", "a", "b")], "r.jsonl:1: no question of q.jsonl has the id '1'"),
+        ([question(1)], [answers(9, "a", "b")], "r.jsonl: answers no question of q.jsonl; compare"),
+        ([question(1), question("1", ("Other?", "Two?"))], None, "q.jsonl:2: the id 1 is also that of q.jsonl:1"),
+        ([question(1), question(True)], None, "q.jsonl:2: 'question_id' has the wrong form: bool"),
         (
             [question(1, category="math")],
             [answers(1, "a")],
@@ -351,6 +353,25 @@ def test_faults_of_questions_are_found_while_planning(tmp_path, monkeypatch, que
         with pytest.raises(UserError) as error:
             found_by(mt)
         assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_part_of_the_questions_goes_with_all_reference_answers(tmp_path):
+    """81, "81" and the 81.0 of pandas are one id; the answers to questions that are left out are counted."""
+    for identifier, other in ((81, "81"), ("81", 81), (81.0, 81)):
+        facts = {}
+        file = write(tmp_path / "q.jsonl", [question(identifier, category="math")])
+        references = write(tmp_path / "r.jsonl", [answers(other, "a", "b"), answers(82, "c"), answers(83, "d")])
+        made, _, _ = ultra.benchmark(config.Benchmark("mt_bench", file=file, reference_file=references), 0, facts)
+        assert [(row["id"], row["reference"]) for row in made] == [("mt_bench-81", ["a", "b"])]
+        assert facts == {"references_unused": 2}
+    file = write(tmp_path / "q.jsonl", [question(float("nan"))])  # of pandas, where there is none
+    assert ultra.benchmark(config.Benchmark("mt_bench", file=file), 0)[0][0]["id"] == "mt_bench-0"
+
+
+def test_prompts_that_differ_in_the_spelling_of_accents_are_one(tmp_path):
+    forms = [pair(unicodedata.normalize(form, "Où est le café ?")) for form in ("NFC", "NFD")]
+    counts = ultra.check_file(write(tmp_path / "p.jsonl", forms), ("prompt", "chosen", "rejected"))
+    assert counts == {"read": 2, "kept": 1, "dropped": {"duplicate_prompt": 1}}
 
 
 ODD = (
