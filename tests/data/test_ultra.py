@@ -122,7 +122,7 @@ def test_broken_gzip_encoding_and_parquet(tmp_path):
     (tmp_path / "c.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(UserError, match=r"mend|save it as UTF-8|with nothing after it") as error:
+        with pytest.raises(UserError, match=r"mend|save it as UTF-8|name it without .gz") as error:
             ultra.check_file(path, ("prompt",))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
