@@ -843,7 +843,7 @@ def _latex_cell(cell):
 
 def write_csv(frame, path):
     """CSV with full precision and empty cells for missing numbers; text is one line, and no spreadsheet's formula."""
-    frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell)
+    frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=_csv_cell)
     runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
 
 

@@ -108,6 +108,8 @@ def test_numbers_of_a_csv_stay_numbers(tmp_path):
     found = pd.read_csv(tmp_path / "t.csv", dtype={"a": str}, keep_default_na=False)
     assert found["a"].tolist() == ["-1", "+2e5", "-inf", "'-x", "'=1", "'@a", "' =1"]
     assert found["b"].tolist() == [-1.5, 2, 3, 4, 5, 6, -7]
+    tables.write_csv(frame.rename(columns={"a": "=a\n"}), tmp_path / "t.csv")
+    assert list(pd.read_csv(tmp_path / "t.csv")) == ["'=a", "b"]
 
 
 def test_front_matter_of_a_card_is_the_cards_own(output):
