@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.modeling_auto import (
@@ -112,7 +113,7 @@ def _token_ids(folder, config):
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids)$")
 
 
-def load_whole(cls, folder, head="", trunk="", **options):
+def load_whole(cls, folder, head="", trunk="", besides=(), **options):
     """A model of class `cls` whose weights all come from the folder's files, and which takes all that they hold.
 
     transformers fills what is missing at random, and drops what is left over, with no more than a warning.
@@ -122,6 +123,7 @@ def load_whole(cls, folder, head="", trunk="", **options):
         folder: as `folders.check` accepts it.
         head: prefix of names that may be missing: those of a head that is new.
         trunk: prefix of names of which none may be left over; "": all names.
+        besides: names that may be left over all the same.
         options: of `from_pretrained`; with a `state_dict`, the weights are those.
 
     Raises UserError, naming the first tensor, where weights are missing, left over, of another shape, or not finite.
@@ -146,7 +148,9 @@ def load_whole(cls, folder, head="", trunk="", **options):
             "random: give a whole model, with weights, names and number of layers as config.json says"
         )
     left_over = sorted(
-        name for name in report["unexpected_keys"] if name.startswith(trunk) and not COMPUTED.search(name)
+        name
+        for name in report["unexpected_keys"]
+        if name.startswith(trunk) and name not in besides and not COMPUTED.search(name)
     )
     if left_over:
         raise runs.UserError(
@@ -164,6 +168,8 @@ def _more(names):
 def _check_finite(model, folder):
     """UserError, naming the first tensor, where a weight is no finite number."""
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            continue
         # The sum is one pass, and finite but where a number isn't, or many large ones overflow.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise runs.UserError(f"{folder}: tensor {name} holds NaN or infinity; save or download the model again")
@@ -225,6 +231,23 @@ def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True)
     cls = classifier_class(folders.load_config(folder / "model"))
     classifier = load_whole(cls, folder / "model", dtype=dtype)
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
+
+
+def check_whole(folder, besides=()):
+    """`load_whole` of a folder without reading its weights, whatever class of transformers its configuration names.
+
+    Nothing is checked of a model that transformers doesn't know.
+    """
+    try:
+        config = folders.load_config(folder)
+    except runs.UserError:
+        return
+    name = (config.architectures or [""])[0]
+    cls = None if name.endswith("Model") else getattr(transformers, name, None)  # a trunk's head would be new
+    if cls is None and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        cls = classifier_class(config) if name.endswith("ForSequenceClassification") else AutoModelForCausalLM
+    if cls is not None:
+        load_whole(cls, folder, besides=besides, device_map="meta", use_safetensors=True)
 
 
 def new_classifier(folder, pad_id):

@@ -114,6 +114,11 @@ def check_ingredients(models):
                 )
         _check_configurations(first, other)
         _check_tokenizers(first, other)
+    if configuration(first).get("model_type"):
+        from salsa import models as loader  # which reads soups, and so this module
+
+        whole_numbers = {name for name, tensor in aligned[0].items() if not TYPES[tensor.dtype].is_floating_point}
+        loader.check_whole(first, besides=whole_numbers)
 
 
 def _describe(tensor):

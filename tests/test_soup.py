@@ -270,6 +270,33 @@ def test_an_output_that_holds_something_is_left_alone(models, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: change_tensor(f, remove), f"tensor {SECOND} is missing, of LlamaForCausalLM"),
+        (lambda f: change_tensor(f, lambda s: s.pop("lm_head.weight")), "tensor lm_head.weight is missing"),
+        (lambda f: edit_json(f / "config.json", num_hidden_layers=1), r"tensor model\.layers\.1\..* is none of"),
+        (lambda f: edit_json(f / "config.json", intermediate_size=8), r"has shape \[\d+, \d+\], and config.json"),
+        (lambda f: edit_json(f / "config.json", architectures=["LlamaModel"]), ""),
+    ],
+)
+def test_ingredients_that_lack_the_same_are_refused(models, tmp_path, change, message):
+    folders = [copied(folder, tmp_path / str(i)) for i, folder in enumerate(models(tied=False)[:2])]
+    for folder in folders:
+        change(folder)
+    if not message:  # whole all the same
+        soup.soup(folders, [0.5, 0.5], tmp_path / "soup")
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        soup.soup(folders, [0.5, 0.5], tmp_path / "soup")
+    assert "\n" not in str(caught.value) and contents(tmp_path) == ["0", "1"]
+
+
+def test_classifiers_can_be_averaged(reward_run, tmp_path):
+    soup.soup([reward_run / "model"] * 2, [0.5, 0.5], tmp_path / "soup")
+    assert_average(tmp_path / "soup", [reward_run / "model"] * 2, [0.5, 0.5])
+
+
 # Grids: several soups from one reading, in pieces and threads.
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
