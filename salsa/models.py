@@ -307,7 +307,7 @@ def mix_policies(sources, weights, device="cpu", dtype=torch.float32):
     sources, parsed = [folder for folder, _ in used], [weight for _, weight in used]
     model = load_policy(sources[0], dtype=dtype)
     if len(sources) > 1:
-        soup.check_ingredients(sources)
+        soup.check_ingredients(sources, loaded=True)
         mixed, state = soup.mixed_tensors(sources, parsed), model.state_dict()
         if folders.stored(sources[0]).keys() <= state.keys():
             for name, tensor in mixed:

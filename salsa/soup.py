@@ -93,10 +93,13 @@ def _shown(weights):
     return " ".join(str(weight)[:20] for weight in weights)
 
 
-def check_ingredients(models):
+def check_ingredients(models, loaded=False):
     """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree.
 
     What is compared is what would be loaded: versions of transformers write the same in several ways.
+
+    Args:
+        loaded: whether the first has been loaded, and so is known to be whole.
     """
     models = [Path(folder) for folder in models]
     first, aligned = models[0], _aligned(models)
@@ -114,7 +117,7 @@ def check_ingredients(models):
                 )
         _check_configurations(first, other)
         _check_tokenizers(first, other)
-    if configuration(first).get("model_type"):
+    if not loaded and configuration(first).get("model_type"):
         from salsa import models as loader  # which reads soups, and so this module
 
         whole_numbers = {name for name, tensor in aligned[0].items() if not TYPES[tensor.dtype].is_floating_point}
