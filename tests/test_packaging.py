@@ -1,6 +1,7 @@
 """The files about installing agree: pyproject.toml, requirements.lock, environment.yml, and the imports."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -99,6 +100,26 @@ def test_every_dependency_has_a_reason():
     }
     assert {(extra, canonicalize_name(name)) for extra, name, _ in extras} == wanted and len(extras) == len(wanted)
     assert all(len(cell) > 2 for row in [*always, *extras] for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "shown"),
+    [
+        ("No known vulnerabilities found", 0, "No known vulnerabilities found"),
+        ("Found 1 known vulnerability in 1 package", 1, "Found 1 known vulnerability"),
+        ("ERROR: torch: Dependency not found on PyPI and could not be audited", 1, "nothing was compared"),
+        ("requests.exceptions.ConnectionError: Max retries exceeded", 1, "nothing was compared"),
+    ],
+)
+def test_an_audit_that_compares_nothing_is_no_sound_one(tmp_path, said, code, shown):
+    audit = tmp_path / "pip-audit"
+    audit.write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+    audit.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "--old-file", ".venv", "audit"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ***")]
+    assert (done.returncode != 0) == (code != 0) and len(lines) == 1 and shown in lines[0], lines
 
 
 def test_no_large_file_is_tracked():
