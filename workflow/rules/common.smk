@@ -30,7 +30,7 @@ def read_plan():
     given = [key for key, value in config.items() if value]
     alone = next((key for key in ("plan", "points") if key in given), None)
     if alone and len(given) > 1:
-        sys.exit(f"--config {alone}: the file says everything; give nothing beside it")
+        sys.exit(f"--config {alone}: the file says everything; give no overrides and no other file beside it")
     try:
         if config.get("plan"):
             return planning.load(config["plan"]), Path(config["plan"])
