@@ -549,7 +549,15 @@ def command(stage, version, function, settings_class, roles=(), description=None
             raise
         if surroundings.world()[1]:
             time.sleep(5)  # within which the launcher ends this process, where the first one says the same
+        _end_bars()
         sys.exit(f"{parser.prog}: {printable(line)}")
+
+
+def _end_bars():
+    """End the line of each progress bar that is open, or what is said next would stand behind it."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def _given(text):

@@ -476,3 +476,19 @@ def test_a_log_that_is_not_utf8_stops_nothing(tmp_path):
     environment = os.environ | ascii_alone
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout == b"KL(sft0 \\u2016 soup)\n"
+
+
+def test_an_error_has_a_line_of_its_own(tmp_path, capsys):
+    """Where a progress bar is open, too."""
+    from tqdm import tqdm
+
+    def stage(settings, parents, output, execution):
+        bar.update()
+        raise runs.UserError("too few rows")
+
+    bar = tqdm(total=3, mininterval=0)
+    runs.write_json(tmp_path / "settings.json", {})
+    with pytest.raises(SystemExit) as ended:
+        arguments = ["--settings", str(tmp_path / "settings.json"), "--output", str(tmp_path / "run")]
+        runs.command("stage", 1, stage, Settings, argv=arguments)
+    assert str(ended.value.code).endswith(": too few rows") and capsys.readouterr().err.endswith("\n")
