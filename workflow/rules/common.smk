@@ -127,9 +127,12 @@ def command(stage, show=False, python="{params.launcher}"):
     try appends. `{…:q}` is quoted by Snakemake for the shell, and a doubled brace is no field of its.
     """
     output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
-    kept = shlex.quote(f"{PLAN.results}/{planning.FOLDERS[stage]}/") + "{wildcards.run:q}/" + studies.KEPT_LOG
-    option = str(PLAN_FILE).startswith("-")  # what a file's name may not look like
-    plan_file = shlex.quote("./" * option + str(PLAN_FILE)).replace("{", "{{").replace("}", "}}")
+    folder = shlex.quote(f"{PLAN.results}/{planning.FOLDERS[stage]}")
+    kept = f"{folder}/{{wildcards.run:q}}/{studies.KEPT_LOG}"
+    plan_file = (
+        f"./{PLAN_FILE}" if str(PLAN_FILE).startswith("-") else str(PLAN_FILE)
+    )  # or it would look like an option
+    plan_file = shlex.quote(plan_file).replace("{", "{{").replace("}", "}}")
     return (
         f"(: >> {kept} && ln -f -- {kept} {{log:q}}) 2> /dev/null || true; "
         f"exec {python} -m {planning.MODULES[stage]} --plan {plan_file} "
