@@ -129,9 +129,8 @@ def command(stage, show=False, python="{params.launcher}"):
     output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
     folder = shlex.quote(f"{PLAN.results}/{planning.FOLDERS[stage]}")
     kept = f"{folder}/{{wildcards.run:q}}/{studies.KEPT_LOG}"
-    plan_file = (
-        f"./{PLAN_FILE}" if str(PLAN_FILE).startswith("-") else str(PLAN_FILE)
-    )  # or it would look like an option
+    dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
+    plan_file = f"./{PLAN_FILE}" if dashed else str(PLAN_FILE)
     plan_file = shlex.quote(plan_file).replace("{", "{{").replace("}", "}}")
     return (
         f"(: >> {kept} && ln -f -- {kept} {{log:q}}) 2> /dev/null || true; "
