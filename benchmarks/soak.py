@@ -263,7 +263,7 @@ def twice(arguments, place):
         studies.append(Study(place / f"with {cores}", clone, cores))
         assert studies[-1].finish() == 0, "a run failed; see terminal.txt"
     first, second = ({folder.name: runs.read_manifest(folder) for folder, _ in runs.survey(s.results)} for s in studies)
-    timed = {"metrics.jsonl", "report.html", "report.md", "runs.csv"}  # which say how long things took
+    timed = {"metrics.jsonl", "log_history.json", "report.html", "report.md", "runs.csv"}  # which say how long things took
     differ = [
         f"{name}/{artefact}"
         for name, manifest in first.items()
