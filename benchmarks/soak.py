@@ -263,7 +263,13 @@ def twice(arguments, place):
         studies.append(Study(place / f"with {cores}", clone, cores))
         assert studies[-1].finish() == 0, "a run failed; see terminal.txt"
     first, second = ({folder.name: runs.read_manifest(folder) for folder, _ in runs.survey(s.results)} for s in studies)
-    timed = {"metrics.jsonl", "log_history.json", "report.html", "report.md", "runs.csv"}  # which say how long things took
+    timed = {
+        "metrics.jsonl",
+        "log_history.json",
+        "report.html",
+        "report.md",
+        "runs.csv",
+    }  # which say how long things took
     differ = [
         f"{name}/{artefact}"
         for name, manifest in first.items()
@@ -275,7 +281,8 @@ def twice(arguments, place):
 
 def mutations(arguments, place):
     """The tests in tests/faults of mutated inputs, with more of them."""
-    command = [sys.executable, "-m", "pytest", "-q", "tests/faults/test_mutations.py", "-p", "no:cacheprovider"]
+    files = ["tests/faults/test_mutations.py", "tests/data/test_rows.py"]
+    command = [sys.executable, "-m", "pytest", "-q", *files, "-k", "mutated", "-p", "no:cacheprovider"]
     environment = os.environ | {"SALSA_MUTATIONS": str(arguments.number), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     return {"mutations": arguments.number, "exit": done.returncode}, done.returncode == 0

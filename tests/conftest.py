@@ -30,6 +30,11 @@ def finished(stage, folder, write, parents=None):
     return folder
 
 
+def examples(count):
+    """How many mutated inputs a test tries: `count`, or SALSA_MUTATIONS where a soak asks for more."""
+    return max(count, int(os.environ.get("SALSA_MUTATIONS", "0")))
+
+
 EXECUTION = config.Execution(device="cpu", threads=1, micro_batch=64)
 
 

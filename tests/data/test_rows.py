@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -370,7 +371,7 @@ def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, name):
         parquet(folder / name, [pair(i) for i in range(6)])
         good = (folder / name).read_bytes()
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.lists(MUTATION, min_size=1, max_size=3))
     def attempt(mutations):
         path = folder / name
