@@ -1,10 +1,11 @@
 """The server of a judge: one question, sent as a chat completion of OpenAI's form, and what comes back for it.
 
-Whatever a server does ends in one of three ways: an answer, `Refused` (it won't take this question) or `Interrupted`
-(nothing more can be asked for now). Faults that pass are tried again, limits of rate are waited for by all questions
-together, a parameter that the server refuses is left out for the rest of the run. A request ends after
-`execution.judge_timeout` however slowly its answer drips, and is cut off when the judge is closed: requests run in an
-event loop, in a thread of its own. Left out: what is asked, and what an answer means (salsa/evaluate/llm_judge.py).
+Whatever a server does ends in one of four ways: an answer, `Refused` (it won't take this question), `Failed` (no try of
+this question came to an answer) or `Interrupted` (nothing more can be asked for now). Faults are tried again, limits of
+rate are waited for by all questions together, a parameter that the server refuses is left out for the rest of the run.
+A request ends after `execution.judge_timeout` however slowly its answer drips, and is cut off when the judge is closed:
+requests run in an event loop, in a thread of its own. Left out: what is asked, and what an answer means
+(salsa/evaluate/llm_judge.py).
 """
 
 import asyncio
@@ -29,10 +30,7 @@ from salsa.evaluate.judge_access import access_key, base_url, check_access
 
 LARGEST = 2**24  # bytes of an answer
 LONGEST_WAIT = 8.0  # seconds between two tries after a fault
-FIRST_PAUSE, LONGEST_PAUSE = (
-    2.0,
-    60.0,
-)  # seconds after a limit of rate, where the server doesn't say: most are a minute's
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds after a limit of rate whose server doesn't say: most are a minute's
 PATIENCE = 900.0  # the longest pause that a server may ask for
 SHORTEST_KEY = 8
 OVERSIZED = -1  # in the place of a status: an answer larger than that
@@ -41,7 +39,7 @@ EVERY = (401, 402, 404, 405, 407, 410, 426)  # what these say is said to every q
 LIMITS = ("max_tokens", "max_completion_tokens")  # two names of one parameter
 TOO_LONG = re.compile(
     r"context[ _-]*(?:length|size|window)|context_length_exceeded|too (?:long|large)|exceeds? the (?:model|maximum)|"
-    r"maximum (?:input|prompt|sequence)",
+    r"maximum (?:input|prompt|sequence)|must be at least 1, got -",
     re.IGNORECASE,
 )
 ABOUT_ALL = re.compile(  # words of a refusal that no other question would escape
@@ -50,7 +48,13 @@ ABOUT_ALL = re.compile(  # words of a refusal that no other question would escap
     r"model_not_found|quota|insufficient (?:credit|balance)",
     re.IGNORECASE,
 )
-UNPAID = re.compile(r"insufficient_quota|billing|exceeded your current quota|insufficient (?:credit|balance)")
+UNPAID = re.compile(  # not "billing" alone: limits of a minute, too, end in an address where to pay for more
+    r"insufficient_quota|exceeded your current quota|insufficient (?:credit|balance)|billing_(?:hard_limit|not_active)|"
+    r"billing (?:hard limit|details)"
+)
+SPAN = r"[0-9.]+\s*(?:milli|ms|s|m|h|d)[a-z]*"  # "20ms", "7m12s" (in two), "26 seconds"
+SECONDS = {"milli": 1e-3, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
+AGAIN_IN = re.compile(rf"\b(?:again|retry)\s+(?:in|after)\s+((?:{SPAN}\s*)+)", re.IGNORECASE)
 AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, whatever for
 RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # of a limit
 ECHOES = ("input", "messages", "prompt", "body", "ctx")  # fields of an error that repeat what was asked
@@ -66,6 +70,10 @@ class Refused(Exception):
     def __init__(self, reason, server=""):
         super().__init__(reason)
         self.server = server
+
+
+class Failed(Refused):
+    """What went wrong with each try of one question: the fault of the question, or of a server that is down."""
 
 
 @dataclass
@@ -116,18 +124,23 @@ class Client:
         self._loop, self._http, self._closed = None, None, False
         self._starting = threading.Lock()
 
-    def ask(self, prompt, seed=None):
+    def ask(self, prompt, seed=None, retries=None):
         """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
 
         Where the server refused parameters, `changed_parameters` has them with the name it takes instead, or None.
-        Raises Refused where the server says that it can't take this prompt, Interrupted where it fails for good.
+
+        Args:
+            retries: after a fault; None: the settings'.
+
+        Raises Refused where the server says that it can't take this prompt, Failed where each try ends in a fault,
+        Interrupted where nothing more can be asked.
         """
         with self._starting:
             if self._closed:
                 raise Interrupted(f"{self.name} was not asked")
             if self._loop is None:
                 self._start()
-        future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed, retries), self._loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -171,14 +184,15 @@ class Client:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
-    async def answer(self, prompt, seed=None):
+    async def answer(self, prompt, seed=None, retries=None):
         """`ask`, in an event loop."""
+        retries = self.retries if retries is None else retries
         parameters, changed = self.parameters | ({} if seed is None else {"seed": seed}), dict(self.changed)
         while True:
             sent = {changed.get(name, name): value for name, value in parameters.items()}
             sent.pop(None, None)
             message = {"role": "user", "content": readable(prompt)}
-            reply = await self._settled({"model": self.judge.model, **sent, "messages": [message]})
+            reply = await self._settled({"model": self.judge.model, **sent, "messages": [message]}, retries)
             if reply.status < 300:
                 return self._taken(reply.content["choices"][0], reply.content, changed, parameters)
             refused = [name for name in parameters if changed.get(name, name) in _parameters_named(reply, sent)]
@@ -217,10 +231,10 @@ class Client:
             return Interrupted(f"{self.name} {reason}")
         return Refused(reason, self.name)
 
-    async def _settled(self, body):
-        """A reply that is an answer (status 200) or a refusal (400); Interrupted where there is none."""
+    async def _settled(self, body, retries):
+        """A reply that is an answer (status 200) or a refusal (400); Failed or Interrupted where there is none."""
         reply = None
-        for attempt in range(self.retries + 1):
+        for attempt in range(retries + 1):
             if reply:
                 asked = asked_wait({name: reply.headers[name] for name in AFTER if name in reply.headers})
                 await self._wait(min(asked, LONGEST_PAUSE) if asked else min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
@@ -228,8 +242,8 @@ class Client:
             if reply.status in (200, 400):
                 return reply
             if reply.status in EVERY or 300 <= reply.status < 400:
-                break
-        raise Interrupted(self._shown(f"{self.name} {reply.words}"))
+                raise Interrupted(self._shown(f"{self.name} {reply.words}"))
+        raise Failed(self._shown(reply.words), self.name)
 
     async def _admitted(self, body):
         """A reply that is about no limit of rate.
@@ -252,7 +266,7 @@ class Client:
 
     def _pause(self, reply):
         """Let all requests wait. Interrupted where the server was waited for often enough, or asks for too long."""
-        asked, reason = asked_wait(reply.headers), self._shown(f"{self.name} {reply.words}")
+        asked, reason = asked_wait(reply.headers, reply.words), self._shown(f"{self.name} {reply.words}")
         if self._pauses >= self.retries:
             raise Interrupted(reason)
         if asked and asked > PATIENCE:
@@ -322,8 +336,10 @@ def _parsed(content):
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
-        return None, text[:1000]
-    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
+        page = text.lstrip().startswith("<")
+        return None, (re.sub(r"<[^>]*>", " ", text[:5000]).strip() if page else text)[:1000]
+    error = parsed[0] if isinstance(parsed, list) and parsed else parsed  # Google's is a list of one
+    error = error.get("error", error) if isinstance(error, dict) else error
     said = error.get("message") if isinstance(error, dict) else error
     return parsed, said if isinstance(said, str) else text[:1000]
 
@@ -344,7 +360,9 @@ def judged(reply):
         place = urlsplit(reply.headers.get("location", "")).netloc
         elsewhere = f"it is elsewhere{f', at {place}' if place else ''}; mend base_url"
         return Reply(status, {}, content, f"answers {status}: {elsewhere}")
-    if status == 429 and (UNPAID.search(str(content).lower())):
+    if status == 404:
+        words += "; see that base_url (which often ends in /v1) and model are right"
+    elif status == 429 and UNPAID.search(str(content).lower()) and not asked_wait({}, reply.words):
         status = 402
     elif status == 429 and "request too large" in reply.words.lower():
         status = 400
@@ -362,15 +380,17 @@ def _judged_content(reply):
     choice = choices[0] if isinstance(choices, list) and choices else None
     for place in (choice, content):  # gateways put the error of another server in the place of an answer
         error = place.get("error") if isinstance(place, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        if isinstance(code, int) and 400 <= code < 600:
+        code = _count(error.get("code")) if isinstance(error, dict) else None
+        if code and 400 <= code < 600:
             return judged(Reply(code, reply.headers, {"error": error}, text_of(error.get("message")) or "error"))
     if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
         return Reply(200, reply.headers, content, "")
     if isinstance(content, dict) and "choices" in content and (not choices or (isinstance(choice, dict))):
         reason = choice.get("finish_reason") if choice else None
         return Reply(400, reply.headers, None, f"answers without a message{f' ({text_of(reason)})' if reason else ''}")
-    return Reply(0, reply.headers, content, "answers what is no chat completion")
+    if content is None and reply.words.lstrip().startswith(("data:", "event:", ":")):
+        return Reply(400, reply.headers, None, "answers with a stream of events, which is not read; turn it off there")
+    return Reply(0, reply.headers, content, f"answers what is no chat completion: {reply.words}".strip(": "))
 
 
 def _parameters_named(reply, sent):
@@ -421,8 +441,11 @@ def _count(value):
     return int(value) if number and value == int(value) else None
 
 
-def asked_wait(headers, now=None):
-    """Seconds that a server asks to wait, by whichever header it has; None where it does not say, or says nonsense."""
+def asked_wait(headers, words="", now=None):
+    """Seconds that a server asks to wait, by whichever header it has, or else by its words ("try again in 7m12s").
+
+    None where it does not say, or says nonsense.
+    """
     now = time.time() if now is None else now
     if "retry-after-ms" in headers:
         return _positive(_number(headers["retry-after-ms"]), 1e-3)
@@ -433,7 +456,8 @@ def asked_wait(headers, now=None):
         if RESET.fullmatch(name):
             remaining = headers.get(name.replace("reset", "remaining"), "0").strip()
             waits += [_positive(_until(value, now))] if remaining in ("0", "") else []
-    return max((wait for wait in waits if wait), default=None)
+    told = AGAIN_IN.search(words)
+    return max((wait for wait in waits if wait), default=None) or (_positive(_spans(told[1])) if told else None)
 
 
 def _until(text, now):
@@ -441,15 +465,19 @@ def _until(text, now):
     number = _number(text)
     if number is not None:
         return number if number < 1e9 else number / (1000 if number > 1e11 else 1) - now
-    spans = re.findall(r"([0-9.]+)(ms|s|m|h|d)", text.strip())
-    if spans and "".join(map("".join, spans)) == text.strip():
-        units = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
-        return sum((_number(value) or 0) * units[unit] for value, unit in spans)
+    if re.fullmatch(rf"\s*(?:{SPAN}\s*)+", text, re.IGNORECASE):
+        return _spans(text)
     for read in (email.utils.parsedate_to_datetime, datetime.datetime.fromisoformat):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             date = read(text.strip())
             return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() - now
     return None
+
+
+def _spans(text):
+    """The seconds of all spans in a text."""
+    spans = re.findall(r"([0-9.]+)\s*(milli|ms|s|m|h|d)", text.lower())
+    return sum((_number(value.rstrip(".")) or 0) * SECONDS[unit] for value, unit in spans)
 
 
 def _number(text):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from salsa import runs
 from salsa.evaluate.judge_access import access_key, check_access, check_base_url
-from salsa.evaluate.judge_client import Client, Interrupted, Refused, readable
+from salsa.evaluate.judge_client import Client, Failed, Interrupted, Refused, readable
 from salsa.evaluate.ledger import Ledger, key
 from salsa.evaluate.verdict_text import CUT, GRADES, parse
 
@@ -132,10 +132,14 @@ class LanguageModelJudge:
             seed = runs.derive_seed(root, "judge", question, attempt)
         with self._admission():
             try:
-                line = comparison.question | {"attempt": attempt} | self._request(prompt, seed)
+                answer = self._request(prompt, seed)
+            except Failed as failed:
+                self._check_others(failed, seed)
+                answer = self._request(prompt, seed, retries=0)  # what was down may have come up only now
             except Refused as refused:
                 self._check_others(refused, seed)
                 raise
+        line = comparison.question | {"attempt": attempt} | answer
         self.answers.append(line)
         return line
 
@@ -155,21 +159,24 @@ class LanguageModelJudge:
                 self.asking = False
                 self.turn.notify_all()
 
-    def _request(self, prompt, seed):
+    def _request(self, prompt, seed, **retries):
         """What the client answers, counted."""
         self.budget.begin()
-        answer = self.client.ask(prompt, seed)
+        answer = self.client.ask(prompt, seed, **retries)
         self.taken = True
         self.budget.count(answer)
         return answer
 
     def _check_others(self, refused, seed):
-        """Interrupted where a harmless question is refused like this one: then the server refuses every question."""
+        """Interrupted where a harmless question fares like this one: then the server answers none."""
+        server = refused.server or self.settings.judge.model
         try:
-            self._request(fill(self.templates["single"], HARMLESS), seed)
+            once = {"retries": 0} if isinstance(refused, Failed) else {}
+            self._request(fill(self.templates["single"], HARMLESS), seed, **once)
+        except Failed as failed:
+            raise Interrupted(f"{server} {failed}") from None
         except Refused:
-            server = f"{refused.server or self.settings.judge.model} refuses every question"
-            raise Interrupted(f"{server}: {refused}") from None
+            raise Interrupted(f"{server} refuses every question: {refused}") from None
 
     def prompt(self, comparison):
         """The text that asks for a verdict on a comparison."""

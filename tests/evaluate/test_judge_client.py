@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from salsa import config, runs
 from salsa.evaluate import judge_client
-from salsa.evaluate.judge_client import Client, Interrupted, Refused, Reply, asked_wait
+from salsa.evaluate.judge_client import Client, Failed, Interrupted, Refused, Reply, asked_wait
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")
 GOOD = {
@@ -134,9 +134,14 @@ def test_a_limit_that_stays_ends_the_run_in_bounded_time():
     [
         (Reply(429, {"retry-after": "86400"}, {}, "daily limit"), "it asks to wait 86400 seconds"),
         (refusal(429, "You exceeded your current quota", code="insufficient_quota"), "exceeded your current quota"),
+        (
+            refusal(429, "You exceeded your current quota, please check your plan and billing details.", code=None),
+            "answers 429: You exceeded your current quota",
+        ),
+        (refusal(429, "Your account is not active", code="billing_not_active"), "answers 429: Your account"),
         (refusal(401, "no key"), "answers 401: no key"),
         (refusal(402, "pay"), "answers 402: pay"),
-        (refusal(404, "no model"), "answers 404: no model"),
+        (refusal(404, "no model"), "answers 404: no model; see that base_url"),
         (Reply(307, {"location": "https://elsewhere.example/v1"}, None, ""), "it is elsewhere, at elsewhere.example"),
         (refusal(400, "The model `m` does not exist"), "does not exist"),
         (refusal(403, "Invalid API key"), "Invalid API key"),
@@ -178,6 +183,9 @@ def test_what_concerns_every_question_stops_after_one_request(reply, words):
         answer({"choices": [{"message": {"content": None, "refusal": "I won't."}, "finish_reason": "stop"}]}),
         answer({"error": {"code": 403, "message": "flagged"}}),
         answer({"choices": [{"error": {"code": 400, "message": "flagged"}, "message": {"content": ""}}]}),
+        Reply(200, {}, None, 'data: {"choices": [{"delta": {"content": "[[A"}}]}\n\ndata: [DONE]'),
+        refusal(400, "This model only support stream mode, please enable the stream parameter"),
+        refusal(400, "max_tokens must be at least 1, got -186."),
         Reply(judge_client.OVERSIZED, words="answers with more than 16 MiB"),
     ],
 )
@@ -202,6 +210,7 @@ def test_one_question_that_is_not_taken_is_refused_at_once(reply):
         Reply(200, {}, None, "<html>"),
         answer({"error": "upstream"}),
         answer({"error": {"code": 502, "message": "upstream"}}),
+        answer({"error": {"code": "503", "message": "upstream"}}),
         answer({"choices": 3}),
         Reply(503, {"x-ratelimit-reset-requests": "60s"}, None, "busy"),
         answer({"choices": ["x"]}),
@@ -218,7 +227,7 @@ def test_faults_that_may_pass_are_tried_again(reply):
     found, _, seconds = run(asked, lambda now, body: replies.pop(0), retries=2)
     assert found["text"] == "[[A>B]]" and seconds == 3 * 0.5 + 0.5 + 1.0
     replies = [reply] * 3
-    with pytest.raises(Interrupted):
+    with pytest.raises(Failed):
         run(asked, lambda now, body: replies.pop(0), retries=2)
 
 
@@ -369,10 +378,47 @@ def test_an_odd_reply_is_an_answer_that_can_be_kept_or_none(content, usage, mode
         ({"x-ratelimit-reset": "1700000000000"}, 1700000000 - 1000),
         ({"anthropic-ratelimit-requests-reset": "1970-01-01T00:17:20Z"}, 40),
         ({"x-ratelimit-limit-requests": "60"}, None),
+        ({"retry-after": "26 seconds"}, 26),
     ],
 )
 def test_how_long_a_server_asks_to_wait(headers, seconds):
     assert asked_wait(headers, now=1000.0) == (None if seconds is None else pytest.approx(seconds))
+
+
+SPENT = "You exceeded your current quota, please check your plan and billing details. "
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        (  # OpenAI, without a payment method
+            "Rate limit reached for gpt on requests per min. Limit: 3 / min. Please try again in 20s. Please add a "
+            "payment method to increase your rate limit. Visit https://platform.openai.com/account/billing to add one.",
+            20,
+        ),
+        ("Rate limit reached. Please try again in 7m12s. Need more? https://console.groq.com/settings/billing", 432),
+        (
+            SPENT + "* Quota exceeded for metric: requests, limit: 10\nPlease retry in 17.30897372s.",
+            17.30897372,
+        ),  # Google
+        ("exceeded call rate limit of your current pricing tier. Please retry after 26 seconds.", 26),  # Azure
+        ("No deployments available for selected model, Try again in 60 seconds. Passed model=m", 60),  # LiteLLM
+        ("Please try again in 6ms.", 0.006),
+        ("Visit https://platform.openai.com/account/billing to add a payment method.", None),
+    ],
+)
+def test_a_limit_of_rate_is_one_also_where_it_speaks_of_billing(message, seconds):
+    reply = judge_client.judged(refusal(429, message))
+    assert reply.status == 429
+    assert asked_wait(reply.headers, reply.words) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_what_an_error_says_for_people():
+    said = "You exceeded"
+    assert judge_client._parsed(json.dumps([{"error": {"code": 429, "message": said}}]).encode())[1] == said  # Google
+    page = b"<html><head><title>502 Bad Gateway</title></head>\r\n<body><hr>nginx</body></html>"
+    reply = judge_client.judged(Reply(502, {}, *judge_client._parsed(page)))
+    assert reply.status == 0 and " ".join(reply.words.split()) == "answers 502: 502 Bad Gateway nginx"
 
 
 def test_what_the_server_says_is_shown_on_one_line_without_the_key_or_control_signs():

@@ -496,6 +496,37 @@ def test_a_refusal_is_of_one_question_only_where_a_harmless_one_is_taken(parents
     assert message == expected and len(client.asked) == 2
 
 
+class Failing(Fake):
+    """Has no answer to prompts that hold one of some texts, the first so many times; "" is in all of them."""
+
+    def __init__(self, *texts, times=1000):
+        super().__init__()
+        self.texts, self.times = texts, times
+
+    def ask(self, prompt, seed=None, retries=6):
+        answer = super().ask(prompt, seed)
+        if any(text in prompt for text in self.texts) and self.times:
+            self.times -= 1
+            raise llm_judge.Failed(f"can't be reached: timed out, {retries} retries", "judge-1 at host")
+        return answer
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_question_that_always_fails_is_an_error_where_others_are_answered(parents, tmp_path, run, concurrency):
+    """The question, a harmless one, and once more the question: what was down may have come up only then."""
+    client = Failing("question 0.0", "question 4.0")
+    verdicts, summary = run(parents, tmp_path / "some", client, judge_concurrency=concurrency)
+    errors = [verdict for verdict in verdicts if verdict["winner"] == "error"]
+    assert [v["prompt_id"] for v in errors] == [0, 0, 4, 4] and len(client.asked) == 8 + 4 * 3
+    assert {v["reason"] for v in errors} == {"can't be reached: timed out, 0 retries"} and summary["asked"] == 8
+    verdicts, summary = run(parents, tmp_path / "outage", Failing("", times=1), judge_concurrency=1)
+    assert len(verdicts) == 12 and summary["errors"] == 0
+    client = Failing("")
+    message = interrupted(run, parents, tmp_path / "all", client, judge_concurrency=concurrency)
+    expected = "judge llm: judge-1 at host can't be reached: timed out, 0 retries; 0 of 12 verdicts are kept"
+    assert message == expected and len(client.asked) == 2
+
+
 def test_errors_are_kept_and_judged_again_where_their_lines_are_removed(parents, tmp_path, run):
     output, second, third = tmp_path / "out", Fake(), Fake()
     kept, _ = run(parents, output, Refusing("question 3.0"))
