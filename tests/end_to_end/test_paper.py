@@ -131,12 +131,10 @@ class Judge:
         }
 
 
-def put_in_cache(cache, identifier, write):
-    """A model as the hub's cache has it: `write` makes its folder."""
-    folder = cache / f"models--{identifier.replace('/', '--')}"
-    write(folder / "snapshots" / "abc")
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("abc")
+def put_in_cache(cache, name, identifier):
+    """A model as the hub's cache has it, at the commit that its preset pins."""
+    revision = compose.compose([f"model={name}", "data=ultra", "benchmark=[]", "judge=[]"])[0]["model"]["revision"]
+    hub_like.write(name, cache / f"models--{identifier.replace('/', '--')}" / "snapshots" / revision)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +147,7 @@ def root(tmp_path_factory):
         patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).write_bytes(b""))  # slow
         patch.setenv("OPENAI_API_KEY", "none")
         for name, identifier in MODELS.items():
-            put_in_cache(root / "hub", identifier, lambda folder, name=name: hub_like.write(name, folder))
+            put_in_cache(root / "hub", name, identifier)
         yield root
 
 
