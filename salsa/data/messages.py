@@ -52,6 +52,14 @@ def blank(value):
     return all(unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp") or sign in INVISIBLE for sign in value)
 
 
+def seen(value):
+    """What can be seen of a text: without zero-width characters, in one spelling of accents, white space cut off."""
+    if value.isascii():
+        return value.strip()
+    signs = unicodedata.normalize("NFC", value)
+    return "".join(sign for sign in signs if unicodedata.category(sign) != "Cf" and sign not in INVISIBLE).strip()
+
+
 def messages(key, value, left_out=None):
     """Chat messages {"role", "content"} of a value, without their other keys; content as parts becomes one text.
 

@@ -229,7 +229,7 @@ def preference(row, left_out=None):
         return "different_prompts"
     if refused:
         return refused
-    if chosen.strip() == rejected.strip():
+    if messages.seen(chosen) == messages.seen(rejected):
         return "identical"
     metadata = _metadata(row.get("metadata"))
     scores = {**metadata, **{k: row[k] for k in ("score_chosen", "score_rejected") if row.get(k) is not None}}

@@ -184,8 +184,9 @@ def _set_aside_options(text, verdicts):
     for options, word in zip(lists, joined, strict=True):
         if len({option.grade for option in options}) >= (2 if word else 3):
             _disown(options)
-    for place in range(len(verdicts) - len(GRADES) + 1):
-        five = verdicts[place : place + len(GRADES)]
+    left = [verdict for verdict in verdicts if verdict.own]
+    for place in range(len(left) - len(GRADES) + 1):
+        five = left[place : place + len(GRADES)]
         apart = all(0 < b.start - a.end < 120 for a, b in itertools.pairwise(five))
         if apart and tuple(option.grade for option in five) in (GRADES, GRADES[::-1]):
             _disown(five)
@@ -205,7 +206,7 @@ def _disown(verdicts):
 
 
 def _set_aside_quotations(text, verdicts):
-    """Quoted verdicts, unless the answer ends with one that is called the verdict, or stands there as code, alone."""
+    """Quoted verdicts, unless the answer is one, or ends with one, called the verdict or as code of its own."""
     spans = _spans(QUOTATIONS, text)
     for verdict in verdicts:
         for start, end in spans:
@@ -222,7 +223,7 @@ def _meant(text, verdict, start, end):
     if set(_words(f"{line} {text[end:]}")) & NOUNS and _beside(line):
         return True
     opened = text[:start].rstrip()
-    if text[start] == "`" and (not opened or opened[-1] in ".!?"):
+    if not opened or (text[start] == "`" and opened[-1] in ".!?"):
         return True
     return _beside(line) and "final" in _words(line)
 

@@ -52,6 +52,7 @@ def test_both_forms_of_a_preference_become_one(row):
         (pair(metadata={"score_chosen": 7.0, "score_rejected": 7.0}), "tie"),
         (pair(score_chosen=7.0, score_rejected=7.0), "tie"),
         (pair(rejected=" An animal."), "identical"),
+        (pair(rejected="An animal.\u200b"), "identical"),
         (pair(chosen=" "), "empty"),
         (pair(prompt=""), "empty"),
         (pair(chosen=[USER, ANSWER], rejected=[{**USER, "content": "Hm?"}, OTHER]), "different_prompts"),

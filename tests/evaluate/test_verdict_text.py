@@ -66,6 +66,8 @@ QUOTED = {
     "[[A>B]], not [[B>A]]": "A>B",
     "Final verdict: `[[A>B]]`": "A>B",
     'Final verdict: "[[A>B]]"': "A>B",
+    '"[[A>B]]"': "A>B",
+    "> [[A>B]]": "A>B",
     "**Verdict**\n```\n[[A>B]]\n```": "A>B",
     "Both do it.\n`[[A=B]]`": "A=B",
     "Thus `[[A>B]]` is my verdict.": "A>B",
@@ -92,6 +94,7 @@ LISTED = {
     "I'd say [[A>B]]": "A>B",
     TEMPLATE: None,
     f"{TEMPLATE}\n\nA is better.\n[[A>B]]": "A>B",
+    "I may answer [[A>>B]], [[B>>A]], [[B>A]], [[A=B]], [[A>B]].\n\nI choose this: [[A>>B]]": "A>>B",  # five in order
     llm_judge.REMINDER: None,
     "[[A>B]] or so, " * 1000: None,  # a model that repeats itself
 }
