@@ -176,6 +176,7 @@ def load(model, output, execution):
     UserError where one lacks it.
     """
     import torch
+    from transformers import AutoModelForCausalLM
 
     from salsa import chat, models
 
@@ -186,17 +187,34 @@ def load(model, output, execution):
     else:
         folder, commit = _folder(model)
         pickled = model.pickled_weights and folders.has_pickles(folder)
+        if not pickled:  # sizes that are wrong are not made room for
+            models.check_whole(folder, AutoModelForCausalLM)
         network = models.load_policy(folder, dtype=models.DTYPES[model.dtype], pickled=pickled)
         tokenizer = models.load_tokenizer(folder)
     _untie(network)
-    told = chat.prepare(network, tokenizer, model.chat_template)
-    _check_rows(network, tokenizer)
+    with folders.loading(f"model.path={model.path}: the tokenizer", "save or download it again"):
+        told = chat.prepare(network, tokenizer, model.chat_template)
+        _check_rows(network, tokenizer)
     _rehearse(network, tokenizer)
     for settings in (network.config, network.config.get_text_config(), network.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
-    network.to(torch.float32 if model.source == "package" else network.dtype).save_pretrained(output / "model")
-    tokenizer.save_pretrained(output / "model")
+    network.to(torch.float32 if model.source == "package" else network.dtype)
+    _save(network, tokenizer, output / "model")
     return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer), "commit": commit, **told}
+
+
+def _save(network, tokenizer, folder):
+    """Write a model's folder, or none. UserError where its tokenizer can't be read again as it was written."""
+    from salsa import models
+
+    try:
+        with folders.loading(f"{folder}: the tokenizer, as it was written,", "mend it, or choose another model"):
+            tokenizer.save_pretrained(folder)
+            models.load_tokenizer(folder)
+        network.save_pretrained(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _folder(model):

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+from salsa import failures
 from salsa.runs import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -191,6 +192,8 @@ def loading(place, remedy=AGAIN):
     except UserError:
         raise
     except Exception as error:
+        if failures.describe(error):  # no fault of the model: its own words say it
+            raise
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise UserError(f"{place}: can't be loaded ({kind}{one_line(error)}); {remedy}") from None
     finally:
@@ -208,7 +211,7 @@ def load_config(folder):
     raw = configuration(folder)
     where = Path(folder) / "config.json"
     kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
             raise UserError(
                 f"{where}: auto_map: the model needs code of its own (trust_remote_code), and no model's code is run "

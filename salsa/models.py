@@ -80,7 +80,11 @@ def positions(config):
 def load_tokenizer(folder, **options):
     """A model folder's tokenizer, padding on the left. UserError where it can't be read, or needs code of its own."""
     with folders.loading(f"{folder}: the tokenizer", "save or download it again"):
-        return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        longest = tokenizer.model_max_length
+        raise runs.UserError(f"{folder}/tokenizer_config.json: model_max_length={longest!r}: no number; mend it")
+    return tokenizer
 
 
 def load_policy(folder, device="cpu", dtype=torch.float32, pickled=False, **options):
@@ -104,8 +108,12 @@ def _token_ids(folder, config):
     published = folders.read_object(path) if path.is_file() else config.to_dict()
     ids = {name: published.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in ids.items():
-        if any(type(i) is not int for i in (value if isinstance(value, list) else [value]) if i is not None):
+        several = value if isinstance(value, list) else [value]
+        if any(type(i) is not int for i in several if i is not None):
             raise runs.UserError(f"{path}: {name}={value!r}: neither a token id nor a list of such; mend it")
+        # Some write -1 for none; what no row of the model stands for is never sampled.
+        several = [i for i in several if i is not None and 0 <= i < config.get_text_config().vocab_size]
+        ids[name] = several if isinstance(value, list) and several else next(iter(several), None)
     return GenerationConfig(**ids)
 
 
@@ -233,21 +241,35 @@ def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True)
     return ScoreModel(classifier, constants["mean"], constants["std"]).to(device).eval()
 
 
-def check_whole(folder, besides=()):
-    """`load_whole` of a folder without reading its weights, whatever class of transformers its configuration names.
+def check_whole(folder, cls=None, besides=()):
+    """`load_whole` of a folder without reading its weights.
 
-    Nothing is checked of a model that transformers doesn't know.
+    Args:
+        cls: as there; None: the class of transformers that the configuration names. Nothing is checked of a model that
+            transformers doesn't know.
+        besides: names that may be left over all the same.
     """
+    if cls is None:
+        cls = _named_class(folder)
+    else:
+        folders.check(folder)
+        folders.load_config(folder)
+    options = {"device_map": "meta", "use_safetensors": True, "generation_config": GenerationConfig()}
+    if cls is not None:
+        load_whole(cls, folder, besides=besides, **options)
+
+
+def _named_class(folder):
+    """The class that a folder's configuration names, or None. A trunk alone counts as a causal language model."""
     try:
         config = folders.load_config(folder)
     except runs.UserError:
-        return
-    name = (config.architectures or [""])[0]
-    cls = None if name.endswith("Model") else getattr(transformers, name, None)  # a trunk's head would be new
-    if cls is None and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        cls = classifier_class(config) if name.endswith("ForSequenceClassification") else AutoModelForCausalLM
-    if cls is not None:
-        load_whole(cls, folder, besides=besides, device_map="meta", use_safetensors=True)
+        return None
+    name = str((*config.architectures, "")[0]) if isinstance(config.architectures, list) else ""
+    named = None if name.endswith("Model") else getattr(transformers, name, None)
+    if named is None and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return classifier_class(config) if name.endswith("ForSequenceClassification") else AutoModelForCausalLM
+    return named
 
 
 def new_classifier(folder, pad_id):

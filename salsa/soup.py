@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from salsa import failures
 from salsa.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
 from salsa.runs import UserError
 
@@ -217,7 +218,7 @@ def _compared(values):
     values = {key: value for key, value in values.items() if key not in VOLATILE and not DROPOUT.search(key)}
     for key, value in values.items():
         if key == "eos_token_id" and value is not None:
-            values[key] = sorted(set(value)) if isinstance(value, list) else [value]
+            values[key] = sorted({str(i): i for i in value}.values(), key=str) if isinstance(value, list) else [value]
         elif isinstance(value, dict):
             values[key] = _compared(value)
     if "rope_type" in values:
@@ -547,8 +548,8 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so what is half-written goes
     try:
         soups(arguments.models, arguments.weights, arguments.output)
-    except UserError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    except (UserError, OSError, MemoryError) as error:
+        sys.exit(f"{parser.prog}: {failures.describe(error) or error}")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,8 @@ LAST = "model.layers.1.mlp.up_proj.weight"
         (lambda f: (f / "config.json").write_text("[]"), r"config\.json: holds no JSON object"),
         (lambda f: (f / "config.json").write_text("{}"), r"config\.json: has no model_type"),
         (lambda f: edit(f / "config.json", model_type="mine"), r"model_type 'mine' is none that"),
+        (lambda f: edit(f / "config.json", model_type=["llama"]), r"model_type .* is none that"),
+        (lambda f: edit(f / "tokenizer_config.json", model_max_length="long"), r"model_max_length='long': no number"),
         (lambda f: edit(f / "config.json", hidden_size="many"), r"config\.json: can't be loaded"),
         (lambda f: edit(f / "config.json", num_attention_heads=0), r"can't be loaded"),
         (lambda f: edit(f / "config.json", quantization_config={"bits": 4}), r"weights are quantized"),
@@ -244,7 +246,9 @@ class _Opens:
     ],
 )
 def test_of_published_generation_settings_the_ids_are_kept(given, tmp_path, published):
-    (given / "generation_config.json").write_text(json.dumps(published | {"eos_token_id": [2, 7], "bos_token_id": 1}))
+    (given / "generation_config.json").write_text(
+        json.dumps(published | {"eos_token_id": [2, 7, -1, 10**30], "bos_token_id": -1})
+    )
     take_in(given, tmp_path / "out")
     loaded = models.load_policy(tmp_path / "out" / "model")
     tokenizer = models.load_tokenizer(tmp_path / "out" / "model")
