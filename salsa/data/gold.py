@@ -7,15 +7,16 @@
 - none (ultra): there is no gold.
 """
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from salsa import runs
-from salsa.data import stories
+from salsa.data import reviews, stories
 
 FILE = "gold.json"
-CLASSIFIER = "classifier.joblib"
+CLASSIFIER = "classifier.npz"  # the numbers; the terms they belong to are in FILE
 
 
 class Gold:
@@ -57,25 +58,32 @@ class ReviewsGold(Gold):
 
 
 def save(folder, kind, classifier=None):
-    """Write into `folder` what `load` needs."""
+    """Write into `folder` what `load` needs: of a classifier its terms and numbers, as data that can run nothing."""
     folder = Path(folder)
-    runs.write_json(folder / FILE, {"kind": kind})
-    if classifier is not None:
-        import joblib
-
-        joblib.dump(classifier, folder / CLASSIFIER, compress=3)
+    if classifier is None:
+        runs.write_json(folder / FILE, {"kind": kind})
+        return
+    terms, numbers = reviews.numbers_of(classifier)
+    runs.write_json(folder / FILE, {"kind": kind, "terms": terms})
+    np.savez_compressed(folder / CLASSIFIER, **numbers)
 
 
 def load(prepare_folder):
-    """The gold judge of a finished prepare run, or None where the task has none."""
+    """The gold judge of a finished prepare run, or None where the task has none. UserError where it can't be read."""
     folder = Path(prepare_folder) / "gold"
     if not (folder / FILE).is_file():
         raise runs.UserError(f"{folder / FILE}: missing; {prepare_folder} is no finished prepare run")
-    kind = runs.read_json(folder / FILE)["kind"]
-    if kind == "none":
+    saved = runs.read_json(folder / FILE)
+    if saved["kind"] == "none":
         return None
-    if kind == "stories":
+    if saved["kind"] == "stories":
         return StoriesGold()
-    import joblib
-
-    return ReviewsGold(joblib.load(folder / CLASSIFIER))
+    try:
+        with np.load(folder / CLASSIFIER, allow_pickle=False) as numbers:
+            return ReviewsGold(reviews.classifier_of(saved["terms"], numbers))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise runs.UserError(
+            f"{folder / CLASSIFIER}: not the numbers of gold's classifier ({reason}); remove {prepare_folder} and run "
+            "again"
+        ) from None

@@ -171,16 +171,9 @@ def train_gold(task):
     Returns (scikit-learn pipeline, facts): TF-IDF of one and two words and a logistic regression, and its accuracy
     on the continuations of held-out Rotten Tomatoes reviews and on fragments of held-out IMDb reviews.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     words = task.response_words or FRAGMENT
     train, test = _gold_fragments(task.opening_words, words)
-    pipeline = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w[\w']*\b"),
-        LogisticRegression(C=2.0, max_iter=300),
-    )
+    pipeline = _pipeline(min_df=2)
     weights = [IN_DOMAIN_WEIGHT if source == "rotten_tomatoes" else 1.0 for _, _, source in train]
     pipeline.fit([t for t, _, _ in train], [y for _, y, _ in train], logisticregression__sample_weight=weights)
     facts = {"fragment_words": words, "train_fragments": len(train)}
@@ -190,6 +183,37 @@ def train_gold(task):
         facts[f"held_out_accuracy_{source}"] = round(float(right.mean()), 4)
         facts[f"held_out_fragments_{source}"] = len(rows)
     return pipeline, facts
+
+
+def _pipeline(**options):
+    """TF-IDF, with `options`, and a logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w[\w']*\b", **options),
+        LogisticRegression(C=2.0, max_iter=300),
+    )
+
+
+def numbers_of(classifier):
+    """A fitted gold classifier as its terms, in the order of its V features, and name -> array of its numbers."""
+    tfidf, regression = (step for _, step in classifier.steps)
+    numbers = {"idf": tfidf.idf_, "coefficients": regression.coef_, "intercept": regression.intercept_}
+    return tfidf.get_feature_names_out().tolist(), numbers
+
+
+def classifier_of(terms, numbers):
+    """The classifier of `numbers_of`, which predicts the same to the last bit. ValueError where they don't fit."""
+    idf, coefficients, intercept = (numbers[name] for name in ("idf", "coefficients", "intercept"))
+    if (idf.shape, coefficients.shape, intercept.shape) != ((len(terms),), (1, len(terms)), (1,)):
+        raise ValueError(f"{len(terms)} terms, and {idf.shape}, {coefficients.shape} and {intercept.shape} numbers")
+    classifier = _pipeline(vocabulary=terms)
+    tfidf, regression = (step for _, step in classifier.steps)
+    tfidf.idf_ = idf
+    regression.coef_, regression.intercept_, regression.classes_ = coefficients, intercept, np.array([0, 1])
+    return classifier
 
 
 def _gold_fragments(opening_words, words):

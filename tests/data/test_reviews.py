@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import importlib.util
+import pickle
 
 import numpy as np
 import pytest
@@ -126,6 +127,35 @@ def test_gold_tells_pleasant_from_unpleasant_and_survives_saving(tmp_path, monke
     assert scores[0] > 0.7 > 0.3 > scores[1] and scores[2] == scores[3] == 0
     assert judge.score([[{"role": "user", "content": "terrible"}]], responses[:1])[0] == scores[0]
     assert judge.score([], []).shape == (0,)
+    texts = [text for text, _, _ in test[::40]] + responses
+    assert (judge.classifier.predict_proba(texts) == classifier.predict_proba(texts)).all()  # to the last bit
+
+
+def test_a_gold_folder_from_elsewhere_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    folder = tmp_path / "prepare" / "gold"
+    folder.mkdir(parents=True)
+    (folder / "gold.json").write_text('{"kind": "reviews", "terms": ["good"]}')
+    numbers = {"idf": np.ones(1), "coefficients": np.ones((1, 1)), "intercept": np.zeros(1)}
+    np.savez(folder / "classifier.npz", **numbers)
+    (positive,) = gold.load(folder.parent).score([[]], ["a good film"])
+    assert positive == pytest.approx(1 / (1 + np.exp(-1)))
+    refused = pytest.raises(UserError, match=r"classifier\.npz: not the numbers of gold's classifier .*run again")
+    evil = np.array([Evil()], dtype=object)
+    for changes in ({"idf": evil}, {"idf": np.ones(2)}, {"intercept": np.zeros((1, 1))}):
+        np.savez(folder / "classifier.npz", **numbers | changes)
+        with refused:
+            gold.load(folder.parent)
+    (folder / "classifier.npz").write_bytes(pickle.dumps(Evil()))
+    with refused:
+        gold.load(folder.parent)
+    (folder / "classifier.npz").unlink()
+    with refused:
+        gold.load(folder.parent)
+    assert not (tmp_path / "ran").exists()
 
 
 @needs_package
