@@ -21,6 +21,11 @@ from salsa.runs import UserError
 PREFERENCE = data.REQUIRED_KEYS["preference_file"]
 
 
+def compressed(content):
+    """Without the time, which would be in a test's name, and differ between the processes that run tests."""
+    return gzip.compress(content, mtime=0)
+
+
 def pair(i, **more):
     return {"prompt": f"ask {i}", "chosen": "yes it is", "rejected": "no", **more}
 
@@ -53,9 +58,9 @@ def test_every_form_gives_the_same_rows(tmp_path, capitals):
     text = lines(values)
     forms = {
         "a.jsonl": text.encode(),
-        "b.jsonl.gz": gzip.compress(text.encode()),
+        "b.jsonl.gz": compressed(text.encode()),
         "c.json": json.dumps(values, indent=1, ensure_ascii=False).encode(),
-        "d.json.gz": gzip.compress(json.dumps(values).encode()),
+        "d.json.gz": compressed(json.dumps(values).encode()),
         "e.json": text.encode(),  # many programs name lines so
         "f.ndjson": b"\xef\xbb\xbf" + text.replace("\n", "\r\n\r\n \n").encode(),
         "g.json": b"\xef\xbb\xbf \n" + json.dumps(values).encode() + b"\n\n",
@@ -169,8 +174,8 @@ def test_what_lies_where_a_hub_dataset_is_named(tmp_path, monkeypatch):
         ("a.jsonl", b'{"a": "\xff"}', "a.jsonl:1: not UTF-8"),
         ("a.json", b'[{"a": 1},\n{"a": "\xff"}]', "a.json: row 2: not UTF-8"),
         ("a.jsonl", b"PAR1", "name it .parquet"),
-        ("a.jsonl", gzip.compress(b"{}"), "name it .jsonl.gz"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "compressed twice"),
+        ("a.jsonl", compressed(b"{}"), "name it .jsonl.gz"),
+        ("a.jsonl.gz", compressed(compressed(b"{}")), "compressed twice"),
         ("a.jsonl.gz", b"{}", "a.jsonl.gz: not compressed; name it without .gz"),
         ("a.parquet.gz", b"PAR1", "a.parquet.gz: not compressed; name it without .gz"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04", "compressed by zstd; decompress it"),
@@ -194,11 +199,11 @@ def test_what_lies_where_a_hub_dataset_is_named(tmp_path, monkeypatch):
         ),
         ("a.jsonl", b'{"a": 1}\n{"a": 1,}\n', "a.jsonl:2: not JSON (Expecting property name"),
         ("a.jsonl", b'{"a": 1}\n\0\0', "a.jsonl:2: not JSON (Expecting value); mend or remove the line"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "can't be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-6] + b"abcdef", "can't be read"),
+        ("a.jsonl.gz", compressed(b'{"a": 1}\n' * 99)[:-9], "can't be read"),
+        ("a.jsonl.gz", compressed(b'{"a": 1}\n')[:-6] + b"abcdef", "can't be read"),
         ("a.parquet", b"PAR1 and no more PAR1", "not a Parquet file"),
         ("a.parquet", b"", "not a Parquet file"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), "compressed Parquet"),
+        ("a.parquet.gz", compressed(b"PAR1"), "compressed Parquet"),
         ("a.jsonl", b'{"a": 1}\n\n[1]', "a.jsonl:3: not a JSON object but list; mend or remove the line"),
         ("a.jsonl", b"[[1]]", "a.jsonl: row 1: not a JSON object but list"),
         ("a.json", b"[{}, 7]", "a.json: row 2: not a JSON object but int"),
@@ -364,9 +369,7 @@ def mutated(content, mutations):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.parquet"])
 def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("mutated")
-    good = {"a.json": b"[" + GOOD.strip().replace(b"\n", b",") + b"]", "a.jsonl.gz": gzip.compress(GOOD)}.get(
-        name, GOOD
-    )
+    good = {"a.json": b"[" + GOOD.strip().replace(b"\n", b",") + b"]", "a.jsonl.gz": compressed(GOOD)}.get(name, GOOD)
     if name == "a.parquet":
         parquet(folder / name, [pair(i) for i in range(6)])
         good = (folder / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Write a study and a comparison of it anew, and print the sha256 of each file: what `test_surroundings` starts.
+"""Write a study and a comparison of it anew, and print the sha256 of each file: what `test_outputs` starts.
 
 python tests/report/outputs.py TREE.json FOLDER [--figures]
 """
