@@ -18,12 +18,12 @@ from pathlib import Path
 from salsa.runs import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")
 FORMS = "JSONL (.jsonl, .jsonl.gz), a JSON array (.json, .json.gz) or Parquet (.parquet)"
 LARGEST = 64 * 2**20  # bytes of a row; a longer one is no row but a file without line ends
 CHUNK = 2**20  # characters of an array that are decoded at a time
 BATCH = 256  # rows of Parquet that are Python values at a time
 MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
-OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")
 GZIP = b"\x1f\x8b"
 LFS = b"version https://git-lfs"
 OTHER_FORMS = {  # what files that hold no text begin with -> what to do
@@ -39,7 +39,7 @@ OTHER_FORMS = {  # what files that hold no text begin with -> what to do
     LFS: "a pointer of Git LFS, not the file; run git lfs pull",
 }
 FETCH = "mend or fetch the file again"
-MEND = "mend or remove the line"
+MEND = "mend or remove it"
 
 
 def holds_rows(name):
@@ -124,8 +124,9 @@ def read(path, keys=None):
 
 
 def _unpacked(path, raw):
+    """The file that a gzipped one holds."""
     start = raw.peek(len(GZIP))
-    if start and not start.startswith(GZIP):  # as what a browser unpacked
+    if start and not start.startswith(GZIP):  # a browser unpacks what it fetches, and keeps the name
         raise UserError(f"{path}: not compressed; name it without .gz")
     return gzip.open(raw)
 
@@ -133,10 +134,11 @@ def _unpacked(path, raw):
 def _text(path, file, keys, compressed):
     """Rows of JSONL or of a JSON array, as the file begins: many programs name the one as the other."""
     start = file.peek(64)
+    if compressed and start.startswith(GZIP):
+        raise UserError(f"{path}: compressed twice; decompress it once")
     for magic, advice in OTHER_FORMS.items():
         if start.startswith(magic):
-            twice = compressed and "gzip" in advice
-            raise UserError(f"{path}: {'compressed twice; decompress it once' if twice else advice}")
+            raise UserError(f"{path}: {advice}")
     content = start.removeprefix(MARK).lstrip()
     if content.startswith(b"["):
         file.read(len(start) - len(content) + 1)
@@ -146,7 +148,7 @@ def _text(path, file, keys, compressed):
 
 
 def _lines(path, file):
-    advice = "give one row a line, as JSON"  # of a file that begins so, all of it is of another form
+    advice = "give one row a line, as JSON"  # a file whose first line is none is of another form
     for number, line in enumerate(iter(lambda: file.readline(LARGEST + 1), b""), 1):
         place = f"{path}:{number}"
         if len(line) > LARGEST:
@@ -268,7 +270,7 @@ def _explained(place, advice=MEND):
     except _Doubled as error:
         raise UserError(f"{place}: the key {str(error)!r} stands twice in one object; remove one") from None
     except RecursionError:
-        raise UserError(f"{place}: nested too deep; mend or remove the row") from None
+        raise UserError(f"{place}: nested too deep; {MEND}") from None
     except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
         reason = str(getattr(error, "msg", None) or error).split(";")[0]
         if reason == "Extra data":  # "{…}, " of an array's lines, or line ends that are none

@@ -500,10 +500,11 @@ def _questions(settings):
     with opened("file", settings.file, REQUIRED_KEYS[settings.kind]) as source:
         for place, (identifier, row) in _located(source, lambda row: make(row, next(numbers))):
             read += 1
-            words = row if isinstance(row, str) else tuple(map(normalised, row["turns"]))
-            if isinstance(row, str) or words in seen:
+            words = () if isinstance(row, str) else tuple(map(normalised, row["turns"]))
+            reason = "empty" if words in seen else row if isinstance(row, str) else None
+            if reason:
                 places.setdefault(identifier, place)
-                dropped[row if isinstance(row, str) and row != "empty" else "empty_or_repeated"] += 1
+                dropped["empty_or_repeated" if reason == "empty" else reason] += 1
                 continue
             if identifier in places:
                 shown = rows.printable(identifier)

@@ -385,7 +385,7 @@ def _judged_content(reply):
             return judged(Reply(code, reply.headers, {"error": error}, text_of(error.get("message")) or "error"))
     if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
         return Reply(200, reply.headers, content, "")
-    if isinstance(content, dict) and "choices" in content and (not choices or (isinstance(choice, dict))):
+    if isinstance(content, dict) and "choices" in content and (not choices or isinstance(choice, dict)):
         reason = choice.get("finish_reason") if choice else None
         return Reply(400, reply.headers, None, f"answers without a message{f' ({text_of(reason)})' if reason else ''}")
     if content is None and reply.words.lstrip().startswith(("data:", "event:", ":")):

@@ -13,9 +13,9 @@ import unicodedata
 from dataclasses import dataclass
 
 GRADES = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
-BROKEN = ("error", "abort", "content_filter")  # likewise, for other reasons
-MOST = 100  # verdicts in an answer that says anything
 CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # finish reasons of an answer that has no end
+BROKEN = ("error", "abort", "content_filter")  # likewise, for other reasons
+MOST = 100  # verdicts in an answer; what repeats itself more often says nothing
 
 # Thinking, as models and their servers mark it: <think>, [THINK], <|START_THINKING|>, ◁think▷, Gemma's channel, …
 _TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratchpad|analysis|inner_monologue)"
@@ -49,23 +49,8 @@ QUOTATIONS = re.compile(
 )
 PARENTHESES = re.compile(r"\([^()]*\)")
 NOUNS = {"verdict", "judgement", "judgment", "decision", "conclusion", "grade", "rating", "preference"}
-BESIDE = {
-    *NOUNS,
-    "so",
-    "thus",
-    "therefore",
-    "hence",
-    "and",
-    "my",
-    "the",
-    "a",
-    "our",
-    "this",
-    "final",
-    "overall",
-    "answer",
-}
-BESIDE |= {"is", "be", "as", "i", "give", "would"}
+BESIDE = NOUNS | {"so", "thus", "therefore", "hence", "and", "my", "the", "a", "our", "this", "final", "overall"}
+BESIDE |= {"answer", "is", "be", "as", "i", "give", "would"}
 ASCRIBED = re.compile(
     r"\b(?:answers?|responses?|assistants?|candidates?|authors?|first|second|one|other|it|both|they|a|b|text|request|"
     r"prompt|user|instructions?)\b.*\b(?:says|said|saying|stat(?:es|ed|ing)|claim(?:s|ed|ing)|writes|wrote|writing|"
