@@ -61,6 +61,8 @@ class Range:
                 return "no number; write a decimal (0.25) or a fraction (1/3)"
         elif isinstance(value, float) and not math.isfinite(value):
             return self.words()
+        elif value == 0 and math.copysign(1, value) < 0:  # which would name and address another run than 0 does
+            return "is 0 with a sign; write 0"
         inside = (
             (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
@@ -331,7 +333,7 @@ def _list(hint, metadata, value, path):
     items = [_typed(hint, item, key, rule) for item in value]
     for item in items:
         problem = rule.problem(item)
-        if problem and isinstance(rule, Range) and not problem.startswith("no number"):
+        if problem and isinstance(rule, Range) and problem == rule.words():
             raise SettingError(f"{key}={shown(value)}: {rule.of_item(item)}")
         if problem:
             raise SettingError(f"{key}: {shown(item)!r}: {problem}")

@@ -432,8 +432,9 @@ def one_line(error, overrides):
 
 
 def _first_line(error):
-    text = str(error).strip()
-    return bounds.printable(text.splitlines()[0].rstrip(".")[:300]) if text else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # Hydra's "ValidationError raised while composing:"
+    return bounds.printable(said.rstrip(".")[:300])
 
 
 def _unknown(key):
@@ -493,6 +494,7 @@ def validate(values):
         _check_plane,
         _check_gates,
         _check_objective,
+        _check_claims,
         _check_model,
         _check_names_differ,
     ):
@@ -551,7 +553,7 @@ def _check_names(values):
 
 def _check_axes(values):
     for axis in ("replicates", "kl_coefs"):
-        _check_once_each(axis, values[axis], values[axis])
+        _check_once_each(axis, values[axis], [f"{value:.6g}" for value in values[axis]])  # as tables show them
         if not values[axis]:
             raise UserError(
                 f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
@@ -583,7 +585,7 @@ def _check_axes(values):
 
 def _check_once_each(key, shown, values):
     if len(set(values)) < len(values):
-        raise UserError(f"{key}={bounds.shown(shown)}: a value stands there twice")
+        raise UserError(f"{key}={bounds.shown(shown)}: a value stands there twice; leave one out")
 
 
 def _check_arms(values):
@@ -664,6 +666,8 @@ def _check_ppo(values):
         raise UserError("ppo.kl_estimator=k1 ppo.kl_in=loss: its gradient is zero on average; use kl_estimator=k2")
     if ppo["warmup"] > ppo["iterations"]:
         raise UserError(f"ppo.warmup={ppo['warmup']}: longer than ppo.iterations={ppo['iterations']}; make it shorter")
+    if ppo["score_normalisation"] == "batch" and ppo["batch_size"] < 2:
+        raise UserError("ppo.score_normalisation=batch: one score of a batch has no deviation; raise ppo.batch_size")
     if ppo["batch_size"] % ppo["mini_batches"]:
         raise UserError(
             f"ppo.batch_size={ppo['batch_size']}: not divisible by ppo.mini_batches={ppo['mini_batches']}; change one"
@@ -702,6 +706,7 @@ def _check_execution(values):
     for tracker in execution["trackers"]:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"execution.trackers: {tracker} is not installed; pip install {tracker}, or leave it out")
+    _check_once_each("execution.trackers", execution["trackers"], execution["trackers"])
 
 
 def _check_accelerate(values):
@@ -751,6 +756,8 @@ def _check_data(values):
         _check_judge(name, judge)
     if chosen["preferences"] == "sampled" and kind not in GOLD:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
+    if chosen["preferences"] == "given" and kind in GOLD:
+        raise UserError(f"data.preferences=given: data={chosen['name']} comes without preferences; use sampled")
     if values["model"]["source"] == "pretrain" and chosen["corpus"]["kind"] == "none":
         raise UserError(
             f"model={values['model']['name']} is pretrained by the project, and data={chosen['name']} has no corpus; "
@@ -768,25 +775,25 @@ def _check_sizes(values):
         )
     if 0 < task["preferences"] <= reward_model["held_out"]:
         raise UserError(
-            f"data.task.preferences={task['preferences']}: reward_model.held_out={reward_model['held_out']} and one to "
-            "train on need more"
+            f"data.task.preferences={task['preferences']}: no more than reward_model.held_out="
+            f"{reward_model['held_out']}, so that none is left to train on; change one"
         )
     if 0 < task["prompts"] < max(2, ppo["batch_size"]):
         raise UserError(
-            f"data.task.prompts={task['prompts']}: ppo.batch_size={ppo['batch_size']} need as many, and the reward's "
-            "deviation two; change one"
+            f"data.task.prompts={task['prompts']}: fewer than ppo.batch_size={ppo['batch_size']}, or than the two that "
+            "a reward's deviation takes; change one"
         )
     if task["kind"] != "stories":
         return
     for size, smallest, needed in (
         ("prompts", 1, "PPO"),
-        ("preferences", reward_model["held_out"] + 1, "reward_model.held_out and one to train on"),
+        ("preferences", reward_model["held_out"] + 1, "reward_model.held_out and a pair to train on"),
         ("demonstrations", 1, "SFT"),
         ("validation", 1, "SFT and the landscape"),
         ("evaluation", 1, "reported KL and rewards"),
     ):
         if task[size] < smallest:
-            raise UserError(f"data.task.{size}={task[size]}: {needed} need at least {smallest}; give more")
+            raise UserError(f"data.task.{size}={task[size]}: at least {smallest} are needed by {needed}; give more")
     for name, benchmark in values["benchmarks"].items():
         if benchmark["prompts"] < 1:
             raise UserError(f"benchmarks.{name}.prompts={benchmark['prompts']}: generated, so it must be at least 1")
@@ -817,6 +824,7 @@ def _check_gates(values):
 
 def _check_plane(values):
     plane, key = values["evaluate"]["plane"], "evaluate.plane"
+    _check_once_each(f"{key}.arms", plane["arms"], plane["arms"])
     for arm in plane["arms"]:
         if arm not in values["arms"]:
             raise UserError(f"{key}.arms: {arm} is no arm of this study; it has {', '.join(values['arms'])}")
@@ -842,6 +850,13 @@ def _check_objective(values):
         raise UserError(f"{key}.arm={objective['arm']}: no arm of this study; it has {', '.join(arms)}")
     if objective["kl_coef"] is not None and objective["kl_coef"] not in values["kl_coefs"]:
         raise UserError(f"{key}.kl_coef: {objective['kl_coef']} is not in kl_coefs={values['kl_coefs']}; add it there")
+
+
+def _check_claims(values):
+    """Refuse what compares an arm with itself; one that the study doesn't have makes a claim that isn't tested."""
+    for name, claim in values["claims"].items():
+        if claim["candidate"] == claim["baseline"] and claim["measure"] != "stable":
+            raise UserError(f"claims.{name}.baseline={claim['baseline']}: is the candidate itself; name another arm")
 
 
 def _check_model(values):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 
-from salsa import config, runs
+from salsa import bounds, config, failures, runs
 
 PACKAGE = Path(__file__).parent
 MODULES = {  # in the order of the pipeline
@@ -34,6 +34,7 @@ MODULES = {  # in the order of the pipeline
 }
 FOLDERS = {stage: "studies" if stage in ("study", "comparison") else stage for stage in MODULES}
 LONGEST_LABEL = 200  # characters; a file name holds 255
+LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
 SWEEP = "-sweep"  # ends the label of a comparison
 SFT0 = ("1",)  # the weights of sft0 alone
@@ -85,20 +86,26 @@ class Plan:
         )
         digest = hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()
         path = Path(self.results) / "plans" / f"{digest[:12]}.json"
-        if not path.exists():
-            runs.write_atomically(path, text)
+        try:
+            if not path.exists():
+                runs.write_atomically(path, text)
+        except OSError as error:
+            if failures.describe(error):
+                raise
+            folder = runs.printable(repr(self.results))
+            raise runs.UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
         return path
 
 
 def results_folder(text):
     """The results folder of a setting, without what names it twice (`a//b/`). UserError where it can't be one.
 
-    Snakemake reads braces as wildcards, and the rest would be misunderstood: by a shell that didn't expand it, by who
-    expects an object store, by a terminal that obeys it.
+    Snakemake reads {…} as wildcards and <…> as variables, and the rest would be misunderstood: by a shell that didn't
+    expand it, by who expects an object store, by a terminal that obeys it.
     """
     if not isinstance(text, str) or not text.strip():
         raise runs.UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
-    unfit = next((sign for sign in text if sign in "{}" or runs.printable(sign) != sign), None)
+    unfit = next((sign for sign in text if sign in "{}<>" or runs.printable(sign) != sign), None)
     problem = None
     if unfit:
         problem = f"has {unfit!r} in it, which no results folder can have"
@@ -142,7 +149,7 @@ def load(path, only=None):
     except runs.UserError as error:
         raise runs.UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"lacks {error}" if isinstance(error, KeyError) else error
+        problem = bounds.printable(f"lacks {error}" if isinstance(error, KeyError) else error)[:LONGEST_REASON]
         raise runs.UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
 
 

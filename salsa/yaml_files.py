@@ -13,15 +13,19 @@ from unittest import mock
 import yaml
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
+from omegaconf._utils import get_yaml_loader
 
 from salsa.runs import UserError
 
-LARGEST = 2**20  # bytes
+LARGEST = 2**17  # bytes
 DEEPEST = 50  # mappings and lists in each other
 MOST_VALUES = 20000  # with aliases written out
 PLAIN = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp")  # tags that YAML gives by itself
 TAG = "tag:yaml.org,2002:"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = get_yaml_loader()  # what reads the files afterwards: another one would take other texts for YAML
+LONGEST_NUMBER = 100  # characters
+# Numbers and switches of YAML 1.1, which few know: 010 is 8, 1:30 is 90, and a name "on" is true.
+UNCLEAR = re.compile(r"[-+]?0[0-7_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|yes|no|on|off", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -69,15 +73,21 @@ def _problem(path, _, size):
     except UnicodeDecodeError as error:
         return content.count(b"\n", 0, error.start) + 1, "not UTF-8; save it as UTF-8"
     try:
-        return _deep(text) or _odd(yaml.compose(text, Loader=LOADER))
+        problem = _deep(text) or _odd(yaml.compose(text, Loader=LOADER))
+        if not problem:
+            yaml.load(text, Loader=LOADER)  # which finds what is wrong with merged mappings
+        return problem
     except yaml.YAMLError as error:
-        return _told(error, max(len(text.splitlines()), 1))
+        return _told(error, text)
 
 
-def _told(error, lines):
-    """(line, reason) of an error of PyYAML, in a text of so many lines."""
+def _told(error, text):
+    """(line, reason) of an error of PyYAML in a text."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return line, f"no YAML (the character U+{error.character:04X}: {error.reason}); remove it"
     mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
-    line = min((mark or begun).line + 1, lines) if mark or begun else 1
+    line = min((mark or begun).line + 1, max(len(text.splitlines()), 1)) if mark or begun else 1
     said = getattr(error, "problem", None) or str(error)
     if begun and begun.line + 1 < line:
         said += f", in what begins in line {begun.line + 1}"
@@ -103,7 +113,7 @@ def _odd(root):
     sizes = {}
     problem = _look(root, sizes)
     if not problem and sizes[id(root)] > MOST_VALUES:
-        problem = 1, f"its aliases stand for {sizes[id(root)]} values, and at most {MOST_VALUES} may be; write less"
+        problem = 1, f"{sizes[id(root)]} values, with aliases written out, and at most {MOST_VALUES} may be; write less"
     return problem
 
 
@@ -116,7 +126,7 @@ def _look(node, sizes):
         return line, f"a tag, {node.tag.replace(TAG, '!!')}, that no setting has; remove it"
     if isinstance(node, yaml.ScalarNode):
         sizes[id(node)] = 1
-        return None
+        return _unclear(node)
     sizes[id(node)] = None
     children = node.value
     if isinstance(node, yaml.MappingNode):
@@ -132,14 +142,25 @@ def _look(node, sizes):
     return None
 
 
+def _unclear(node):
+    """What is wrong with a number or a switch that YAML reads otherwise than most people do."""
+    text, line = node.value, node.start_mark.line + 1
+    if node.style or node.tag.removeprefix(TAG) not in ("int", "float", "bool"):
+        return None
+    if len(text) > LONGEST_NUMBER:
+        return line, f"a number of {len(text)} characters; write a shorter one, or quote it where it is text"
+    if UNCLEAR.fullmatch(text):
+        return line, f"YAML reads {text} as {yaml.load(text, Loader=LOADER)}; write that, or quote it where it is text"
+    return None
+
+
 def _keys(node):
     seen = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1
-        if key.tag == f"{TAG}merge":
-            continue
-        if key.tag != f"{TAG}str":
-            return line, f"the key {getattr(key, 'value', '…')!s:.40} is no text; quote it"
+        if key.tag not in (f"{TAG}str", f"{TAG}merge"):
+            said = key.value if isinstance(key, yaml.ScalarNode) else "…"
+            return line, f"the key {said:.40} is no text; quote it"
         if key.value in seen:
             return line, f"the key {key.value!r:.60} stands there twice, first in line {seen[key.value]}; remove one"
         seen[key.value] = line

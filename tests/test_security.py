@@ -111,12 +111,22 @@ def test_settings_are_quoted_for_the_shell():
         "~",
         "s3://a",
         "a\udcff",
+        "<results>/a",
     ],
 )
 def test_a_results_folder_that_cannot_work_is_refused_while_planning(results):
     with pytest.raises(runs.UserError) as caught:
         plan.plan([make(results=results)])
     assert one_line(caught).startswith("results=")
+
+
+@pytest.mark.parametrize("name", ["file", "file/a", "loop", "a" * 256])
+def test_what_is_no_folder_to_write_to_is_refused_while_planning(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(runs.UserError) as caught:
+        plan.plan([make(results=str(tmp_path / name))]).save()
+    assert one_line(caught).startswith("results=") and "give another" in one_line(caught)
 
 
 @pytest.mark.parametrize(
