@@ -321,8 +321,6 @@ def _rehearse(network, tokenizer):
             f"{name} can't be trained here ({type(error).__name__}: {folders.one_line(error)}); choose another model"
         ) from None
     network.to(before)
-    if math.isnan(difference):
-        raise runs.UserError(f"{name}: its predictions are NaN; save or download the model again")
     if difference > LARGEST_DIFFERENCE:
         raise runs.UserError(
             f"{name}: log-probabilities of tokens sampled with a cache differ from those of a fresh pass by "

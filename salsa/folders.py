@@ -18,8 +18,13 @@ SINGLE = "model.safetensors"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 # By the names that architectures have for how many tokens they hold. Those without any position (Mamba) have none.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the types of weights that are trained
 LARGEST_HEADER = 100 * 2**20  # bytes, as safetensors allows
 AGAIN = "save or download the model again"
+OWN_CODE = (
+    "needs code of its own (trust_remote_code), and no model's code is run here; save it as a class that transformers "
+    "has, or choose another model"
+)
 
 
 class Stored(NamedTuple):
@@ -93,10 +98,21 @@ def check(folder, pickled=False, headers=True):
         if values.get("is_encoder_decoder"):
             raise UserError(f"{where}: is_encoder_decoder: no causal language model; choose one with a decoder alone")
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-            if "/" in str(values.get(key)):
-                raise UserError(f"{where}: {key}={values[key]}: code from the hub, which is not run here; remove it")
-    if not (pickled and has_pickles(folder)):
-        stored(folder) if headers else shards(folder, headers)
+            if values.get(key) not in (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"):
+                raise UserError(
+                    f"{where}: {key}={values[key]!r}: code that torch doesn't bring, which is not run here; remove it"
+                )
+    if pickled and has_pickles(folder):
+        return config
+    if not headers:
+        shards(folder, headers)
+        return config
+    for name, tensor in stored(folder).items():
+        if tensor.dtype not in FLOATS and name.endswith("weight"):
+            raise UserError(
+                f"{tensor.path}: tensor {name} is {tensor.dtype}: weights are quantized, or none; give the model as it "
+                "was before"
+            )
     return config
 
 
@@ -142,6 +158,8 @@ def stored(folder):
     for path in sorted(set(files.values())):
         header, start = _header(path)
         for name, entry in header.items():
+            if name in tensors:
+                raise UserError(f"{path}: tensor {name} is in {tensors[name].path.name} too; {AGAIN}")
             tensors[name] = Stored(path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
     for name, path in files.items():
         if name not in tensors:
@@ -192,6 +210,8 @@ def loading(place, remedy=AGAIN):
     except UserError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{place}: {OWN_CODE}") from None
         if failures.describe(error):  # no fault of the model: its own words say it
             raise
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
@@ -213,10 +233,7 @@ def load_config(folder):
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if raw.get("auto_map"):
-            raise UserError(
-                f"{where}: auto_map: the model needs code of its own (trust_remote_code), and no model's code is run "
-                "here; save it as a class that transformers has, or choose another model"
-            )
+            raise UserError(f"{where}: auto_map: {OWN_CODE}")
         what = f"model_type {kind!r} is none that this transformers knows" if kind else "has no model_type"
         raise UserError(f"{where}: {what}; update transformers, or choose another model")
     with loading(where, "mend it, or save the model again"):

@@ -81,6 +81,9 @@ def load_tokenizer(folder, **options):
     """A model folder's tokenizer, padding on the left. UserError where it can't be read, or needs code of its own."""
     with folders.loading(f"{folder}: the tokenizer", "save or download it again"):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **options)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if getattr(backend and backend.model, "dropout", None):
+            backend.model.dropout = None  # which would make other tokens of a text each time
     if not isinstance(tokenizer.model_max_length, int | float):
         longest = tokenizer.model_max_length
         raise runs.UserError(f"{folder}/tokenizer_config.json: model_max_length={longest!r}: no number; mend it")
@@ -94,7 +97,9 @@ def load_policy(folder, device="cpu", dtype=torch.float32, pickled=False, **opti
     `pickled`: whether they are pickles; then nothing but tensors is read of them.
     """
     folders.check(folder, pickled)
-    options["generation_config"] = _token_ids(folder, folders.load_config(folder))
+    config = folders.load_config(folder)
+    check_causal(config)
+    options["generation_config"] = _token_ids(folder, config)
     options |= {"use_safetensors": False, "weights_only": True} if pickled else {"use_safetensors": True}
     return load_whole(AutoModelForCausalLM, folder, dtype=dtype, **options).to(device).eval()
 
@@ -151,9 +156,13 @@ def load_whole(cls, folder, head="", trunk="", besides=(), **options):
         )
     missing = sorted(name for name in report["missing_keys"] if not (head and name.startswith(head)))
     if missing:
+        # Wrappers (torch.compile, DDP, PEFT) put a prefix of theirs before all names.
+        others = sorted(report["unexpected_keys"])
+        alike = next((other for other in others if other.endswith(tuple(missing))), None)
+        instead = f" (the files have {alike})" if alike else ""
         raise runs.UserError(
-            f"{folder}: tensor {missing[0]} is missing{_more(missing)}, of {type(model).__name__}; it would start at "
-            "random: give a whole model, with weights, names and number of layers as config.json says"
+            f"{folder}: tensor {missing[0]} is missing{_more(missing)}, of {type(model).__name__}{instead}; it would "
+            "start at random: give a whole model, with weights, names and number of layers as config.json says"
         )
     left_over = sorted(
         name
@@ -253,7 +262,7 @@ def check_whole(folder, cls=None, besides=()):
         cls = _named_class(folder)
     else:
         folders.check(folder)
-        folders.load_config(folder)
+        check_causal(folders.load_config(folder))
     options = {"device_map": "meta", "use_safetensors": True, "generation_config": GenerationConfig()}
     if cls is not None:
         load_whole(cls, folder, besides=besides, **options)
@@ -288,10 +297,7 @@ def classifier_class(config):
     transformers' own, where it has one like that; else one is made, of the parts that its own are made of. UserError
     where the configuration is of no causal language model.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise runs.UserError(
-            f"model_type {config.model_type!r}: transformers has no causal language model of it; choose another model"
-        )
+    check_causal(config)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
@@ -302,6 +308,14 @@ def classifier_class(config):
     # transformers reads from the module's source what its classes can.
     inherited = {"base_model_prefix": causal.base_model_prefix, "__module__": causal.__module__}
     return type(name, (GenericForSequenceClassification, base), inherited)
+
+
+def check_causal(config):
+    """UserError where transformers has no causal language model of a loaded configuration."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise runs.UserError(
+            f"model_type {config.model_type!r}: transformers has no causal language model of it; choose another model"
+        )
 
 
 def _has_score(cls, config):
@@ -382,6 +396,8 @@ def check_head(model):
     tokens = torch.arange(8, device=device)[None] % rows(model)
     whole = model(input_ids=tokens).logits.float()
     head = model.get_output_embeddings()(model.base_model(input_ids=tokens).last_hidden_state).float()
+    if whole.isnan().any():
+        raise runs.UserError(f"{name}: its predictions are NaN; save or download the model again")
     if whole.shape != head.shape or not torch.allclose(whole, head, rtol=1e-2, atol=1e-2):
         raise runs.UserError(f"{name} changes its logits behind its head, which is not computed here; {advice}")
 

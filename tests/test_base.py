@@ -131,10 +131,17 @@ LAST = "model.layers.1.mlp.up_proj.weight"
         (lambda f: edit(f / "config.json", model_type=["llama"]), r"model_type .* is none that"),
         (lambda f: edit(f / "tokenizer_config.json", model_max_length="long"), r"model_max_length='long': no number"),
         (lambda f: edit(f / "config.json", hidden_size="many"), r"config\.json: can't be loaded"),
+        (
+            lambda f: edit(f / "tokenizer_config.json", tokenizer_class="X", auto_map={"AutoTokenizer": ["x.X", None]}),
+            r"tokenizer: needs code of its own .* choose another model",
+        ),
         (lambda f: edit(f / "config.json", num_attention_heads=0), r"can't be loaded"),
         (lambda f: edit(f / "config.json", quantization_config={"bits": 4}), r"weights are quantized"),
         (lambda f: edit(f / "config.json", is_encoder_decoder=True), r"no causal language model"),
-        (lambda f: edit(f / "config.json", attn_implementation="someone/kernel"), r"code from the hub"),
+        (lambda f: edit(f / "config.json", attn_implementation="someone/kernel"), r"code that torch doesn't bring"),
+        (lambda f: edit(f / "config.json", _attn_implementation="flash_attention_2"), r"code that torch doesn't bring"),
+        (lambda f: edit(f / "config.json", rms_norm_eps=float("nan")), r"predictions are NaN"),
+        (lambda f: edit(f / "config.json", model_type="clip"), r"'clip': transformers has no causal language model"),
         (lambda f: edit(f / "config.json", max_position_embeddings=12), r"holds 12 tokens"),
         (lambda f: (f / "tokenizer.json").write_text('{"model"'), r"tokenizer: can't be loaded"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), r"tokenizer: can't be loaded"),
@@ -148,6 +155,35 @@ LAST = "model.layers.1.mlp.up_proj.weight"
 def test_a_model_that_is_not_whole_is_refused(given, tmp_path, change, message):
     change(given)
     refused(given, tmp_path, message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(given, tmp_path, dtype):
+    change_weights(given, lambda state: state.update({LAST: state[LAST].to(dtype)}))
+    refused(given, tmp_path, rf"tensor {LAST} is [A-Z0-9_]+: weights are quantized, or none")
+
+
+def test_a_wrapper_that_was_saved_too_is_named(given, tmp_path):
+    change_weights(given, lambda state: [state.update({f"_orig_mod.{name}": state.pop(name)}) for name in list(state)])
+    refused(given, tmp_path, r"is missing .*\(the files have _orig_mod\.")
+
+
+def test_a_tokenizer_draws_nothing_at_random(given, tmp_path):
+    content = json.loads((given / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.5
+    (given / "tokenizer.json").write_text(json.dumps(content))
+    take_in(given, tmp_path / "out")
+    for folder in (given, tmp_path / "out" / "model"):
+        tokenizer = models.load_tokenizer(folder)
+        encoded = {tuple(chat.encode_prompt(tokenizer, [user("How do I cook rice in water?")])) for _ in range(9)}
+        assert len(encoded) == 1
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path, bytes_tokenizer):
+    save_model(untied(bytes_tokenizer), bytes_tokenizer, tmp_path / "given", max_shard_size="30KB")
+    first, second = sorted((tmp_path / "given").glob("*.safetensors"))[:2]
+    save_file({**load_file(second), **dict([next(iter(load_file(first).items()))])}, second, metadata={"format": "pt"})
+    refused(tmp_path / "given", tmp_path, f"{second.name}: tensor .* is in {first.name} too")
 
 
 def test_a_missing_shard_is_refused(tmp_path, bytes_tokenizer):
