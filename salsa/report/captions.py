@@ -32,8 +32,7 @@ def captions(study, frames, kl_coefs):
         "results folder, which `python -m salsa.evaluate.statistics FILE --candidate CANDIDATE_MODEL --baseline "
         "BASELINE_MODEL` counts again; a row of another table rests on the files of its judge, arms and kl_coef.",
         "judges": _judges(frames["judges"]) + doubts(study),
-        "judge_pairs": "Pairs of judges on what both judged, win, tie or loss: they agree on a share of "
-        f"{_range(frames['judge_pairs']['agreement'])}, Cohen's kappa {_range(frames['judge_pairs']['kappa'])}.",
+        "judge_pairs": _judge_pairs(frames["judge_pairs"]),
         "bradley_terry": _bradley_terry(frames["bradley_terry"], no_verdicts(study)) + doubts(study),
         "rewards": f"Mean over {replicates} on the evaluation prompts ({band}); sft0, sft1 and their soup before PPO.",
         "frontier": f"{len(last)} final policies of {replicates}: KL(policy ‖ sft0) from {_range(last['kl_to_sft0'])} "
@@ -135,9 +134,19 @@ def _judges(frame):
     gold = own["gold_agreement"].dropna()
     agreed = f"; they agree with gold on a share of {_range(gold)} (win, tie or loss)" if len(gold) else ""
     return (
-        f"{len(own)} judges over all benchmarks: the same verdict in both orders on a share of "
+        f"{len(own)} judge{'s' * (len(own) != 1)} over all benchmarks: the same verdict in both orders on a share of "
         f"{_range(own['swap_consistency'])}, the answer shown first preferred in {_range(own['first_position_share'])} "
-        f"of decided verdicts, ties {_range(own['ties'])}{agreed}."
+        f"of decided verdicts, ties {_range(own['ties'])}{agreed}; discrimination: the share of verdicts that follows "
+        "the answers, not places or dice (1 by definition of a judge that scores each answer by itself)."
+    )
+
+
+def _judge_pairs(frame):
+    if frame.empty:
+        return "No comparison was judged by two judges."
+    return (
+        "Pairs of judges on what both judged, win, tie or loss: they agree on a share of "
+        f"{_range(frame['agreement'])}, Cohen's kappa {_range(frame['kappa'])}."
     )
 
 
@@ -167,13 +176,13 @@ def _matched(frame, plain, band):
 
 
 def _stability(study, frame, band):
-    wanted, count = study.config["stability"], int(frame["collapsed"].sum())
-    collapsed = f" {count} of {frame['replicates'].sum()} have collapsed." if count else ""
+    wanted, count, total = study.config["stability"], int(frame["collapsed"].sum()), frame["replicates"].sum()
     return (
-        f"{frame['stable'].sum()} of {frame['replicates'].sum()} policies are stable: of their development responses "
+        f"{frame['stable'].sum()} of {total} policies are stable: of their development responses "
         f"at least {wanted['lowest_end_rate']:g} of sft0's share end, they are at least "
         f"{wanted['shortest_length']:g} times as long, and gold of the last kept rollouts is at most "
-        f"{wanted['largest_gold_loss']:g} below its peak; {band}.{collapsed}"
+        f"{wanted['largest_gold_loss']:g} below its peak; {band}. {count} of {total} have "
+        "collapsed: they hardly end or write their responses, or write what sft0 would not; both are counted by arm."
     )
 
 

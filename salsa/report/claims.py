@@ -215,7 +215,8 @@ def _seen(study, claim, judge, benchmark):
     """How much of an effect a judge shows on a benchmark, at least. NotTested: it can't measure the smallest one."""
     quality = judging.quality(study, judge, benchmark)
     if quality.reason:
-        raise NotTested(quality.reason)
+        everywhere = judging.quality(study, judge).reason
+        raise NotTested(quality.reason if everywhere else f"on {benchmark}, {quality.reason}")
     if quality.row["verdicts"] and quality.seen / 2 < claim["smallest_effect"]:
         raise NotTested(
             f"judge {judge} can't show an effect of {claim['smallest_effect']:g} on {benchmark}: even a model that is "
@@ -459,6 +460,7 @@ def differences(study):
 def _difference(effects):
     found = statistics.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
     mean, low, high = (found[name] for name in ("mean", "low", "high"))
+    mean = mean if abs(mean) > statistics.SAME else 0.0
     shown = tables.number(mean) + (f" [{tables.number(low)}, {tables.number(high)}]" if low == low else "")
     return f"**{shown}**" if low > 0 or high < 0 else shown
 

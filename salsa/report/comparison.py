@@ -83,8 +83,8 @@ def comparison(points, studies):
     keys = _keys(points)
     rows = []
     for point, study in zip(points, studies, strict=True):
-        rates = pd.read_csv(study / "tables" / "win_rates.csv")
-        for _, line in pd.read_csv(study / "tables" / "rewards.csv").iterrows():
+        rates = _table(study, "win_rates")
+        for _, line in _table(study, "rewards").iterrows():
             row = {"point": label(point)} | {_column(key): point.get(key, "") for key in keys}
             row |= {name: line[name] for name in ("arm", "kl_coef", "replicates")}
             row |= {name + bound: line[name + bound] for name in MEASURES for bound in tables.BOUNDS}
@@ -96,6 +96,12 @@ def comparison(points, studies):
     if tables.MARKED in frame:
         frame[tables.MARKED] = frame[tables.MARKED].fillna("")
     return frame[[name for name in frame if name != "study"] + ["study"]]
+
+
+def _table(study, name):
+    """A table of a study from its CSV. Names stay text: an arm may be called 1, true or nan."""
+    path, names = study / "tables" / f"{name}.csv", ("arm", "benchmark", "judge", "candidate", "baseline")
+    return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
 
 
 def collapsed(frame):
@@ -130,7 +136,7 @@ def panels(frame):
 
 def head_to_head(study):
     """The rows of a study's win rates against plain PPO, as dictionaries."""
-    rates = pd.read_csv(study / "tables" / "win_rates.csv")
+    rates = _table(study, "win_rates")
     return rates[rates["baseline"] == "ppo"].to_dict("records")
 
 

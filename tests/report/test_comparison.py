@@ -145,3 +145,13 @@ def test_two_points_of_one_study_are_both_shown(tmp_path):
     frame = pd.read_csv(output / "tables" / "comparison.csv")
     assert list(frame["study"].value_counts()) == [6, 3]
     assert runs.manifest_of(output)["summary"] == {"points": 3, "studies": 2}
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path):
+    study = write_study(tmp_path / "studies" / "a", 0.1)
+    for name in ("rewards", "win_rates"):
+        path = study / "tables" / f"{name}.csv"
+        path.write_text(path.read_text().replace("salsa", "nan").replace("ppo", "1"))
+    frame = comparison.comparison(POINTS[:1], [study])
+    assert frame["arm"].tolist() == ["sft0", "1", "nan"]
+    assert frame["win_rate_gold_a"].tolist()[1:] == [0.6, 0.7]
