@@ -99,8 +99,8 @@ def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
             masks.append([0] * len(prompt) + [1] * len(response))
     if not inputs:
         raise runs.UserError(
-            f"no demonstration fits lengths.prompt={lengths.prompt} and lengths.response={lengths.response} tokens"
-            + chat.because(refused)
+            f"{what}.jsonl: none of {len(rows)} demonstrations fits lengths.prompt={lengths.prompt} and "
+            f"lengths.response={lengths.response} tokens" + chat.because(refused)
         )
     counts = {"read": len(rows), "kept": len(inputs), "dropped_too_long": len(encoded) - len(inputs)}
     counts |= chat.counted(refused, what)

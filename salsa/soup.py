@@ -148,8 +148,8 @@ def _aligned(models):
         for name, source in tied.items():
             if name in tensors and source in tensors and not _same(tensors[name], tensors[source]):
                 raise UserError(
-                    f"{folder}: tensors {name} and {source} differ, which its config.json ties (tie_word_embeddings); "
-                    "only like models can be averaged"
+                    f"{folder}: tensors {name} and {source} differ, which {models[0]} ties "
+                    "(tie_word_embeddings); only like models can be averaged"
                 )
     for tensors in found[1:]:
         for name, source in tied.items():

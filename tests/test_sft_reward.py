@@ -543,7 +543,7 @@ def test_demonstrations_that_the_template_or_tokenizer_refuses_are_counted(token
     }
     assert len(data) == 2
     with pytest.raises(
-        runs.UserError, match=r"no demonstration fits .* 1 can't be encoded.*no system.*=roles"
+        runs.UserError, match=r"sft\.jsonl: none of 1 demonstrations fits .* 1 can't be encoded.*no system.*=roles"
     ) as caught:
         sft.tokenize(strict, rows[1:2], LENGTHS)
     assert "\n" not in str(caught.value)
