@@ -189,9 +189,7 @@ def read_points(path):
     """The points in a JSON file: a list of lists of overrides. UserError where it is no such file."""
     try:
         points = runs.read_json(path)
-    except UserError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise UserError(f"{path}: {_first_line(error)}; give a JSON file with a list of lists of overrides") from None
     proper = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
     if not proper or not all(isinstance(override, str) for point in points for override in point):

@@ -1,5 +1,6 @@
 """Failures of the machine, in one line: as the system says them, and as libraries wrap them."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from salsa import config, failures, runs
+from salsa import config, failures, plan, runs
 
 
 def system(code):
@@ -72,12 +73,12 @@ def test_a_stage_ends_with_the_line(tmp_path, by_plan):
     runs.write_json(tmp_path / "settings.json", settings)
     arguments[1] = str(tmp_path / "settings.json")
     if by_plan:
-        run = {"settings": settings, "parents": {}, "execution": {}, "address": runs.address("stage", 1, settings, {})}
-        runs.write_json(tmp_path / "plan.json", {"results": str(tmp_path), "runs": {"stage/run": run}})
-        arguments = ["--plan", str(tmp_path / "plan.json"), "--run", "stage/run"]
+        made = plan.Plan(str(tmp_path))
+        path = plan.add_run(made, "corpus", "stories", settings, {}, dataclasses.asdict(config.Execution()))
+        arguments = ["--plan", str(made.save()), "--run", path]
     with pytest.raises(SystemExit, match="/place/file: the disk is full") as caught:
-        runs.command("stage", 1, fail, config.CorpusSettings, argv=arguments)
-    assert "\n" not in str(caught.value) and not (tmp_path / "stage" / "run" / "manifest.json").exists()
+        runs.command("corpus", plan.version("corpus"), fail, config.CorpusSettings, argv=arguments)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/*/manifest.json"))
 
 
 def test_a_process_that_has_no_memory_to_import_with_says_so():

@@ -341,7 +341,7 @@ def test_the_objective_is_part_of_no_address():
 @pytest.mark.parametrize(
     ("text", "says"),
     [('{"a": 1}', "not a list"), ("[]", "not a list"), ('["seed=0"]', "not a list"), ("[[1]]", "not a list"),
-     ('[["seed=0"', "give a JSON file")],
+     ('[["seed=0"', "points.json: not JSON")],
 )  # fmt: skip
 def test_points_that_are_no_list_of_lists_are_refused(tmp_path, text, says):
     file = tmp_path / "points.json"

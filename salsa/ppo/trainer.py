@@ -315,7 +315,7 @@ class Trainer:
                 return sequences, sampled, values, torch.zeros_like(sampled)
         fresh = self._in_batches(sequences, "logprobs")
         difference = (fresh - sampled) * sequences.response_mask
-        if torch.isfinite(difference).all():  # or the policy has diverged, which is looked for next
+        if torch.isfinite(fresh).all():  # or the policy has diverged, which is looked for next
             self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
         return sequences, fresh, None, difference
 

@@ -86,7 +86,7 @@ def surveyed(run, tmp_path_factory):
 def rows_of(output):
     with open(output / "plane.csv", encoding="utf-8") as file:
         return [
-            {key: value if key == "kind" else float(value) for key, value in row.items()}
+            {key: value if key == "kind" else float(value or "nan") for key, value in row.items()}
             for row in csv.DictReader(file)
         ]
 

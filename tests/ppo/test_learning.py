@@ -1,11 +1,11 @@
 """PPO finds the optimum where it is known in closed form: the reference, times exp(reward / kl_coef), normalised."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from salsa import config, forward
 from salsa.ppo import objective, reference, trainer
@@ -16,7 +16,11 @@ KL_COEF = 0.5
 REWARDS = torch.tensor([0.0, 0.6, -0.4, 0.3, 1.0, 0.1] * 2, dtype=torch.float64)  # of a response's last word
 FINE = 0.3  # of a response without an end
 PAID = REWARDS - FINE * torch.tensor([word not in ENDS for word in range(WORDS)], dtype=torch.float64)
-TOKENIZER = SimpleNamespace(pad_token_id=PAD, eos_token_id=ENDS[0], decode=lambda *_, **__: "")
+TOKENIZER = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(WordLevel({f"w{word}": word for word in range(WORDS)}, unk_token="w4")),
+    pad_token=f"w{PAD}",
+    eos_token=f"w{ENDS[0]}",
+)
 
 
 def small_llama(seed, kind=LlamaForCausalLM, **changes):
