@@ -59,6 +59,13 @@ def _split(argv):
     return argv[:place], argv[place + 1 :]
 
 
+def _positive(text):
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+    return number
+
+
 def _parser():
     parser = Parser(prog="salsa", description="What should a policy be anchored to?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -66,9 +73,9 @@ def _parser():
     plan = commands.add_parser("plan", help="show the runs of a configuration, and which are done")
     plan.add_argument("overrides", **overrides)
     plan.add_argument("--json", action="store_true", help="print the plan itself, and what it needs")
-    plan.add_argument("--tflops", type=float, help="throughput of a run in 10¹² operations a second: shows hours")
-    plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="of a GPU: warn of runs that can't fit")
-    plan.add_argument("--memory", type=float, metavar="GIB", help="of the machine: warn of runs that can't fit")
+    plan.add_argument("--tflops", type=_positive, help="throughput of a run in 10¹² operations a second: shows hours")
+    plan.add_argument("--gpu-memory", type=_positive, metavar="GIB", help="of a GPU: warn of runs that can't fit")
+    plan.add_argument("--memory", type=_positive, metavar="GIB", help="of the machine: warn of runs that can't fit")
     plan.set_defaults(function=plan_command)
     run = "run a configuration or, with Hydra's -m, a sweep (Snakemake, all cores); after --: Snakemake's options"
     commands.add_parser("run", help=run, add_help=False)

@@ -567,7 +567,7 @@ def _check_axes(values):
             if not some:
                 raise UserError(f"{key} is empty; leave it out for all of kl_coefs")
     for key, alphas in (("alphas", values["alphas"]), ("evaluate.alphas", values["evaluate"]["alphas"])):
-        _check_once_each(key, alphas, [bounds.fraction(alpha) for alpha in alphas])
+        _check_once_each(key, alphas, [f"{float(bounds.fraction(alpha)):.5f}" for alpha in alphas])
     if values["alphas"] and values["sft"]["models"] < 2:
         raise UserError("alphas: need two SFT models, and sft.models=1; set sft.models=2")
     if not values["arms"] and not values["alphas"]:

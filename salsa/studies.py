@@ -225,6 +225,8 @@ def _copy_small(folder, copy, manifest):
 
 def _report(folder, *stages):
     """The checked manifest of a finished run of one of the report's stages, whose files all lie in its folder."""
+    if not (folder / runs.MANIFEST).is_file():  # of which `verify` would say: remove the folder and run again
+        raise runs.UserError(f"{folder}: no finished study; give a study's folder, results/studies/…")
     manifest = runs.verify(folder)
     if manifest["stage"] not in stages:
         raise runs.UserError(f"{folder}: a run of {manifest['stage']}; give a study's folder, results/studies/…")

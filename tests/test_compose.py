@@ -352,6 +352,7 @@ MISTAKES = {
     "replicates=[0,0]": "twice",
     "kl_coefs=[0.3,0.30000000000000004]": "twice",
     "kl_coefs=[-0.0]": "write 0",
+    "evaluate.alphas=[1/3,0.333333333]": "twice",
     "ppo.gamma=-0.0": "write 0",
     "evaluate.plane.arms=[salsa,salsa]": "twice",
     "execution.trackers=[tensorboard,tensorboard]": "twice",

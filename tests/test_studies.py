@@ -117,7 +117,7 @@ def test_other_peoples_reviews_stay_behind(tmp_path):
 
 
 def test_an_unfinished_or_altered_study_is_not_published(tmp_path):
-    with pytest.raises(runs.UserError, match="not finished"):
+    with pytest.raises(runs.UserError, match="no finished study"):
         studies.publish(tmp_path)
     folder = study(tmp_path, "stories")
     (folder / "samples.md").write_text("other")

@@ -174,6 +174,16 @@ def test_errors_alone_are_said_wherever_verdicts_would_stand(three):
     assert captions.no_verdicts(found) == "No verdicts: this study has no judge."
 
 
+def test_the_benchmark_is_named_on_which_alone_a_judge_fails(three):
+    found = judged(three, good)
+    lines = next(iter(found.verdicts.values()))
+    failed = [line | {"benchmark": "other", "winner": "error"} for line in lines[:10]]
+    found.verdicts |= {(judge, "other", *pair): failed for judge, _, *pair in list(found.verdicts)[:1]}
+    found.config["benchmarks"] = {"in_distribution": {}, "other": {}}
+    with pytest.raises(claims.NotTested, match="on other, 10 answers of judge it held no verdict"):
+        claims._seen(found, CLAIM, "it", "other")
+
+
 def test_limits_are_settings(three):
     found = judged(three, cut)
     found.config["report"] = found.config["report"] | {
