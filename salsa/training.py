@@ -356,8 +356,8 @@ def _saved(trainer, output):
     path = output / runs.CHECKPOINTS / SAVED
     if not path.exists():
         return None
-    saved = runs.read_json(path)
-    folder = path.with_name(saved.pop("checkpoint"))
+    saved = checkpoints.read_object(path, "checkpoint", *checkpoints.layout(trainer.accelerator))
+    folder = path.parent / str(saved.pop("checkpoint"))
     trainer.first_loss = saved.pop("first_loss", None)
     checkpoints.check_layout(trainer.accelerator, saved, folder)
     checkpoints.check_files(folder)

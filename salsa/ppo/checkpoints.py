@@ -103,9 +103,8 @@ def check_layout(accelerator, before, saved):
 
 
 def anchored_to(output):
-    """The summary of the reference of the interrupted run in `output`, or None."""
-    path = output / runs.CHECKPOINTS / ANCHOR
-    return runs.read_json(path) if path.exists() else None
+    """The summary of the reference of the interrupted run in `output`, or None. UserError where it is damaged."""
+    return read_object(output / runs.CHECKPOINTS / ANCHOR, "sha256") if _saved(output) else None
 
 
 def save(accelerator, progress, output):
@@ -140,7 +139,7 @@ def load(accelerator, progress, output):
     saved = _saved(output)
     if not saved:
         return False
-    check_layout(accelerator, runs.read_json(output / runs.CHECKPOINTS / LAYOUT), saved[-1])
+    check_layout(accelerator, read_object(output / runs.CHECKPOINTS / LAYOUT, *layout(accelerator)), saved[-1])
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     check_files(saved[-1])
     with contextlib.nullcontext() if deepspeed else reading(saved[-1]):
@@ -166,21 +165,31 @@ def describe_files(folder):
 
 
 def check_files(folder):
-    """UserError where a checkpoint is not as it was written. One of an earlier version says nothing of that."""
-    if not (folder / FILES).exists():
-        return
-    for name, described in runs.read_json(folder / FILES).items():
+    """UserError where a checkpoint is not as it was written."""
+    for name, described in read_object(folder / FILES).items():
         path = folder / name
-        if not path.is_file():
+        if not path.is_file() or not isinstance(described, dict):
             raise _unusable(folder, f"{name} is missing")
-        if path.stat().st_size != described["bytes"]:
-            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {described['bytes']}")
+        if path.stat().st_size != described.get("bytes"):
+            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {described.get('bytes')}")
         if "sha256" in described and runs.file_sha256(path) != described["sha256"]:
             raise _unusable(folder, f"{name} was altered since it was written")
 
 
-def _unusable(folder, reason):
-    return runs.UserError(f"{folder}: {reason}; remove {folder.parent} and run again: training begins anew")
+def read_object(path, *keys):
+    """The object of a JSON file beside or in a checkpoint. UserError where it is missing, or lacks one of the keys."""
+    try:
+        content = runs.read_json(path)
+    except (OSError, runs.Unreadable):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise _unusable(path, "missing, or altered since it was written")
+    return content
+
+
+def _unusable(place, reason):
+    root = next((folder for folder in place.parents if folder.name == runs.CHECKPOINTS), place.parent)
+    return runs.UserError(f"{place}: {reason}; remove {root} and run again: training begins anew")
 
 
 @contextlib.contextmanager

@@ -15,18 +15,24 @@ class Record:
         output: the run's folder.
         iteration: the one that the run goes on with; what is recorded of later ones is dropped.
         writes: whether this process writes.
+        rollouts_every: iterations between kept rollouts.
+
+    UserError where what earlier iterations recorded is not there.
     """
 
-    def __init__(self, output, iteration, writes):
+    def __init__(self, output, iteration, writes, rollouts_every):
         self.output, self.writes = output, writes
         self.metrics, self.rollouts = (
-            [row for row in runs.read_jsonl(output / name) if row["iteration"] < iteration] if iteration else []
-            for name in ("metrics.jsonl", "rollouts.jsonl")
+            _before(output / name, iteration) for name in ("metrics.jsonl", "rollouts.jsonl")
         )
-        if len(self.metrics) != iteration:
+        recorded = [row["iteration"] for row in self.metrics]
+        lacking = "metrics.jsonl" if recorded != list(range(iteration)) else None
+        if not {row["iteration"] for row in self.rollouts} >= set(range(0, iteration, rollouts_every)):
+            lacking = lacking or "rollouts.jsonl"
+        if lacking:
             raise runs.UserError(
-                f"{output}/metrics.jsonl: {len(self.metrics)} rows before iteration {iteration}, with which the "
-                f"checkpoint goes on; remove {output} and run again"
+                f"{output / lacking}: lacks rows before iteration {iteration}, with which the checkpoint goes on; "
+                f"remove {output} and run again"
             )
 
     def add(self, metrics, rollouts=()):
@@ -38,6 +44,12 @@ class Record:
         runs.write_jsonl(self.output / "metrics.jsonl", self.metrics)
         if rollouts:
             runs.write_jsonl(self.output / "rollouts.jsonl", self.rollouts)
+
+
+def _before(path, iteration):
+    """The rows of a file that were recorded before an iteration."""
+    rows = runs.read_jsonl(path) if iteration and path.is_file() else []
+    return [row for row in rows if isinstance(row, dict) and row.get("iteration", iteration) < iteration]
 
 
 def rollout_rows(iteration, rows, sequences, per_response, tokenizer):

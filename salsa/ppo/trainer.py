@@ -161,7 +161,9 @@ class Trainer:
         """
         order = _prompt_order(len(rows), self.ppo, self.settings.seed)
         checkpoints.load(self.accelerator, self.progress, self.output)
-        log = record.Record(self.output, self.progress.iteration, self.accelerator.is_main_process)
+        log = record.Record(
+            self.output, self.progress.iteration, self.accelerator.is_main_process, self.ppo.rollouts_every
+        )
         if self.execution.trackers:
             self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
         iterations = range(self.progress.iteration, self.ppo.iterations)

@@ -8,22 +8,28 @@ from salsa.ppo import record
 
 
 def test_a_record_goes_on_where_the_checkpoint_does(tmp_path):
-    log = record.Record(tmp_path, 0, writes=True)
+    log = record.Record(tmp_path, 0, True, 2)
     for iteration in range(4):
-        log.add({"iteration": iteration, "score": 0.1 * iteration}, [{"iteration": iteration}] if iteration % 2 else [])
-    again = record.Record(tmp_path, 2, writes=True)
-    assert [row["iteration"] for row in again.metrics] == [0, 1] and again.rollouts == [{"iteration": 1}]
-    again.add({"iteration": 2, "score": 7.0})
+        kept = [] if iteration % 2 else [{"iteration": iteration}]
+        log.add({"iteration": iteration, "score": 0.1 * iteration}, kept)
+    again = record.Record(tmp_path, 2, True, 2)
+    assert [row["iteration"] for row in again.metrics] == [0, 1] and again.rollouts == [{"iteration": 0}]
+    again.add({"iteration": 2, "score": 7.0}, [{"iteration": 2}])
     assert [row["score"] for row in runs.read_jsonl(tmp_path / "metrics.jsonl")] == [0.0, 0.1, 7.0]
-    record.Record(tmp_path, 3, writes=False).add({"iteration": 3})
+    record.Record(tmp_path, 3, False, 2).add({"iteration": 3})
     assert len(runs.read_jsonl(tmp_path / "metrics.jsonl")) == 3
 
 
-def test_metrics_that_are_missing_are_noticed(tmp_path):
-    runs.write_jsonl(tmp_path / "metrics.jsonl", [{"iteration": 0}, {"iteration": 2}])
-    runs.write_jsonl(tmp_path / "rollouts.jsonl", [])
-    with pytest.raises(runs.UserError, match=r"metrics.jsonl: 2 rows before iteration 3.* remove"):
-        record.Record(tmp_path, 3, writes=True)
+@pytest.mark.parametrize("name", ["metrics", "rollouts"])
+@pytest.mark.parametrize("rows", [None, [], [{"iteration": 0}, {"iteration": 2}], [{}, 1, None], [{"iteration": 1}]])
+def test_records_that_are_missing_are_noticed(tmp_path, name, rows):
+    for each in ("metrics", "rollouts"):
+        runs.write_jsonl(tmp_path / f"{each}.jsonl", [{"iteration": i} for i in range(3)])
+    (tmp_path / f"{name}.jsonl").unlink()
+    if rows is not None:
+        runs.write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    with pytest.raises(runs.UserError, match=rf"{name}\.jsonl: lacks rows before iteration 3.* remove"):
+        record.Record(tmp_path, 3, True, 1)
 
 
 def test_explained_variance():

@@ -577,6 +577,19 @@ def test_a_damaged_checkpoint_is_named(saved, tmp_path):
     path.unlink()
     with pytest.raises(runs.UserError, match=r"optimizer\.bin is missing"):
         checkpoints.load(made.accelerator, made.progress, tmp_path)
+    path.write_bytes(whole)
+    beside = [folder / checkpoints.FILES, folder.parent / checkpoints.LAYOUT, folder.parent / checkpoints.ANCHOR]
+    for path in beside:
+        whole = path.read_bytes()
+        for content in (None, b"", whole[:-3], b"[1]", b'{"a": 1}', b'{"optimizer.bin": 1}'):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            with pytest.raises(runs.UserError, match=r"; remove .*checkpoints and run again"):
+                checkpoints.anchored_to(tmp_path)
+                checkpoints.load(made.accelerator, made.progress, tmp_path)
+            path.write_bytes(whole)
+    assert checkpoints.load(made.accelerator, made.progress, tmp_path)
 
 
 def test_an_index_of_sharded_weights_runs_no_code(tmp_path):
