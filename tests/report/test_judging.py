@@ -174,14 +174,13 @@ def test_errors_alone_are_said_wherever_verdicts_would_stand(three):
     assert captions.no_verdicts(found) == "No verdicts: this study has no judge."
 
 
-def test_the_benchmark_is_named_on_which_alone_a_judge_fails(three):
-    found = judged(three, good)
-    lines = next(iter(found.verdicts.values()))
-    failed = [line | {"benchmark": "other", "winner": "error"} for line in lines[:10]]
-    found.verdicts |= {(judge, "other", *pair): failed for judge, _, *pair in list(found.verdicts)[:1]}
-    found.config["benchmarks"] = {"in_distribution": {}, "other": {}}
-    with pytest.raises(claims.NotTested, match="on other, 10 answers of judge it held no verdict"):
-        claims._seen(found, CLAIM, "it", "other")
+@pytest.mark.parametrize("overall, said", [("", "on b, it erred"), ("it erred", "it erred")])
+def test_the_benchmark_is_named_on_which_alone_a_judge_fails(monkeypatch, overall, said):
+    reasons = {"all": overall, "b": "it erred"}
+    monkeypatch.setattr(judging, "quality", lambda _, judge, name="all": judging.Quality({}, 1.0, reasons[name]))
+    with pytest.raises(claims.NotTested) as caught:
+        claims._seen(None, CLAIM, "it", "b")
+    assert str(caught.value) == said
 
 
 def test_limits_are_settings(three):
