@@ -84,6 +84,8 @@ def load_tokenizer(folder, **options):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if getattr(backend and backend.model, "dropout", None):
             backend.model.dropout = None  # which would make other tokens of a text each time
+    for name in ("is_local", "local_files_only", "trust_remote_code"):  # how it was loaded: no part of it
+        tokenizer.init_kwargs.pop(name, None)
     if not isinstance(tokenizer.model_max_length, int | float):
         longest = tokenizer.model_max_length
         raise runs.UserError(f"{folder}/tokenizer_config.json: model_max_length={longest!r}: no number; mend it")

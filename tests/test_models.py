@@ -211,3 +211,11 @@ def test_without_a_compiler_nothing_is_compiled_and_it_says_so(sft_runs, monkeyp
     models.compile_trunks([model])
     assert not hasattr(model, "compiled_trunk")
     assert "no C++ compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_how_a_tokenizer_was_loaded_is_not_saved_with_it(base_run, tmp_path, monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    models.load_tokenizer(base_run / "model").save_pretrained(tmp_path)
+    saved = runs.read_json(tmp_path / "tokenizer_config.json")
+    assert not {"is_local", "local_files_only", "trust_remote_code"} & set(saved) and saved["padding_side"] == "left"
