@@ -116,7 +116,7 @@ def _reason(study, judge, row, scores_alone):
             return (
                 f"the verdicts of judge {judge} can't be told from those of a judge that ignores the answers: both "
                 f"orders came to the same end in a share of {number(row['swap_consistency'])} of the pairs, and "
-                f"{number(row['first_position_share'])} of the decided verdicts name the answer shown first"
+                f"a share of {number(row['first_position_share'])} of the decided verdicts names the answer shown first"
             )
     if row["gold_kappa_low"] <= wanted["smallest_kappa"]:
         return (
