@@ -381,7 +381,7 @@ def encode_conversation(tokenizer, messages, end=None):
     if not whole.startswith(before):
         raise Refused("dropped_by_template", "the chat template doesn't begin it with its generation prompt")
     prompt = conversation.ids(before)
-    response = _behind(conversation, prompt, before, whole)
+    response = _ids_after(conversation, prompt, before, whole)
     place = _place(response, end)
     return prompt, [*response, end.id] if place is None else response[: place + 1]
 
@@ -392,7 +392,7 @@ def _place(response, end):
     return places[-end.times] if 0 < end.times <= len(places) else None
 
 
-def _behind(conversation, prompt, before, whole):
+def _ids_after(conversation, prompt, before, whole):
     """Token ids of what follows the text `before`, of token ids `prompt`, in the text `whole`.
 
     Gemma has tokens for runs of newlines: an answer that begins with one would share it with the prompt. A policy,
@@ -420,7 +420,7 @@ def encode_answer(tokenizer, messages, end, ends, ended=True):
         conversation = _Conversation(tokenizer, messages)
         before, said = conversation.text(-1, True), conversation.messages[-1]["content"]
         for lead in dict.fromkeys([_around_answer(tokenizer)[0], ""]):
-            ids = _behind(conversation, prompt, before, before + lead + said)
+            ids = _ids_after(conversation, prompt, before, before + lead + said)
             if text_of(tokenizer, ids) == answer:
                 whole = ids
                 break

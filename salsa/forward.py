@@ -88,7 +88,7 @@ def from_lists(prompts, responses, end_ids, pad_id, device=None):
 
 
 def pad_right(values, length):
-    """(B, T) `values` with zeros behind, (B, length)."""
+    """(B, T) `values`, then zeros, (B, length)."""
     return torch.nn.functional.pad(values, (0, length - values.shape[1]))
 
 
@@ -195,7 +195,7 @@ def exact_kl(model, reference, sequences, micro_batch):
     `sequences` must be samples of `model` at temperature 1. The expectation over prefixes is sampled; at each prefix
     the sum over the vocabulary is exact, which has the same mean as k1 and far less variance.
     """
-    found = []
+    per_response = []
     for rows in torch.arange(len(sequences)).split(micro_batch):
         some = sequences.rows(rows)
         mask = some.response_mask.bool()
@@ -207,8 +207,8 @@ def exact_kl(model, reference, sequences, micro_batch):
         ]
         kls = torch.cat(pieces)
         per_token = torch.zeros(mask.shape, dtype=kls.dtype, device=mask.device)
-        found.append(per_token.masked_scatter(mask, kls).sum(dim=1))
-    return torch.cat(found)
+        per_response.append(per_token.masked_scatter(mask, kls).sum(dim=1))
+    return torch.cat(per_response)
 
 
 def _chunk_kl(logits, reference_logits):
@@ -238,10 +238,10 @@ class ScoreModel(torch.nn.Module):
     @torch.no_grad()
     def scores(self, sequences, micro_batch):
         """Reward (B,) of each response."""
-        found = []
+        scores = []
         for rows in torch.arange(len(sequences)).split(micro_batch):
             some = sequences.rows(rows)
             last = some.prompt_lengths + some.lengths - 1
             hidden = hidden_states(self.classifier, some)
-            found.append(self._head(hidden[torch.arange(len(some), device=last.device), last]))
-        return torch.cat(found)
+            scores.append(self._head(hidden[torch.arange(len(some), device=last.device), last]))
+        return torch.cat(scores)

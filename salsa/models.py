@@ -391,7 +391,7 @@ def check_head(model):
     name, cap = type(model).__name__, getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if cap:  # which hardly changes the logits of an untrained model
         raise runs.UserError(
-            f"{name} changes its logits behind its head (final_logit_softcapping={cap}), which is not computed here; "
+            f"{name} changes its logits after its head (final_logit_softcapping={cap}), which is not computed here; "
             + advice
         )
     device = next(model.parameters()).device
@@ -401,7 +401,7 @@ def check_head(model):
     if whole.isnan().any():
         raise runs.UserError(f"{name}: its predictions are NaN; save or download the model again")
     if whole.shape != head.shape or not torch.allclose(whole, head, rtol=1e-2, atol=1e-2):
-        raise runs.UserError(f"{name} changes its logits behind its head, which is not computed here; {advice}")
+        raise runs.UserError(f"{name} changes its logits after its head, which is not computed here; {advice}")
 
 
 def rows(model):

@@ -103,11 +103,11 @@ def _pairs(settings, parents, tokenizer, device, execution):
         counts["shared_prompts"] = _shared(of_ppo, learned[: reward.pairs])
     learned = learned[: reward.pairs]
     if not held_out or len(learned) < reward.batch_size:
-        behind = f" behind PPO's {len(of_ppo)}" if of_ppo else ""
+        after = f" after PPO's {len(of_ppo)}" if of_ppo else ""
         identical = counts.get("dropped_identical", 0)
         why = f"; {identical} pairs of two equal responses were dropped" if identical else ""
         raise runs.UserError(
-            f"{len(held_out)} held-out and {len(learned)} training pairs are left of {counts['read']} rows{behind}: "
+            f"{len(held_out)} held-out and {len(learned)} training pairs are left of {counts['read']} rows{after}: "
             f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}{why}"
         )
     return held_out, learned, counts
@@ -283,9 +283,9 @@ def _quality(model, pairs, tokenizer, execution):
 def _finite_scores(model, sequences, execution, what):
     """(B,) rewards. NotFinite where one is not."""
     scores = model.scores(sequences, execution.micro_batch)
-    found = divergence.first({f"the score of {what}": scores})
-    if found:
-        raise divergence.NotFinite(found, {**vars(sequences), "score": scores})
+    wrong = divergence.first({f"the score of {what}": scores})
+    if wrong:
+        raise divergence.NotFinite(wrong, {**vars(sequences), "score": scores})
     return scores
 
 

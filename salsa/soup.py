@@ -140,25 +140,25 @@ def _aligned(models):
     A head that is tied to the embedding may be stored as either, or as both: by the names that the first model has,
     it is found in each. UserError where it is stored as both, and they differ: then it is not tied.
     """
-    found = [stored(folder) for folder in models]
-    if all(tensors.keys() == found[0].keys() for tensors in found):
-        return found
+    stored_by_each = [stored(folder) for folder in models]
+    if all(tensors.keys() == stored_by_each[0].keys() for tensors in stored_by_each):
+        return stored_by_each
     tied = _tied(models[0])  # name -> the name of the tensor that it is
-    for folder, tensors in zip(models, found, strict=True):
+    for folder, tensors in zip(models, stored_by_each, strict=True):
         for name, source in tied.items():
             if name in tensors and source in tensors and not _same(tensors[name], tensors[source]):
                 raise UserError(
                     f"{folder}: tensors {name} and {source} differ, which {models[0]} ties "
                     "(tie_word_embeddings); only like models can be averaged"
                 )
-    for tensors in found[1:]:
+    for tensors in stored_by_each[1:]:
         for name, source in tied.items():
             for one, other in ((name, source), (source, name)):
-                if one in found[0] and one not in tensors and other in tensors:
+                if one in stored_by_each[0] and one not in tensors and other in tensors:
                     tensors[one] = tensors[other]
-        for name in {*tied, *tied.values()} - found[0].keys():
+        for name in {*tied, *tied.values()} - stored_by_each[0].keys():
             tensors.pop(name, None)
-    return found
+    return stored_by_each
 
 
 def _tied(folder):

@@ -84,7 +84,7 @@ class Order(Sampler):
     The order is the one that Accelerate gives a random sampler, and so the same in all processes.
 
     Args:
-        rows: how many there are; the empty row stands behind them.
+        rows: how many there are; the empty row comes after them.
         multiple: of which the number of rows dealt out has to be.
     """
 
@@ -156,17 +156,17 @@ class Finite:
 
         Args:
             what: is wrong, as a sentence.
-            taken: whether the step is behind, of which that is so.
+            taken: whether the step of which that is so was taken.
         """
         where = divergence.anywhere(self.accelerator, flag)
         if not where:
             return
         rate, step = f"{self.section}.learning_rate={self.args.learning_rate:g}", self.state.global_step + (not taken)
-        found = f"{what} at step {step} of {self.state.max_steps}"
-        message = f"{rate}: {found}; lower it"
+        said = f"{what} at step {step} of {self.state.max_steps}"
+        message = f"{rate}: {said}; lower it"
         if step == 1 and not taken:
             message = (
-                f"{self.section}: {found}, before anything was learned; look at the model it starts from, and the data"
+                f"{self.section}: {said}, before anything was learned; look at the model it starts from, and the data"
             )
         divergence.stop(
             self.output,
@@ -261,7 +261,7 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args, state, control, **_):
         if self.stopped:  # within the epoch, which has not ended
             control.should_evaluate = control.should_log = control.should_save = False
-        else:  # saved behind its evaluation
+        else:  # saved after its evaluation
             self._save_or_stop(control)
 
     def on_evaluate(self, args, state, control, **_):
@@ -329,7 +329,7 @@ def train(trainer, output, load, minutes, best=False):
         trainer.train(resume_from_checkpoint=_saved(trainer, output))
         if watch.stopped and trainer.state.global_step < trainer.state.max_steps:
             trainer.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
-            trainer.accelerator.print(f"stopped behind step {trainer.state.global_step}; run again to go on")
+            trainer.accelerator.print(f"stopped after step {trainer.state.global_step}; run again to go on")
             sys.exit(143)
         _check_explosion(trainer, best)
         if not best:
@@ -386,7 +386,7 @@ def _finish(trainer, output, load):
     """Make `output/model` of what was kept."""
     kept, folder = output / runs.CHECKPOINTS / KEPT, output / "model"
     checkpoints.check_files(kept)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed behind this
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after this
     tokenizer = trainer.processing_class
     if (kept / "adapter_config.json").exists():
         from peft import PeftModel  # an extra, which adapter_config has asked for

@@ -426,7 +426,7 @@ def test_an_architecture_without_a_classifier_is_trained_to_the_end(bytes_tokeni
     [
         ("MambaForCausalLM", MAMBA, r"differ from those of a fresh pass by 0\.\d+ nats"),
         ("Gemma2ForCausalLM", SIZE | LIMIT | KV | {"head_dim": 8}, r"final_logit_softcapping=30\.0"),
-        ("CohereForCausalLM", SIZE | LIMIT | KV, "changes its logits behind its head"),
+        ("CohereForCausalLM", SIZE | LIMIT | KV, "changes its logits after its head"),
         ("OpenAIGPTLMHeadModel", GPT, "can't be trained here"),
         ("BertLMHeadModel", SIZE, "BertLMHeadModel"),
     ],

@@ -186,7 +186,7 @@ def test_logits_that_are_more_than_the_heads_are_refused(sft_models):
     shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
     models.check_head(Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=None)).eval())
-    with pytest.raises(runs.UserError, match="Gemma2ForCausalLM changes its logits behind its head"):
+    with pytest.raises(runs.UserError, match="Gemma2ForCausalLM changes its logits after its head"):
         models.check_head(Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=1.0)).eval())
 
 

@@ -332,7 +332,7 @@ def test_a_judges_given_preferences_are_those_behind_ppos(parents, execution, to
     assert seen == [pairs[10:30], pairs[30:50]]
     assert other["counts"]["shared_prompts"] == 1 and "shared_prompts" not in own["counts"]
     assert (own["held_out"], other["held_out"], other["pairs"]) == (10, 10, 20)
-    with pytest.raises(runs.UserError, match=r"7 training pairs are left of 60 rows behind PPO's 40: too few"):
+    with pytest.raises(runs.UserError, match=r"7 training pairs are left of 60 rows after PPO's 40: too few"):
         trained("given_for_judge", "few", pairs=40)
 
 

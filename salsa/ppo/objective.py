@@ -109,7 +109,7 @@ def gae(rewards, values, mask, gamma, lam):
         next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
         following = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
         advantages[:, t] = following
-    # Rows shorter than T start their recursion with zeros, since rewards and values are zero behind the mask.
+    # Rows shorter than T start their recursion with zeros, since rewards and values are zero after the mask.
     return torch.where(mask, advantages, 0.0), torch.where(mask, advantages + values, 0.0)
 
 

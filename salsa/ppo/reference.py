@@ -98,18 +98,18 @@ class Ingredients:
         return mix(self.folders, weights, self.device, self.dtype)
 
 
-def build(settings, ingredients, found=None):
+def build(settings, ingredients, earlier=None):
     """The reference of a PPO run.
 
     Args:
         settings: config.PpoSettings.
-        found: the summary of the run that built this reference before, to build the same again without a search.
+        earlier: the summary of the run that built this reference before, to build the same again without a search.
 
-    Raises UserError when `found` has another content than what the ingredients make.
+    Raises UserError when `earlier` has another content than what the ingredients make.
     """
-    made = KINDS[settings.reference.kind](settings, ingredients, found)
+    made = KINDS[settings.reference.kind](settings, ingredients, earlier)
     made.summary = {**made.summary, "sha256": made.sha256()}
-    if found and found["sha256"] != made.summary["sha256"]:
+    if earlier and earlier["sha256"] != made.summary["sha256"]:
         raise runs.UserError(
             "the reference is not, bit for bit, the one that this run was anchored to: its SFT models, the hardware "
             "or a library have changed; remove the run's folder and run again"
@@ -162,12 +162,12 @@ def mix(folders, weights, device, dtype):
     return models.mix_policies(folders[: len(weights)], weights, device, dtype)
 
 
-def soup(settings, ingredients, found):
+def soup(settings, ingredients, earlier):
     """SALSA's reference: the weight average of SFT models (2411.01798). One weight of 1 is plain PPO's."""
     return Reference([ingredients.mix(settings.reference.weights)], _described(settings))
 
 
-def multi_kl(settings, ingredients, found):
+def multi_kl(settings, ingredients, earlier):
     """A KL penalty towards each of several SFT models, Σ wᵢ·KL(policy ‖ sftᵢ).
 
     Its optimum is anchored to the geometric mean of their distributions over responses, where a soup averages weights.
@@ -178,17 +178,17 @@ def multi_kl(settings, ingredients, found):
     return Reference(made, _described(settings), [weight for _, weight in used])
 
 
-def ema(settings, ingredients, found):
+def ema(settings, ingredients, earlier):
     """A reference that starts as a soup and follows the policy slowly."""
     return Ema(ingredients.mix(settings.reference.weights), _described(settings), settings.reference.rate)
 
 
-def reset(settings, ingredients, found):
+def reset(settings, ingredients, earlier):
     """A reference that starts as a soup and is replaced by the policy now and then."""
     return Reset(ingredients.mix(settings.reference.weights), _described(settings), settings.reference.every)
 
 
-def noise(settings, ingredients, found):
+def noise(settings, ingredients, earlier):
     """The control: sft0 moved in a random direction until KL(sft0 ‖ reference) is that of the soup of these weights.
 
     The direction is Gaussian, scaled in each tensor to the length of the soup's own displacement from sft0, so that no
@@ -211,9 +211,9 @@ def noise(settings, ingredients, found):
         for name, tensor in target.named_parameters():
             tensor.copy_(start[name] + length * direction[name])
 
-    if found:
-        move(found["displacement"])
-        return Reference([target], found)
+    if earlier:
+        move(earlier["displacement"])
+        return Reference([target], earlier)
     samples = _samples(sft0, settings, ingredients)
     wanted = _mean_kl(sft0, target, samples, ingredients.micro_batch)
     if wanted <= 0:

@@ -92,7 +92,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     count, length, width = len(prompts), noise.shape[1], tokens.shape[1]
     sampled = torch.full((count, length), pad_id, dtype=torch.long, device=device)
     mask = torch.zeros((count, length), dtype=torch.long, device=device)
-    found = {}  # name -> (B, T)
+    per_token = {}  # name -> (B, T)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
 
     rows = torch.arange(count, device=device)  # whose cache and attention are held: those that may still go on
@@ -116,7 +116,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
         if value_head:
             step["values"] = value_head(hidden)
         for name, values in step.items():
-            kept = found.setdefault(name, torch.zeros((count, length), dtype=values.dtype, device=device))
+            kept = per_token.setdefault(name, torch.zeros((count, length), dtype=values.dtype, device=device))
             kept[rows, t] = torch.where(alive, values, 0.0)
         token = torch.where(alive, token, pad_id)
         sampled[rows, t], mask[rows, t] = token, alive.long()
@@ -136,7 +136,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     sampled, mask = sampled[:, :longest], mask[:, :longest]
     attention = torch.cat([prompt_attention, mask], dim=1)
     sequences = Sequences(torch.cat([tokens, sampled], dim=1), attention, mask, ended)
-    return sequences, *(found[name][:, :longest] if name in found else None for name in ("logprobs", "values"))
+    return sequences, *(per_token[name][:, :longest] if name in per_token else None for name in ("logprobs", "values"))
 
 
 def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None):

@@ -171,18 +171,18 @@ class Trainer:
         for iteration in bar:
             chosen = [rows[i] for i in order[iteration]]
             try:
-                found, sequences, per_response = self.iterate(
+                metrics, sequences, per_response = self.iterate(
                     iteration, [row["id"] for row in chosen], [encoded[i] for i in order[iteration]]
                 )
             except checkpoints.Stopped:
                 self._checkpoint_and_exit()
-            self._move_on(iteration, found)
+            self._move_on(iteration, metrics)
             kept = iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1
             responses = record.rollout_rows(iteration, chosen, sequences, per_response, self.tokenizer) if kept else []
-            log.add(found, responses)
+            log.add(metrics, responses)
             if self.execution.trackers:
-                self.accelerator.log(found, step=iteration)
-            bar.set_postfix({key: f"{found[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
+                self.accelerator.log(metrics, step=iteration)
+            bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
             if self._asked_to_stop():
                 self._checkpoint_and_exit()
             if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
@@ -342,8 +342,8 @@ class Trainer:
                     last = rows is micro_batches[-1]
                     with processes.gradients_kept(accelerator, self.networks, last):
                         some = {name: values[rows] for name, values in batch.items()}
-                        found = self._backward(sequences.rows(rows), some, tokens, first)
-                    for name, value in found.items():
+                        logged = self._backward(sequences.rows(rows), some, tokens, first)
+                    for name, value in logged.items():
                         totals[name] = totals.get(name, 0.0) + value
                         finite = finite and math.isfinite(value)
                 tokens_seen += tokens
@@ -408,11 +408,11 @@ class Trainer:
     @torch.no_grad()
     def _rows(self, sequences, compute):
         """(B, T) of `compute`, a micro-batch of like lengths at a time, zero where masked."""
-        found, length = [], sequences.response_mask.shape[1]
+        computed, length = [], sequences.response_mask.shape[1]
         order = torch.argsort(sequences.lengths.cpu(), stable=True)
         for rows in order.split(self.execution.micro_batch):
-            found.append(forward.pad_right(compute(sequences.rows(rows)), length))
-        return torch.cat(found)[torch.argsort(order)] * sequences.response_mask
+            computed.append(forward.pad_right(compute(sequences.rows(rows)), length))
+        return torch.cat(computed)[torch.argsort(order)] * sequences.response_mask
 
     def _move_on(self, iteration, metrics):
         """What changes between iterations beside the networks: the reference, and kl_coef."""
@@ -448,9 +448,9 @@ class Trainer:
             "value": ("old_values",),
         }
         for phase, names in phases.items():
-            found = divergence.first({name: tensors[name] for name in names})
-            if found:
-                self._diverge(phase, found, tensors)
+            wrong = divergence.first({name: tensors[name] for name in names})
+            if wrong:
+                self._diverge(phase, wrong, tensors)
 
     @torch.no_grad()
     def _check_networks(self):

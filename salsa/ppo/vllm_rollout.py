@@ -157,9 +157,9 @@ class Sampler(Engine):
         length = self.settings.lengths.response
         responses, logprobs = self.respond(policy, prompts, seeds, self.settings.ppo.temperature, length)
         sequences = forward.from_lists(prompts, responses, self.end_ids, self.pad_id, device)
-        found = torch.tensor([value for row in logprobs for value in row], dtype=torch.float32, device=device)
+        values = torch.tensor([value for row in logprobs for value in row], dtype=torch.float32, device=device)
         mask = sequences.response_mask
-        return sequences, torch.zeros(mask.shape, device=device).masked_scatter(mask.bool(), found)
+        return sequences, torch.zeros(mask.shape, device=device).masked_scatter(mask.bool(), values)
 
 
 def _load(model, weights):
