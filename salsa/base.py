@@ -222,6 +222,8 @@ def _folder(model):
     local = Path(model.path).expanduser()
     if local.is_dir():
         return local, None
+    if local.exists():
+        raise runs.UserError(f"model.path={model.path}: a file; give the model's folder")
     from huggingface_hub import snapshot_download
 
     remedy = (

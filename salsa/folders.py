@@ -6,6 +6,7 @@ the same words wherever it is given. Only headers are read. Left out: loading (m
 
 import contextlib
 import json
+import pickle
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -133,9 +134,10 @@ def shards(folder, headers=True):
         return dict.fromkeys(_header(folder / SINGLE)[0] if headers else (), folder / SINGLE)
     if not (folder / INDEX).is_file():
         if has_pickles(folder) or any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            otherwise = ", or take it in with model.pickled_weights=true" if has_pickles(folder) else ""
             raise UserError(
                 f"{folder}: its weights are pickles, which can run code; save it with safetensors "
-                "(save_pretrained), or take it in with model.pickled_weights=true"
+                f"(save_pretrained){otherwise}"
             )
         raise UserError(f"{folder}: no weights in safetensors ({SINGLE}); {AGAIN}")
     weight_map = read_object(folder / INDEX).get("weight_map")
@@ -210,6 +212,10 @@ def loading(place, remedy=AGAIN):
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{place}: a pickle that is damaged, or holds more than tensors and so could run code; {AGAIN}"
+            ) from None
         if "trust_remote_code" in str(error):
             raise UserError(f"{place}: {OWN_CODE}") from None
         if failures.describe(error):  # no fault of the model: its own words say it

@@ -254,11 +254,23 @@ def test_pickles_are_refused_unless_asked_for(given, tmp_path):
     assert not list((tmp_path / "out").rglob("*.bin"))
 
 
+def test_a_pickle_of_a_name_that_is_not_read_gets_no_advice_to_read_it(given, tmp_path):
+    (given / folders.SINGLE).rename(given / "model.pth")
+    refused(given, tmp_path, r"its weights are pickles.*\(save_pretrained\)$")
+    (tmp_path / "refused").rmdir()
+    refused(given / "config.json", tmp_path, "a file; give the model's folder")
+
+
 def test_a_pickle_runs_no_code(given, tmp_path):
     (given / folders.SINGLE).unlink()
     torch.save({"a": _Opens(tmp_path / "ran")}, given / folders.PICKLE)
     shutil.rmtree(tmp_path / "refused", ignore_errors=True)
-    refused(given, tmp_path, "can't be loaded", pickled_weights=True)
+    refused(
+        given,
+        tmp_path,
+        "a pickle that is damaged, or holds more than tensors and so could run code; ",
+        pickled_weights=True,
+    )
     assert not (tmp_path / "ran").exists()
 
 
