@@ -54,8 +54,11 @@ MOST_SWEPT = 1000  # points of a sweep
 LONGEST_OVERRIDE = 10000  # characters
 DEEPEST_OVERRIDE = 20  # brackets in each other
 RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
-# What Hydra and OmegaConf raise for a mistake; the last four where they expect none.
-HYDRAS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError, OSError)
+# What Hydra and OmegaConf raise for a mistake; those of Python's own where they expect none.
+HYDRAS = (
+    *(HydraException, OmegaConfBaseException),
+    *(ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, OSError),
+)
 OF_FILES = ("preference_file", "mt_bench", "arena_hard")
 READ_BY = {  # settings that some kinds read alone -> those kinds
     config.Task: {
@@ -421,12 +424,13 @@ def one_line(error, overrides):
     cause = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
-    key = getattr(cause, "full_key", None)
+    said_key = re.search(r"(?m)^\s*full_key: (\S+)$", text)  # of an error that is none of OmegaConf's own classes
+    key = getattr(cause, "full_key", None) or (said_key and said_key[1])
     if not key:
         return f"{_first_line(error)} (overrides: {bounds.shown(' '.join(overrides) or 'none')})"
     if re.search(r"Key '.*' (is )?not in|is not in struct", str(cause)):
         return _unknown(key)
-    return f"{key}: {_first_line(cause)}"
+    return f"{key}: {_first_line(cause or error)}"
 
 
 def _first_line(error):

@@ -21,10 +21,9 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from salsa import compose, places, plan, runs, studies, yaml_files
 from salsa.compose import CONF, ROOT
@@ -136,7 +135,7 @@ class Loader(ConfigLoaderImpl):
             return composed
         except UserError as error:
             raise Refused(f"salsa: {error}") from None
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except compose.HYDRAS as error:
             raise Refused(f"salsa: {compose.one_line(error, overrides)}") from None
 
 

@@ -206,6 +206,7 @@ def test_an_arm_of_the_command_line():
 MISTAKES = {
     "~arms": "arms: removed, and needed",
     "~seed": "removed, and needed",
+    "evaluate.gates.lowest_agreement=" + 400 * "9": "evaluate.gates.lowest_agreement: int too large",
     "arms={}": "changes nothing",
     "arm=[ppo,ppo]": "a preset stands there twice",
     "arm=../x": "no such preset",
