@@ -27,7 +27,7 @@ from salsa.ppo import checkpoints, processes
 
 KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
 SAVED = "saved.json"  # likewise: the checkpoint that is whole, and the first step's loss
-EXPLODED = 10  # times the first step's loss: what no training ends with that learned anything
+EXPLODED = 10  # times the first step's loss, which no training leaves behind that learned anything
 
 
 world = surroundings.world
@@ -345,8 +345,7 @@ def _check_explosion(trainer, best):
     losses = validation_losses(trainer.state.log_history)
     loss = (min(losses) if best else losses[-1]) if losses else 0.0
     first = trainer.first_loss
-    chance = math.log(trainer.model.config.get_text_config().vocab_size)  # the loss where all tokens are as likely
-    exploded = first is not None and (loss > EXPLODED * max(first, 1.0) or first < chance < loss)
+    exploded = first is not None and loss > EXPLODED * max(first, 1.0)
     trainer.stop_where(
         exploded, f"the validation loss is {loss:.3g} nats a token, and was about {first or 0:.3g} before,"
     )
