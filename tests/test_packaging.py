@@ -116,7 +116,7 @@ def test_an_audit_that_compares_nothing_is_no_sound_one(tmp_path, said, code, sh
     audit.write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
     audit.chmod(0o755)
     # As from a shell, though `make test` runs this: a make within one says which folders it enters and leaves.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     environment |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     command = ["make", "--old-file", ".venv", "audit"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
