@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from salsa import runs
+from salsa.workflow import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 

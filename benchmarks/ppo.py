@@ -27,8 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from salsa import config, forward, models
-from salsa.ppo import networks, processes, reference, trainer
+from salsa.anchors import reference
+from salsa.rl import forward, models, networks, processes, trainer
+from salsa.workflow import config
 
 GEOMETRIES = {
     "tiny": {

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salsa import plan, runs
+from salsa.workflow import plan, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 

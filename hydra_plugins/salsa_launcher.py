@@ -1,8 +1,8 @@
 """Hydra's launcher `salsa`: all points of a batch become one Snakemake DAG, which computes what they share once.
 
-It hands the batch to the application (`salsa.multirun.Application`), and then gives each point its folder below
-`hydra.sweep.dir`, as Hydra's basic launcher does. Hydra finds plugins in this package alone, and imports them all for
-any application: nothing of the project is imported at the top.
+It hands the batch to the application (`salsa.workflow.multirun.Application`), and then gives each point its folder
+below `hydra.sweep.dir`, as Hydra's basic launcher does. Hydra finds plugins in this package alone, and imports them all
+for any application: nothing of the project is imported at the top.
 """
 
 import logging
@@ -35,7 +35,7 @@ class SalsaLauncher(Launcher):
 
     def launch(self, job_overrides, initial_job_idx):
         """The `JobReturn` of each point, in order; that of a point that failed raises what went wrong."""
-        from salsa import multirun
+        from salsa.workflow import multirun
 
         setup_globals()
         sweep = self.config.hydra.sweep
@@ -58,7 +58,7 @@ class SalsaLauncher(Launcher):
 
     def _job(self, config, outcome):
         """Give a point its folder (.hydra/, the log, the objective), as Hydra does with any job."""
-        from salsa import multirun
+        from salsa.workflow import multirun
 
         result = run_job(
             task_function=lambda _: multirun.report(outcome),

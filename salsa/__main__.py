@@ -10,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa import failures, places, runs, surroundings
-from salsa.runs import UserError
+from salsa.workflow import failures, places, runs, surroundings
+from salsa.workflow.runs import UserError
 
 
 def main(argv=None):
@@ -102,7 +102,7 @@ def plan_command(arguments, _):
     """Show the runs of each stage, how many are finished, and what they need; warn of what can't fit."""
     from rich.console import Console
 
-    from salsa import compose, estimate, plan, studies
+    from salsa.workflow import compose, estimate, plan, studies
 
     result = plan.plan(compose.compose(arguments.overrides))
     found = estimate.survey(result, lambda path: studies.finished(result, path), arguments.tflops)
@@ -121,7 +121,7 @@ def plan_command(arguments, _):
 
 def run_command(arguments, extra):
     """Become Snakemake on the configuration that the overrides say, or Hydra, where flags or settings of it do."""
-    from salsa import multirun, studies
+    from salsa.workflow import multirun, studies
 
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
@@ -149,7 +149,7 @@ def verify_command(arguments, _):
 
 def publish_command(arguments, _):
     """Copy a study's tables, figures and texts, which are small and hold no model, to results/published."""
-    from salsa import studies
+    from salsa.workflow import studies
 
     print(studies.publish(Path(arguments.study)))
     return 0
@@ -157,7 +157,7 @@ def publish_command(arguments, _):
 
 def export_command(arguments, _):
     """Copy a trained policy's model folder, with its card as README.md."""
-    from salsa import studies
+    from salsa.workflow import studies
 
     wanted = arguments.policy, arguments.output, arguments.kl_coef, arguments.replicate
     print(studies.export(Path(arguments.study), *wanted))
@@ -166,7 +166,8 @@ def export_command(arguments, _):
 
 def base_command(arguments, _):
     """Pretrain the default study's base from nothing and put it where the package ships it."""
-    from salsa import base, compose, plan
+    from salsa import base
+    from salsa.workflow import compose, plan
 
     with tempfile.TemporaryDirectory() as results:
         overrides = [f"results={results}", "execution.shipped_base=false", f"execution.threads={os.cpu_count()}"]

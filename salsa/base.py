@@ -11,7 +11,8 @@ import math
 import shutil
 from pathlib import Path
 
-from salsa import config, folders, runs
+from salsa.rl import folders
+from salsa.workflow import config, runs
 
 VERSION = 2
 ASSETS = Path(__file__).parent / "assets"
@@ -47,7 +48,8 @@ def pretrain(settings, corpus, output, execution):
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
 
-    from salsa import chat, models, training
+    from salsa.data import chat
+    from salsa.rl import models, training
 
     class FiniteTrainer(training.Finite, Trainer):
         pass
@@ -178,7 +180,8 @@ def load(model, output, execution):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from salsa import chat, models
+    from salsa.data import chat
+    from salsa.rl import models
 
     models.prepare_process(execution)
     commit = None
@@ -205,7 +208,7 @@ def load(model, output, execution):
 
 def _save(network, tokenizer, folder):
     """Write a model's folder, or none. UserError where its tokenizer can't be read again as it was written."""
-    from salsa import models
+    from salsa.rl import models
 
     try:
         with folders.loading(f"{folder}: the tokenizer, as it was written,", "mend it, or choose another model"):
@@ -261,7 +264,7 @@ def _from_package(package):
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import GgufConfig
 
-    from salsa import models
+    from salsa.rl import models
 
     spec = find_spec(package.replace("-", "_"))
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
@@ -290,7 +293,7 @@ def _check_rows(network, tokenizer):
 
     One that is never written needs none: Gemma 3's text models have no row of the token that stands for an image.
     """
-    from salsa import models
+    from salsa.rl import models
 
     count = models.rows(network)
     never = {
@@ -308,7 +311,7 @@ def _check_rows(network, tokenizer):
 
 def _rehearse(network, tokenizer):
     """UserError unless later stages can do with a model what they will: split it, score with it and sample from it."""
-    from salsa import models
+    from salsa.rl import models
 
     name, before = type(network).__name__, network.dtype
     network.eval().float()
@@ -332,7 +335,7 @@ def _rehearse(network, tokenizer):
 
 def _check_trunk(network):
     """UserError where a reward model would not have this model's trunk."""
-    from salsa import models
+    from salsa.rl import models
 
     config = copy.deepcopy(network.config)
     config.num_labels = 1
@@ -354,8 +357,7 @@ def _sampling_error(network, tokenizer):
     Prompts of several lengths, padded on the left, are answered with the cache that PPO uses, while rows end and are
     dropped from it.
     """
-    from salsa import models
-    from salsa.ppo import rollout
+    from salsa.rl import models, rollout
 
     limit = models.positions(network.config) or math.inf
     length, lengths = 6, [9, 2, 5, 4]
@@ -379,7 +381,7 @@ def _from_fresh(network, sequences, logprobs):
     """How far log-probabilities are from those of a fresh pass, at most."""
     import torch
 
-    from salsa import forward
+    from salsa.rl import forward
 
     with torch.no_grad():
         return (forward.response_logprobs(network, sequences)[0] - logprobs).abs().max().item()

@@ -15,9 +15,11 @@ from tqdm import tqdm
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from salsa import chat, config, divergence, forward, models, runs, training
+from salsa.data import chat
 from salsa.data import gold as gold_data
-from salsa.ppo.rollout import sample_in_batches
+from salsa.rl import divergence, forward, models, training
+from salsa.rl.rollout import sample_in_batches
+from salsa.workflow import config, runs
 
 VERSION = 2
 FOR_JUDGE = "_for_judge"

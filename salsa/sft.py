@@ -9,7 +9,9 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from salsa import chat, config, models, runs, training
+from salsa.data import chat
+from salsa.rl import models, training
+from salsa.workflow import config, runs
 
 VERSION = 3
 IGNORED = -100  # the label of a token that is not learned

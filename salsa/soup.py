@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from salsa import failures
-from salsa.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
-from salsa.runs import UserError
+from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
+from salsa.workflow import failures
+from salsa.workflow.runs import UserError
 
 PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
 THREADS = 16  # at most; more would wait for the disk, each with buffers of its own
@@ -119,7 +119,7 @@ def check_ingredients(models, loaded=False):
         _check_configurations(first, other)
         _check_tokenizers(first, other)
     if not loaded and configuration(first).get("model_type"):
-        from salsa import models as loader  # which reads soups, and so this module
+        from salsa.rl import models as loader  # which reads soups, and so this module
 
         whole_numbers = {name for name, tensor in aligned[0].items() if not TYPES[tensor.dtype].is_floating_point}
         loader.check_whole(first, besides=whole_numbers)

@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from salsa import config, runs
+from salsa.workflow import config, runs
 
 SHAPE = config.Architecture(
     vocabulary_size=512, hidden_size=32, intermediate_size=48, layers=2, heads=2, max_length=160
@@ -94,8 +94,8 @@ def lengths():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """The word-level tokenizer of the stories, with the chat template `roles`."""
-    from salsa import base, chat
-    from salsa.data import stories
+    from salsa import base
+    from salsa.data import chat, stories
 
     words = tmp_path_factory.mktemp("words") / "words.json"
     runs.write_json(words, stories.words())
@@ -126,7 +126,7 @@ def sft_runs(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sft_models(sft_runs):
     """The two SFT models, in memory; not to be changed."""
-    from salsa import models
+    from salsa.rl import models
 
     return [models.load_policy(folder / "model") for folder in sft_runs]
 
@@ -169,7 +169,7 @@ def parents(prepare_run, reward_run, sft_runs):
 @pytest.fixture(scope="session")
 def prompts(prepare_run, tokenizer):
     """(ids, token ids) of the prompts of PPO; their lengths differ."""
-    from salsa import chat
+    from salsa.data import chat
 
     rows = runs.read_jsonl(prepare_run / "prompts.jsonl")
     encoded = chat.encode_prompts(tokenizer, [row["prompt"] for row in rows])
@@ -179,7 +179,8 @@ def prompts(prepare_run, tokenizer):
 @pytest.fixture(scope="session")
 def tiny_chat_model(tmp_path_factory):
     """A plain model folder: random weights, byte-level BPE, a chat template with roles, a context of 1,024 tokens."""
-    from salsa import base, chat
+    from salsa import base
+    from salsa.data import chat
 
     folder = tmp_path_factory.mktemp("chat") / "model"
     words = folder.parent / "words.json"  # not there: BPE

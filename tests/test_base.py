@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from salsa import base, chat, compose, config, folders, forward, models, plan, reward, runs, sft, soup
-from salsa.data import assistant, gold, user
-from salsa.ppo import trainer
+from salsa import base, reward, sft, soup
+from salsa.data import assistant, chat, gold, user
+from salsa.rl import folders, forward, models, trainer
+from salsa.workflow import compose, config, plan, runs
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -23,8 +23,8 @@ def imports(statement, blocked):
     "module",
     [
         "salsa.soup",
-        "salsa.ppo.objective",
-        "salsa.ppo.trainer",
+        "salsa.rl.objective",
+        "salsa.rl.trainer",
         "salsa.evaluate.landscape",
         "salsa.evaluate.respond",
         "salsa.evaluate.statistics",
@@ -38,7 +38,7 @@ def test_numerics_need_no_workflow(module):
     "module",
     [
         "salsa.evaluate.judge",
-        "salsa.evaluate.published",
+        "salsa.tools.published",
         "salsa.evaluate.statistics",
         "salsa.evaluate.tournament",
         "salsa.report.study",

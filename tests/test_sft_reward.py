@@ -12,9 +12,11 @@ from conftest import random_llama, save_model
 from test_chat import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from salsa import base, chat, config, divergence, forward, models, reward, runs, sft
-from salsa.data import assistant, user
+from salsa import base, reward, sft
+from salsa.data import assistant, chat, user
 from salsa.evaluate import judge, landscape
+from salsa.rl import divergence, forward, models
+from salsa.workflow import config, runs
 
 LENGTHS = config.Lengths(prompt=64, response=44)
 CPU = torch.device("cpu")
@@ -219,7 +221,7 @@ def test_the_reward_model_learns_its_preferences(trained):
 def test_normalised_rewards_of_sft0s_samples_have_mean_zero_and_deviation_one(
     trained, parents, prompts, sft_models, tokenizer
 ):
-    from salsa.ppo import rollout
+    from salsa.rl import rollout
 
     output, _ = trained
     constants = runs.read_json(output / "normalisation.json")
@@ -411,7 +413,7 @@ def test_a_reward_without_spread_is_refused(parents, prompts, tokenizer, executi
     policy = models.load_policy(models.model_folder(parents["sft0"]))
     policy.model.norm.weight.data.zero_()  # all logits 0; and so the likeliest token is one
     monkeypatch.setattr(reward.models, "load_policy", lambda *_: policy)
-    monkeypatch.setattr("salsa.ppo.rollout.draw", lambda logits, uniform: torch.full((len(logits),), 12))
+    monkeypatch.setattr("salsa.rl.rollout.draw", lambda logits, uniform: torch.full((len(logits),), 12))
     with pytest.raises(runs.UserError, match="sft0 says the same to all of them"):
         constants(lambda row: float(row[0]))
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from salsa import soup
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 
 def tensors(folder):

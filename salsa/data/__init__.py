@@ -11,9 +11,9 @@ import os
 import re
 import unicodedata
 
-from salsa import config, runs
 from salsa.data import rows
-from salsa.runs import UserError
+from salsa.workflow import config, runs
+from salsa.workflow.runs import UserError
 
 BENCHMARKS = {  # the kinds of benchmark that each kind of task has
     "stories": ("in_distribution", "out_of_distribution", "two_turn"),

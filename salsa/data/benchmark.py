@@ -4,10 +4,10 @@
 A prompt that occurs in any file of the task's prepare run is dropped and counted.
 """
 
-from salsa import config, runs
 from salsa.data import BENCHMARKS, check_unchanged, first, normalised, reviews, stories
 from salsa.data import prepare as preparation
-from salsa.runs import UserError
+from salsa.workflow import config, runs
+from salsa.workflow.runs import UserError
 
 VERSION = 3
 

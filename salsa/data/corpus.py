@@ -3,9 +3,9 @@
 What the tasks see is no part of it: held-out pairs of the stories, and gold's reviews.
 """
 
-from salsa import config, runs
 from salsa.data import reviews, stories
-from salsa.runs import UserError
+from salsa.workflow import config, runs
+from salsa.workflow.runs import UserError
 
 VERSION = 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from salsa import runs
 from salsa.data import reviews, stories
+from salsa.workflow import runs
 
 FILE = "gold.json"
 CLASSIFIER = "classifier.npz"  # the numbers; the terms they belong to are in FILE

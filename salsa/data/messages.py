@@ -8,7 +8,7 @@ the key and the form: the file is not what the setting wants, or was written wro
 import unicodedata
 
 from salsa.data.rows import printable
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as OpenAI names them
 TOOL_ROLES = ("tool", "function", "ipython", "observation")

@@ -7,9 +7,9 @@ sampled preferences preference_prompts.jsonl {"id", "prompt"}, for given ones pr
 
 import statistics
 
-from salsa import config, runs
 from salsa.data import check_unchanged, gold, reviews, stories, user
-from salsa.runs import UserError
+from salsa.workflow import config, runs
+from salsa.workflow.runs import UserError
 
 VERSION = 2
 FILES = {  # split -> file; every task has all but one of preference_prompts and preferences

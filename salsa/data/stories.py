@@ -14,9 +14,9 @@ import random
 import re
 from functools import cache
 
-from salsa import config
 from salsa.data import assistant, ordered, split_of, user
-from salsa.runs import UserError
+from salsa.workflow import config
+from salsa.workflow.runs import UserError
 
 CHARACTERS = [
     "fox",

@@ -38,7 +38,7 @@ from salsa.data import (
     user,
 )
 from salsa.data.messages import Dropped, blank
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 SHARES = {"preferences": 0.6, "prompts": 0.35, "evaluation": 0.05}  # of the preference file
 SHARES_WITHOUT_SFT_FILE = {
@@ -426,7 +426,7 @@ def sizes(task):
 
 @functools.cache
 def _sizes(files):
-    from salsa import config
+    from salsa.workflow import config
 
     splits, _ = _splits(config.Task(kind="ultra", **{name: path for name, path, *_ in files}), _without_answers)
     return {name: len(values) for name, values in splits.items()}
@@ -552,7 +552,7 @@ def turns(settings):
 
 @functools.cache
 def _turns(kind, file, reference_file, *files):
-    from salsa import config
+    from salsa.workflow import config
 
     kept, read, dropped, _ = _questions(config.Benchmark(kind, file=file, reference_file=reference_file))
     if not kept:

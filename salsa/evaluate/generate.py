@@ -13,9 +13,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salsa import chat, runs
-from salsa.data import assistant, user
-from salsa.ppo import rollout
+from salsa.data import assistant, chat, user
+from salsa.rl import rollout
+from salsa.workflow import runs
 
 
 @dataclass
@@ -73,7 +73,7 @@ def make_engine(model, tokenizer, context, execution):
     """What samples, by execution.rollouts: None for transformers, or vLLM with room for `context` tokens."""
     if execution.rollouts == "transformers":
         return None
-    from salsa.ppo.vllm_rollout import Engine  # an extra: needed here alone
+    from salsa.rl.vllm_rollout import Engine  # an extra: needed here alone
 
     return Engine(model, tokenizer, str(model.dtype).removeprefix("torch."), context, model.device)
 

@@ -13,8 +13,9 @@ import math
 import torch
 from transformers import AutoModelForCausalLM
 
-from salsa import folders, soup
-from salsa.runs import UserError
+from salsa import soup
+from salsa.rl import folders
+from salsa.workflow.runs import UserError
 
 PIECE = 2**22  # weights held in float64 at once, of each model
 

@@ -3,8 +3,8 @@
 Most judges score each response by itself and compare the scores: `gold`, the score that PPO never sees; `vader`, the
 compound sentiment of a lexicon (Hutto & Gilbert, ICWSM 2014); `reward_model`, one that was trained on other preferences
 than PPO's. They can't prefer a place; both orders are judged all the same, so that every judge's verdicts have one
-form. `openai` asks a language model over the network (salsa/evaluate/llm_judge.py). Verdicts are appended as they come,
-so a killed run continues where it stopped.
+form. `openai` asks a language model over the network (salsa/judges/language_model.py). Verdicts are appended as they
+come, so a killed run continues where it stopped.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import math
 
 from tqdm import tqdm
 
-from salsa import config, runs
 from salsa.data import assistant, user
-from salsa.evaluate import llm_judge
-from salsa.evaluate.ledger import Comparison, Ledger, key
+from salsa.judges import language_model
+from salsa.judges.ledger import Comparison, Ledger, key
+from salsa.workflow import config, runs
 
 VERSION = 3
 WINNERS = ("model_a", "model_b", "tie", "error")
@@ -45,7 +45,7 @@ def judge(settings, parents, output, execution):
         with contextlib.closing(own.verdicts(left)) as judged:
             for comparison, found in tqdm(judged, settings.name, len(left), mininterval=10):
                 verdicts.append(comparison.question | found | named)
-    except llm_judge.Interrupted as interrupted:
+    except language_model.Interrupted as interrupted:
         reason = f"judge {settings.name}: {interrupted}"
         raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
     verdicts.finish()
@@ -78,7 +78,7 @@ def open_judge(settings, parents, output, execution, comparisons):
     if kind == "reward_model":
         return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), margin)
     if kind == "openai":
-        return llm_judge.LanguageModelJudge(settings, parents, output, execution, comparisons)
+        return language_model.LanguageModelJudge(settings, parents, output, execution, comparisons)
     raise runs.UserError(f"judge.kind: {kind!r} is no judge; choose gold, vader, reward_model or openai")
 
 
@@ -146,7 +146,8 @@ def rewards(rows, scorer, execution):
     Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
     What several rows share is scored once.
     """
-    from salsa import chat, forward, models
+    from salsa.data import chat
+    from salsa.rl import forward, models
 
     turns = list(dict.fromkeys(turn for row in rows for turn in _turns(row)))
     if not turns:

@@ -11,10 +11,12 @@ from fractions import Fraction
 
 import torch
 
-from salsa import chat, config, forward, models, runs
+from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
+from salsa.rl import forward, models
+from salsa.workflow import config, runs
 
 VERSION = 2
 

@@ -6,10 +6,12 @@ KL is measured on fresh samples on the fixed evaluation prompts at temperature 1
 the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
 """
 
-from salsa import chat, config, forward, models, runs
+from salsa.anchors import reference
+from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
-from salsa.ppo import reference
+from salsa.rl import forward, models
+from salsa.workflow import config, runs
 
 VERSION = 5
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from salsa import forward
+from salsa.rl import forward
 
 
 def score(answers, reward_model, gold, end_ids, pad_id, execution):

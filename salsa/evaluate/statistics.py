@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import special, stats
 
-from salsa import runs
 from salsa.data import rows
+from salsa.workflow import runs
 
 WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import special
 from scipy.sparse import coo_array, csgraph
 
-from salsa import runs
 from salsa.evaluate import statistics
+from salsa.workflow import runs
 
 RIDGE = 0.01
 GRADES = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}  # A's score, its count

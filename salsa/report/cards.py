@@ -10,9 +10,9 @@ import re
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
-from salsa import plan, runs
 from salsa.evaluate import statistics
 from salsa.report import judging, selection, tables, words
+from salsa.workflow import plan, runs
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 OWN_LICENCE = "apache-2.0"  # of the project, and so of what it generates and pretrains

@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from salsa import config, runs
 from salsa.report import tables
 from salsa.report import words as wording
 from salsa.report.figures import style
+from salsa.workflow import config, runs
 
 VERSION = 3
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}

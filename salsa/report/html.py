@@ -13,9 +13,9 @@ import re
 
 import markupsafe
 
-from salsa import runs
 from salsa.evaluate import statistics
 from salsa.report import claims, selection, tables, words
+from salsa.workflow import runs
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)

@@ -9,9 +9,9 @@ limits are `config.JudgeLimits`. Nothing is decided here: `claims` does that.
 import dataclasses
 import math
 
-from salsa import config
 from salsa.evaluate import statistics
 from salsa.report import selection
+from salsa.workflow import config
 
 SCORING = ("gold", "vader", "reward_model")  # kinds that score a response by itself, and so know no places
 GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from salsa import config, plan
 from salsa.evaluate import statistics
+from salsa.workflow import config, plan
 
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"

@@ -14,9 +14,9 @@ from html import escape as escape_html
 from pathlib import Path
 from typing import Any
 
-from salsa import config, runs
 from salsa.evaluate import statistics
 from salsa.report import captions, cards, claims, figures, html, selection, tables, words
+from salsa.workflow import config, runs
 
 VERSION = 5
 MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after escape_html

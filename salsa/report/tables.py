@@ -15,11 +15,11 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
-from salsa import plan, runs
 from salsa.evaluate import statistics, tournament
 from salsa.report import judging, selection, words
 from salsa.report.selection import number, sft0_responses
 from salsa.report.selection import number_or_nan as value
+from salsa.workflow import plan, runs
 
 WIN_RATES = [
     "model",

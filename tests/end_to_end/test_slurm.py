@@ -18,7 +18,7 @@ from slurm_cluster import wait_for
 from test_study import SMALL as SMALLEST
 from test_workflow import ROOT, TINY, Place
 
-from salsa import compose, config, plan, runs
+from salsa.workflow import compose, config, plan, runs
 
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 # Of jobs of seconds, on a disk that all nodes share for sure.

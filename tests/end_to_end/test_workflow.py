@@ -25,7 +25,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 def main(module, plan_file, path):
-    from salsa import config, plan, runs
+    from salsa.workflow import config, plan, runs
 
     stage = next(stage for stage, name in plan.MODULES.items() if name == module)
     run = runs.read_json(plan_file)["runs"][path]
@@ -228,7 +228,10 @@ def test_ppo_runs_as_several_processes(small, tmp_path):
     assert sorted(line for line in processes if line.startswith("ppo")) == ["ppo 0 of 2", "ppo 1 of 2"]
     assert "respond 0 of 1" in processes
     ppo = printed.split("rule ppo:")[1].split("rule ")[0]
-    assert "threads: 2" in ppo and "salsa.surroundings 2 env PET_STANDALONE=1 accelerate launch --config_file " in ppo
+    assert (
+        "threads: 2" in ppo
+        and "salsa.workflow.surroundings 2 env PET_STANDALONE=1 accelerate launch --config_file " in ppo
+    )
 
 
 def test_a_plan_file_is_run_as_it_stands(small):

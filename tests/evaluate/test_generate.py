@@ -10,10 +10,10 @@ import signal
 import pytest
 from conftest import EXECUTION
 
-from salsa import chat, config, models, runs
-from salsa.data import stories
+from salsa.data import chat, stories
 from salsa.evaluate import generate, respond
-from salsa.ppo import rollout
+from salsa.rl import models, rollout
+from salsa.workflow import config, runs
 
 LENGTHS = config.Lengths(prompt=64, response=10)
 SETTINGS = config.RespondSettings(21, 1.0, LENGTHS)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from salsa import models, soup
+from salsa import soup
 from salsa.evaluate import geometry
-from salsa.runs import UserError
+from salsa.rl import models
+from salsa.workflow.runs import UserError
 
 WITH_SFT1 = {"from_sft1", "from_soup", "sft0_to_sft1", "cosine_sft1", "along_sft1", "off_line"}
 

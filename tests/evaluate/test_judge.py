@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from salsa import config, forward, runs
 from salsa.evaluate import judge, statistics
+from salsa.rl import forward
+from salsa.workflow import config, runs
 
 NAME, BASELINE = "start_sft0-ref_soup0.50-kl_0.05", "start_sft0-ref_sft0-kl_0.05"
 

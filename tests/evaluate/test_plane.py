@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
 
-from salsa import chat, config, models, runs
-from salsa.data import gold
+from salsa.data import chat, gold
 from salsa.evaluate import plane, respond, score
+from salsa.rl import models
+from salsa.workflow import config, runs
 
 LENGTHS = config.Lengths(prompt=64, response=10)
 SETTINGS = config.PlaneSettings(seed=21, step="1", margin="1/2", prompts=6, lengths=LENGTHS)

@@ -9,10 +9,10 @@ import torch
 from conftest import EXECUTION, move
 from torch.nn.functional import log_softmax
 
-from salsa import chat, config, models, runs
-from salsa.data import benchmark, gold
+from salsa.data import benchmark, chat, gold
 from salsa.evaluate import generate, geometry, landscape, respond, score
-from salsa.ppo import rollout
+from salsa.rl import models, rollout
+from salsa.workflow import config, runs
 
 LENGTHS = config.Lengths(prompt=64, response=10)
 SEED = 21

@@ -8,8 +8,8 @@ import pytest
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
-from salsa import runs
 from salsa.evaluate import tournament
+from salsa.workflow import runs
 
 
 def verdict(prompt_id, a, b, winner, order=0, **more):

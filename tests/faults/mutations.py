@@ -8,7 +8,7 @@ import copy
 import random
 from dataclasses import fields, is_dataclass
 
-from salsa import bounds, config
+from salsa.workflow import bounds, config
 
 # Of the default study.
 ENTRIES = {

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from salsa import runs
+from salsa.workflow import runs
 
 KINDS = {
     "missing": lambda content: None,
@@ -20,8 +20,8 @@ def never(*_):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_artefact_of_any_parent(parents, kind, tmp_path, execution):
-    from salsa import config
-    from salsa.ppo import trainer
+    from salsa.rl import trainer
+    from salsa.workflow import config
 
     generator = random.Random(0)
     settings = config.PpoSettings(0, 0.1, ["1"], config.Reference(), config.Ppo(), config.Lengths())

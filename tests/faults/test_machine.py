@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from salsa import config, runs
 from salsa.data import prepare
+from salsa.workflow import config, runs
 
 ROOT = Path(__file__).parents[2]
 TASK = config.Task("stories", 3, demonstrations=400, validation=16, preferences=96, prompts=48, evaluation=16)
@@ -104,7 +104,7 @@ def test_a_limit(tmp_path, undisturbed, limit, says):
 
 LITTLE_MEMORY = """
 import resource
-from salsa import config, runs
+from salsa.workflow import config, runs
 from salsa.data import prepare
 
 def greedy(settings, parents, output, execution):

@@ -18,9 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import KEYS, configurations, dictionaries
 
-from salsa import base, compose, config, models, plan
-from salsa.evaluate import judge_client, verdict_text
-from salsa.runs import UserError
+from salsa import base
+from salsa.judges import client as judge_client
+from salsa.judges import verdict_text
+from salsa.rl import models
+from salsa.workflow import compose, config, plan
+from salsa.workflow.runs import UserError
 
 SEEDS = st.integers(0, 2**32)
 LONGEST = 30  # seconds, on a machine that does other things too

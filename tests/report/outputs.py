@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from salsa import config, runs
 from salsa.report import comparison, figures, study
 from salsa.report.figures import style
+from salsa.workflow import config, runs
 
 DRAWN = ("claims", "frontier")  # enough: all are drawn under one style
 

@@ -7,10 +7,10 @@ from conftest import random_llama, save_model
 from huggingface_hub import ModelCard
 from tree import Tree
 
-from salsa import config, runs, studies
 from salsa.__main__ import main
 from salsa.evaluate import statistics
 from salsa.report import cards, study, tables
+from salsa.workflow import config, runs, studies
 
 
 class ModelTree(Tree):

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from salsa import config, runs
 from salsa.report import comparison
 from salsa.report.figures import style
+from salsa.workflow import config, runs
 
 POINTS = [{"ppo.learning_rate": "1e-4"}, {"ppo.learning_rate": "2e-4"}]
 ALPHAS = {"ppo": "0", "salsa": "0.5"}

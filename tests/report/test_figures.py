@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salsa import config
 from salsa.report import figures, tables
 from salsa.report.figures import curves, forests, planes, style
 from salsa.report.study import Landscape, Policy, Study
+from salsa.workflow import config
 
 THREE = ("ppo", "salsa", "other")
 ALPHAS = {"ppo": 0.0, "salsa": 0.5, "other": 1.0}

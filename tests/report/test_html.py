@@ -15,9 +15,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from tree import EVIL, Tree
 
-from salsa import runs
 from salsa.report import html as page
 from salsa.report import study, tables, words
+from salsa.workflow import runs
 
 ESCAPE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 OPTIONS = [  # a browser that works as root, writes nothing elsewhere and reaches nothing

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from tree import LengthGold, Tree
 
-from salsa import runs
 from salsa.report import captions, claims, study, tables
+from salsa.workflow import runs
 
 NAME = r"a_b 50 % & #1 $x$ {y} ~ ^ \z"
 SIGNS = "KL(p ‖ q) ½ ¾ α β √KL ≤ ≥ − ± × → …"

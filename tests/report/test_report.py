@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from tree import EVERY_ARM, Tree, presets
 
-from salsa import compose, config, plan, runs
 from salsa.evaluate import statistics
 from salsa.report import figures, study, tables, words
+from salsa.workflow import compose, config, plan, runs
 
 
 @pytest.fixture(scope="module")

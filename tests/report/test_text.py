@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import Tree
 
-from salsa import config
 from salsa.report import figures, study, tables, words
+from salsa.workflow import config
 
 TURNED = "\u202egnp.\u202c\u2066x\u2069\u200e\u200f\u061c"
 HIDDEN = "\x00\x07\x1b[31m\x7f\x85\u200b\ufeff\U000e0041\ud800"

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from salsa import compose, config, runs
 from salsa.report import figures, study
+from salsa.workflow import compose, config, runs
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
 EVERY_ARM = ARMS | {name: None for name in compose.presets("arm") if name not in ARMS}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from salsa import failures, studies
-from salsa import plan as planning
-from salsa.runs import UserError, printable
+from salsa.workflow import failures, studies
+from salsa.workflow import plan as planning
+from salsa.workflow.runs import UserError, printable
 
 
 def read_plan():
@@ -34,7 +34,7 @@ def read_plan():
     try:
         if config.get("plan"):
             return planning.load(config["plan"]), Path(config["plan"])
-        from salsa import compose
+        from salsa.workflow import compose
 
         if config.get("points"):
             composed = compose.compose_points(compose.read_points(config["points"]))
@@ -55,7 +55,7 @@ workflow.config_settings.config_args = [studies.snakemake_argument("plan", str(P
 HERE = workflow.is_main_process and workflow.nodes is None
 RETRIES = 1 if HERE else None
 
-# Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/gpus.py).
+# Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/workflow/gpus.py).
 # No profile says how many: the number would also be the most that a job can ask of a cluster.
 if HERE and "gpu" not in workflow.global_resources:
     if here := studies.gpus_here(PLAN):

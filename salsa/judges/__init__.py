@@ -1,0 +1,1 @@
+"""Who says which of two responses is better: one file a kind."""

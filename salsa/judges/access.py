@@ -1,0 +1,122 @@
+"""What can be said of a judge's server before it is asked: its address, its key, and whether it can be reached.
+
+Only the standard library is needed, so that planning can ask.
+"""
+
+import importlib.util
+import os
+import re
+import socket
+import urllib.request
+from urllib.parse import parse_qsl, urlsplit
+
+from salsa.workflow import runs
+
+OPENAI = "https://api.openai.com/v1"
+SECRET_QUERY = re.compile(r"key|token|secret|sig|password|credential|auth", re.IGNORECASE)
+CONNECTING = 5.0  # seconds that a server has to take a connection, before the first job
+
+
+def check_base_url(url, setting="judge.base_url"):
+    """UserError, in one line and without its secrets, for an address that no server is asked at. "" is the default's.
+
+    A password in it, or a key in its query, is refused: settings stand in reports, manifests and logs.
+    """
+    if url == "":
+        return
+    if not isinstance(url, str):
+        raise runs.UserError(f"{setting}: not text; write the server's address, such as http://localhost:8000/v1")
+    shown = f"{setting}={_without_secrets(url)}"
+    if re.search(r"[^\x21-\x7e]", url):
+        raise runs.UserError(
+            f"{shown}: has a space or a character outside ASCII; write the address as http://localhost:8000/v1"
+        )
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise runs.UserError(f"{shown}: no address; write one such as http://localhost:8000/v1") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise runs.UserError(
+            f"{shown}: no address with http:// or https://; write one such as http://localhost:8000/v1"
+        )
+    if "@" in parts.netloc:
+        raise runs.UserError(
+            f"{shown}: holds a user or password, which reports and manifests would show; leave it out, and export the "
+            "key in the variable that key_variable names"
+        )
+    secret = next((name for name, _ in parse_qsl(parts.query) if SECRET_QUERY.search(name)), None)
+    if secret:
+        raise runs.UserError(
+            f"{shown}: its query holds {secret}, which reports and manifests would show; leave it out, and export the "
+            "key in the variable that key_variable names"
+        )
+    if parts.fragment:
+        raise runs.UserError(f"{shown}: has a #fragment, which no server sees; leave it out")
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise runs.UserError(f"{shown}: leave out /chat/completions, which is added to it")
+
+
+def _without_secrets(url):
+    """The address without what may be a password or a key, on one line."""
+    url = re.sub(r"[^\x21-\x7e]", "?", url)
+    url = re.sub(r"^([a-zA-Z][\w+.-]*://)?.*@", r"\1…@", url)
+    return re.sub(r"([?#]).*", r"\1…", url)[:200]
+
+
+def base_url(judge):
+    """The address of the server that the settings, or else the environment, name; checked."""
+    check_base_url(judge.base_url)
+    environment = os.environ.get("OPENAI_BASE_URL", "").strip()
+    check_base_url(environment, "OPENAI_BASE_URL")
+    return judge.base_url or environment or OPENAI
+
+
+def access_key(judge):
+    """The key in the environment variable that the settings name, or "" where it is not set."""
+    return os.environ.get(judge.key_variable, "").strip()
+
+
+def check_access(judge):
+    """UserError for a missing package, an address that is none, and a key that is missing or can't be sent."""
+    if importlib.util.find_spec("openai") is None:
+        raise runs.UserError("judge.kind=openai: needs openai, of the extra salsa[judge]; pip install -e '.[judge]'")
+    base_url(judge)
+    if not re.fullmatch(r"[A-Za-z_]\w*", judge.key_variable):  # which may be the key itself
+        raise runs.UserError(
+            "judge.key_variable: no name of an environment variable; write the name, such as OPENAI_API_KEY, and "
+            "export the key in it"
+        )
+    key = access_key(judge)
+    odd = re.search(r"[^\x21-\x7e]", key)
+    if odd:
+        raise runs.UserError(
+            f"{judge.key_variable}: its character {odd.start() + 1} is a space, a line break or outside ASCII, "
+            "which no key has; copy the key again and export it"
+        )
+    if not key and not judge.base_url and not os.environ.get("OPENAI_BASE_URL"):
+        raise runs.UserError(
+            f"judge.kind=openai: {judge.key_variable} is not set; export the key in it, or name another server in "
+            "judge.base_url"
+        )
+
+
+def check_reachable(judge):
+    """UserError where the server's name is unknown or no connection is taken; nothing is asked of it.
+
+    Not looked at where requests go through a proxy, which alone knows.
+    """
+    parts = urlsplit(base_url(judge))
+    proxies = urllib.request.getproxies()
+    through_proxy = parts.scheme in proxies or "all" in proxies
+    if through_proxy and not urllib.request.proxy_bypass(parts.hostname):
+        return
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname, port), CONNECTING).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise runs.UserError(
+            f"judge {judge.model}: {parts.hostname}:{port} can't be reached ({reason}); start the server or mend "
+            "judges.*.base_url, or set execution.judge_check=false where only the judge's job will reach it"
+        ) from None

@@ -1,0 +1,492 @@
+"""The server of a judge: one question, sent as a chat completion of OpenAI's form, and what comes back for it.
+
+Whatever a server does ends in one of four ways: an answer, `Refused` (it won't take this question), `Failed` (no try of
+this question came to an answer) or `Interrupted` (nothing more can be asked for now). Faults are tried again, limits of
+rate are waited for by all questions together, a parameter that the server refuses is left out for the rest of the run.
+A request ends after `execution.judge_timeout` however slowly its answer drips, and is cut off when the judge is closed:
+requests run in an event loop, in a thread of its own. Left out: what is asked, and what an answer means
+(salsa/judges/language_model.py).
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import datetime
+import email.utils
+import json
+import math
+import os
+import re
+import sys
+import threading
+import time
+import unicodedata
+import zlib
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from salsa.judges.access import access_key, base_url, check_access
+from salsa.workflow import runs
+
+LARGEST = 2**24  # bytes of an answer
+LONGEST_WAIT = 8.0  # seconds between two tries after a fault
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds after a limit of rate whose server doesn't say: most are a minute's
+PATIENCE = 900.0  # the longest pause that a server may ask for
+SHORTEST_KEY = 8
+OVERSIZED = -1  # in the place of a status: an answer larger than that
+AGAIN = (408, 409, 425)  # and all from 500 on
+EVERY = (401, 402, 404, 405, 407, 410, 426)  # what these say is said to every question
+LIMITS = ("max_tokens", "max_completion_tokens")  # two names of one parameter
+TOO_LONG = re.compile(
+    r"context[ _-]*(?:length|size|window)|context_length_exceeded|too (?:long|large)|exceeds? the (?:model|maximum)|"
+    r"maximum (?:input|prompt|sequence)|must be at least 1, got -",
+    re.IGNORECASE,
+)
+ABOUT_ALL = re.compile(  # words of a refusal that no other question would escape
+    r"\b(?:no such|unknown|invalid|unsupported|unrecognized)\s+(?:model|deployment)\b|api[ _-]?key|credential|billing|"
+    r"\bmodel\b[^.]{0,80}\b(?:not found|does(?: not|n't) exist|not available|not supported|decommissioned)\b|"
+    r"model_not_found|quota|insufficient (?:credit|balance)",
+    re.IGNORECASE,
+)
+UNPAID = re.compile(  # not "billing" alone: limits of a minute, too, end in an address where to pay for more
+    r"insufficient_quota|exceeded your current quota|insufficient (?:credit|balance)|billing_(?:hard_limit|not_active)|"
+    r"billing (?:hard limit|details)"
+)
+SPAN = r"[0-9.]+\s*(?:milli|ms|s|m|h|d)[a-z]*"  # "20ms", "7m12s" (in two), "26 seconds"
+SECONDS = {"milli": 1e-3, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
+AGAIN_IN = re.compile(rf"\b(?:again|retry)\s+(?:in|after)\s+((?:{SPAN}\s*)+)", re.IGNORECASE)
+AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, whatever for
+RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # of a limit
+ECHOES = ("input", "messages", "prompt", "body", "ctx")  # fields of an error that repeat what was asked
+
+
+class Interrupted(Exception):
+    """Why the judge can't be asked any more for now; what it judged is kept."""
+
+
+class Refused(Exception):
+    """Why the server will not answer one question. `server` names it."""
+
+    def __init__(self, reason, server=""):
+        super().__init__(reason)
+        self.server = server
+
+
+class Failed(Refused):
+    """What went wrong with each try of one question: the fault of the question, or of a server that is down."""
+
+
+@dataclass
+class Reply:
+    """What a request came back with.
+
+    Attributes:
+        status: the HTTP status; 0 where no answer came.
+        headers: by name in lower case.
+        content: the JSON of the body, or None where it is none.
+        words: what the server says for people, or what went wrong.
+    """
+
+    status: int
+    headers: dict = field(default_factory=dict)
+    content: object = None
+    words: str = ""
+
+
+class Client:
+    """The server of a judge; see the module. `ask` may be called by many threads at once.
+
+    Raises UserError where the settings name no server that can be asked.
+    """
+
+    def __init__(self, judge, execution):
+        check_access(judge)
+        self.judge, self.retries, self.timeout = judge, execution.judge_retries, execution.judge_timeout
+        self.secret = access_key(judge)
+        address = urlsplit(base_url(judge))
+        self.url = address._replace(path=address.path.rstrip("/") + "/chat/completions").geturl()
+        self.name = f"{judge.model} at {address.netloc}"
+        # The newer models of OpenAI and Azure refuse the old name of this limit; not every other server knows the new.
+        theirs = f".{address.hostname}".endswith((".api.openai.com", ".openai.azure.com"))
+        self.limit = {} if judge.max_tokens is None else {LIMITS[theirs]: judge.max_tokens}
+        self.parameters = self.limit | ({} if judge.temperature is None else {"temperature": judge.temperature})
+        self.changed = {}  # parameters that the server refuses -> the name that it takes instead, or None
+        self.taken = False  # whether it took a question of this run
+        self._headers = headers = {"Authorization": f"Bearer {self.secret or 'none'}", "Accept-Encoding": "identity"}
+        if address.hostname.endswith(".azure.com") and self.secret:
+            headers["api-key"] = self.secret
+        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+            if os.environ.get(variable, "").isascii() and os.environ.get(variable):
+                headers[name] = os.environ[variable].strip()
+        self._stopping, self._alone = asyncio.Event(), asyncio.Lock()
+        self._pauses, self._resume = 0, 0.0  # pauses since the server last took a request; when the last of them ends
+        self._told = False
+        self._loop, self._http, self._closed = None, None, False
+        self._starting = threading.Lock()
+
+    def ask(self, prompt, seed=None, retries=None):
+        """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
+
+        Where the server refused parameters, `changed_parameters` has them with the name it takes instead, or None.
+
+        Args:
+            retries: after a fault; None: the settings'.
+
+        Raises Refused where the server says that it can't take this prompt, Failed where each try ends in a fault,
+        Interrupted where nothing more can be asked.
+        """
+        with self._starting:
+            if self._closed:
+                raise Interrupted(f"{self.name} was not asked")
+            if self._loop is None:
+                self._start()
+        future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed, retries), self._loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Interrupted(f"{self.name} was not waited for") from None
+
+    def _start(self):
+        import openai  # whose HTTP client this is
+
+        loop = asyncio.new_event_loop()
+        try:  # a redirection is not followed: it would carry the key to another host
+            self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
+        except Exception as error:
+            raise runs.UserError(
+                f"judge.kind=openai: no connections can be made ({self._shown(str(error))}); mend the environment's "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
+            ) from None
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        self._loop = loop
+
+    def stop(self):
+        """Begin nothing more: who waits for a next try gives up, what was sent is still answered."""
+        with self._starting:
+            if self._loop:
+                self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def close(self):
+        """Cut off what is under way, so that nothing goes on that nobody waits for."""
+        with self._starting:
+            loop, self._loop, self._closed = self._loop, None, True
+        if loop is None:
+            return
+        ended = asyncio.run_coroutine_threadsafe(self._end(), loop)
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            ended.result(2)
+        loop.call_soon_threadsafe(loop.stop)
+
+    async def _end(self):
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._http.aclose()
+
+    async def answer(self, prompt, seed=None, retries=None):
+        """`ask`, in an event loop."""
+        retries = self.retries if retries is None else retries
+        parameters, changed = self.parameters | ({} if seed is None else {"seed": seed}), dict(self.changed)
+        while True:
+            sent = {changed.get(name, name): value for name, value in parameters.items()}
+            sent.pop(None, None)
+            message = {"role": "user", "content": readable(prompt)}
+            reply = await self._settled({"model": self.judge.model, **sent, "messages": [message]}, retries)
+            if reply.status < 300:
+                return self._taken(reply.content["choices"][0], reply.content, changed, parameters)
+            refused = [name for name in parameters if changed.get(name, name) in _parameters_named(reply, sent)]
+            if not refused:
+                raise self._refusal(reply)
+            for name in refused:  # of the limit, the other name is tried before it is left out
+                others = [other for other in LIMITS if name in LIMITS and other != name and name not in changed]
+                changed[name] = others[0] if others else None
+
+    def _taken(self, choice, content, changed, parameters):
+        """The answer that a chosen completion holds. What had to be changed for it stays changed."""
+        self.taken = True
+        self.changed |= changed
+        message, usage = choice["message"], content.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        refusal, reason = message.get("refusal"), choice.get("finish_reason")
+        text = self._keyless(text_of(message.get("content")))
+        if reason == "content_filter" or (isinstance(refusal, str) and refusal and not text):
+            reason = f"answers {reason or 'refusal'}: {refusal or 'the answer was filtered'}"
+            raise Refused(self._shown(reason), self.name)
+        served = content.get("model")
+        line = {
+            "text": text,
+            "finish_reason": readable(reason)[:100] if isinstance(reason, str) else None,
+            "prompt_tokens": _count(usage.get("prompt_tokens")),
+            "completion_tokens": _count(usage.get("completion_tokens")),
+            "served_model": self._keyless(readable(served))[:200] if isinstance(served, str) else None,
+        }
+        changes = {name: changed[name] for name in parameters if name in changed}
+        return line | ({"changed_parameters": changes} if changes else {})
+
+    def _refusal(self, reply):
+        """The exception for a question that was not taken."""
+        reason = self._shown(reply.words)
+        if not self.taken and ABOUT_ALL.search(reply.words):
+            return Interrupted(f"{self.name} {reason}")
+        return Refused(reason, self.name)
+
+    async def _settled(self, body, retries):
+        """A reply that is an answer (status 200) or a refusal (400); Failed or Interrupted where there is none."""
+        reply = None
+        for attempt in range(retries + 1):
+            if reply:
+                asked = asked_wait({name: reply.headers[name] for name in AFTER if name in reply.headers})
+                await self._wait(min(asked, LONGEST_PAUSE) if asked else min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
+            reply = await self._admitted(body)
+            if reply.status in (200, 400):
+                return reply
+            if reply.status in EVERY or 300 <= reply.status < 400:
+                raise Interrupted(self._shown(f"{self.name} {reply.words}"))
+        raise Failed(self._shown(reply.words), self.name)
+
+    async def _admitted(self, body):
+        """A reply that is about no limit of rate.
+
+        After such a limit all requests wait for one time together, and then go one by one until one is taken.
+        """
+        while True:
+            limited = self._pauses > 0
+            async with self._alone if limited else contextlib.nullcontext():
+                if limited and not self._pauses:  # taken again while this one waited for its turn
+                    continue
+                await self._wait(self._resume - asyncio.get_running_loop().time())
+                before = self._pauses
+                reply = judged(await self._exchange(body))
+                if reply.status != 429:
+                    self._pauses = 0 if reply.status else self._pauses
+                    return reply
+                if before == self._pauses:  # the first to say so, of those that were under way together
+                    self._pause(reply)
+
+    def _pause(self, reply):
+        """Let all requests wait. Interrupted where the server was waited for often enough, or asks for too long."""
+        asked, reason = asked_wait(reply.headers, reply.words), self._shown(f"{self.name} {reply.words}")
+        if self._pauses >= self.retries:
+            raise Interrupted(reason)
+        if asked and asked > PATIENCE:
+            raise Interrupted(f"{reason}; it asks to wait {asked:.0f} seconds: start again then")
+        pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE)
+        if asked:  # believed at first; who asks for too little again and again is not
+            pause = asked if not self._pauses else max(asked, pause)
+        self._pauses += 1
+        self._resume = asyncio.get_running_loop().time() + pause
+        if not self._told and pause >= 1:
+            self._told = True
+            print(f"{reason}: waiting, now and whenever it says so", file=sys.stderr, flush=True)
+
+    async def _wait(self, seconds):
+        """Wait. Interrupted, at once, where the judge is stopped."""
+        if seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), seconds)
+        if self._stopping.is_set():
+            raise Interrupted(f"{self.name} was not asked again")
+
+    async def _exchange(self, body):
+        """Send one request; whatever happens is a Reply."""
+        try:
+            async with asyncio.timeout(self.timeout), self._http.stream("POST", self.url, json=body) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                content = await _content(response, headers)
+            return Reply(response.status_code, headers, *_parsed(content))
+        except TimeoutError:
+            return Reply(0, words="can't be reached: Request timed out.")
+        except OverflowError as error:
+            return Reply(OVERSIZED, words=str(error))
+        except Exception as error:  # the network's: the HTTP client is httpx before openai 3, and httpx2 since
+            name = type(error).__name__
+            return Reply(0, words=f"can't be reached: Connection error. {name}{': ' if str(error) else ''}{error}")
+
+    def _shown(self, text):
+        """One line of at most 300 characters, without control characters and without the key."""
+        text = "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Cs") else sign for sign in text[:5000])
+        text = " ".join(text.split())
+        return self._keyless(text)[:300]
+
+    def _keyless(self, text):
+        """The text with a mark in the place of the key; what is shorter than a key protects nothing."""
+        return text.replace(self.secret, "(key)") if len(self.secret) >= SHORTEST_KEY else text
+
+
+async def _content(response, headers):
+    """The bytes of a body. OverflowError, before they are in memory, for more than `LARGEST`."""
+    parts, size = [], 0
+    async for part in response.aiter_raw():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            raise OverflowError(f"answers with more than {LARGEST >> 20} MiB")
+    content = b"".join(parts)
+    if headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):  # though not asked
+        content = zlib.decompressobj(47).decompress(content, LARGEST + 1)
+        if len(content) > LARGEST:
+            raise OverflowError(f"answers with more than {LARGEST >> 20} MiB")
+    return content
+
+
+def _parsed(content):
+    """(JSON or None, what it says for people) of a body."""
+    text = content.decode("utf-8-sig", errors="replace")
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        page = text.lstrip().startswith("<")
+        return None, (re.sub(r"<[^>]*>", " ", text[:5000]).strip() if page else text)[:1000]
+    error = parsed[0] if isinstance(parsed, list) and parsed else parsed  # Google's is a list of one
+    error = error.get("error", error) if isinstance(error, dict) else error
+    said = error.get("message") if isinstance(error, dict) else error
+    return parsed, said if isinstance(said, str) else text[:1000]
+
+
+def judged(reply):
+    """The reply with one of few statuses, and words that cite the server.
+
+    200: an answer, whose first choice has a message | 400: a refusal of this question, or of one of its parameters |
+    429: a limit of rate | those of `EVERY` and 3xx: no question would be answered | 0: a fault that may pass.
+    """
+    status, content = reply.status, reply.content
+    if status in (0, OVERSIZED):  # which no other question needs to suffer from
+        return Reply(400 if status else 0, {}, None, reply.words)
+    if 200 <= status < 300:
+        return _judged_content(reply)
+    words = f"answers {status}: {reply.words}".strip(": ")
+    if 300 <= status < 400:
+        place = urlsplit(reply.headers.get("location", "")).netloc
+        elsewhere = f"it is elsewhere{f', at {place}' if place else ''}; mend base_url"
+        return Reply(status, {}, content, f"answers {status}: {elsewhere}")
+    if status == 404:
+        words += "; see that base_url (which often ends in /v1) and model are right"
+    elif status == 429 and UNPAID.search(str(content).lower()) and not asked_wait({}, reply.words):
+        status = 402
+    elif status == 429 and "request too large" in reply.words.lower():
+        status = 400
+    elif status in AGAIN or status >= 500:
+        status = 400 if TOO_LONG.search(reply.words) else 0
+    elif status != 429 and status not in EVERY:
+        status = 400
+    return Reply(status, reply.headers, content, words)
+
+
+def _judged_content(reply):
+    """`judged`, of a reply with status 200."""
+    content = reply.content
+    choices = content.get("choices") if isinstance(content, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    for place in (choice, content):  # gateways put the error of another server in the place of an answer
+        error = place.get("error") if isinstance(place, dict) else None
+        code = _count(error.get("code")) if isinstance(error, dict) else None
+        if code and 400 <= code < 600:
+            return judged(Reply(code, reply.headers, {"error": error}, text_of(error.get("message")) or "error"))
+    if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
+        return Reply(200, reply.headers, content, "")
+    if isinstance(content, dict) and "choices" in content and (not choices or isinstance(choice, dict)):
+        reason = choice.get("finish_reason") if choice else None
+        return Reply(400, reply.headers, None, f"answers without a message{f' ({text_of(reason)})' if reason else ''}")
+    if content is None and reply.words.lstrip().startswith(("data:", "event:", ":")):
+        return Reply(400, reply.headers, None, "answers with a stream of events, which is not read; turn it off there")
+    return Reply(0, reply.headers, content, f"answers what is no chat completion: {reply.words}".strip(": "))
+
+
+def _parameters_named(reply, sent):
+    """Which of the parameters that were sent a refusal names."""
+    if not isinstance(reply.content, dict | list) or TOO_LONG.search(reply.words):
+        return set()
+    error = reply.content.get("error", reply.content) if isinstance(reply.content, dict) else reply.content
+    parameter = error.get("param") if isinstance(error, dict) else None
+    if isinstance(parameter, str) and parameter:
+        return set(re.findall(r"\w+", parameter)) & set(sent)
+    text = " ".join(_strings(reply.content))
+    return {name for name in sent if re.search(rf"(?<![\w-]){name}(?![\w-])", text)}
+
+
+def _strings(value, depth=0):
+    """The texts in an error, without those that only repeat the question."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list) and depth < 8:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            if name not in ECHOES:
+                yield from _strings(item, depth + 1)
+
+
+def text_of(content):
+    """The text of a message's content: text, or a list of parts, of which thinking is left out; "" for what is none."""
+    if isinstance(content, str):
+        return readable(content)
+    if isinstance(content, list):
+        return "".join(map(text_of, content))
+    if isinstance(content, dict) and content.get("type", "text") in ("text", "output_text"):
+        text = content.get("text")
+        return text_of(text.get("value") if isinstance(text, dict) else text)
+    return ""
+
+
+def readable(text):
+    """The text with a mark in the place of each half of a surrogate pair, which no UTF-8 file can hold."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _count(value):
+    """A number of tokens, or None for what is none."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
+        value = int(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    return int(value) if number and value == int(value) else None
+
+
+def asked_wait(headers, words="", now=None):
+    """Seconds that a server asks to wait, by whichever header it has, or else by its words ("try again in 7m12s").
+
+    None where it does not say, or says nonsense.
+    """
+    now = time.time() if now is None else now
+    if "retry-after-ms" in headers:
+        return _positive(_number(headers["retry-after-ms"]), 1e-3)
+    if "retry-after" in headers:
+        return _positive(_until(headers["retry-after"], now))
+    waits = []
+    for name, value in headers.items():
+        if RESET.fullmatch(name):
+            remaining = headers.get(name.replace("reset", "remaining"), "0").strip()
+            waits += [_positive(_until(value, now))] if remaining in ("0", "") else []
+    told = AGAIN_IN.search(words)
+    return max((wait for wait in waits if wait), default=None) or (_positive(_spans(told[1])) if told else None)
+
+
+def _until(text, now):
+    """Seconds: a number ("20"), a span ("6m0s", "20ms"), a time since 1970 in seconds or milliseconds, or a date."""
+    number = _number(text)
+    if number is not None:
+        return number if number < 1e9 else number / (1000 if number > 1e11 else 1) - now
+    if re.fullmatch(rf"\s*(?:{SPAN}\s*)+", text, re.IGNORECASE):
+        return _spans(text)
+    for read in (email.utils.parsedate_to_datetime, datetime.datetime.fromisoformat):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            date = read(text.strip())
+            return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() - now
+    return None
+
+
+def _spans(text):
+    """The seconds of all spans in a text."""
+    spans = re.findall(r"([0-9.]+)\s*(milli|ms|s|m|h|d)", text.lower())
+    return sum((_number(value.rstrip(".")) or 0) * SECONDS[unit] for value, unit in spans)
+
+
+def _number(text):
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _positive(number, unit=1.0):
+    return number * unit if number is not None and number > 0 else None

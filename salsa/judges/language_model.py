@@ -1,0 +1,301 @@
+"""A language model as the judge: asked over the network, of any server that speaks OpenAI's chat completions.
+
+Every answer is kept in answers.jsonl, so that a reader can check each verdict and a killed run asks nothing again. The
+model is shown two responses as A and B and ends its answer with one of Arena-Hard's five grades (2406.11939); of a
+conversation of two turns, each is judged by itself, as MT-Bench does (2306.05685). Where the benchmark has a reference
+answer, the model sees it. The prompts are text files (salsa/judges/templates), which a user can replace. Left out:
+how a server is spoken to (judge_client.py), how a verdict is read (verdict_text.py), what is compared with what, and
+how verdicts are written (judge.py).
+
+VERSION of salsa/evaluate/judge.py is this module's, theirs, and its templates' too.
+"""
+
+import contextlib
+import re
+import threading
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+from salsa.judges.access import access_key, check_access, check_base_url
+from salsa.judges.client import Client, Failed, Interrupted, Refused, readable
+from salsa.judges.ledger import Ledger, key
+from salsa.judges.verdict_text import CUT, GRADES, parse
+from salsa.workflow import runs
+
+__all__ = ["GRADES", "Client", "LanguageModelJudge", "access_key", "check_access", "check_base_url", "parse"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+_ONE = ("question", "answer_a", "answer_b")
+_TWO = tuple(f"{name}_{turn}" for turn in (1, 2) for name in _ONE)
+PLACEHOLDERS = {  # what each template has to hold, in braces
+    "single": _ONE,
+    "single_reference": (*_ONE, "reference"),
+    "two_turn": _TWO,
+    "two_turn_reference": (*_TWO, "reference_1", "reference_2"),
+}
+NO_REFERENCE = "(none)"  # of one turn, where the other has one
+REMINDER = (
+    "\n\nYour answer has to end with exactly one verdict, in double square brackets: "
+    + ", ".join(f"[[{grade}]]" for grade in GRADES[:-1])
+    + f" or [[{GRADES[-1]}]]."
+)
+HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", "answer_b": "It is five."}
+
+
+class LanguageModelJudge:
+    """Asks a language model about each comparison; see `judge.open_judge` for what it offers.
+
+    Args:
+        comparisons: all of the run; those that are judged already among them.
+
+    Raises UserError, before anything is asked, for a missing template, placeholder or benchmark, and for a prompt of
+    more than two turns; and for a missing key or package, where anything is left to ask.
+    """
+
+    def __init__(self, settings, parents, output, execution, comparisons):
+        self.settings, self.execution = settings, execution
+        self.templates = load_templates(settings.judge.templates)
+        self.references = _references(parents, comparisons)
+        self.answers = Ledger(output / "answers.jsonl", comparisons, _usable)
+        self.kept = {(key(line), line["attempt"]): line for line in self.answers.lines}
+        self.budget = Budget(execution, self.answers.lines)
+        self.client = self.interrupted = None
+        self.turn, self.asking, self.taken = threading.Condition(), False, False
+        for name, text in self.templates.items():
+            runs.write_atomically(output / "templates" / f"{name}.txt", text)
+
+    def verdicts(self, comparisons):
+        """Yield (comparison, {"winner", "grade"} or {"winner": "error", "reason"}) as they come.
+
+        The grade, one of `GRADES`, is of the models and not of the places: A is model_a in both orders. Raises
+        Interrupted when the budget is used up or the server fails; what was under way then, and is paid for, is yielded
+        before. Who closes the generator, as an exception does, cuts off what is under way.
+        """
+        if not comparisons:
+            return
+        self.client = Client(self.settings.judge, self.execution)
+        try:
+            # Its threads are daemons: a process that is told to stop waits for no answer.
+            with ThreadPool(self.execution.judge_concurrency) as pool:
+                for comparison, found in pool.imap_unordered(self._judged, comparisons):
+                    if found:
+                        yield comparison, found
+        finally:
+            self.client.close()
+        if self.interrupted:
+            raise self.interrupted
+
+    def finish(self):
+        """Bring answers.jsonl into the comparisons' order; returns counts over the whole run, interruptions and all."""
+        self.answers.finish()
+        lines = self.answers.lines
+        changed = {name: new for line in lines for name, new in line.get("changed_parameters", {}).items()}
+        return {
+            "asked": len(lines),
+            "malformed": sum(_grade(line) is None for line in lines),
+            "prompt_tokens": sum(line["prompt_tokens"] or 0 for line in lines),
+            "completion_tokens": sum(line["completion_tokens"] or 0 for line in lines),
+            "models": sorted({line["served_model"] for line in lines if line["served_model"]}),
+        } | ({"changed_parameters": changed} if changed else {})
+
+    def _judged(self, comparison):
+        try:
+            return comparison, self._verdict(comparison)
+        except Refused as refused:
+            return comparison, {"winner": "error", "reason": str(refused)}
+        except Interrupted as interrupted:
+            self.interrupted = self.interrupted or interrupted
+            self.client.stop()
+            return comparison, None
+
+    def _verdict(self, comparison):
+        attempts, cut = self.settings.judge.attempts, 0
+        for attempt in range(attempts):
+            line = self.kept.get((key(comparison.question), attempt)) or self._ask(comparison, attempt)
+            grade = _grade(line)
+            if grade:
+                return verdict(grade, comparison.order)
+            cut += str(line["finish_reason"]).lower() in CUT
+        reason = f"no verdict in {attempts} answers"
+        if cut:
+            reason += f", {cut} of which max_tokens={self.settings.judge.max_tokens} cut"
+        return {"winner": "error", "reason": reason}
+
+    def _ask(self, comparison, attempt):
+        """Ask once more; returns the line of answers.jsonl."""
+        chosen, prompt, seed = self.settings.judge, self.prompt(comparison), None
+        if chosen.temperature == 0:  # which gives the same answer to the same prompt
+            prompt += REMINDER * attempt
+        elif chosen.seed is not None:
+            question = readable(runs.canonical_json(comparison.question))
+            root = f"{self.settings.replicate}/{chosen.seed}" if chosen.seed else self.settings.replicate
+            seed = runs.derive_seed(root, "judge", question, attempt)
+        with self._admission():
+            try:
+                answer = self._request(prompt, seed)
+            except Failed as failed:
+                self._check_others(failed, seed)
+                answer = self._request(prompt, seed, retries=0)  # what was down may have come up only now
+            except Refused as refused:
+                self._check_others(refused, seed)
+                raise
+        line = comparison.question | {"attempt": attempt} | answer
+        self.answers.append(line)
+        return line
+
+    @contextlib.contextmanager
+    def _admission(self):
+        """Until the server has taken one question, it is asked one at a time: many would be refused as one is."""
+        with self.turn:
+            while self.asking and not self.taken:
+                self.turn.wait()
+            self.asking = True
+        try:
+            if self.interrupted:
+                raise self.interrupted
+            yield
+        finally:
+            with self.turn:
+                self.asking = False
+                self.turn.notify_all()
+
+    def _request(self, prompt, seed, **retries):
+        """What the client answers, counted."""
+        self.budget.begin()
+        answer = self.client.ask(prompt, seed, **retries)
+        self.taken = True
+        self.budget.count(answer)
+        return answer
+
+    def _check_others(self, refused, seed):
+        """Interrupted where a harmless question fares like this one: then the server answers none."""
+        server = refused.server or self.settings.judge.model
+        try:
+            once = {"retries": 0} if isinstance(refused, Failed) else {}
+            self._request(fill(self.templates["single"], HARMLESS), seed, **once)
+        except Failed as failed:
+            raise Interrupted(f"{server} {failed}") from None
+        except Refused:
+            raise Interrupted(f"{server} refuses every question: {refused}") from None
+
+    def prompt(self, comparison):
+        """The text that asks for a verdict on a comparison."""
+        shown = [comparison.row_a, comparison.row_b]
+        a, b = shown if comparison.order == 0 else reversed(shown)
+        questions, last = comparison.row_a["prompt"], comparison.turn or 1
+        references = self.references[comparison.row_a["benchmark"], comparison.row_a["prompt_id"]] or []
+        references = [*references, None, None]
+        values = {}
+        for turn in range(last):
+            suffix = f"_{turn + 1}" if last > 1 else ""
+            values[f"question{suffix}"] = questions[turn]
+            values[f"answer_a{suffix}"] = a["responses"][turn]
+            values[f"answer_b{suffix}"] = b["responses"][turn]
+            values[f"reference{suffix}"] = references[turn] or NO_REFERENCE
+        name = ("single", "two_turn")[last - 1] + ("_reference" if references[last - 1] else "")
+        return fill(self.templates[name], values)
+
+
+def _grade(line):
+    """The grade of a line of answers.jsonl, or None."""
+    return parse(line["text"], line["finish_reason"])
+
+
+def _usable(line):
+    """Whether a line of answers.jsonl is one that this version could have written."""
+    counts = line["prompt_tokens"], line["completion_tokens"]
+    return (
+        isinstance(line["text"], str)
+        and type(line["attempt"]) is int
+        and all(count is None or (type(count) is int and count >= 0) for count in counts)
+        and all(isinstance(line[name], str | None) for name in ("finish_reason", "served_model"))
+        and isinstance(line.get("changed_parameters", {}), dict)
+    )
+
+
+def verdict(grade, order):
+    """{"winner", "grade"} of the grade of an answer; in order 1 its A is model_b."""
+    if order == 1:
+        grade = GRADES[-1 - GRADES.index(grade)]
+    winner = "tie" if "=" in grade else "model_a" if grade.startswith("A") else "model_b"
+    return {"winner": winner, "grade": grade}
+
+
+def load_templates(folder):
+    """Name -> text of the templates in `folder`; of the project's own where it is "".
+
+    Raises UserError for a missing file or placeholder, or a file that is no text.
+    """
+    folder, templates = Path(folder) if folder else TEMPLATES, {}
+    for name, placeholders in PLACEHOLDERS.items():
+        path = folder / f"{name}.txt"
+        if not path.is_file():
+            needed = ", ".join(f"{name}.txt" for name in PLACEHOLDERS)
+            raise runs.UserError(f"{path}: missing; a folder of judge.templates has {needed}")
+        try:
+            templates[name] = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise runs.UserError(f"{path}: can't be read ({error}); save it as UTF-8 text") from None
+        for placeholder in placeholders:
+            if f"{{{placeholder}}}" not in templates[name]:
+                raise runs.UserError(f"{path}: has no {{{placeholder}}}; write it where that text shall stand")
+    return templates
+
+
+def fill(template, values):
+    """The template with each `{name}` of `values` replaced; braces in what is put in, and others, stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+
+def _references(parents, comparisons):
+    """(benchmark, prompt_id) -> a list of a reference answer (or None) a turn, or None."""
+    roles = {role: folder for role, folder in parents.items() if role.startswith("benchmark/")}
+    references = {
+        (role.removeprefix("benchmark/"), row["id"]): row["reference"]
+        for role, folder in roles.items()
+        for row in runs.read_jsonl(folder / "benchmark.jsonl")
+    }
+    for comparison in comparisons:
+        benchmark, prompt_id = place = comparison.row_a["benchmark"], comparison.row_a["prompt_id"]
+        if place not in references:
+            raise runs.UserError(f"{benchmark}/{prompt_id}: no such prompt; give --parent benchmark/{benchmark}=FOLDER")
+        if len(comparison.row_a["prompt"]) > 2:
+            raise runs.UserError(f"{benchmark}/{prompt_id}: more than two turns; an openai judge is shown one or two")
+    return references
+
+
+class Budget:
+    """Counts answers and tokens of a run, those of `lines` (of answers.jsonl) with them, against the run's limits.
+
+    What is under way when the last token is spent is still answered and counted: the limit of tokens is passed by as
+    much, the limit of requests never.
+    """
+
+    def __init__(self, execution, lines):
+        self.limits = {"requests": execution.judge_requests, "tokens": execution.judge_tokens}
+        self.spent = {"requests": len(lines), "tokens": 0}
+        self.largest = 0  # tokens of an answer; what one is taken for that came without them
+        self.uncounted = False  # whether an answer came without its tokens, before any other said them
+        self._lock = threading.Lock()
+        for line in lines:
+            self.count(line)
+
+    def begin(self):
+        """Count a request. Interrupted where nothing more may be asked."""
+        with self._lock:
+            for name, limit in self.limits.items():
+                if limit and self.spent[name] >= limit:
+                    raise Interrupted(f"the budget execution.judge_{name}={limit} is used up; raise it and run again")
+            if self.limits["tokens"] and self.uncounted:
+                raise Interrupted("the server doesn't say how many tokens it used; leave out execution.judge_tokens")
+            self.spent["requests"] += 1
+
+    def count(self, line):
+        """Count the tokens of an answer."""
+        tokens = line["prompt_tokens"], line["completion_tokens"]
+        with self._lock:
+            if None not in tokens:
+                self.largest, self.uncounted = max(self.largest, sum(tokens)), False
+            elif not self.largest:
+                self.uncounted = True
+            self.spent["tokens"] += self.largest if None in tokens else sum(tokens)

@@ -1,1 +1,0 @@
-"""PPO against any reference policy."""

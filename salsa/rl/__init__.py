@@ -1,0 +1,1 @@
+"""What the ways to train share: models, forward passes, sampling, the objective, processes, checkpoints."""

@@ -1,0 +1,254 @@
+"""Interruptions of a PPO run: checkpoints that are whole or not there, and requests to stop.
+
+A checkpoint is what Accelerate saves (networks, optimizer, random states) and a `Progress`, in a folder that gets its
+name when everything in it is on the disk. The order of prompts, sampling noise and mini-batches follow from the seed
+and the iteration, so nothing of them is kept. A run that goes on from a checkpoint computes what it would have
+computed without the interruption; on a CPU bit for bit.
+
+What is read again is checked against what was written, and read as data: Accelerate's and transformers' files are
+pickles, and one that names anything but tensors and numbers is refused before it runs. DeepSpeed reads its own files as
+it likes.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import shutil
+import signal
+
+import torch
+from accelerate.utils import DistributedType, patch_environment
+from accelerate.utils.other import load as load_as_data
+
+from salsa.workflow import failures, runs
+
+ANCHOR = "reference.json"  # beside the checkpoints: what the run is anchored to
+LAYOUT = "processes.json"  # likewise: how many processes wrote them, and how
+FILES = "files.json"  # in a checkpoint: sizes of its files, and digests where that takes no minutes
+DIGESTED = 2**31  # bytes: a process that is told to stop has seconds to save
+METADATA = {  # what the index of sharded weights (torch.distributed.checkpoint) is made of
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in ("Metadata", "MetadataIndex", "TensorStorageMetadata")
+    ),
+    *(("torch.distributed.checkpoint.metadata", name) for name in ("BytesStorageMetadata", "ChunkStorageMetadata")),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in ("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING")
+    ),
+    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+}
+
+
+class Stopped(Exception):
+    """The run was asked to stop before it changed anything since its last whole iteration."""
+
+
+class Progress:
+    """Where a run stands, beside networks and optimizer. Accelerate saves and loads it."""
+
+    def __init__(self, kl_coef, reference):
+        self.iteration, self.steps, self.kl_coef = 0, 0, kl_coef
+        self.reference = reference
+        self.resumed_at = []
+        self.saved = None  # the iteration of the last checkpoint
+
+    def state_dict(self):
+        moving = [model.state_dict() for model in self.reference.models] if self.reference.moves else None
+        names = ("iteration", "steps", "kl_coef", "resumed_at")
+        return {**{name: getattr(self, name) for name in names}, "reference": moving}
+
+    def load_state_dict(self, state):
+        state = dict(state)
+        for model, weights in zip(self.reference.models, state.pop("reference") or (), strict=False):
+            model.load_state_dict(weights)
+        vars(self).update(state)
+
+
+class StopRequest:
+    """Notes a SIGTERM while it is entered, instead of ending the process."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, *_):
+        self.asked = True
+
+
+def layout(accelerator):
+    """What the layout of a checkpoint's files follows from."""
+    return {"processes": accelerator.num_processes, "distributed_type": str(accelerator.distributed_type.value)}
+
+
+def check_layout(accelerator, before, saved):
+    """UserError where the checkpoint in the folder `saved`, of the layout `before`, is not one of these processes."""
+    now = layout(accelerator)
+    if before != now:
+        raise runs.UserError(
+            f"{saved}: saved by {_said(before)}, and this is {_said(now)}; go on as it was started, or remove "
+            f"{saved.parent}"
+        )
+
+
+def anchored_to(output):
+    """The summary of the reference of the interrupted run in `output`, or None. UserError where it is damaged."""
+    return read_object(output / runs.CHECKPOINTS / ANCHOR, "sha256") if _saved(output) else None
+
+
+def save(accelerator, progress, output):
+    """Save a checkpoint of a whole iteration, then remove the one before it. Called by every process."""
+    if progress.saved == progress.iteration:
+        return
+    root = output / runs.CHECKPOINTS
+    partial = root / ".partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        runs.write_json(root / ANCHOR, progress.reference.summary)
+        runs.write_json(root / LAYOUT, layout(accelerator))
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        describe_files(partial)
+        sync(partial)
+        older = _saved(output)
+        os.replace(partial, root / f"{progress.iteration:06d}")
+        _to_disk(root)
+        for path in older:
+            shutil.rmtree(path)
+    progress.saved = progress.iteration
+
+
+def load(accelerator, progress, output):
+    """Go on from the last checkpoint of `output`, if there is one. Returns whether there was.
+
+    UserError where it is damaged, or a file of it is more than data.
+    """
+    saved = _saved(output)
+    if not saved:
+        return False
+    check_layout(accelerator, read_object(output / runs.CHECKPOINTS / LAYOUT, *layout(accelerator)), saved[-1])
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    check_files(saved[-1])
+    with contextlib.nullcontext() if deepspeed else reading(saved[-1]):
+        for states in saved[-1].glob("random_states_*.pkl"):
+            load_as_data(states)  # Accelerate would go on without those that it can't read
+        accelerator.load_state(str(saved[-1]))
+    progress.resumed_at.append(progress.iteration)
+    progress.saved = progress.iteration
+    return True
+
+
+def describe_files(folder):
+    """Write down what a checkpoint's folder holds, which nothing will change any more."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(FILES, None)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    small = sum(sizes.values()) <= DIGESTED
+    described = {
+        name: {"bytes": size, **({"sha256": runs.file_sha256(files[name])} if small else {})}
+        for name, size in sizes.items()
+    }
+    runs.write_json(folder / FILES, described)
+
+
+def check_files(folder):
+    """UserError where a checkpoint is not as it was written."""
+    for name, described in read_object(folder / FILES).items():
+        path = folder / name
+        if not path.is_file() or not isinstance(described, dict):
+            raise _unusable(folder, f"{name} is missing")
+        if path.stat().st_size != described.get("bytes"):
+            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {described.get('bytes')}")
+        if "sha256" in described and runs.file_sha256(path) != described["sha256"]:
+            raise _unusable(folder, f"{name} was altered since it was written")
+
+
+def read_object(path, *keys):
+    """The object of a JSON file beside or in a checkpoint. UserError where it is missing, or lacks one of the keys."""
+    try:
+        content = runs.read_json(path)
+    except (OSError, runs.Unreadable):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise _unusable(path, "missing, or altered since it was written")
+    return content
+
+
+def _unusable(place, reason):
+    root = next((folder for folder in place.parents if folder.name == runs.CHECKPOINTS), place.parent)
+    return runs.UserError(f"{place}: {reason}; remove {root} and run again: training begins anew")
+
+
+@contextlib.contextmanager
+def reading(folder):
+    """Within it a checkpoint's files are read as data, whatever a library asks for. UserError where one is no such."""
+    try:
+        for path in folder.rglob(".metadata"):
+            with open(path, "rb") as file:
+                _Inert(file).load()
+        with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+            yield
+    except runs.UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or failures.describe(error):
+            raise
+        named = re.search(r"Unsupported (?:global|class|operand)[^,\n]*?(?= was not| is not|[,.\n]|$)", str(error))
+        reason = named[0] if named else str(error).strip().partition("\n")[0] or type(error).__name__
+        raise _unusable(folder, f"can't be read as a checkpoint ({reason[:200]})") from error
+
+
+class _Inert(pickle.Unpickler):
+    """Reads a pickle without making anything of it. UnpicklingError where it names what is not in METADATA."""
+
+    def find_class(self, module, name):
+        if (module, name) in METADATA or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return _Nothing
+        raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
+
+
+class _Nothing(dict):
+    """What stands for an object of any class."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    __hash__ = object.__hash__
+
+
+def _said(layout):
+    return f"{layout['processes']} process(es) of {layout['distributed_type']}"
+
+
+def _saved(output):
+    return sorted((output / runs.CHECKPOINTS).glob("[0-9]*"))
+
+
+def sync(folder):
+    """Return when a folder and all that is in it are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _to_disk(path)
+
+
+def _to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

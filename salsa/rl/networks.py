@@ -1,0 +1,155 @@
+"""The two networks that PPO trains, as one module: what Accelerate wraps, shards and saves.
+
+Everything is computed through `forward`, because that is where a wrapper (DDP, FSDP, DeepSpeed) gathers weights and
+gradients. The networks stay in evaluation mode: dropout is off in PPO.
+"""
+
+import shutil
+
+import torch
+from safetensors.torch import save_file
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from salsa.rl import forward, models, rollout
+from salsa.rl.forward import ScoreModel
+from salsa.workflow import runs
+
+
+class ActorCritic(torch.nn.Module):
+    """A policy and its value model: a ScoreModel of its own, or a linear head on the policy's trunk.
+
+    `networks("evaluate", sequences)` calls a method below; all of them return tensors with a row for each sequence.
+    """
+
+    def __init__(self, policy, value_model, temperature, gradient_checkpointing=False):
+        super().__init__()
+        self.policy, self.value_model, self.temperature = policy.eval(), value_model.eval(), temperature
+        self.recomputing = gradient_checkpointing
+        if gradient_checkpointing:
+            for trunk in self.trunks:
+                trunk.gradient_checkpointing_enable()
+
+    @property
+    def trunks(self):
+        """The transformers models in it."""
+        return [self.policy] if self.shared else [self.policy, self.value_model.classifier]
+
+    @property
+    def _no_split_modules(self):
+        """Names of the classes of their layers, which Accelerate shards each by itself.
+
+        All else is one unit: what is tied (embeddings and head) has to be in one.
+        """
+        return sorted({name for trunk in self.trunks for name in trunk._no_split_modules})
+
+    def parameter_groups(self):
+        """Trained parameters: a group for each network, the policy's first."""
+        chosen = [self] if self.shared else [self.policy, self.value_model]
+        return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in chosen]
+
+    def recompute(self, on):
+        """Whether backward passes compute activations again. Does nothing without gradient_checkpointing.
+
+        transformers does so, and can't sample, where a layer is in training mode. Only the layers' own mark is set:
+        what is in them would switch dropout on.
+        """
+        layers = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)] if self.recomputing else []
+        for layer in layers:
+            layer.training = on
+
+    def forward(self, task, *arguments):
+        return getattr(self, task)(*arguments)
+
+    @property
+    def shared(self):
+        """Whether the value model is a head on the policy's trunk."""
+        return isinstance(self.value_model, torch.nn.Linear)
+
+    def evaluate(self, sequences):
+        """Log-probabilities, entropies and values of response tokens, (B, T) each."""
+        hidden = forward.hidden_states(self.policy, sequences) if self.shared else None
+        logprobs, entropies = forward.response_logprobs(self.policy, sequences, self.temperature, hidden)
+        if not self.shared:
+            return logprobs, entropies, self.value_model.values(sequences)
+        return logprobs, entropies, self._head(forward.before_responses(hidden, sequences))
+
+    def logprobs(self, sequences):
+        return forward.response_logprobs(self.policy, sequences, self.temperature)[0]
+
+    def values(self, sequences):
+        if not self.shared:
+            return self.value_model.values(sequences)
+        return self._head(forward.before_responses(forward.hidden_states(self.policy, sequences), sequences))
+
+    def sample(self, prompts, noise, end_ids, pad_id, batch_size):
+        """Sequences, their log-probabilities, and with a shared trunk their values (or None)."""
+        head = self._head if self.shared else None
+        return rollout.sample_batch(self.policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head)
+
+    def save(self, output, state=None, value_model=True):
+        """Write `output/model`, and `output/value_model` as a reward model's run has its model, or the head's tensors.
+
+        Args:
+            state: the whole state dictionary, where this process holds a part of the weights.
+            value_model: whether the second is written.
+        """
+        models.save(self.policy, output / "model", _below("policy", state))
+        folder = output / "value_model"
+        shutil.rmtree(folder, ignore_errors=True)
+        if not value_model:
+            return
+        if self.shared:
+            folder.mkdir(exist_ok=True)
+            save_file(_below("value_model", state) or self.value_model.state_dict(), folder / "head.safetensors")
+        else:
+            classifier = self.value_model.classifier
+            models.save(classifier, folder / "model", _below("value_model.classifier", state))
+            constants = {"mean": self.value_model.mean, "std": self.value_model.std}
+            runs.write_json(folder / "normalisation.json", constants)
+
+    def _head(self, hidden):
+        return forward.at_least_float32(self.value_model(hidden).squeeze(-1))
+
+
+def _below(prefix, state):
+    """The part of a state dictionary below `prefix`; None of None."""
+    names = [name for name in state or () if name.startswith(f"{prefix}.")]
+    return {name.removeprefix(f"{prefix}."): state[name] for name in names} or None
+
+
+def value_model(kind, policy, reward_model, normalised=True):
+    """The value model of a run: from the reward model, from the policy's start with a head of zeros, or a head alone.
+
+    Args:
+        kind: reward_model | sft | shared (config.Ppo.value_model).
+        reward_model: the folder of a reward model's run.
+        normalised: whether the reward that it starts from is shifted and scaled as on sft0's samples.
+    """
+    if kind == "shared":
+        return _zeros(torch.nn.Linear(policy.config.get_text_config().hidden_size, 1))
+    made = models.load_score_model(reward_model, normalised=normalised)
+    if kind == "sft":
+        made.mean, made.std = 0.0, 1.0
+        made.classifier.base_model.load_state_dict(policy.base_model.state_dict())
+        _zeros(made.classifier.score)
+    return made
+
+
+def _zeros(head):
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    return head
+
+
+def adapters(policy, value_model, ppo):
+    """Low-rank adapters in both networks, where `ppo.lora_rank` asks for them; `merge_and_unload()` each in the end."""
+    plain = models.adapter_config("ppo", ppo)
+    if plain is None:
+        return []
+    from peft import get_peft_model  # an extra, which adapter_config has asked for
+
+    made = [get_peft_model(policy, plain).eval()]
+    if isinstance(value_model, ScoreModel):
+        classifier = models.adapter_config("ppo", ppo, score=True)
+        made.append(get_peft_model(value_model.classifier, classifier).eval())
+    return made

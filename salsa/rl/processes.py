@@ -1,0 +1,158 @@
+"""Several processes that train one policy: what each does, and what all of them know.
+
+Accelerate starts them, averages gradients (DDP) or shards weights (FSDP2, DeepSpeed's ZeRO-3). Each samples and reads
+its share of the batch; `gather` then gives all of them the whole of it.
+"""
+
+import contextlib
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from transformers.integrations import unset_hf_deepspeed_config
+
+from salsa.rl.forward import Sequences
+from salsa.workflow import runs
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def make_accelerator(settings, device, execution, output):
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        # Weights are the same everywhere, and buffers never change.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        mixed_precision=settings.mixed_precision,
+        log_with=execution.trackers or None,
+        project_dir=str(output / runs.TRACKERS),
+    )
+    keep_precision(accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        chosen = accelerator.state.deepspeed_plugin.deepspeed_config
+        chosen["train_micro_batch_size_per_gpu"] = execution.micro_batch
+        chosen["gradient_clipping"] = settings.ppo.max_grad_norm  # of both networks together
+        unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
+    return accelerator
+
+
+def keep_precision(accelerator):
+    """Where FSDP2 shards weights and bfloat16 computes, sum gradients in float32, and leave inputs as they are."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.mixed_precision_policy:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # Accelerate's would round noise and log-probabilities too.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def check_batch(ppo, accelerator):
+    """UserError where mini-batches would be empty, or the processes can't share a batch evenly."""
+    processes = accelerator.num_processes
+    if ppo.batch_size < ppo.mini_batches:
+        raise runs.UserError(
+            f"ppo.mini_batches={ppo.mini_batches}: more than ppo.batch_size={ppo.batch_size}; lower it"
+        )
+    if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
+        raise runs.UserError(
+            f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
+            f"evenly; make it a multiple of {processes * ppo.mini_batches}"
+        )
+
+
+def check(ppo, accelerator, anchor, rollouts):
+    """UserError where the run's settings do not fit how it was started."""
+    check_batch(ppo, accelerator)
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
+    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
+        raise runs.UserError(
+            f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
+            "ppo.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
+        )
+
+
+def sharded(accelerator):
+    """Whether each process holds a part of the policy's weights."""
+    return accelerator.distributed_type in SHARDED
+
+
+def share(accelerator, count):
+    """The rows of a batch of `count` that are this process's to sample and read."""
+    size = count // accelerator.num_processes
+    return slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+
+
+def gather(accelerator, sequences, tensors, pad_id):
+    """The whole batch, of the shares of all processes: Sequences and tensors with a row for each of them."""
+    if accelerator.num_processes == 1:
+        return sequences, tensors
+    width = sequences.prompt_length
+
+    def all_rows(values, first=False, fill=0):
+        if values.dim() > 1:
+            values = accelerator.pad_across_processes(values, dim=values.dim() - 1, pad_index=fill, pad_first=first)
+        return accelerator.gather(values.contiguous())
+
+    tokens = [
+        torch.cat([all_rows(x[:, :width], True, fill), all_rows(x[:, width:], False, fill)], dim=1)
+        for x, fill in ((sequences.tokens, pad_id), (sequences.attention_mask, 0))
+    ]
+    gathered = Sequences(*tokens, all_rows(sequences.response_mask), all_rows(sequences.ended))
+    return gathered, {name: all_rows(values) for name, values in tensors.items()}
+
+
+def gradients_kept(accelerator, networks, last):
+    """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch.
+
+    Not where weights are sharded: a process does not hold the gradients of all of them.
+    """
+    accelerator.sync_gradients = last  # DeepSpeed takes its step then
+    return contextlib.nullcontext() if last or sharded(accelerator) else accelerator.no_sync(networks)
+
+
+@contextlib.contextmanager
+def whole(networks):
+    """Hold together what samples, where `networks` is sharded over processes.
+
+    Each layer is gathered once then instead of at every token. It has to be: each process samples until its own
+    responses have ended, and gathering takes all of them.
+    """
+    if hasattr(networks, "zero_optimization_partition_weights"):  # DeepSpeed's engine
+        with _gathered_by_deepspeed(networks):
+            yield
+        return
+    # By what FSDP2's modules can do: to import their class takes a second.
+    layers = [m for m in networks.modules() if hasattr(m, "set_reshard_after_forward") and m is not networks]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+            layer.reshard()
+
+
+@contextlib.contextmanager
+def _gathered_by_deepspeed(engine):
+    """The weights that ZeRO-3 has sharded, without the hooks that would shard each layer again after its pass."""
+    if not engine.zero_optimization_partition_weights():
+        yield
+        return
+    import deepspeed  # an extra: needed here alone
+
+    networks, shards = engine.module, engine.optimizer.parameter_offload
+    sampling = networks if networks.shared else networks.policy
+    with deepspeed.zero.GatheredParameters(list(sampling.parameters())):
+        # As TRL does (trl.models.utils), whose functions are private.
+        for parameter in networks.parameters():
+            parameter.ds_active_sub_modules.clear()
+        for hook in [*shards.forward_hooks, *shards.backward_hooks]:
+            hook.remove()
+        shards.forward_hooks, shards.backward_hooks = [], []
+        yield
+        if not shards.param_coordinator.is_invalid_trace():
+            shards.param_coordinator._invalidate_trace()
+        shards._register_deepspeed_module(shards.module)

@@ -1,0 +1,99 @@
+"""What a PPO run writes about itself: metrics, kept rollouts, seconds and memory."""
+
+import resource
+import time
+
+import torch
+
+from salsa.data import chat
+from salsa.workflow import runs
+
+
+class Record:
+    """The rows of metrics.jsonl (one an iteration) and of rollouts.jsonl (the responses of some iterations, as text).
+
+    Args:
+        output: the run's folder.
+        iteration: the one that the run goes on with; what is recorded of later ones is dropped.
+        writes: whether this process writes.
+        rollouts_every: iterations between kept rollouts.
+
+    UserError where what earlier iterations recorded is not there.
+    """
+
+    def __init__(self, output, iteration, writes, rollouts_every):
+        self.output, self.writes = output, writes
+        self.metrics, self.rollouts = (
+            _before(output / name, iteration) for name in ("metrics.jsonl", "rollouts.jsonl")
+        )
+        recorded = [row["iteration"] for row in self.metrics]
+        lacking = "metrics.jsonl" if recorded != list(range(iteration)) else None
+        if not {row["iteration"] for row in self.rollouts} >= set(range(0, iteration, rollouts_every)):
+            lacking = lacking or "rollouts.jsonl"
+        if lacking:
+            raise runs.UserError(
+                f"{output / lacking}: lacks rows before iteration {iteration}, with which the checkpoint goes on; "
+                f"remove {output} and run again"
+            )
+
+    def add(self, metrics, rollouts=()):
+        """Write an iteration's metrics, and its rollouts where they are kept."""
+        self.metrics.append(metrics)
+        self.rollouts += rollouts
+        if not self.writes:
+            return
+        runs.write_jsonl(self.output / "metrics.jsonl", self.metrics)
+        if rollouts:
+            runs.write_jsonl(self.output / "rollouts.jsonl", self.rollouts)
+
+
+def _before(path, iteration):
+    """The rows of a file that were recorded before an iteration."""
+    rows = runs.read_jsonl(path) if iteration and path.is_file() else []
+    return [row for row in rows if isinstance(row, dict) and row.get("iteration", iteration) < iteration]
+
+
+def rollout_rows(iteration, rows, sequences, per_response, tokenizer):
+    """Rows of rollouts.jsonl: the responses of one iteration as text."""
+    numbers = {name: per_response[name].tolist() for name in ("score", "kl_to_reference", "kl_to_sft0")}
+    return [
+        {
+            "iteration": iteration,
+            "prompt_id": row["id"],
+            "prompt": row["prompt"],
+            "response": text,
+            **{name: values[place] for name, values in numbers.items()},
+        }
+        for place, (row, text) in enumerate(zip(rows, chat.decode(tokenizer, sequences), strict=True))
+    ]
+
+
+def explained_variance(values, returns, mask):
+    """1 − Var(returns − values) / Var(returns) over the mask: 1 is a perfect value model, 0 a constant one."""
+    chosen = mask.bool()
+    variance = returns[chosen].var(unbiased=False)
+    return (1 - (returns - values)[chosen].var(unbiased=False) / variance.clamp(min=1e-8)).item()
+
+
+def peak_memory(device):
+    """Peak memory of this process in MiB: the device's, or resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self, device):
+        self.device, self.laps = device, {}
+        self.start = self.last = time.perf_counter()
+
+    def lap(self, name):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.laps[f"seconds_{name}"], self.last = now - self.last, now
+
+    def seconds(self):
+        return {**self.laps, "seconds": self.last - self.start}

@@ -1,0 +1,166 @@
+"""Sampling responses from the policy.
+
+Each token is drawn by inverting the cumulative distribution at one uniform number, which depends on the seed, the
+iteration, the prompt and the position alone. So neither the order of a batch, nor what else is in it, nor the number
+of processes changes a response (beyond rounding), and two policies see the same noise on the same prompt.
+
+Left out: top-p, top-k, penalties. PPO's ratio needs the probabilities that were sampled from, so the model's own
+generation_config is ignored.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from salsa.rl.forward import Sequences, at_least_float32, concatenate, pad_left, pad_right, positions
+
+
+def uniforms(seed, iteration, prompt_ids, length):
+    """Uniform numbers in [0, 1), (B, length) float64: one a prompt and position."""
+    noise = np.empty((len(prompt_ids), length))
+    for row, prompt_id in zip(noise, prompt_ids, strict=True):
+        key = hashlib.sha256(f"{seed}/{iteration}/{prompt_id}".encode()).digest()
+        row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
+    return torch.from_numpy(noise)
+
+
+def draw(logits, uniform):
+    """Tokens (B,) from logits (B, V) at uniforms (B,), by inversion in float64. Temperature 0 is `argmax` instead."""
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Scaled to the last sum, which rounding keeps from being 1, so that every uniform finds a token.
+    threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one attention layer, in a buffer made once: concatenation would copy them at every token."""
+
+    def __init__(self, capacity):
+        super().__init__()
+        self.capacity = capacity
+
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        shape = (*key_states.shape[:2], self.capacity, key_states.shape[-1])
+        self.buffers = key_states.new_empty(shape), value_states.new_empty((*shape[:-1], value_states.shape[-1]))
+        self.keys, self.values = (buffer[:, :, :0] for buffer in self.buffers)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        length = self.keys.shape[-2]
+        self.buffers = tuple(buffer[indices] for buffer in self.buffers)
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+
+def make_cache(model, capacity):
+    """A cache of keys and values for `capacity` tokens; transformers' own where a layer's attention has a window."""
+    cache = DynamicCache(config=model.config)
+    if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
+        cache.layers = [GrowingLayer(capacity) for _ in cache.layers]
+    return cache
+
+
+@torch.no_grad()
+def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None):
+    """Sample one response to each prompt.
+
+    Args:
+        model: a causal language model.
+        prompts: lists of token ids.
+        noise: (B, T) from `uniforms`; T is the largest length of a response.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        end_ids: token ids of which each ends a response.
+        value_head: a function of the trunk's hidden states (n, H) that gives the values (n,) of those states.
+
+    Returns (Sequences, logprobs, values): logprobs and values (B, T), at least float32, zero where masked; logprobs of
+    the sampled tokens, values of the states before them (None without a `value_head`).
+    """
+    device = next(model.parameters()).device
+    tokens, prompt_attention = pad_left(prompts, pad_id, device)
+    ends = torch.tensor(end_ids, device=device, dtype=torch.long)
+    count, length, width = len(prompts), noise.shape[1], tokens.shape[1]
+    sampled = torch.full((count, length), pad_id, dtype=torch.long, device=device)
+    mask = torch.zeros((count, length), dtype=torch.long, device=device)
+    per_token = {}  # name -> (B, T)
+    ended = torch.zeros(count, dtype=torch.bool, device=device)
+
+    rows = torch.arange(count, device=device)  # whose cache and attention are held: those that may still go on
+    cache, inputs = make_cache(model, width + length), tokens
+    droppable = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not of linear attention
+    attention = prompt_attention
+    position, place = attention.sum(dim=1, keepdim=True), positions(attention)
+    noise = noise.to(device)
+    for t in range(length):
+        hidden = model.base_model(
+            input_ids=inputs, attention_mask=attention, position_ids=place, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        logits = at_least_float32(model.get_output_embeddings()(hidden))
+        if temperature > 0:
+            logits = logits / temperature
+            token = draw(logits, noise[rows, t])
+        else:
+            token = logits.argmax(dim=-1)
+        alive = ~ended[rows]
+        step = {"logprobs": logits.log_softmax(dim=-1).gather(1, token[:, None]).squeeze(1)}
+        if value_head:
+            step["values"] = value_head(hidden)
+        for name, values in step.items():
+            kept = per_token.setdefault(name, torch.zeros((count, length), dtype=values.dtype, device=device))
+            kept[rows, t] = torch.where(alive, values, 0.0)
+        token = torch.where(alive, token, pad_id)
+        sampled[rows, t], mask[rows, t] = token, alive.long()
+        alive = alive & ~torch.isin(token, ends)
+        ended[rows] = ~alive
+        remaining = int(alive.sum())
+        if remaining == 0:
+            break
+        inputs, place = token[:, None], position + t
+        # Ended rows go on with padding that nothing reads, until half of the rows are such and are dropped.
+        attention = torch.cat([attention, mask[rows, t : t + 1]], dim=1)
+        if remaining <= len(rows) // 2 and droppable:
+            (kept,) = alive.nonzero(as_tuple=True)
+            cache.batch_select_indices(kept)
+            rows, inputs, place, position, attention = (x[kept] for x in (rows, inputs, place, position, attention))
+    longest = int(mask.sum(dim=1).max())
+    sampled, mask = sampled[:, :longest], mask[:, :longest]
+    attention = torch.cat([prompt_attention, mask], dim=1)
+    sequences = Sequences(torch.cat([tokens, sampled], dim=1), attention, mask, ended)
+    return sequences, *(per_token[name][:, :longest] if name in per_token else None for name in ("logprobs", "values"))
+
+
+def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None):
+    """`sample` for one batch, `batch_size` prompts at a time, in the order of `prompts`."""
+    sampled = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        sampled.append(sample(model, prompts[rows], noise[rows], temperature, end_ids, pad_id, value_head))
+    if len(sampled) == 1:
+        return sampled[0]
+    sequences = concatenate([batch for batch, _, _ in sampled], pad_id)
+    length = sequences.response_mask.shape[1]
+    logprobs, values = (
+        None if batches[0] is None else torch.cat([pad_right(batch, length) for batch in batches])
+        for batches in ([batch[1] for batch in sampled], [batch[2] for batch in sampled])
+    )
+    return sequences, logprobs, values
+
+
+def sample_in_batches(model, prompts, prompt_ids, seed, iteration, length, temperature, end_ids, pad_id, batch_size):
+    """`sample` for many prompts, shortest together, yielding (indices, Sequences) a batch."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        noise = uniforms(seed, iteration, [prompt_ids[i] for i in rows], length)
+        sequences, _, _ = sample(model, [prompts[i] for i in rows], noise, temperature, end_ids, pad_id)
+        yield rows, sequences

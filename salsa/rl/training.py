@@ -1,0 +1,414 @@
+"""What SFT and reward models share around TRL's trainers: processes, adapters, what is kept, and interruptions.
+
+Any number of processes, and micro-batches of any size, take the steps of one process: the rows of a batch are the
+same, and losses are divided by what the whole batch holds. Accelerate averages gradients (DDP) or shards weights
+(FSDP2, DeepSpeed's ZeRO-3); what is written is whole. A run that is told to stop saves what it needs to go on.
+"""
+
+import contextlib
+import gc
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.integrations import unset_hf_deepspeed_config
+from transformers.trainer_utils import align_special_tokens
+
+from salsa.rl import checkpoints, divergence, models, processes
+from salsa.workflow import runs, surroundings
+
+KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
+SAVED = "saved.json"  # likewise: the checkpoint that is whole, and the first step's loss
+EXPLODED = 10  # times the first step's loss, which no training leaves behind that learned anything
+
+
+world = surroundings.world
+
+
+def arguments(section, chosen, settings, execution, output, device):
+    """What the TrainingArguments of both stages share. UserError where the processes can't share a batch evenly.
+
+    Args:
+        section: sft or reward_model.
+        chosen: its settings, config.Sft or config.RewardModel.
+    """
+    share = batch_share(section, chosen)
+    micro_batch = models.even_micro_batch(share, execution.micro_batch)
+    # A process that holds a part of the weights has no room for the gradients of all of them.
+    sharded = "ACCELERATE_USE_FSDP" in os.environ
+    return {
+        "output_dir": str(output / runs.CHECKPOINTS),
+        "num_train_epochs": chosen.epochs,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": share // micro_batch,
+        "learning_rate": chosen.learning_rate,
+        "warmup_steps": chosen.warmup,
+        "lr_scheduler_type": "cosine",
+        "seed": settings.seed,
+        "use_cpu": device.type == "cpu",
+        "bf16": settings.mixed_precision == "bf16",
+        "gradient_checkpointing": execution.gradient_checkpointing,
+        "save_strategy": "no",  # `train` says when
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # or a loss that is not finite would be left out of means
+        "report_to": execution.trackers or "none",
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # which never change
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
+    }
+
+
+def batch_share(section, chosen):
+    """How many rows of a batch are each process's. UserError where they can't share it evenly."""
+    count, _ = world()
+    if chosen.batch_size % count:
+        raise runs.UserError(
+            f"{count} processes can't share {section}.batch_size={chosen.batch_size} evenly; make it a multiple of "
+            f"{count}"
+        )
+    return chosen.batch_size // count
+
+
+class Order(Sampler):
+    """The rows of a dataset in the order of an epoch, then an empty one until they can be dealt out evenly.
+
+    The order is the one that Accelerate gives a random sampler, and so the same in all processes.
+
+    Args:
+        rows: how many there are; the empty row comes after them.
+        multiple: of which the number of rows dealt out has to be.
+    """
+
+    def __init__(self, rows, multiple, seed):
+        self.rows, self.empty = rows, -rows % multiple
+        self.shuffled = SeedableRandomSampler(range(rows), data_seed=seed)
+
+    def __len__(self):
+        return self.rows + self.empty
+
+    def __iter__(self):
+        yield from self.shuffled
+        yield from [self.rows] * self.empty
+
+
+class Finite:
+    """A trainer of transformers that stops where a number is not finite; stands before its class.
+
+    `section`: where the settings of the stage stand: base, sft or reward_model.
+    """
+
+    def __init__(self, *arguments, section, **named):
+        super().__init__(*arguments, **named)
+        self.section, self.output = section, Path(self.args.output_dir).parent
+        self.losses, self.gradient_norm = [], None  # of the step that is being taken
+        self.batch = []  # the inputs of its micro-batches, and afterwards of the last one
+        self.first_loss = None
+        self.add_callback(_BeforeStep(self))
+        divergence.forget(self.output)
+
+    def training_step(self, model, inputs, *arguments, **named):
+        loss = super().training_step(model, inputs, *arguments, **named)
+        if not self.losses:
+            self.batch = []
+        self.losses.append(loss)
+        self.batch.append(inputs)
+        return loss
+
+    def _get_grad_norm(self, *arguments, **named):
+        self.gradient_norm = super()._get_grad_norm(*arguments, **named)
+        return self.gradient_norm
+
+    def check_step(self):
+        """UserError where the losses or the gradients of a step are not finite, before it is taken."""
+        loss, norm = sum(self.losses, torch.zeros(())), self.gradient_norm
+        self.losses, self.gradient_norm = [], None
+        self.stop_where(not torch.isfinite(loss), "the loss is not finite", taken=False)
+        self.stop_where(norm is not None and not math.isfinite(norm), "gradients are not finite", taken=False)
+        if self.first_loss is None:
+            self.first_loss = loss.item()
+
+    @torch.no_grad()
+    def check_weights(self):
+        """UserError where weights, or what the model makes of its last batch, are not finite; asked before saving."""
+        model = self.model_wrapped
+        self.stop_where(not divergence.finite_weights(model), "weights are not finite")
+        for inputs in self.batch[-1:]:
+            names = ("input_ids", "attention_mask", "position_ids")
+            given = self._prepare_inputs({name: inputs[name] for name in names if name in inputs})
+            was_training = model.training
+            output = model.eval()(**given).logits  # (B, T, V), or (B, labels)
+            model.train(was_training)
+            if output.dim() == 3 and "attention_mask" in given:
+                output = output[given["attention_mask"].bool()]
+            self.stop_where(not torch.isfinite(output).all(), "what the model computes is not finite")
+
+    def stop_where(self, flag, what, taken=True):
+        """UserError in all processes where `flag` is set in one of them, which keeps its batch.
+
+        Args:
+            what: is wrong, as a sentence.
+            taken: whether the step of which that is so was taken.
+        """
+        where = divergence.anywhere(self.accelerator, flag)
+        if not where:
+            return
+        rate, step = f"{self.section}.learning_rate={self.args.learning_rate:g}", self.state.global_step + (not taken)
+        said = f"{what} at step {step} of {self.state.max_steps}"
+        message = f"{rate}: {said}; lower it"
+        if step == 1 and not taken:
+            message = (
+                f"{self.section}: {said}, before anything was learned; look at the model it starts from, and the data"
+            )
+        divergence.stop(
+            self.output,
+            message,
+            {"step": step, "process": where[0]},
+            {
+                f"{place}.{name}": tensor
+                for place, inputs in enumerate(self.batch)
+                for name, tensor in inputs.items()
+                if isinstance(tensor, torch.Tensor)
+            },
+            writes=self.accelerator.process_index == where[0],
+        )
+
+
+class _BeforeStep(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.trainer.check_step()
+
+
+class Shared(Finite):
+    """A trainer of TRL whose steps do not depend on how many processes take them; stands before its class.
+
+    `empty` is a row, as the trainer prepares rows, that adds nothing to a loss.
+    """
+
+    def __init__(self, *arguments, empty, **named):
+        super().__init__(*arguments, **named)
+        count = self.args.world_size
+        self.rows = len(self.train_dataset)
+        self.batch_size = count * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.steps_an_epoch = -(-self.rows // self.batch_size)
+        multiple = count * self.args.per_device_train_batch_size if count > 1 else 1
+        self.order = Order(self.rows, multiple, self.args.seed)
+        if count > 1:
+            self.train_dataset = _with_rows(self.train_dataset, empty, 1)
+            if self.eval_dataset is not None:
+                missing = -len(self.eval_dataset) % (count * self.args.per_device_eval_batch_size)
+                self.eval_dataset = _with_rows(self.eval_dataset, empty, missing)
+
+    def create_accelerator_and_postprocess(self):
+        if self.args.deepspeed_plugin is not None:
+            chosen = self.args.deepspeed_plugin.hf_ds_config.config
+            chosen |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}  # the trainer's
+        super().create_accelerator_and_postprocess()
+        processes.keep_precision(self.accelerator)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order
+
+    def _load_from_checkpoint(self, checkpoint, *arguments, **named):
+        with checkpoints.reading(Path(checkpoint)):
+            return super()._load_from_checkpoint(checkpoint, *arguments, **named)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with checkpoints.reading(Path(checkpoint)) if checkpoint else contextlib.nullcontext():
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with checkpoints.reading(Path(checkpoint)) if checkpoint else contextlib.nullcontext():
+            return super()._load_rng_state(checkpoint)
+
+    def in_this_step(self):
+        """How many rows of the training data the batch of this step holds, over all processes."""
+        done = self.state.global_step % self.steps_an_epoch
+        return min(self.batch_size, self.rows - done * self.batch_size)
+
+
+def _with_rows(dataset, row, count):
+    more = {name: [value] * count for name, value in row.items()}
+    return concatenate_datasets([dataset, Dataset.from_dict(more, features=dataset.features)])
+
+
+class _Watch(TrainerCallback):
+    """Deals out each epoch in its own order, keeps the best model, saves now and then, and stops where `stop` asks."""
+
+    def __init__(self, trainer, output, stop, best, minutes):
+        self.trainer, self.output, self.stop, self.best = trainer, output, stop, best
+        self.seconds, self.saved = 60 * minutes or math.inf, time.monotonic()
+        self.stopped = False
+
+    def on_epoch_begin(self, args, state, control, **_):
+        self.trainer.order.shuffled.set_epoch(state.global_step // self.trainer.steps_an_epoch)
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step % self.trainer.steps_an_epoch:
+            self._save_or_stop(control)
+
+    def on_epoch_end(self, args, state, control, **_):
+        if self.stopped:  # within the epoch, which has not ended
+            control.should_evaluate = control.should_log = control.should_save = False
+        else:  # saved after its evaluation
+            self._save_or_stop(control)
+
+    def on_evaluate(self, args, state, control, **_):
+        losses = validation_losses(state.log_history)
+        self.trainer.stop_where(not math.isfinite(losses[-1]), "the validation loss is not finite")
+        if self.best and losses.index(min(losses)) == len(losses) - 1:
+            keep(self.trainer, self.output)
+
+    def on_save(self, args, state, control, **_):
+        self.trainer.accelerator.wait_for_everyone()  # each has written its part
+        self.saved = time.monotonic()
+        if state.is_world_process_zero:
+            path = self.output / runs.CHECKPOINTS / SAVED
+            name = f"checkpoint-{state.global_step}"
+            (path.with_name(name) / "training_args.bin").unlink(missing_ok=True)  # a pickle, of which nothing is read
+            checkpoints.describe_files(path.with_name(name))
+            checkpoints.sync(path.with_name(name))
+            layout = checkpoints.layout(self.trainer.accelerator)
+            runs.write_json(path, {"checkpoint": name, "first_loss": self.trainer.first_loss, **layout})
+            for other in path.parent.glob("checkpoint-*"):  # whole or not, of which nothing speaks any more
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def _save_or_stop(self, control):
+        """What any process was asked to do, or has to, all of them do."""
+        accelerator = self.trainer.accelerator
+        late = time.monotonic() - self.saved > self.seconds
+        wanted = torch.tensor([self.stop.asked, late], dtype=torch.float32, device=accelerator.device)
+        stop, save = (accelerator.reduce(wanted) > 0).tolist()
+        if stop or save:
+            self.trainer.check_weights()
+        if stop:
+            self.stopped = control.should_training_stop = True
+        control.should_save = stop or save
+
+
+def validation_losses(history):
+    """The loss after each epoch, nats a response token, of a trainer's log history."""
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def finite_or_null(history):
+    """A trainer's log history, with null for what is not finite (an entropy, say): JSON has no other word for it."""
+    return [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+        for row in history
+    ]
+
+
+def train(trainer, output, load, minutes, best=False):
+    """Train, and write `output/model`: whole, with adapters merged. Returns the log history. Called by every process.
+
+    Goes on from the last checkpoint of a run that was interrupted; told to stop, it saves one and exits with 143.
+    UserError, with the batch kept, where losses, gradients or weights are not finite: nothing of them is saved.
+
+    Args:
+        trainer: a `Shared` one.
+        load: a function that returns the model as it was before training, on a CPU in float32.
+        minutes: between checkpoints; 0: only when it is told to stop.
+        best: whether the result is the model of lowest validation loss, not the last.
+    """
+    with checkpoints.StopRequest() as stop:
+        watch = _Watch(trainer, output, stop, best, minutes)
+        trainer.add_callback(watch)
+        trainer.train(resume_from_checkpoint=_saved(trainer, output))
+        if watch.stopped and trainer.state.global_step < trainer.state.max_steps:
+            trainer.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
+            trainer.accelerator.print(f"stopped after step {trainer.state.global_step}; run again to go on")
+            sys.exit(143)
+        _check_explosion(trainer, best)
+        if not best:
+            keep(trainer, output)
+    if world()[1] == 0:
+        _finish(trainer, output, load)
+    unset_hf_deepspeed_config()  # or transformers would shard what is loaded from here on
+    return trainer.state.log_history
+
+
+def _check_explosion(trainer, best):
+    """UserError where what is kept predicts worse by far than what training began with; it is finite all the same."""
+    losses = validation_losses(trainer.state.log_history)
+    loss = (min(losses) if best else losses[-1]) if losses else 0.0
+    first = trainer.first_loss
+    exploded = first is not None and loss > EXPLODED * max(first, 1.0)
+    trainer.stop_where(
+        exploded, f"the validation loss is {loss:.3g} nats a token, and was about {first or 0:.3g} before,"
+    )
+
+
+def _saved(trainer, output):
+    """The folder of the checkpoint to go on from, or None. UserError where other processes wrote it."""
+    path = output / runs.CHECKPOINTS / SAVED
+    if not path.exists():
+        return None
+    saved = checkpoints.read_object(path, "checkpoint", *checkpoints.layout(trainer.accelerator))
+    folder = path.parent / str(saved.pop("checkpoint"))
+    trainer.first_loss = saved.pop("first_loss", None)
+    checkpoints.check_layout(trainer.accelerator, saved, folder)
+    checkpoints.check_files(folder)
+    return str(folder)
+
+
+def keep(trainer, output):
+    """Write the model, or its adapters, as it is now. Called by every process. UserError where it has diverged."""
+    trainer.check_weights()
+    accelerator = trainer.accelerator
+    state = accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded(accelerator) else None
+    if accelerator.is_main_process:
+        partial = output / runs.CHECKPOINTS / f".{KEPT}"
+        shutil.rmtree(partial, ignore_errors=True)
+        model = accelerator.unwrap_model(trainer.model)
+        models.end_dropout(model.config)
+        model.config.use_cache = True
+        models.save(model, partial, state)
+        checkpoints.describe_files(partial)
+        shutil.rmtree(partial.with_name(KEPT), ignore_errors=True)
+        partial.rename(partial.with_name(KEPT))
+    accelerator.wait_for_everyone()
+
+
+def _finish(trainer, output, load):
+    """Make `output/model` of what was kept."""
+    kept, folder = output / runs.CHECKPOINTS / KEPT, output / "model"
+    checkpoints.check_files(kept)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after this
+    tokenizer = trainer.processing_class
+    if (kept / "adapter_config.json").exists():
+        from peft import PeftModel  # an extra, which adapter_config has asked for
+
+        merged = PeftModel.from_pretrained(load(), kept).merge_and_unload()
+        align_special_tokens(merged, tokenizer)  # as the trainer has aligned its own
+        merged.save_pretrained(folder)
+    else:
+        others = shutil.ignore_patterns(checkpoints.FILES)
+        shutil.copytree(kept, folder, copy_function=_link, ignore=others)  # which stays, until the run is finished
+    tokenizer.save_pretrained(folder)
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def free(device):
+    """Give back the memory of models that nothing holds any more: trainers hold themselves."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

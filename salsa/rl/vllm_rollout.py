@@ -1,0 +1,190 @@
+"""Sampling responses with vLLM instead of rollout.py, in the process and on the GPU that hold the policy.
+
+vLLM is started with weights that mean nothing and asleep. To sample it is woken, given the policy's weights as they
+are now, and put to sleep again, which frees its memory. `Engine` does this for any policy of one architecture, and
+answers benchmarks; `Sampler` is PPO's. With several processes each has an engine of its own for its share of the
+prompts; none of them communicate.
+
+Every request has a seed of its own, from the run's seed, the iteration and the prompt, as rollout.py's noise has; the
+numbers drawn are others. What vLLM calls a token's log-probability is that of its own computation at the sampling
+temperature; the trainer computes it afresh and weighs tokens by the difference.
+
+Left out: adapters, weights that are sharded over processes, a policy too large for one GPU.
+"""
+
+import contextlib
+import tempfile
+
+import torch
+from accelerate.utils import patch_environment
+from accelerate.utils.other import get_free_port
+
+from salsa.data import chat
+from salsa.rl import forward
+from salsa.workflow import runs
+
+SETTING = "execution.rollouts=vllm"
+MEMORY_SHARE = 0.3  # of the GPU's memory, while vLLM is awake: its weights and cache of keys and values (TRL's default)
+DEVICES = ("cuda",)  # on which vLLM can give its memory back
+DTYPES = {"no": "float32", "bf16": "bfloat16"}
+
+
+class Engine:
+    """A vLLM engine that samples from policies of one architecture.
+
+    Args:
+        policy: a causal language model; its configuration is read here, its weights are not.
+        dtype: what vLLM computes in, a torch dtype's name.
+        context: the most tokens that a prompt and its response have together.
+        device: where the policies are.
+        processes: how many processes make such an engine at the same time.
+
+    Raises UserError where vLLM is missing or the device is no GPU.
+    """
+
+    def __init__(self, policy, tokenizer, dtype, context, device, processes=1):
+        if device.type not in DEVICES:
+            raise runs.UserError(
+                f"{SETTING}: needs a CUDA GPU, and this run is on {device.type}; set execution.rollouts=transformers"
+            )
+        self.vllm = _imported()
+        self.end_ids, self.pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
+        self.folder = tempfile.TemporaryDirectory(prefix="salsa-vllm-")  # kept: vLLM may read it later
+        policy.config.save_pretrained(self.folder.name)
+        tokenizer.save_pretrained(self.folder.name)
+        with _launched(processes):
+            self.llm = self.vllm.LLM(
+                model=self.folder.name,
+                load_format="dummy",
+                generation_config="vllm",  # not the model's: what is sampled from is the policy as it is
+                dtype=dtype,
+                seed=0,  # every request has its own
+                max_model_len=context,
+                logprobs_mode="processed_logprobs",  # at the sampling temperature
+                gpu_memory_utilization=MEMORY_SHARE,
+                enable_sleep_mode=True,
+                enable_prefix_caching=False,  # what it keeps would be of older weights
+                distributed_executor_backend="external_launcher",  # in this process
+                tensor_parallel_size=1,
+            )
+        self._sleep()
+
+    def respond(self, policy, prompts, seeds, temperature, length):
+        """One response, of up to `length` tokens, to each prompt (a list of token ids) from `policy` as it is now.
+
+        Returns (responses, logprobs): lists of token ids up to and with an end token, and of their log-probabilities
+        as vLLM computed them.
+        """
+        self._wake(policy)
+        outputs = self.llm.generate(
+            [self.vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
+            [self._parameters(seed, temperature, length) for seed in seeds],
+            use_tqdm=False,
+        )
+        self._sleep()
+        responses, logprobs = zip(*(self._read(output, length) for output in outputs), strict=True)
+        return list(responses), list(logprobs)
+
+    def _parameters(self, seed, temperature, length):
+        """The SamplingParams of one request: from the policy's own distribution, up to and with an end token."""
+        return self.vllm.SamplingParams(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            repetition_penalty=1.0,
+            seed=seed,
+            max_tokens=length,
+            stop_token_ids=self.end_ids,
+            logprobs=0,  # of the sampled token alone
+            detokenize=False,
+            skip_special_tokens=False,
+        )
+
+    def _read(self, output, limit):
+        """Token ids of a response and their log-probabilities."""
+        (response,) = output.outputs
+        tokens = list(response.token_ids)
+        if tokens[-1] not in self.end_ids and len(tokens) < limit:
+            raise RuntimeError(
+                f"vLLM stopped a response ({response.finish_reason}) after {len(tokens)} of {limit} tokens without an "
+                "end token; set execution.rollouts=transformers"
+            )
+        return tokens, [place[token].logprob for token, place in zip(tokens, response.logprobs, strict=True)]
+
+    def _wake(self, policy):
+        torch.cuda.empty_cache()  # what training left of the GPU's memory
+        self.llm.wake_up(tags=["weights"])
+        weights = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
+        (missing,) = self.llm.apply_model(lambda model: _load(model, weights))
+        if missing:
+            raise runs.UserError(
+                f"{SETTING}: the policy has no weights of the names that vLLM wants ({', '.join(missing[:3])}, …); set "
+                "execution.rollouts=transformers"
+            )
+        self.llm.wake_up(tags=["kv_cache"])
+
+    def _sleep(self):
+        self.llm.sleep(level=2)  # weights are dropped, not kept in the CPU's memory: the next sample loads newer ones
+
+
+class Sampler(Engine):
+    """The engine of a PPO run.
+
+    Args:
+        policy: the causal language model to be sampled from.
+        settings: config.PpoSettings.
+        accelerator: of the run; all its processes make their Sampler at the same time.
+
+    Raises UserError where vLLM is missing, or the run is one that it can't sample for. Sharded weights are refused
+    where the trainer starts.
+    """
+
+    def __init__(self, policy, tokenizer, settings, accelerator):
+        if settings.ppo.lora_rank:
+            raise runs.UserError(
+                f"ppo.lora_rank={settings.ppo.lora_rank}: {SETTING} takes a policy whose weights are all trained; set "
+                "execution.rollouts=transformers or ppo.lora_rank=0"
+            )
+        self.settings = settings
+        dtype, context = DTYPES[settings.mixed_precision], settings.lengths.prompt + settings.lengths.response
+        super().__init__(policy, tokenizer, dtype, context, accelerator.device, accelerator.num_processes)
+
+    def sample(self, policy, prompts, prompt_ids, iteration, device):
+        """Sample one response to each prompt (a list of token ids) from `policy` as it is now.
+
+        Returns (Sequences, logprobs): logprobs (B, T) float32 as vLLM computed them, zero where masked.
+        """
+        seeds = [runs.derive_seed(self.settings.seed, "rollout", iteration, prompt_id) for prompt_id in prompt_ids]
+        length = self.settings.lengths.response
+        responses, logprobs = self.respond(policy, prompts, seeds, self.settings.ppo.temperature, length)
+        sequences = forward.from_lists(prompts, responses, self.end_ids, self.pad_id, device)
+        values = torch.tensor([value for row in logprobs for value in row], dtype=torch.float32, device=device)
+        mask = sequences.response_mask
+        return sequences, torch.zeros(mask.shape, device=device).masked_scatter(mask.bool(), values)
+
+
+def _load(model, weights):
+    """Give vLLM's model the weights of the policy. Returns the names of its own that are none of those."""
+    loaded = model.load_weights(weights)
+    if loaded is None:  # an architecture that doesn't tell
+        return []
+    return sorted({name for name, _ in model.named_parameters()} - loaded)
+
+
+def _imported():
+    """The package vllm."""
+    try:
+        import vllm  # an extra
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise runs.UserError(f"{SETTING}: needs vllm, of the extra salsa[vllm]; pip install -e '.[vllm]'") from None
+    return vllm
+
+
+def _launched(processes):
+    """A context with the environment variables that vLLM expects of a launcher, where one process runs without one."""
+    if processes > 1:
+        return contextlib.nullcontext()
+    return patch_environment(rank=0, local_rank=0, world_size=1, master_addr="127.0.0.1", master_port=get_free_port())

@@ -1,0 +1,318 @@
+"""Judgments that others published, as verdicts of this project, and the numbers that their own tables make of them.
+
+    python -m salsa.tools.published FORMAT FILE [FILE …] --output VERDICTS.jsonl [--baseline NAME]
+
+writes the files' verdicts as lines that `python -m salsa.evaluate.statistics` reads, and prints one JSON object: their
+number, what was dropped and why, and the format's own leaderboard, computed from the same judgments as its authors
+compute it. So our statistics can be held against published tables, and published judgments be given our intervals.
+
+| format | file | leaderboard |
+|---|---|---|
+| `mt-bench-pair` | FastChat's model_judgment/*_pair.jsonl | wins, ties and losses of show_result |
+| `mt-bench-single` | FastChat's model_judgment/*_single.jsonl | mean scores by turn of show_result |
+| `arena-hard` | arena-hard-auto's model_judgment/JUDGE/MODEL.jsonl, v0.1 | score and interval of v0.1's show_result |
+| `alpaca-eval` | AlpacaEval's annotations.json | win rate, standard error, counts, length-controlled win rate |
+
+Left out: downloading the files, and the versions of these benchmarks whose files differ.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from salsa.data import rows as reader
+from salsa.evaluate import statistics, tournament
+from salsa.workflow import runs
+
+TIE_DELTA = 0.1  # FastChat's: scores no further apart are a tie
+NO_SCORE = -1  # FastChat's, where the judge's answer holds none, or its API failed ($ERROR$)
+
+
+def mt_bench_pair(rows, baseline=None):
+    """Verdicts of FastChat's pairwise judgments, and what was dropped.
+
+    Args:
+        rows: with question_id, model_1, model_2, g1_winner and g2_winner ("model_1", "model_2", "tie" or "error"; a
+            name, not a place, in both games), judge, and turn. In game 2 model_2 is shown first.
+        baseline: only rows with this model, where one is given.
+
+    An error drops its game alone, whereas show_result drops both.
+    """
+    verdicts, dropped = [], Counter()
+    for row in _with(rows, "question_id", "model_1", "model_2", "g1_winner", "g2_winner", "judge"):
+        if baseline and baseline not in (row["model_1"], row["model_2"]):
+            dropped["not against the baseline"] += 1
+            continue
+        for order, game in enumerate(("g1_winner", "g2_winner")):
+            names = {"model_1": "model_a", "model_2": "model_b", "tie": "tie"}
+            winner = names.get(row[game], "error")
+            dropped["game without a winner"] += winner == "error"
+            verdicts.append(_verdict(row, "mt_bench", row["model_1"], row["model_2"], order, winner))
+    return verdicts, dropped
+
+
+def mt_bench_pair_leaderboard(rows, baseline=None):
+    """model -> its wins, losses, ties and rates, as FastChat's show_result prints them for pairwise judgments.
+
+    A row counts as a win where both games name the same winner, as a tie where they don't or both say tie, and not at
+    all where either is an error: "win_rate_adjusted" is (wins + ties/2) / all. Rows of both turns count alike.
+    """
+    counts = defaultdict(Counter)
+    for row in _with(rows, "model_1", "model_2", "g1_winner", "g2_winner"):
+        games, models = (row["g1_winner"], row["g2_winner"]), (row["model_1"], row["model_2"])
+        if "error" in games or (baseline and baseline not in models):
+            continue
+        tie = games[0] == "tie" or games[0] != games[1]
+        for name, model in zip(("model_1", "model_2"), models, strict=True):
+            if model != baseline:
+                counts[model]["tie" if tie else "win" if games[0] == name else "loss"] += 1
+    found = {}
+    for model, own in counts.items():
+        win, loss, tie = own["win"], own["loss"], own["tie"]
+        rates = {"win_rate": win, "loss_rate": loss, "win_rate_adjusted": win + tie / 2}
+        found[model] = {"win": win, "loss": loss, "tie": tie}
+        found[model] |= {name: value / own.total() for name, value in rates.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["win_rate_adjusted"]))
+
+
+def mt_bench_single(rows, baseline=None):
+    """Verdicts from FastChat's scores of single answers: of two models' scores in a turn, the higher one wins.
+
+    Scores no further apart than `TIE_DELTA` are a tie, as in FastChat. The judge saw one answer at a time, so there is
+    one verdict for each pair, of order 0, and no swap consistency. Without a baseline, all pairs of models.
+
+    Args:
+        rows: with question_id, model, judge, score (1 to 10, -1 for none) and turn.
+    """
+    scores, dropped = _last_scores(rows)
+    verdicts = []
+    for _, models in itertools.groupby(sorted(scores, key=str), key=lambda key: key[:2]):
+        rated = [(key[2], scores[key]) for key in models]
+        for (model_a, row_a), (model_b, row_b) in itertools.combinations(rated, 2):
+            if baseline == model_a:  # the candidate is model_a
+                model_a, row_a, model_b, row_b = model_b, row_b, model_a, row_a
+            if baseline in (None, model_b):
+                higher = row_a["score"] - row_b["score"]
+                winner = "tie" if abs(higher) <= TIE_DELTA else "model_a" if higher > 0 else "model_b"
+                verdicts.append(_verdict(row_a, "mt_bench", model_a, model_b, 0, winner))
+    return verdicts, dropped
+
+
+def mt_bench_single_leaderboard(rows, baseline=None):
+    """model -> its mean score in turn 1, turn 2 and over all rows, as FastChat's show_result prints them.
+
+    Rows without a score are left out; of a question and turn judged twice the last score counts, where show_result
+    takes both into its mean. `baseline` changes nothing.
+    """
+    scores, _ = _last_scores(rows)
+    turns = defaultdict(lambda: defaultdict(list))
+    for (_, turn, model), row in scores.items():
+        turns[model][turn].append(row["score"])
+    found = {
+        model: {
+            "first_turn": _mean(own[1]),
+            "second_turn": _mean(own[2]),
+            "average": _mean([score for values in own.values() for score in values]),
+        }
+        for model, own in turns.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: -item[1]["average"]))
+
+
+def _last_scores(rows):
+    """(question, turn, model) -> the last row that judges it, without those that have no score."""
+    found, dropped = {}, Counter()
+    for row in _with(rows, "question_id", "model", "judge", "score", "turn"):
+        key = row["question_id"], row["turn"], row["model"]
+        dropped["judged again later"] += key in found
+        found[key] = row
+    rated = {key: row for key, row in found.items() if row["score"] != NO_SCORE}
+    dropped["no score"] = len(found) - len(rated)
+    return rated, dropped
+
+
+def _mean(values):
+    return float(np.mean(values)) if values else math.nan
+
+
+def arena_hard(rows, baseline="gpt-4-0314"):
+    """Verdicts of Arena-Hard v0.1's judgments: each model (model_a) against the baseline (model_b).
+
+    Args:
+        rows: with question_id, model, judge, and games, two of {"score": a grade or null}. In game 1 the baseline is
+            shown first (as A), in game 2 the model is.
+
+    The grade stays in the line as `grade`; a decisive win counts as a win. A game without one of the five grades is an
+    error.
+    """
+    verdicts, dropped = [], Counter()
+    for game in _games(rows):
+        score, _ = tournament.GRADES.get(game["grade"], (None, 0))
+        if score is None:
+            winner = "error"
+            dropped["game without a grade"] += 1
+        else:
+            a_wins = "model_b" if game["order"] else "model_a"
+            winner = {1.0: a_wins, 0.5: "tie", 0.0: "model_a" if game["order"] else "model_b"}[score]
+        verdict = _verdict(game, "arena_hard", game["model"], baseline, game["order"], winner)
+        verdicts.append(verdict | {"grade": game["grade"]})
+    return verdicts, dropped
+
+
+def arena_hard_leaderboard(rows, baseline="gpt-4-0314"):
+    """Arena-Hard v0.1's own scores and intervals: salsa.evaluate.tournament.arena_hard."""
+    return tournament.arena_hard(_games(rows), baseline)
+
+
+def _games(rows):
+    found = []
+    for row in _with(rows, "question_id", "model", "judge", "games"):
+        for order, game in zip((1, 0), row["games"], strict=False):
+            found.append(row | {"order": order, "grade": (game or {}).get("score")})
+    return found
+
+
+def alpaca_eval(rows, baseline=None):
+    """Verdicts of AlpacaEval's annotations: generator_2 (model_a) against generator_1 (model_b), the baseline.
+
+    Args:
+        rows: with instruction, generator_1, generator_2 and preference: from 1, the baseline's answer, to 2, 1.5 for a
+            draw (0 in old files), or null.
+
+    A preference above 1.5 is a win. How sure the judge was stays in the line as `score`, preference - 1. The file does
+    not say which answer was shown first: all verdicts have order 0, and a share of first places means nothing. A
+    prompt's id is made of its instruction, so that it is the same in the files of all models.
+    """
+    verdicts, dropped, seen = [], Counter(), Counter()
+    for row in _with(rows, "instruction", "generator_1", "generator_2", "preference"):
+        if baseline and baseline != row["generator_1"]:
+            dropped["not against the baseline"] += 1
+            continue
+        score = _alpaca_score(row)
+        winner = "error" if score is None else "tie" if score == 0.5 else "model_a" if score > 0.5 else "model_b"
+        dropped["no preference"] += winner == "error"
+        digest = hashlib.sha256(row["instruction"].encode()).hexdigest()[:12]
+        same = row["generator_2"], row["generator_1"], digest
+        seen[same] += 1  # an instruction may stand in a set twice
+        named = {"question_id": digest if seen[same] == 1 else f"{digest}-{seen[same]}", "judge": row.get("annotator")}
+        verdict = _verdict(named, "alpaca_eval", row["generator_2"], row["generator_1"], 0, winner)
+        verdicts.append(verdict | {"score": score})
+    return verdicts, dropped
+
+
+def alpaca_eval_leaderboard(rows, baseline=None):
+    """model -> the columns of AlpacaEval's leaderboard: rates × 100, `standard_error` s/√n with s over n - 1.
+
+    `win_rate` is the mean of preference - 1, `discrete_win_rate` that of wins and half the draws. The published
+    `length_controlled_winrate` is of a regression with one more term, the difficulty of each instruction, fitted on all
+    models of the leaderboard, with two gamed baselines added and an L1 penalty chosen by cross-validation: ours,
+    `length_controlled`, leaves these out, and comes near it without being equal.
+    """
+    models = defaultdict(list)
+    for row in _with(rows, "generator_1", "generator_2", "preference"):
+        if baseline in (None, row["generator_1"]) and _alpaca_score(row) is not None:
+            models[row["generator_2"]].append(row)
+    found = {}
+    for model, own in models.items():
+        scores = np.array([_alpaca_score(row) for row in own])
+        wins, draws, losses = statistics.outcomes(scores)
+        error = float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+        found[model] = {
+            "win_rate": 100 * float(scores.mean()),
+            "standard_error": 100 * error,
+            "n_wins": wins,
+            "n_wins_base": losses,
+            "n_draws": draws,
+            "n_total": len(scores),
+            "discrete_win_rate": 100 * (wins + draws / 2) / len(scores),
+        }
+        if all("output_1" in row and "output_2" in row for row in own):
+            lengths = np.array([[len(row["output_2"]), len(row["output_1"])] for row in own])
+            found[model]["avg_length"] = int(lengths[:, 0].mean())
+            rate = statistics.length_controlled(scores, lengths[:, 0] - lengths[:, 1])
+            found[model]["length_controlled"] = 100 * rate
+    return dict(sorted(found.items(), key=lambda item: -item[1]["win_rate"]))
+
+
+def _alpaca_score(row):
+    """preference - 1, with 0 of old files a draw; None where there is none."""
+    preference = row["preference"]
+    if preference == 0:
+        return 0.5
+    return preference - 1 if preference is not None and 1 <= preference <= 2 else None  # not for nan either
+
+
+def _verdict(row, benchmark, model_a, model_b, order, winner):
+    judge = row["judge"]
+    verdict = {
+        "prompt_id": row["question_id"],
+        "benchmark": benchmark,
+        "model_a": model_a,
+        "model_b": model_b,
+        "order": order,
+        "winner": winner,
+        "judge": judge[0] if isinstance(judge, list) else judge or "unknown",  # FastChat: [model, name of the prompt]
+    }
+    return verdict | ({"turn": row["turn"]} if "turn" in row else {})
+
+
+def _with(rows, *fields):
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
+        if missing:
+            raise runs.UserError(f"row {number}: no field {missing[0]!r}; is the file of this format?")
+        yield row
+
+
+FORMATS = {
+    "mt-bench-pair": (mt_bench_pair, mt_bench_pair_leaderboard),
+    "mt-bench-single": (mt_bench_single, mt_bench_single_leaderboard),
+    "arena-hard": (arena_hard, arena_hard_leaderboard),
+    "alpaca-eval": (alpaca_eval, alpaca_eval_leaderboard),
+}
+
+
+def read(path):
+    """The rows of a published file: JSON lines, or one JSON list. UserError where it is missing or malformed."""
+    return [row for _, row in reader.read(path)]
+
+
+def main(argv=None):
+    """The command line; a user's mistake ends it with one line."""
+    parser = argparse.ArgumentParser(prog="python -m salsa.tools.published", description=__doc__.split("\n")[0])
+    parser.add_argument("format", choices=FORMATS)
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--output", required=True, help="the verdicts to write")
+    parser.add_argument("--baseline", help="the model that others are compared with; arena-hard: gpt-4-0314")
+    arguments = parser.parse_args(argv)
+    runs.print_anything()
+    convert, leaderboard = FORMATS[arguments.format]
+    options = {"baseline": arguments.baseline} if arguments.baseline else {}
+    try:
+        rows = [row for path in arguments.files for row in read(path)]
+        verdicts, dropped = convert(rows, **options)
+        table = leaderboard(rows, **options)
+    except runs.UserError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    runs.write_jsonl(arguments.output, verdicts)
+    result = {"verdicts": len(verdicts), "dropped": {why: n for why, n in dropped.items() if n}, "leaderboard": table}
+    print(json.dumps(_plain(result), ensure_ascii=False, indent=2))
+
+
+def _plain(value):
+    """nan as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if value != value else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The machinery around the pipeline: configuration, plan, runs, and what starts them."""

@@ -1,0 +1,687 @@
+"""From composed configurations to the runs of one DAG, each addressed by its content.
+
+Pure: it reads no hardware, no results and no stage (only the VERSION in a stage's source), and imports neither torch,
+Hydra nor Snakemake. Two studies that share a run share its address, and so its folder. What a run depends on is said
+here once: its settings, its parents, and how it is executed.
+"""
+
+import ast
+import copy
+import functools
+import hashlib
+import re
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path, PurePath
+
+from salsa.workflow import bounds, config, failures, runs
+
+PACKAGE = Path(__file__).parents[1]
+MODULES = {  # in the order of the pipeline
+    "corpus": "salsa.data.corpus",
+    "prepare": "salsa.data.prepare",
+    "benchmark": "salsa.data.benchmark",
+    "base": "salsa.base",
+    "sft": "salsa.sft",
+    "reward_model": "salsa.reward",
+    "landscape": "salsa.evaluate.landscape",
+    "ppo": "salsa.rl.trainer",
+    "plane": "salsa.evaluate.plane",
+    "respond": "salsa.evaluate.respond",
+    "judge": "salsa.evaluate.judge",
+    "study": "salsa.report.study",
+    "comparison": "salsa.report.comparison",
+}
+FOLDERS = {stage: "studies" if stage in ("study", "comparison") else stage for stage in MODULES}
+LONGEST_LABEL = 200  # characters; a file name holds 255
+LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
+SWEEP = "-sweep"  # ends the label of a comparison
+SFT0 = ("1",)  # the weights of sft0 alone
+MOVING = {"ema": "rate", "reset": "every"}  # kind of a reference that follows the policy -> its own setting
+SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
+
+
+@dataclass(slots=True)
+class Run:
+    """One stage, to be executed once.
+
+    Attributes:
+        address: the sha256 (hex) of its content, as `runs.execute` computes it.
+        settings: the stage's settings dataclass as a dictionary.
+        parents: role -> path of the run that plays it.
+        execution: `config.Execution` as a dictionary.
+        after: paths of runs that should be finished before, though it reads nothing of them.
+    """
+
+    stage: str
+    label: str
+    address: str
+    settings: dict
+    parents: dict[str, str]
+    execution: dict
+    replicate: int | None = None
+    after: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """The runs of all studies, parents before children, by path (`<stage>/<label>-<12 hex>`) below `results`."""
+
+    results: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    studies: list[dict] = field(default_factory=list)  # name, path, link (a path below results, or None)
+    comparison: str | None = None  # the path of the run that compares the points of a sweep
+
+    def save(self):
+        """Write the plan to `<results>/plans/<12 hex>.json`, named by its content, and return that path."""
+        fields = Run.__slots__
+        text = runs.canonical_json(
+            {
+                "results": self.results,
+                "runs": {path: {name: getattr(run, name) for name in fields} for path, run in self.runs.items()},
+                "studies": self.studies,
+                "comparison": self.comparison,
+            }
+        )
+        digest = hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()
+        path = Path(self.results) / "plans" / f"{digest[:12]}.json"
+        try:
+            if not path.exists():
+                runs.write_atomically(path, text)
+        except OSError as error:
+            if failures.describe(error):
+                raise
+            folder = runs.printable(repr(self.results))
+            raise runs.UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
+        return path
+
+
+def results_folder(text):
+    """The results folder of a setting, without what names it twice (`a//b/`). UserError where it can't be one.
+
+    Snakemake reads {…} as wildcards and <…> as variables, and the rest would be misunderstood: by a shell that didn't
+    expand it, by who expects an object store, by a terminal that obeys it.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise runs.UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
+    unfit = next((sign for sign in text if sign in "{}<>" or runs.printable(sign) != sign), None)
+    problem = None
+    if unfit:
+        problem = f"has {unfit!r} in it, which no results folder can have"
+    elif text != text.strip():
+        problem = "begins or ends with a space"
+    elif text.startswith("~"):
+        problem = "~ is expanded by shells alone, where it isn't quoted"
+    elif "://" in text:
+        problem = "is no folder of this machine, which all stages read and write"
+    if problem:
+        raise runs.UserError(f"results={text!r}: {problem}; give another folder")
+    return str(PurePath(text))
+
+
+def load(path, only=None):
+    """The plan that `Plan.save` wrote; UserError where there is none, or where it is not as `plan` makes them.
+
+    What a plan says becomes folders and command lines, so nothing of it is taken on trust: each run's address is
+    computed again from its settings and parents, and its folder follows from that and a label of safe characters.
+    `only`: the path of the one run that is wanted, and so looked at.
+    """
+    again = "plan again (`salsa plan`)"
+    try:
+        values = runs.read_json(path)
+    except FileNotFoundError:
+        raise runs.UserError(f"{path}: no such plan; `salsa plan` writes one") from None
+    except OSError as error:
+        raise runs.UserError(f"{path}: can't be read ({error.strerror}); {again}") from None
+    except runs.Unreadable:
+        raise runs.UserError(f"{path}: not a plan, for it is no JSON; {again}") from None
+    try:
+        result = Plan(results_folder(values["results"]), {name: Run(**run) for name, run in values["runs"].items()})
+        for name, run in result.runs.items():
+            if only in (None, name):
+                _check_run(name, run, result.runs)
+        result.studies = [_loaded_study(study, result) for study in values["studies"]]
+        result.comparison = values.get("comparison")
+        if result.comparison is not None and result.runs[result.comparison].stage != "comparison":
+            raise ValueError(f"{result.comparison} is no comparison")
+        return result
+    except runs.UserError as error:
+        raise runs.UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = bounds.printable(f"lacks {error}" if isinstance(error, KeyError) else error)[:LONGEST_REASON]
+        raise runs.UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
+
+
+def _check_run(path, run, others):
+    """ValueError unless a run of a plan file is what `add_run` makes of its settings and parents (among `others`)."""
+    stages = list(MODULES)
+    if run.stage not in stages:
+        raise ValueError(f"{path}: no stage {run.stage!r}")
+    if not LABEL.fullmatch(run.label) or len(run.label) > LONGEST_LABEL:
+        raise ValueError(f"{path}: {run.label!r} is no label")
+    for other in [*run.parents.values(), *run.after]:
+        if other not in others:
+            raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have")
+        if others[other].stage not in stages[: stages.index(run.stage)]:  # so that nothing waits for itself
+            raise ValueError(f"{path}: needs {other!r}, which comes after it")
+    try:
+        config.from_dict(settings_class(run.stage), run.settings)
+        config.from_dict(config.Execution, run.execution)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    addresses = {role: others[parent].address for role, parent in run.parents.items()}
+    digest = runs.address(run.stage, version(run.stage), run.settings, addresses)
+    if digest != run.address:
+        raise ValueError(f"{path}: its settings have another address ({digest[:12]})")
+    if path != f"{FOLDERS[run.stage]}/{run.label}-{digest[:12]}":
+        raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
+    if not isinstance(run.replicate, int | None):
+        raise ValueError(f"{path}: replicate is {run.replicate!r}")
+
+
+def _loaded_study(values, result):
+    """A plan file's entry of a study, as `Plan.studies` holds it. ValueError where it is unsound."""
+    name, path, link = values["name"], values["path"], values["link"]
+    if result.runs[path].stage != "study":
+        raise ValueError(f"{path} is no study")
+    if not LABEL.fullmatch(name) or link not in (None, f"studies/{name}"):
+        raise ValueError(f"{path}: is linked as {link!r} by the name {name!r}")
+    return {"name": name, "path": path, "link": link}
+
+
+def settings_class(stage):
+    """The dataclass of a stage's settings: `config.RewardModelSettings` of reward_model."""
+    return getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
+
+
+def plan(configs):
+    """The runs of several studies, as one `Plan`.
+
+    Args:
+        configs: what `compose.compose` returns: `config.Config` as dictionaries, each with three entries more: `files`
+            (the content of local files, by run), `link` (the readable name of the study's folder, or None) and `point`
+            (what sets it apart in a sweep or from its companions; empty where it is alone).
+
+    Raises:
+        runs.UserError: the studies disagree on the results folder, or it can't be one.
+    """
+    folders = sorted({values["results"] for values in configs})
+    if len(folders) > 1:
+        raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
+    result = Plan(results_folder(folders[0]))
+    points = []
+    for values in configs:
+        study = _Study(values, result).add()
+        if study["path"] not in {known["path"] for known in result.studies}:
+            result.studies.append(study)
+        if values["point"] and (values["point"], study) not in points:
+            points.append((values["point"], study))
+    result.comparison = _add_comparison(points, result)
+    return result
+
+
+def _add_comparison(points, result):
+    """The path of the run that compares the studies of a sweep's points; None where they are not several."""
+    paths = [study["path"] for _, study in points]
+    if len(set(paths)) < 2:
+        return None
+    settings = asdict(config.ComparisonSettings([point for point, _ in points]))
+    parents = {f"study/{place}": path for place, path in enumerate(paths)}
+    label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
+    return add_run(result, "comparison", label, settings, parents, asdict(config.Execution()))
+
+
+def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):
+    """Add a run to the plan `result`, unless it is there; returns its path."""
+    addresses = {role: result.runs[path].address for role, path in parents.items()}
+    digest = runs.address(stage, version(stage), settings, addresses)
+    label = label[:LONGEST_LABEL]
+    path = f"{FOLDERS[stage]}/{label}-{digest[:12]}"
+    if path not in result.runs:
+        result.runs[path] = Run(stage, label, digest, settings, parents, execution, replicate, after)
+    return path
+
+
+@functools.cache
+def version(stage):
+    """The VERSION of a stage, read from its source: importing a stage would import torch."""
+    path = PACKAGE.parent / (MODULES[stage].replace(".", "/") + ".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
+            return ast.literal_eval(node.value)
+    raise RuntimeError(f"{path} has no VERSION")
+
+
+def canonical_weights(weights):
+    """Weights over the SFT models as fractions in lowest terms, no zeros at the end: 0.50, 0.5, 0 is 1/2, 1/2.
+
+    Raises ValueError for what is no number, ZeroDivisionError for `1/0`.
+    """
+    fractions = [Fraction(str(weight)) for weight in weights]
+    while len(fractions) > 1 and fractions[-1] == 0:
+        fractions.pop()
+    return tuple(str(weight) for weight in fractions)
+
+
+def alpha_weights(alpha):
+    """The weights of `(1-alpha)*sft0 + alpha*sft1`, canonical."""
+    return canonical_weights([1 - Fraction(alpha), Fraction(alpha)])
+
+
+def decimal_text(number):
+    """A fraction as the shortest exact decimal, or as a fraction where there is none: 1/4 is "0.25", 1/3 is "1/3"."""
+    text = f"{float(Fraction(number)):g}"
+    return text if Fraction(text) == Fraction(number) else str(Fraction(number))
+
+
+def weights_label(weights, kind="soup"):
+    """A readable name of a soup, a noise, …, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
+    fractions = [Fraction(weight) for weight in weights]
+    if kind == "soup" and fractions.count(0) == len(fractions) - 1:
+        return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
+    shown = [fractions[1]] if len(fractions) == 2 else fractions
+    return kind + "_".join(f"{float(weight):.2f}" for weight in shown)
+
+
+def number_label(number):
+    return repr(float(number)).removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run PPO, canonical: arms with equal ways are one.
+
+    Attributes:
+        kind, weights, rate, every: of the reference; 0 where its kind has no such setting.
+        kl_scale: of the study's kl_coef.
+        kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
+    """
+
+    start: tuple[str, ...] = SFT0
+    kind: str = "soup"
+    weights: tuple[str, ...] = SFT0
+    rate: float = 0.0
+    every: int = 0
+    kl_scale: float = 1.0
+    kl_schedule: tuple = ("fixed",)
+
+    def kl_coef(self, kl_coef):
+        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
+        return float(Fraction(repr(kl_coef)) * Fraction(repr(self.kl_scale)))
+
+    def reference_label(self):
+        """A readable name of the reference: as `weights_label`, and ema0.05_sft0, reset10_sft0."""
+        if self.kind not in MOVING:
+            return weights_label(self.weights, self.kind)
+        setting = getattr(self, MOVING[self.kind])
+        return f"{self.kind}{number_label(setting)}_{weights_label(self.weights)}"
+
+    def kl_label(self, kl_coef):
+        """A readable name of the penalty's strength: 0.05, 0.05x0.5, 0.05-linear0, 0.05-adaptive6_10000."""
+        scale = "" if self.kl_scale == 1 else f"x{number_label(self.kl_scale)}"
+        kind, *values = self.kl_schedule
+        schedule = "" if kind == "fixed" else f"-{kind}" + "_".join(map(number_label, values))
+        return number_label(kl_coef) + scale + schedule
+
+    def name(self, kl_coef):
+        """The name of its policy within a replicate, from its content alone."""
+        return f"start_{weights_label(self.start)}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+
+    def run_label(self, kl_coef):
+        """The label of its PPO run, which knows the effective kl_coef alone: two policies may share the run."""
+        return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
+
+
+def way(arm, kl_schedule):
+    """The `Way` of an arm (`config.Arm` as a dictionary) in a study whose ppo.kl_schedule is this."""
+    reference = arm["reference"]
+    setting = MOVING.get(reference["kind"])
+    return Way(
+        canonical_weights(arm["start"]),
+        reference["kind"],
+        canonical_weights(reference["weights"]),
+        float(reference["rate"]) if setting == "rate" else 0.0,
+        reference["every"] if setting == "every" else 0,
+        float(arm["kl_scale"]),
+        canonical_schedule(arm["kl_schedule"] or kl_schedule),
+    )
+
+
+def canonical_schedule(schedule):
+    """`config.KlSchedule` as a dictionary -> its kind, and the values of what that kind reads."""
+    return (schedule["kind"], *(float(schedule[name]) for name in SCHEDULES[schedule["kind"]]))
+
+
+def plain_way(values):
+    """The way of plain PPO in a study: sft0 is start and reference, the penalty is the study's own."""
+    return Way(kl_schedule=canonical_schedule(values["ppo"]["kl_schedule"]))
+
+
+def ways(values):
+    """The distinct ways of a study, in order: Way -> (the names of its arms, its kl_coefs).
+
+    An alpha that is no arm is named alpha_0.25.
+    """
+    found = {}
+
+    def add(own, name, kl_coefs):
+        names, known = found.setdefault(own, ([], []))
+        names.append(name)
+        known += [kl_coef for kl_coef in kl_coefs if kl_coef not in known]
+
+    for name, arm in values["arms"].items():
+        add(way(arm, values["ppo"]["kl_schedule"]), name, _given(arm["kl_coefs"], values["kl_coefs"]))
+    arms = set(found)
+    for alpha in values["alphas"]:
+        own = replace(plain_way(values), weights=alpha_weights(alpha))
+        if own not in arms:
+            name = f"alpha_{float(Fraction(alpha)):.2f}"
+            add(own, name, _given(values["alpha_kl_coefs"], values["kl_coefs"]))
+    return found
+
+
+def _given(kl_coefs, otherwise):
+    return otherwise if kl_coefs is None else kl_coefs
+
+
+def policies(values):
+    """The policies of a replicate, one for each way and kl_coef, as dictionaries.
+
+    Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
+    text, or None), way, kl_coef (the study's, before the way's scale), name.
+    """
+    plain = plain_way(values)
+    return [
+        {
+            "arm": names[0],
+            "alpha": _alpha_of(own, plain),
+            "way": own,
+            "kl_coef": kl_coef,
+            "name": own.name(kl_coef),
+        }
+        for own, (names, kl_coefs) in ways(values).items()
+        for kl_coef in kl_coefs
+    ]
+
+
+def _alpha_of(own, plain):
+    if replace(own, weights=SFT0) != plain or len(own.weights) > 2:
+        return None
+    return decimal_text(own.weights[1]) if len(own.weights) == 2 else "0"
+
+
+def _used(*weights):
+    """The indices of the SFT models with a weight in any of the weight lists; sft0 always."""
+    used = {i for listed in weights for i, weight in enumerate(listed) if Fraction(weight)}
+    return sorted(used | {0})
+
+
+def _adapters(settings):
+    """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
+    return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
+
+
+class _Study:
+    """Adds the runs of one study to a plan. One method a stage; each returns the path of the run."""
+
+    def __init__(self, values, result):
+        self.values = values
+        self.result = result
+        self.execution = values["execution"]
+        self.files = values["files"]
+        self.names = f"{values['model']['name']}-{values['data']['name']}"
+        self.policies = policies(values)
+
+    def add(self):
+        """Add every run of the study; returns its entry in the plan's list of studies."""
+        values = self.values
+        self.prepare = self.add_prepare()
+        self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in values["benchmarks"]}
+        self.base = self.add_base()
+        members, parents = [], {"prepare": self.prepare}
+        for replicate in values["replicates"]:
+            self.add_replicate(replicate, members, parents)
+        path = self.add_study(members, parents)
+        return {"name": values["name"], "path": path, "link": values["link"]}
+
+    def add_run(self, stage, label, settings, parents, replicate=None, after=()):
+        return add_run(self.result, stage, label, settings, parents, self.execution, replicate, after)
+
+    def seed(self, stage, replicate, index=0):
+        return runs.derive_seed(self.values["seed"], stage, replicate, index)
+
+    def add_prepare(self):
+        data = self.values["data"]
+        settings = {"task": data["task"], "files": self.files.get("prepare", {})}
+        return self.add_run("prepare", data["name"], settings, {})
+
+    def add_benchmark(self, name):
+        data = self.values["data"]
+        settings = {
+            "name": name,
+            "benchmark": self.values["benchmarks"][name],
+            "task": data["task"],
+            "files": self.files.get("prepare", {}) | self.files.get(f"benchmark/{name}", {}),
+        }
+        return self.add_run("benchmark", f"{data['name']}-{name}", settings, {"prepare": self.prepare})
+
+    def add_base(self):
+        model = self.values["model"]
+        settings = {"model": model, "base": None, "files": self.files.get("base", {})}
+        parents = {}
+        label = model["name"]
+        if model["source"] == "pretrain":
+            corpus = self.values["data"]["corpus"]
+            content = {"corpus": corpus, "sha256": self.files.get("corpus", {}).get("sha256", "")}
+            parents["corpus"] = self.add_run("corpus", corpus["kind"], content, {})
+            settings["base"] = self.values["base"]
+            label += f"-{corpus['kind']}"
+        return self.add_run("base", label, settings, parents)
+
+    def add_replicate(self, replicate, members, parents):
+        """Add the runs of a replicate; appends its policies to `members` and the study's parents to `parents`."""
+        label = f"{self.names}-r{replicate}"
+        sft = [self.add_sft(label, replicate, index) for index in range(self.values["sft"]["models"])]
+        reward_model = self.add_reward_model(label, replicate, sft)
+        judging = self.add_judging_reward_model(label, replicate, sft)
+        landscape = self.add_landscape(label, replicate, sft, reward_model) if len(sft) > 1 else None
+        parents[f"reward_model/r{replicate}"] = reward_model
+        if landscape:
+            parents[f"landscape/r{replicate}"] = landscape
+        answered = []
+        for policy in self.policies:
+            ppo = self.add_ppo(label, replicate, policy, sft, reward_model, landscape)
+            answered.append((policy, ppo, self.add_respond(label, replicate, policy, sft, reward_model, ppo)))
+        plain = {
+            policy["kl_coef"]: (policy["name"], respond)
+            for policy, _, respond in answered
+            if policy["way"] == plain_way(self.values)
+        }
+        for policy, ppo, respond in answered:
+            index = len(members)
+            parents[f"ppo/{index}"] = ppo
+            parents[f"respond/{index}"] = respond
+            if len(sft) > 1 and self.spans_plane(policy, replicate):
+                parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, ppo)
+            baselines = self.baselines(policy, landscape, plain.get(policy["kl_coef"]))
+            for judge in self.values["judges"]:
+                opponents = baselines | self.opponents(judge, policy, answered)
+                if opponents:
+                    run = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
+                    parents[f"judge/{judge}/{index}"] = run
+            members.append(
+                {
+                    "arm": policy["arm"],
+                    "alpha": policy["alpha"],
+                    "kl_coef": policy["kl_coef"],
+                    "replicate": replicate,
+                    "name": policy["name"],
+                    "index": index,
+                    "baselines": {role: name for role, (name, _, _) in baselines.items()},
+                }
+            )
+
+    @staticmethod
+    def baselines(policy, landscape, plain):
+        """Role -> (baseline's name, the model whose rows are its responses, the run that has them)."""
+        found = {}
+        if landscape:
+            found["sft0"] = ("sft0", "sft0", landscape)
+        if plain and plain[0] != policy["name"]:
+            found["ppo"] = (plain[0], "policy", plain[1])
+        return found
+
+    def opponents(self, judge, policy, answered):
+        """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
+        if not self.values["judges"][judge]["tournament"]:
+            return {}
+        at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
+        place = [other["name"] for other, _ in at].index(policy["name"])
+        plain = plain_way(self.values)  # which is a baseline of all
+        return {
+            f"opponent{i}": (other["name"], "policy", respond)
+            for i, (other, respond) in enumerate(at[:place])
+            if plain not in (other["way"], policy["way"])
+        }
+
+    def add_sft(self, label, replicate, index):
+        settings = {
+            "seed": self.seed("sft", replicate, index),
+            "sft": self.sft,
+            "lengths": self.values["lengths"],
+            "mixed_precision": self.values["mixed_precision"],
+        }
+        parents = {"prepare": self.prepare, "base": self.base}
+        return self.add_run("sft", f"{label}-s{index}", settings, parents, replicate)
+
+    @functools.cached_property
+    def sft(self):
+        """SFT's settings as they determine a model: how many others are trained beside it does not."""
+        return _adapters(self.values["sft"] | {"models": config.Sft.models})
+
+    def add_reward_model(self, label, replicate, sft):
+        return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
+
+    def add_judging_reward_model(self, label, replicate, sft):
+        """The reward model of a judge of that kind: other preferences, another seed. None where no judge is one."""
+        if all(judge["kind"] != "reward_model" for judge in self.values["judges"].values()):
+            return None
+        seed = self.seed("reward_model", replicate, 1)
+        return self._reward_model(f"{label}-judge", seed, "_for_judge", replicate, sft)
+
+    def _reward_model(self, label, seed, preferences, replicate, sft):
+        sampled = self.values["data"]["preferences"] == "sampled"
+        settings = {
+            "seed": seed,
+            "preferences": self.values["data"]["preferences"] + preferences,
+            "reward_model": _adapters(self.values["reward_model"]),
+            "lengths": self.values["lengths"],
+            "mixed_precision": self.values["mixed_precision"],
+        }
+        parents = {"prepare": self.prepare, "sft0": sft[0]}
+        if sampled and len(sft) > 1:
+            parents["sft1"] = sft[1]
+        return self.add_run("reward_model", label, settings, parents, replicate)
+
+    def add_landscape(self, label, replicate, sft, reward_model):
+        settings = {
+            "seed": self.seed("respond", replicate),  # as the policies answer, so that noise is shared
+            "alphas": [decimal_text(alpha) for alpha in self.values["evaluate"]["alphas"]],
+            "temperature": self.values["evaluate"]["temperature"],
+            "lengths": self.values["lengths"],
+            "gates": self.values["evaluate"]["gates"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1]}
+        return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
+
+    def add_ppo(self, label, replicate, policy, sft, reward_model, landscape):
+        own = policy["way"]
+        settings = {
+            "seed": self.seed("ppo", replicate),
+            "kl_coef": own.kl_coef(policy["kl_coef"]),
+            "start": list(own.start),
+            "reference": {"kind": own.kind, "weights": list(own.weights), "rate": own.rate, "every": own.every},
+            "ppo": self.ppo(own.kl_schedule),
+            "lengths": self.values["lengths"],
+            "mixed_precision": self.values["mixed_precision"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model}
+        parents |= {f"sft{i}": sft[i] for i in _used(own.start, own.weights)}
+        after = (landscape,) if landscape else ()
+        return self.add_run("ppo", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate, after)
+
+    def ppo(self, kl_schedule):
+        """PPO's settings as they determine a policy: what is not read there has its default."""
+        kind, *chosen = kl_schedule
+        schedule = asdict(config.KlSchedule(kind, **dict(zip(SCHEDULES[kind], chosen, strict=True))))
+        return _adapters(self.values["ppo"] | {"kl_schedule": schedule})
+
+    def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
+        own = policy["way"]
+        settings = {
+            "seed": self.seed("respond", replicate),
+            "temperature": self.values["evaluate"]["temperature"],
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "ppo": ppo}
+        # What has become of a reference that moved is in the folder of PPO's run.
+        used = _used() if own.kind in MOVING else _used(own.weights)
+        used = sorted({*used, *range(min(2, len(sft)))})  # where the policy went is said by the first two
+        parents |= {f"sft{i}": sft[i] for i in used} | self.benchmarks
+        return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
+
+    def spans_plane(self, policy, replicate):
+        plane = self.values["evaluate"]["plane"]
+        kl_coefs = [other["kl_coef"] for other in self.policies if other["way"] == policy["way"]]
+        return (
+            policy["arm"] in plane["arms"]
+            and replicate in self.values["replicates"][: plane["replicates"]]
+            and policy["kl_coef"] == _given(plane["kl_coef"], kl_coefs[0])
+        )
+
+    def add_plane(self, label, replicate, policy, sft, reward_model, ppo):
+        plane = self.values["evaluate"]["plane"]
+        settings = {
+            "seed": self.seed("respond", replicate),
+            "step": str(Fraction(plane["step"])),
+            "margin": str(Fraction(plane["margin"])),
+            "prompts": plane["prompts"],
+            "lengths": self.values["lengths"],
+        }
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "ppo": ppo}
+        name = policy["way"].run_label(policy["kl_coef"])
+        return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
+
+    def add_judge(self, label, replicate, policy, judge, respond, baselines, judging):
+        own = self.values["judges"][judge]
+        settings = {
+            "name": judge,
+            "judge": own | {"tournament": False},  # its opponents say so
+            "replicate": replicate,
+            "candidate": policy["name"],
+            "baselines": {name: model for name, model, _ in baselines.values()},
+            "files": self.files.get(f"judge/{judge}", {}),
+        }
+        parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
+        if own["kind"] == "openai":  # which is shown reference answers
+            parents |= self.benchmarks
+        if own["kind"] == "reward_model":
+            parents["scorer"] = judging
+        return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
+
+    def add_study(self, members, parents):
+        settings = asdict(config.StudySettings(config=self.described(), policies=members))
+        return self.add_run("study", self.values["name"], settings, parents)
+
+    def described(self):
+        """The configuration as the report shows it: without what is execution only, and local files by name."""
+        left_out = {"execution", "results", "companions", "objective", "files", "link", "point"}
+        shown = copy.deepcopy({key: value for key, value in self.values.items() if key not in left_out})
+        parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
+        parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}
+        for part, values in parts.items():
+            for name in self.files.get(part, {}):
+                if values.get(name):
+                    values[name] = Path(values[name]).name
+        return shown

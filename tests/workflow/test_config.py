@@ -1,0 +1,230 @@
+"""Every setting has a bound beside it, and nothing outside it is taken."""
+
+import dataclasses
+import inspect
+import json
+import math
+import typing
+from fractions import Fraction
+
+import pytest
+
+from salsa import data
+from salsa.workflow import bounds, compose, config, plan, runs
+from salsa.workflow.bounds import ITEMS, RULE, Choice, Free, Range, SettingError, Text, fraction
+
+SCHEMAS = [cls for _, cls in inspect.getmembers(config, dataclasses.is_dataclass)]
+FIELDS = [(cls, f) for cls in SCHEMAS for f in dataclasses.fields(cls)]
+ENTRIES = {"arms": "salsa", "benchmarks": "in_distribution", "judges": "gold", "claims": "stable"}
+HUGE = [10**30, 10**400, 1e30, 1e308]
+WRONG = {  # for a type, values of others
+    int: [1.5, "1", True, None, [1], {"a": 1}, math.nan, math.inf],
+    float: ["1", True, None, [1.0], {}, math.nan, math.inf, -math.inf],
+    str: [1, 1.5, True, None, ["x"], {}],
+    bool: [0, 1, "true", None, []],
+    list: ["x", 1, None, {}],
+    dict: ["x", 1, None, []],
+}
+
+
+def hint_of(cls, f):
+    return bounds.required(bounds.type_hints(cls)[f.name])
+
+
+def leaves(cls=config.Config, path=()):
+    """(path, field, type) of every setting, through one entry of each dictionary."""
+    for f in dataclasses.fields(cls):
+        hint = hint_of(cls, f)
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, (*path, f.name))
+        elif f.name in ENTRIES and not path:
+            yield from leaves(bounds.item_type(hint), (*path, f.name, ENTRIES[f.name]))
+        else:
+            yield (*path, f.name), f, hint
+
+
+LEAVES = {".".join(path): (path, f, hint) for path, f, hint in leaves()}
+
+
+@pytest.fixture(scope="module")
+def values():
+    (composed,) = compose.compose([])
+    return {name: value for name, value in composed.items() if name not in ("files", "link", "point")}
+
+
+def refused(values, path, value):
+    """What `bounds.check` says of the values with another at a path, or None."""
+    changed = json.loads(json.dumps(values))
+    place = changed
+    for name in path[:-1]:
+        if place[name] is None:  # a null of a group
+            place[name] = {}
+        place = place[name]
+    place[path[-1]] = value
+    try:
+        bounds.check(config.Config, changed)
+    except SettingError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+        assert str(error).startswith(".".join(path)), str(error)
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("cls", "f"), FIELDS, ids=lambda value: getattr(value, "__name__", getattr(value, "name", "")))
+def test_every_field_declares_its_bound(cls, f):
+    hint, rule = hint_of(cls, f), f.metadata.get(RULE)
+    if dataclasses.is_dataclass(hint):
+        return  # whose own fields do
+    kind = typing.get_origin(hint) or hint
+    assert rule is not None, f"{cls.__name__}.{f.name}: say in salsa/workflow/config.py what it may be"
+    if kind in (list, dict):
+        assert ITEMS in f.metadata or isinstance(rule, Free)
+        kind = bounds.item_type(hint) if kind is list else str
+    if isinstance(rule, Free):
+        assert hint is bool or cls.__name__.endswith("Settings")  # what the plan makes
+    elif kind is int:
+        assert isinstance(rule, Range) and rule.at_least is not None and rule.at_most is not None
+    elif kind is float:
+        assert (
+            isinstance(rule, Range)
+            and None in (rule.at_least, rule.above)
+            and (rule.at_least, rule.above) != (None,) * 2
+        )
+    elif kind is str:
+        assert isinstance(rule, Text | Choice) or (isinstance(rule, Range) and rule.in_text)
+    if f.default not in (bounds.NEEDED, bounds.UNSET, None) and not isinstance(rule, Free):
+        assert rule.problem(f.default) is None
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_what_no_bound_allows_is_refused(key, values):
+    path, f, hint = LEAVES[key]
+    rule, kind = f.metadata[RULE], typing.get_origin(hint) or hint
+    optional = bounds.type_hints(_owner(path))[path[-1]] != hint
+    for value in WRONG[kind]:
+        if not (value is None and optional):
+            assert refused(values, path, value), value
+    if kind is list:
+        item = bounds.item_type(hint)
+        for value in WRONG[item]:
+            assert refused(values, path, [value]), value
+        assert refused(values, path, _good(rule, item) * (f.metadata[ITEMS] + 1))
+    if isinstance(rule, Range) and not rule.in_text and kind is not list:
+        for value in [-1, 0, *HUGE]:
+            inside = _inside(rule, value) and abs(value) <= 1e308 and (kind is float or isinstance(value, int))
+            assert (refused(values, path, value) is None) == inside, value
+        for end, outside in ((rule.at_least, -1), (rule.at_most, 1)):
+            if end is not None:
+                step = 1 if kind is int else abs(end) * 1e-9 or 1e-12
+                assert refused(values, path, kind(end)) is None
+                assert refused(values, path, end + outside * step)
+        for end in (rule.above, rule.below):
+            assert end is None or refused(values, path, kind(end))
+    if isinstance(rule, Choice) and kind is str:
+        assert refused(values, path, "something else") and refused(values, path, "\x1b[31m")
+        assert all(refused(values, path, choice) is None for choice in rule.choices)
+    if isinstance(rule, Text) and kind is str:
+        assert (refused(values, path, "") is None) == rule.empty
+        assert refused(values, path, "x" * (rule.longest + 1)) and refused(values, path, "a\0b")
+        assert refused(values, path, "\ud800")
+        assert (refused(values, path, "a\nb") is None) == rule.lines
+
+
+def _owner(path):
+    """The dataclass that a setting belongs to."""
+    cls = config.Config
+    for name in path[:-1]:
+        if dataclasses.is_dataclass(cls) and name in {f.name for f in dataclasses.fields(cls)}:
+            hint = bounds.required(bounds.type_hints(cls)[name])
+            cls = bounds.item_type(hint) if typing.get_origin(hint) is dict else hint
+    return cls
+
+
+def _good(rule, kind):
+    """A list with one item that its rule allows."""
+    if isinstance(rule, Choice):
+        return [rule.choices[0]]
+    return [{int: 0, float: 0.5}.get(kind, "1")]
+
+
+def _inside(rule, value):
+    return not (
+        (rule.at_least is not None and value < rule.at_least)
+        or (rule.above is not None and value <= rule.above)
+        or (rule.at_most is not None and value > rule.at_most)
+        or (rule.below is not None and value >= rule.below)
+    )
+
+
+def test_choices_are_those_of_the_code():
+    assert set(bounds.choices(config.KlSchedule, "kind")) == set(plan.SCHEDULES)
+    assert set(plan.MOVING) < set(bounds.choices(config.Reference, "kind"))
+    assert set(bounds.choices(config.Judge, "kind")) == set().union(*compose.JUDGES.values())
+    assert set(bounds.choices(config.Benchmark, "kind")) == set().union(*data.BENCHMARKS.values())
+    assert set(bounds.choices(config.Task, "kind")) == set(data.BENCHMARKS) == set(compose.JUDGES)
+    for schema, settings in compose.READ_BY.items():
+        names = {f.name for f in dataclasses.fields(schema)}
+        assert set(settings) <= names
+        assert set().union(*settings.values()) <= set(bounds.choices(schema, "kind"))
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "says"),
+    [
+        (config.SftSettings, {}, "seed: no value"),
+        (config.Model, {}, "name: no value"),
+        (config.Sft, {"epoch": 1}, "Sft has no setting 'epoch'; it has batch_size,"),
+        (config.PpoSettings, {"ppo": {"epochs": 0}}, "seed: no value"),
+        (config.BaseSettings, {"model": {"name": "a", "source": "hub", "layers": 1}}, "model has no setting 'layers'"),
+        (config.BaseSettings, {"model": {"name": "a", "source": "disk"}}, "model.source=disk: no such choice"),
+        (config.BaseSettings, {"model": [1]}, "model: [1] is no group"),
+        (config.Sft, {"warmup": 1}, "warmup=1.0: must be at least 0, and below 1"),
+        (config.Ppo, {"adam_beta1": 1}, "adam_beta1=1.0"),
+        (config.Ppo, {"epochs": True}, "epochs=True: is true or false, and has to be a whole number"),
+        (config.Ppo, {"learning_rate": math.nan}, "learning_rate=nan: must be above 0, and finite"),
+        (config.Arm, {"start": ["1e999999999"]}, "start: '1e999999999': no number"),
+        (config.Arm, {"reference": {"weights": [0.5]}}, "reference.weights=0.5: is a number, and has to be text"),
+        (config.Config, {"arms": {"../x": {}}}, "arms.../x: '../x' cannot be part of a file name"),
+        (config.Config, {"arms": {"x": {"kl_scale": 0}}}, "arms.x.kl_scale=0.0: must be above 0"),
+        (config.Judge, {"kind": "openai", "key_variable": "sk-secret"}, "key_variable: must be the name"),
+        (config.Execution, {"trackers": ["wandb", "a"]}, "trackers: 'a': no such choice"),
+        (config.Report, {"seed": 2**32}, "seed=4294967296: must be at least 0, and at most 4294967295"),
+    ],
+)
+def test_settings_by_hand_are_held_to_the_same(cls, given, says):
+    with pytest.raises(SettingError) as error:
+        config.from_dict(cls, given)
+    assert says in str(error.value) and "\n" not in str(error.value) and "sk-secret" not in str(error.value)
+
+
+def test_settings_by_hand_become_dataclasses():
+    given = {"seed": 1, "kl_coef": 0, "start": ["1"], "reference": {"weights": ["1/2", "1/2"]}, "ppo": {}}
+    made = config.from_dict(config.PpoSettings, given | {"lengths": {"prompt": 8}})
+    reference = config.Reference(weights=["1/2", "1/2"])
+    assert made == config.PpoSettings(1, 0.0, ["1"], reference, config.Ppo(), config.Lengths(8))
+    assert isinstance(made.kl_coef, float)  # so that 0 has the address of 0.0
+    for cls in (config.Ppo, config.Execution, config.Evaluate, config.Stability):
+        assert config.from_dict(cls, dataclasses.asdict(cls())) == cls()
+    assert config.from_dict(config.BaseSettings, {"model": {"name": "a", "source": "hub"}, "base": None}).base is None
+
+
+def test_a_stage_names_the_file_of_what_it_refuses(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text('{"seed": 0, "sft": {"epochs": 0}, "lengths": {}}')
+    with pytest.raises(SystemExit) as stopped:
+        arguments = ["--settings", str(file), "--output", str(tmp_path / "out")]
+        runs.command("sft", 1, lambda *_: None, config.SftSettings, argv=arguments)
+    assert "sft.epochs=0: must be at least 1, and at most 10000" in str(stopped.value) and str(file) in str(
+        stopped.value
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["1", "0.25", "1/3", "-1/2", "1e-3", " 2/4 ", "+3", "1E2", ".5"])
+def test_fractions_are_those_of_the_standard_library(text):
+    assert fraction(text) == Fraction(text)
+
+
+@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "1/0", "1e999999999", "1e-999999999", "9" * 200, "1/2/3", "½"])
+def test_what_is_no_moderate_fraction_is_none(text):
+    assert fraction(text) is None

@@ -1,0 +1,382 @@
+"""`salsa run` as a Hydra application, with a Snakemake that only writes each study's tables; once with the real one."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from salsa.__main__ import main
+from salsa.workflow import compose, multirun, plan, runs, studies
+from salsa.workflow.runs import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["replicates=[0]", "benchmark=[in_distribution]", "arm=[ppo,salsa]"]
+FOLDER = "hydra.sweep.dir=sweep"
+
+
+class Snakemake:
+    """Takes the place of `multirun.wait`: plans the points of the command and writes what their studies would hold.
+
+    A study's gold reward is what `gold` makes of its configuration; where that is None, the study fails.
+    """
+
+    def __init__(self):
+        self.commands, self.points, self.plans = [], [], []
+        self.gold = lambda values: 1e3 * values["ppo"]["learning_rate"]
+
+    def __call__(self, command, folder):
+        self.commands.append(command)
+        file = json.loads(command[-1].split("=", 1)[1])
+        self.points.append(runs.read_json(file))
+        composed = compose.compose_points(compose.read_points(file))
+        self.plans.append(plan.plan(composed))
+        made = [self.make(plan.plan([values]), values) for values in composed]
+        return 0 if all(made) else 1
+
+    def make(self, planned, values):
+        gold = self.gold(values)
+        if gold is not None:
+            folder = Path(planned.results) / planned.studies[0]["path"]
+            write_tables(folder, [("sft0", "", 0.25, 0.0), ("ppo", 0.05, 0.5, 2.0), ("salsa", 0.05, 0.25 + gold, 3.0)])
+            runs.write_json(folder / runs.MANIFEST, {})
+        return gold is not None
+
+
+def write_tables(folder, rewards, win_rates=()):
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    for name, header, rows in (
+        ("rewards", ["arm", "kl_coef", "gold_reward", "kl_to_sft0"], rewards),
+        ("win_rates", ["benchmark", "judge", "candidate", "baseline", "kl_coef", "adjusted_win_rate"], win_rates),
+    ):
+        with open(folder / "tables" / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows])
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """Hydra sets the root logger up, on streams that a test captures."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    yield
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+
+
+@pytest.fixture
+def snakemake(monkeypatch, tmp_path):
+    fake = Snakemake()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(multirun, "wait", fake)
+    return fake
+
+
+def objective(folder):
+    return runs.read_json(Path(folder) / "objective.json")
+
+
+def test_a_sweep_is_one_dag_and_a_folder_for_each_point(snakemake):
+    assert main(["run", "-m", *TINY, "ppo.learning_rate=1e-4,2e-4", FOLDER, "--", "--cores", "2"]) == 0
+    (command,) = snakemake.commands
+    assert command[command.index("--snakefile") + 1] == str(ROOT / "Snakefile")
+    assert command[command.index("--cores") + 1] == "2" and "all" not in command
+    points = [[*TINY, f"ppo.learning_rate={value}"] for value in ("0.0001", "0.0002")]
+    assert snakemake.points == [points]
+    for number, value in enumerate((1e-4, 2e-4)):
+        own = Path("sweep") / str(number) / ".hydra"
+        assert OmegaConf.load(own / "config.yaml").ppo.learning_rate == value
+        assert OmegaConf.load(own / "overrides.yaml") == points[number]
+        assert OmegaConf.load(own / "hydra.yaml").hydra.job.num == number
+        found = objective(f"sweep/{number}")
+        assert found["objective"] == pytest.approx(1e3 * value) and found["arm"] == "salsa"
+        assert found["study"] == str(Path("results").absolute() / snakemake.plans[0].studies[number]["path"])
+    assert Path("sweep/multirun.yaml").is_file()
+
+
+def test_what_points_share_runs_once(snakemake):
+    sweep = ["ppo.learning_rate=1e-4,2e-4", "sft.epochs=range(1,3)"]
+    assert main(["run", "hydra.mode=MULTIRUN", *TINY, *sweep, FOLDER]) == 0
+    stages = Counter(run.stage for run in snakemake.plans[0].runs.values())
+    shared = {"corpus": 1, "prepare": 1, "base": 1, "benchmark": 1}
+    epochs = {"sft": 4, "reward_model": 2, "landscape": 2}
+    assert stages == shared | epochs | {"ppo": 8, "respond": 8, "judge": 8, "study": 4, "comparison": 1}
+    without = plan.plan(compose.compose([*TINY, *sweep]))  # as `salsa run` and Snakemake's overrides= plan it
+    assert without == snakemake.plans[0]
+    settings = without.runs[without.comparison].settings
+    assert settings["points"][1] == {"ppo.learning_rate": "0.0001", "sft.epochs": "2"}
+
+
+def test_a_point_that_fails_fails_alone(snakemake, capsys):
+    snakemake.gold = lambda values: None if values["ppo"]["learning_rate"] == 1e-4 else 0.5
+    assert main(["run", "-m", *TINY, "ppo.learning_rate=1e-4,2e-4", FOLDER]) == 1
+    failed = objective("sweep/0")
+    assert failed["objective"] is None and "before it" in failed["reason"] and "studies" in failed["study"]
+    assert objective("sweep/1")["objective"] == 0.5
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed and "salsa: Snakemake ended with 1" in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["ppo.lerning_rate=1e-4,2e-4"], "did you mean ppo.learning_rate"),
+        (["model=tiny,foo"], "model=foo: no such preset"),
+        (["ppo.mini_batches=1,3"], "ppo.mini_batches=3"),  # the second point's mistake, which Hydra cannot see
+        (["+arms.x.foo=1,2"], "arms.x.foo: no such setting"),
+        (["objective.arm=other", "seed=0,1"], "objective.arm=other: no arm of this study"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(snakemake, capfd, overrides, says):
+    assert main(["run", "-m", *TINY, *overrides, FOLDER]) == 1
+    assert not snakemake.commands
+    lines = [line for line in capfd.readouterr().err.splitlines() if line and "HYDRA_FULL_ERROR" not in line]
+    assert len(lines) == 1 and lines[0].startswith("salsa: ") and says in lines[0]
+
+
+def test_entries_added_to_typed_dictionaries_are_swept(snakemake):
+    assert main(["run", "-m", *TINY, "+arms.x.kl_scale=0.5,0.25", "+arms.x.start=[1/2,1/2]", FOLDER]) == 0
+    for number, scale in enumerate((0.5, 0.25)):
+        assert OmegaConf.load(f"sweep/{number}/.hydra/config.yaml").arms.x.kl_scale == scale
+        overrides = OmegaConf.load(f"sweep/{number}/.hydra/overrides.yaml")
+        assert list(overrides) == [*TINY, f"+arms.x.kl_scale={scale}", "+arms.x.start=[1/2,1/2]"]
+        settings = OmegaConf.load(f"sweep/{number}/.hydra/hydra.yaml").hydra
+        assert f"+arms.x.kl_scale={scale}" in settings.job.override_dirname
+    assert len(snakemake.plans[0].studies) == 2
+
+
+def test_several_batches_are_compared_at_the_end(snakemake):
+    assert main(["run", "-m", *TINY, "seed=1,2,3", "hydra.sweeper.max_batch_size=2", FOLDER]) == 0
+    assert [len(points) for points in snakemake.points] == [2, 1, 3]
+    assert snakemake.plans[2].comparison and runs.read_json("sweep/points.json") == snakemake.points[2]
+
+
+def test_hydras_basic_launcher_computes_point_by_point(snakemake):
+    assert main(["run", "-m", *TINY, "seed=1,2", "hydra/launcher=basic", FOLDER]) == 0
+    assert [len(points) for points in snakemake.points] == [1, 1, 2]
+    assert objective("sweep/1")["objective"] == pytest.approx(0.2)
+
+
+def test_one_point_with_a_setting_of_hydra(snakemake):
+    assert main(["run", *TINY, "ppo.learning_rate=3e-4", "hydra.run.dir=here"]) == 0
+    assert objective("here")["objective"] == pytest.approx(0.3) and len(snakemake.commands) == 1
+    assert OmegaConf.load("here/.hydra/config.yaml").ppo.learning_rate == 3e-4
+
+
+def test_a_dry_run_is_no_failure(snakemake, monkeypatch):
+    monkeypatch.setattr(multirun, "wait", lambda command, folder: 0)
+    assert main(["run", "-m", *TINY, "seed=1,2", FOLDER, "--", "-n"]) == 0
+    assert objective("sweep/0")["reason"] == "Snakemake was not asked to compute it"
+
+
+def test_results_are_where_snakemake_was_told_to_work(snakemake, monkeypatch):
+    Path("there").mkdir()
+    seen = []
+    monkeypatch.setattr(multirun, "wait", lambda command, folder: seen.append(folder) or snakemake(command, folder))
+    here = Path.cwd()
+    assert main(["run", "-m", *TINY, "seed=1,2", FOLDER, "--", "--directory", "there"]) == 0
+    assert seen == [here] and Path.cwd() == here
+    assert Path(objective("sweep/0")["study"]).parts[-4:-2] == ("there", "results")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cfg", "job", "ppo.iterations=7", "+arms.x.kl_scale=0.5"], ["iterations: 7", "  x:\n"]),
+        (["--cfg", "job", "--package", "ppo", "ppo.iterations=7"], ["# @package ppo", "iterations: 7"]),
+        (["--cfg", "job", "--resolve", "--package", "sft"], ["# @package sft"]),
+        (["--cfg", "hydra"], ["hydra_plugins.salsa_launcher.SalsaLauncher", "name: salsa"]),
+        (["--cfg", "all", "seed=5"], ["seed: 5", "SalsaLauncher"]),
+        (["--help"], ["salsa run: a study", "experiment: default", "ppo:"]),
+        (["--hydra-help"], ["hydra/launcher"]),
+        (["--info", "plugins"], ["SalsaLauncher", "BasicSweeper"]),
+    ],
+)
+def test_flags_are_hydras(arguments, says, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in says)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "placed"),
+    [
+        (["seed=1,2", "-m", "~data"], ["seed=1,2", "~data", "hydra/launcher=salsa", "-m"]),
+        (["--cfg", "job", "seed=1"], ["seed=1", "hydra/launcher=salsa", "--cfg", "job"]),
+        (["--info"], ["hydra/launcher=salsa", "--info"]),
+        (["-m", "hydra/launcher=basic"], ["hydra/launcher=basic", "-m"]),
+        (
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "-m"],
+            ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra/launcher=salsa",
+             "hydra.sweeper.max_failure_rate=0.9", "-m"],
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_salsa_adds_stand_beside_the_overrides(arguments, placed):
+    assert multirun.with_defaults(arguments) == placed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--help", "ppo.foo=1"], "ppo.foo: no such setting"), (["-m", "--cfg", "job"], "Only one of"),
+     (["--resolve", "seed=1"], "--resolve")],
+)  # fmt: skip
+def test_a_mistake_in_flags_is_one_line(arguments, says, capsys):
+    assert main(["run", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("salsa: ") and says in line
+
+
+def test_without_hydras_flags_it_becomes_snakemake(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append((program, command)))
+    main(["run", "ppo.learning_rate=1e-4,2e-4", "model=tiny", "--", "-n"])
+    ((program, command),) = started
+    assert program == sys.executable and "-n" in command
+    assert json.loads(command[-1].removeprefix("overrides=")) == "ppo.learning_rate=1e-4,2e-4 model=tiny"
+
+
+OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3", "ppo.learning_rate=interval(1e-4,1e-3)"]
+
+
+def test_optuna_maximises_the_objective(snakemake):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    snakemake.gold = lambda values: -abs(values["ppo"]["learning_rate"] - 5e-4)
+    assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 0
+    assert [len(points) for points in snakemake.points] == [2, 2, 4]
+    found = [objective(f"sweep/{number}")["objective"] for number in range(4)]
+    results = OmegaConf.load("sweep/optimization_results.yaml")
+    assert results.best_value == max(found) and len(set(found)) == 4
+    best = OmegaConf.load(f"sweep/{found.index(max(found))}/.hydra/config.yaml")
+    assert best.ppo.learning_rate == results.best_params["ppo.learning_rate"]
+
+
+def test_optuna_goes_on_after_a_point_that_fails(snakemake):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    first = []
+    snakemake.gold = lambda values: None if first == [] and not first.append(values["ppo"]["learning_rate"]) else 0.5
+    assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 1
+    assert [objective(f"sweep/{number}")["objective"] for number in range(4)] == [None, 0.5, 0.5, 0.5]
+
+
+def test_optuna_is_told_before_anything_runs_that_there_is_no_objective(snakemake, capsys):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    assert main(["run", "-m", *TINY, *OPTUNA, "objective.measure=win_rate", "judge=[]", FOLDER]) == 1
+    assert not snakemake.commands
+
+
+def test_optuna_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(multirun.importlib.util, "find_spec", lambda name: None)
+    assert main(["run", "-m", *OPTUNA]) == 1
+    assert capsys.readouterr().err.strip().endswith("pip install -e '.[optuna]'")
+
+
+def chosen(**changes):
+    values = compose.compose([*TINY, *(f"objective.{name}={value}" for name, value in changes.items())])[0]
+    return compose.resolve_objective(values)
+
+
+def test_default_objective_is_gold_of_salsa():
+    found = chosen()
+    assert (found["arm"], found["kl_coef"], found["measure"], found["judge"]) == ("salsa", 0.05, "gold_reward", "gold")
+
+
+def test_objective_of_other_data_and_arms():
+    (values,) = compose.compose(["arm=[ppo,other]", "alphas=[0]", "kl_coefs=[0.1,0.05]", "arms.other.kl_coefs=[0.05]"])
+    found = compose.resolve_objective(values)
+    assert (found["arm"], found["kl_coef"]) == ("other", 0.05)  # alpha 0 is ppo, and no arm
+    values["data"]["task"]["kind"] = "ultra"
+    assert compose.resolve_objective(values)["measure"] == "win_rate"
+    values["judges"] = {}
+    with pytest.raises(UserError, match="no judge"):
+        compose.resolve_objective(values)
+    values["objective"]["measure"] = "gold_reward"
+    with pytest.raises(UserError, match="no gold"):
+        compose.resolve_objective(values)
+    values["objective"] |= {"measure": "reward", "kl_coef": 0.1}
+    with pytest.raises(UserError, match="not run at it"):
+        compose.resolve_objective(values)
+    values["objective"]["kl_coef"] = None
+    values["sft"]["models"] = 1
+    with pytest.raises(UserError, match="sft1"):
+        compose.resolve_objective(values)
+
+
+def test_objective_by_hand(tmp_path):
+    write_tables(
+        tmp_path,
+        [("sft0", "", 0.25, 0.0), ("salsa", 0.05, 0.75, 6.0), ("salsa", 0.1, 0.5, 3.0), ("bare", 0.1, 0.5, "")],
+        [("a", "gold", "salsa", "sft0", 0.1, 0.75), ("b", "gold", "salsa", "sft0", 0.1, 0.5),
+         ("b", "gold", "salsa", "ppo", 0.1, 0.0), ("b", "vader", "salsa", "sft0", 0.1, 0.0),
+         ("b", "gold", "salsa", "sft0", 0.05, 0.0)],
+    )  # fmt: skip
+    wanted = {"arm": "salsa", "kl_coef": 0.05, "measure": "gold_reward", "judge": "gold"}
+    wanted |= {"kl_budget": 4.0, "kl_penalty": 0.1}
+    found = studies.read_objective(tmp_path, wanted)
+    assert found["objective"] == pytest.approx(0.75 - 0.25 - 0.1 * 2) and found["value"] == 0.5
+    assert studies.read_objective(tmp_path, wanted | {"kl_budget": None})["objective"] == 0.5
+    assert studies.read_objective(tmp_path, wanted | {"kl_coef": 0.1})["penalty"] == 0
+    rate = studies.read_objective(tmp_path, wanted | {"kl_coef": 0.1, "measure": "win_rate"})
+    assert rate["objective"] == pytest.approx((0.75 + 0.5) / 2)
+    with pytest.raises(UserError, match="no gold_reward of ppo"):
+        studies.read_objective(tmp_path, wanted | {"arm": "ppo"})
+    with pytest.raises(UserError, match="no KL"):
+        studies.read_objective(tmp_path, wanted | {"arm": "bare", "kl_coef": 0.1})
+
+
+def test_the_objective_is_part_of_no_address():
+    plain, other = (plan.plan(compose.compose(more)) for more in ([], ["objective.kl_budget=3"]))
+    assert list(plain.runs) == list(other.runs) and other.studies[0]["link"] == "studies/default"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [('{"a": 1}', "not a list"), ("[]", "not a list"), ('["seed=0"]', "not a list"), ("[[1]]", "not a list"),
+     ('[["seed=0"', "points.json: not JSON")],
+)  # fmt: skip
+def test_points_that_are_no_list_of_lists_are_refused(tmp_path, text, says):
+    file = tmp_path / "points.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=says):
+        compose.read_points(file)
+
+
+def test_what_sets_points_apart():
+    points = [["seed=0", "model=tiny", "+arms.x.kl_scale=1"], ["seed=1", "model=tiny"]]
+    assert compose.labels(points) == [{"seed": "0", "arms.x.kl_scale": "1"}, {"seed": "1"}]
+    assert compose.labels(points[:1]) == [{}]
+
+
+def test_waiting_returns_the_exit_code(tmp_path):
+    assert multirun.wait(["sh", "-c", "exit 3"], tmp_path) == 3
+    assert multirun.wait(["sh", "-c", "kill -9 $$"], tmp_path) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_first(tmp_path, number):
+    """SIGTERM is handed on; SIGINT, which a terminal sends to all, waits for the command to end by itself."""
+    ended, enough = tmp_path / "ended", tmp_path / "enough"
+    child = f"import signal, time, pathlib; signal.signal({signal.SIGTERM:d}, lambda *_: exit(0))\n"
+    child += f"import atexit; atexit.register(pathlib.Path({str(ended)!r}).touch)\n"
+    child += f"signal.signal({signal.SIGINT:d}, signal.SIG_IGN); pathlib.Path('up').touch()\n"
+    child += "while not pathlib.Path('enough').exists(): time.sleep(0.05)"
+    script = f"from salsa.workflow import multirun; multirun.wait([{sys.executable!r}, '-c', {child!r}], '.')"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    while not (tmp_path / "up").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    if number == signal.SIGINT:
+        time.sleep(0.3)
+        assert process.poll() is None
+        enough.touch()
+    assert process.wait(timeout=60) == 128 + number and ended.exists()
