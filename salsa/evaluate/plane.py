@@ -26,7 +26,7 @@ SFT0 = (Fraction(1), Fraction(0), Fraction(0))
 def survey(settings, parents, output, execution):
     """Write plane.csv: a row a point of `triangle` (kind "plane") and of `line` (kind "line"); points of both have two.
 
-    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `ppo`. Rewards are means over the prompts with their standard
+    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `policy`. Rewards are means over the prompts with their standard
     errors, `kl_from_sft0` is KL(sft0 ‖ point) on samples of sft0, in nats a response, `response_length` in tokens.
     Returns the best point by reward and, where there is gold, by gold. A run that was killed goes on at the first point
     that it had not finished.
@@ -68,7 +68,7 @@ def line(step, margin):
 def _measure(points, settings, parents, output, execution):
     """What each point is worth, by its weights. Finished points are kept with the run's checkpoints."""
     device = models.prepare_process(execution)
-    folders = [models.model_folder(parents[role]) for role in ("sft0", "sft1", "ppo")]
+    folders = [models.model_folder(parents[role]) for role in ("sft0", "sft1", "policy")]
     tokenizer = models.load_tokenizer(folders[0])
     gold = gold_data.load(parents["prepare"])
     reward_model = models.load_score_model(parents["reward_model"])
@@ -125,7 +125,7 @@ if __name__ == "__main__":
         VERSION,
         survey,
         config.PlaneSettings,
-        roles=("prepare", "reward_model", "sft0", "sft1", "ppo"),
+        roles=("prepare", "reward_model", "sft0", "sft1", "policy"),
         description=__doc__,
         writes=("plane.csv",),
     )

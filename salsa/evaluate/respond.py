@@ -19,12 +19,12 @@ VERSION = 5
 def respond(settings, parents, output, execution):
     """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts), geometry.json.
 
-    Parents: `ppo`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, and what the reference needs,
+    Parents: `policy`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, and what the reference needs,
     `benchmark/<name>` for each. A run that was killed goes on behind its last finished chunk of answers.
     """
     device = models.prepare_process(execution)
-    tokenizer = models.load_tokenizer(models.model_folder(parents["ppo"]))
-    policy = models.load_policy(models.model_folder(parents["ppo"]), device)
+    tokenizer = models.load_tokenizer(models.model_folder(parents["policy"]))
+    policy = models.load_policy(models.model_folder(parents["policy"]), device)
     reward_model = models.load_score_model(parents["reward_model"])
     gold = gold_data.load(parents["prepare"])
     end_ids, pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
@@ -59,11 +59,11 @@ def respond(settings, parents, output, execution):
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
         summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
-    ppo_settings = runs.manifest_of(parents["ppo"])["settings"]
+    ppo_settings = runs.manifest_of(parents["policy"])["settings"]
     summary["iteration"] = ppo_settings["ppo"]["iterations"]
     runs.write_json(output / "evaluation.json", summary)
     sft = [models.model_folder(parents[role]) for role in ("sft0", "sft1") if role in parents]
-    where = geometry.describe(models.model_folder(parents["ppo"]), *sft)
+    where = geometry.describe(models.model_folder(parents["policy"]), *sft)
     runs.write_json(output / "geometry.json", where | {"start": ppo_settings["start"]})
     return summary | {"left_out": left_out}
 
@@ -89,11 +89,11 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
 
     Both as training held them (bfloat16 rounds weights), computed in float32.
     """
-    ppo = config.from_dict(config.PpoSettings, runs.manifest_of(parents["ppo"])["settings"])
+    ppo = config.from_dict(config.PpoSettings, runs.manifest_of(parents["policy"])["settings"])
     ingredients = reference.load_ingredients(
         parents, ppo.lengths.prompt, tokenizer, device, reference.dtype(ppo), execution.micro_batch
     )
-    own = reference.final(parents["ppo"], ppo, ingredients)
+    own = reference.final(parents["policy"], ppo, ingredients)
     anchors = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
     if own.models == [ingredients.sft0]:
         del anchors["kl_to_sft0"]
@@ -131,7 +131,7 @@ if __name__ == "__main__":
         VERSION,
         respond,
         config.RespondSettings,
-        roles=("prepare", "reward_model", "ppo", "sft0", "…", "benchmark/<name>", "…"),
+        roles=("prepare", "reward_model", "policy", "sft0", "…", "benchmark/<name>", "…"),
         description=__doc__,
         writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
     )

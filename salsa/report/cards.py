@@ -48,7 +48,7 @@ def file_name(arm, kl_coef, replicate):
 
 def card(study, frames, policy):
     """The card of a policy as text: metadata of the hub's form, then Markdown."""
-    manifest = runs.manifest_of(study.parents[f"ppo/{policy.index}"])
+    manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
     settings, arm = study.config, frames["arms"].set_index("arm").loc[policy.arm]
     data = metadata(settings)
     text = words.template("card.md.jinja", autoescape=False).render(
@@ -116,7 +116,7 @@ def flat(settings, prefix=""):
 
 def parents(study, policy, manifest):
     """The runs that PPO's run read, and itself: role, folder under the results, address."""
-    own = study.parents[f"ppo/{policy.index}"]
+    own = study.parents[f"policy/{policy.index}"]
     rows = [("this policy", f"{own.parent.name}/{own.name}", manifest["address"])]
     rows += [(role, parent["folder"], parent["address"]) for role, parent in manifest["parents"].items()]
     return pd.DataFrame(rows, columns=["role", "folder", "address"])

@@ -145,7 +145,7 @@ def build(settings, parents, output, execution):
 def read(settings, parents):
     """Read what a study consists of.
 
-    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), ppo/<i>, respond/<i>, judge/<name>/<i> and,
+    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), policy/<i>, respond/<i>, judge/<name>/<i> and,
     for some, plane/<i> (i the `index` of a policy of the settings).
     """
     gold = gold_judge(parents["prepare"])
@@ -191,7 +191,7 @@ def _by_replicate(parents, stage):
 
 
 def _policy(entry, parents, gold, known):
-    ppo, respond = parents[f"ppo/{entry['index']}"], parents[f"respond/{entry['index']}"]
+    policy, respond = parents[f"policy/{entry['index']}"], parents[f"respond/{entry['index']}"]
     return Policy(
         arm=entry["arm"],
         alpha=None if entry["alpha"] is None else float(Fraction(entry["alpha"])),
@@ -200,10 +200,10 @@ def _policy(entry, parents, gold, known):
         name=entry["name"],
         index=entry["index"],
         baselines=entry["baselines"],
-        metrics=runs.read_jsonl(ppo / "metrics.jsonl"),
+        metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), known),
-        gold=rollout_gold(runs.read_jsonl(ppo / "rollouts.jsonl"), gold),
+        gold=rollout_gold(runs.read_jsonl(policy / "rollouts.jsonl"), gold),
         geometry=runs.read_json(respond / "geometry.json"),
         plane=_csv(parents[f"plane/{entry['index']}"] / "plane.csv") if f"plane/{entry['index']}" in parents else [],
     )
@@ -248,10 +248,10 @@ def all_runs(policies, parents):
 
 def _labels(role, known):
     """What a role of the study says of its run: replicate, arm and kl_coef, as far as they are known."""
-    stage, *rest = role.split("/")
-    if stage in ("landscape", "reward_model"):
+    kind, *rest = role.split("/")
+    if kind in ("landscape", "reward_model"):
         return {"replicate": int(rest[0][1:])}
-    if stage in ("ppo", "respond", "judge", "plane"):
+    if kind in ("policy", "respond", "judge", "plane"):
         entry = known[int(rest[-1])]
         return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
     return {}
@@ -421,7 +421,7 @@ if __name__ == "__main__":
         VERSION,
         build,
         config.StudySettings,
-        roles=("prepare", "landscape/rK", "reward_model/rK", "ppo/I", "respond/I", "judge/NAME/I", "plane/I"),
+        roles=("prepare", "landscape/rK", "reward_model/rK", "policy/I", "respond/I", "judge/NAME/I", "plane/I"),
         description=__doc__,
         writes=(
             "runs.csv",

@@ -166,7 +166,9 @@ def need(run, runs_):
 def _model(run, runs_):
     """The settings of the base model that a run goes back to."""
     while run.stage != "base":
-        parent = next((run.parents[role] for role in ("base", "sft0", "ppo", "candidate") if role in run.parents), None)
+        parent = next(
+            (run.parents[role] for role in ("base", "sft0", "policy", "candidate") if role in run.parents), None
+        )
         if parent is None:
             return None
         run = runs_[parent]
@@ -329,7 +331,7 @@ def _answering(case):
 def _respond(case):
     """As `_answering`, or the policy beside sft0 and its reference, of which one at a time is in float32."""
     found = _answering(case)
-    ppo = case.runs[case.run.parents["ppo"]].settings
+    ppo = case.runs[case.run.parents["policy"]].settings
     held = 2 if ppo["mixed_precision"] == "bf16" else FLOAT
     others = _whole(ppo["reference"]) - 1
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}

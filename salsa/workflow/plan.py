@@ -500,7 +500,7 @@ class _Study:
         }
         for policy, ppo, respond in answered:
             index = len(members)
-            parents[f"ppo/{index}"] = ppo
+            parents[f"policy/{index}"] = ppo
             parents[f"respond/{index}"] = respond
             if len(sft) > 1 and self.spans_plane(policy, replicate):
                 parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, ppo)
@@ -624,7 +624,7 @@ class _Study:
             "temperature": self.values["evaluate"]["temperature"],
             "lengths": self.values["lengths"],
         }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "ppo": ppo}
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": ppo}
         # What has become of a reference that moved is in the folder of PPO's run.
         used = _used() if own.kind in MOVING else _used(own.weights)
         used = sorted({*used, *range(min(2, len(sft)))})  # where the policy went is said by the first two
@@ -649,7 +649,7 @@ class _Study:
             "prompts": plane["prompts"],
             "lengths": self.values["lengths"],
         }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "ppo": ppo}
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": ppo}
         name = policy["way"].run_label(policy["kl_coef"])
         return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
 

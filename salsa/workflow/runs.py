@@ -41,6 +41,9 @@ MODEL = (
     "model/*.safetensors",
     "model/tokenizer_config.json",
 )  # what a model's folder has at least
+# A trained policy's role -> its name in addresses and manifests, from when PPO alone trained policies: with another
+# name, no published run would be found again.
+PUBLISHED_ROLES = {"policy": "ppo"}
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
 
 
@@ -62,8 +65,15 @@ def canonical_json(value):
 
 def address(stage, version, settings, parents):
     """The sha256 (hex) of a run. `parents` maps a role to the address of the run that plays it."""
-    content = {"stage": stage, "version": version, "settings": _by_content(settings), "parents": parents}
+    roles = {published_role(role): parent for role, parent in parents.items()}
+    content = {"stage": stage, "version": version, "settings": _by_content(settings), "parents": roles}
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def published_role(role):
+    """A role's name in addresses and manifests: policy/3 is ppo/3."""
+    kind, sign, name = role.partition("/")
+    return PUBLISHED_ROLES.get(kind, kind) + sign + name
 
 
 def _by_content(settings):
@@ -354,7 +364,10 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 "version": version,
                 "address": digest,
                 "settings": slice_,
-                "parents": {role: {"folder": Path(parents[role]).name, "address": addresses[role]} for role in parents},
+                "parents": {
+                    published_role(role): {"folder": Path(parents[role]).name, "address": addresses[role]}
+                    for role in parents
+                },
                 "summary": summary or {},
                 "artefacts": _declared(output, writes, may_write),
                 "execution": dataclasses.asdict(execution),

@@ -302,7 +302,7 @@ def export(study, arm, output, kl_coef=None, replicate=None):
         raise runs.UserError(f"{output}: is there already; choose another --output")
     manifest = _report(study, "study")
     policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate)
-    parent = manifest.get("parents", {}).get(f"ppo/{policy['index']}")
+    parent = manifest.get("parents", {}).get(runs.published_role(f"policy/{policy['index']}"))
     if parent is None:
         raise runs.UserError(f"{study}: a copy beside no models; give the study's own folder, results/studies/…")
     folder = study.resolve().parent.parent / "ppo" / parent["folder"]

@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_uninterrupted_one_ends(
     task = config.Task(kind="stories")
     made = config.BenchmarkSettings("two", config.Benchmark("two_turn", 4), task)
     runs.execute("benchmark", 1, benchmark, made, {}, tmp_path / "two", EXECUTION)
-    given = {**parents, "ppo": tmp_path / "ppo", "benchmark/two": tmp_path / "two"}
+    given = {**parents, "policy": tmp_path / "ppo", "benchmark/two": tmp_path / "two"}
 
     def run(name):
         return runs.execute("respond", 4, respond.respond, SETTINGS, given, tmp_path / name, SMALL)

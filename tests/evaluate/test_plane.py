@@ -73,7 +73,7 @@ def policy(parents, tokenizer, tmp_path_factory):
 def run(parents, policy):
     """Run the stage into a folder."""
     return lambda output, settings=SETTINGS: runs.execute(
-        "plane", plane.VERSION, plane.survey, settings, {**parents, "ppo": policy}, output, EXECUTION
+        "plane", plane.VERSION, plane.survey, settings, {**parents, "policy": policy}, output, EXECUTION
     )
 
 
@@ -181,7 +181,7 @@ def test_a_model_that_fell_apart_is_recorded(parents, policy, tokenizer, tmp_pat
     broken.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
     settings = dataclasses.replace(SETTINGS, margin="0", prompts=2)
-    given = {**parents, "ppo": tmp_path / "broken"}
+    given = {**parents, "policy": tmp_path / "broken"}
     manifest = runs.execute("plane", 1, plane.survey, settings, given, tmp_path / "plane", EXECUTION)
     at = {row["w_policy"]: row for row in rows_of(tmp_path / "plane")}
     assert math.isnan(at[1]["kl_from_sft0"]) and math.isnan(at[0.5]["kl_from_sft0"])

@@ -60,7 +60,7 @@ def responded(parents, benchmarks, policy_run, tmp_path_factory):
     folder = policy_run(["1/2", "1/2"])
     output = tmp_path_factory.mktemp("respond")
     settings = config.RespondSettings(SEED, 1.0, LENGTHS)
-    summary = respond.respond(settings, {**parents, **benchmarks, "ppo": folder}, output, EXECUTION)
+    summary = respond.respond(settings, {**parents, **benchmarks, "policy": folder}, output, EXECUTION)
     return output, summary, models.load_policy(folder / "model")
 
 
@@ -164,7 +164,7 @@ def test_where_the_policy_went_in_weight_space(responded, parents, policy_run, t
     assert runs.read_json(responded[0] / "geometry.json") == expected | {"start": ["1"]}
     alone = {role: folder for role, folder in parents.items() if role != "sft1"}  # a study of one SFT model
     settings = config.RespondSettings(SEED, 1.0, LENGTHS)
-    respond.respond(settings, {**alone, "ppo": policy_run(["1"])}, tmp_path, EXECUTION)
+    respond.respond(settings, {**alone, "policy": policy_run(["1"])}, tmp_path, EXECUTION)
     found = runs.read_json(tmp_path / "geometry.json")
     assert found["sft0_to_sft1"] is None and found["from_sft0"] == expected["from_sft0"] > 0
 
@@ -172,7 +172,7 @@ def test_where_the_policy_went_in_weight_space(responded, parents, policy_run, t
 @pytest.mark.parametrize(("weights", "kind"), [(["1"], "soup"), (["1/2", "1/2"], "noise")])
 def test_the_reference_is_the_one_that_ppo_had(parents, policy_run, tmp_path, weights, kind):
     settings = config.RespondSettings(SEED, 1.0, LENGTHS)
-    summary = respond.respond(settings, {**parents, "ppo": policy_run(weights, kind)}, tmp_path, EXECUTION)
+    summary = respond.respond(settings, {**parents, "policy": policy_run(weights, kind)}, tmp_path, EXECUTION)
     assert runs.read_jsonl(tmp_path / "responses.jsonl") == []
     assert (summary["kl_to_reference"] == summary["kl_to_sft0"]) is (kind == "soup")
     assert summary["kl_to_reference"] > 0.001

@@ -175,7 +175,7 @@ def test_nothing_is_overwritten(built, tmp_path):
 def test_an_altered_policy_is_not_exported(tmp_path, tokenizer):
     tree = ModelTree(tmp_path, tokenizer, replicates=(0,), arms={"ppo": "0"}, prompts=3)
     output = tree.cards()
-    path = tree.parents["ppo/0"] / "model" / "config.json"
+    path = tree.parents["policy/0"] / "model" / "config.json"
     text = path.read_text()
     path.write_text(text.replace("llama", "lamma"))
     with pytest.raises(runs.UserError, match="altered"):

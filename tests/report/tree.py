@@ -96,13 +96,13 @@ class Tree:
                 index, name = len(self.policies), f"{arm}-kl_{kl_coef}"
                 parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
                 ppo = self.run("ppo", f"{label}-{name}", parents, self.ppo(replicate, arm, kl_coef))
-                respond = self.run("respond", f"{label}-{name}", parents | {"ppo": ppo},
+                respond = self.run("respond", f"{label}-{name}", parents | {"policy": ppo},
                                    self.respond(replicate, arm, kl_coef))  # fmt: skip
                 baselines = {"sft0": "sft0"} | ({"ppo": plain[kl_coef][0]} if kl_coef in plain else {})
                 plain.setdefault(kl_coef, (name, respond))
-                self.parents |= {f"ppo/{index}": ppo, f"respond/{index}": respond}
+                self.parents |= {f"policy/{index}": ppo, f"respond/{index}": respond}
                 if arm in self.planes and spans_plane and kl_coef == self.only.get(arm, kl_coefs)[0]:
-                    self.parents[f"plane/{index}"] = self.run("plane", f"{label}-{name}", parents | {"ppo": ppo},
+                    self.parents[f"plane/{index}"] = self.run("plane", f"{label}-{name}", parents | {"policy": ppo},
                                                               {"plane.csv": self.plane(arm)})  # fmt: skip
                 opponents = dict(baselines)
                 if self.tournament:

@@ -329,7 +329,9 @@ def test_distances_are_reported_to_the_reference_that_ppo_ended_with(ppo_run, pa
     folder, made = ppo_run(config_of(kind))
     lengths, output = config.Lengths(64, 6), tmp_path / "respond"
     settings = config.RespondSettings(3, 1.0, lengths)
-    runs.execute("respond", respond.VERSION, respond.respond, settings, {**parents, "ppo": folder}, output, EXECUTION)
+    runs.execute(
+        "respond", respond.VERSION, respond.respond, settings, {**parents, "policy": folder}, output, EXECUTION
+    )
     policy = models.load_policy(folder / "model")
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
     answers = respond.evaluation_answers(policy, tokenizer, evaluation, settings, EXECUTION)

@@ -85,7 +85,7 @@ def test_parents_of_each_stage():
     assert ppo["start_sft0-ref_sft0-kl_0.05"] == {"prepare", "reward_model", "sft0"}
     assert ppo["start_sft0-ref_soup0.50-kl_0.05"] == {"prepare", "reward_model", "sft0", "sft1"}
     study = next(run for run in result.runs.values() if run.stage == "study")
-    assert {"prepare", "landscape/r0", "reward_model/r1", "ppo/3", "respond/3", "judge/gold/3"} <= set(study.parents)
+    assert {"prepare", "landscape/r0", "reward_model/r1", "policy/3", "respond/3", "judge/gold/3"} <= set(study.parents)
     assert [policy["index"] for policy in study.settings["policies"]] == [0, 1, 2, 3]
 
 
@@ -242,7 +242,7 @@ def test_a_scaled_kl_coef_shares_the_run_of_the_kl_coef_that_it_gives():
     assert sorted(run.settings["kl_coef"] for run in ppo_runs(values).values()) == [0.0125, 0.025, 0.05]
     study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
     parents = study.parents
-    assert parents["ppo/1"] == parents["ppo/2"] and parents["respond/1"] == parents["respond/2"]
+    assert parents["policy/1"] == parents["policy/2"] and parents["respond/1"] == parents["respond/2"]
     assert parents["judge/gold/1"] != parents["judge/gold/2"]  # whose candidates are named otherwise
     assert [policy["kl_coef"] for policy in study.settings["policies"]] == [0.05, 0.025, 0.05, 0.025]
     alone = make(arms={"ppo": arm()}, kl_coefs=[0.025], replicates=[0])

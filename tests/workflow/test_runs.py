@@ -80,6 +80,13 @@ def test_addresses_are_canonical():
     assert runs.canonical_json({"b": [1, "ü"], "a": None}) == '{"a":null,"b":[1,"ü"]}'
 
 
+def test_a_policy_keeps_the_role_that_it_was_published_under(tmp_path):
+    assert runs.address("study", 1, {}, {"policy/3": "a"}) == runs.address("study", 1, {}, {"ppo/3": "a"})
+    execute(tmp_path / "parent")
+    manifest = execute(tmp_path / "run", Settings(seed=4), {"policy": tmp_path / "parent"})
+    assert list(manifest["parents"]) == ["ppo"] and runs.verify(tmp_path / "run") == manifest
+
+
 def test_files_are_addressed_by_content_and_not_by_path(tmp_path):
     def made(path, content):
         return runs.address("prepare", 1, {"task": {"sft_file": path, "seed": 0}, "files": {"sft_file": content}}, {})
