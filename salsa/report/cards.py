@@ -7,11 +7,11 @@ of an arm is in the study's claims. `salsa export` puts a card beside the model'
 import math
 import re
 
-import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
 from salsa.evaluate import statistics
-from salsa.report import judging, selection, tables, words
+from salsa.report import formats, judging, selection, tables, words
+from salsa.report.formats import Number, Table
 from salsa.workflow import plan, runs
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,14 +61,14 @@ def card(study, frames, policy):
         data=DATA[settings["data"]["task"]["kind"]],
         preferences=PREFERENCES[settings["data"]["preferences"]],
         kl_coef=plan.number_label(policy.kl_coef),
-        settings=tables.markdown(pd.DataFrame(flat(manifest["settings"]), columns=["setting", "value"])),
+        settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),
         address=manifest["address"],
         commit=manifest["git_commit"] or "unknown",
         packages=", ".join(f"{name} {version}" for name, version in manifest["packages"].items()),
-        parents=tables.markdown(parents(study, policy, manifest)),
-        development=tables.markdown(development(policy.evaluation)),
+        parents=formats.markdown(parents(study, policy, manifest)),
+        development=formats.markdown(development(policy.evaluation)),
         development_prompts=policy.evaluation["prompts"],
-        win_rates=tables.markdown(win_rates(study, policy)),
+        win_rates=formats.markdown(win_rates(study, policy)),
         warnings=[words.markdown(line) for line in study.landscape(policy.replicate).gates.get("warnings", [])],
         unfit=[words.markdown(line) for line in judging.unfit(study)],
         command=words.command(study),
@@ -119,7 +119,7 @@ def parents(study, policy, manifest):
     own = study.parents[f"policy/{policy.index}"]
     rows = [("this policy", f"{own.parent.name}/{own.name}", manifest["address"])]
     rows += [(role, parent["folder"], parent["address"]) for role, parent in manifest["parents"].items()]
-    return pd.DataFrame(rows, columns=["role", "folder", "address"])
+    return Table(["role", "folder", "address"], rows)
 
 
 def development(evaluation):
@@ -128,9 +128,9 @@ def development(evaluation):
     for name, text in DEVELOPMENT.items():
         error = tables.value(evaluation.get(f"{name}_se"))
         if evaluation.get(name) is not None:
-            shown = tables.number(evaluation[name])
-            rows.append((text, shown if math.isnan(error) else f"{shown} ± {tables.number(error)}"))
-    return pd.DataFrame(rows, columns=["measure", "mean ± standard error"])
+            spread = "" if math.isnan(error) else f" ± {tables.number(error)}"
+            rows.append((text, Number(tables.number(evaluation[name]) + spread)))
+    return Table(["measure", "mean ± standard error"], rows)
 
 
 def win_rates(study, policy):
@@ -140,9 +140,7 @@ def win_rates(study, policy):
         for judge, benchmark in tables.judged(study):
             scores = list(study.scores(judge, benchmark, policy.name, name).get(policy.replicate, {}).values())
             if scores:
-                rate = tables.number(statistics.adjusted_win_rate(scores))
-                low, high = map(
-                    tables.number, statistics.bootstrap_interval(scores, report["seed"], report["bootstrap"])
-                )
-                rows.append((benchmark, judge, baseline, f"{rate} [{low}, {high}]" if low else rate, str(len(scores))))
-    return pd.DataFrame(rows, columns=["benchmark", "judge", "against", "adjusted win rate", "prompts"])
+                bounds = statistics.bootstrap_interval(scores, report["seed"], report["bootstrap"])
+                rate = formats.number(statistics.adjusted_win_rate(scores), *bounds)
+                rows.append((benchmark, judge, baseline, rate, formats.number(len(scores))))
+    return Table(["benchmark", "judge", "against", "adjusted win rate", "prompts"], rows)

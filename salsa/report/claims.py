@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from salsa.evaluate import statistics
-from salsa.report import judging, selection, tables
+from salsa.report import formats, judging, selection, tables
 from salsa.report import words as wording
+from salsa.report.formats import Bold, Number, Table
 
 BASELINE = selection.PPO
 VERDICTS = ("supported", "refuted", "undecided", "not tested")
@@ -309,10 +310,10 @@ def text(study, claims, win_rates):
             parts += [f"## {title}", overview(study, own)]
             tested_ = own[own["claim_verdict"] != "not tested"]
             if len(tested_):
-                parts.append(tables.markdown(numbers(tested_)))
+                parts.append(formats.markdown(numbers(tested_)))
     table = differences(study)
-    if len(table):
-        parts += [f"## Every arm against {BASELINE}", _differences_text(study), tables.markdown(table)]
+    if table.rows:
+        parts += [f"## Every arm against {BASELINE}", _differences_text(study), formats.markdown(table)]
     parts.append(_sign_text(win_rates))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -406,23 +407,22 @@ def numbers(own):
         words, unit = MEASURES[row["measure"]]
         by = f", judge {row['judge']}" if row["judge"] else ""
         how = f" ({row['how']})" if row["how"] else ""
-        interval = f" [{tables.number(row['effect_low'])}, {tables.number(row['effect_high'])}]"
         sides = [_at(row, "candidate")] + ([_at(row, "baseline")] if row["measure"] != "stable" else [])
         rows.append(
             {
                 "claim": row["claim"],
                 "arms, at their kl_coef": " − ".join(sides),
                 "of": words + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
-                "effect": tables.number(row["effect"]) + (interval if row["effect_low"] == row["effect_low"] else ""),
+                "effect": formats.number(row["effect"], row["effect_low"], row["effect_high"]),
                 "unit": unit,
-                "would matter": tables.number(row["smallest_effect"]) if row["measure"] != "stable" else "",
-                "p": tables.number(row["p"]),
-                "Holm's p": tables.number(row["holm_p"]),
-                "n": str(row["replicates"]),
+                "would matter": formats.number(row["smallest_effect"]) if row["measure"] != "stable" else "",
+                "p": formats.number(row["p"]),
+                "Holm's p": formats.number(row["holm_p"]),
+                "n": formats.number(row["replicates"]),
                 "verdict": row["verdict"],
             }
         )
-    return pd.DataFrame(rows)
+    return Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
 
 
 def _at(row, role):
@@ -444,7 +444,7 @@ def differences(study):
         for kl_coef in selection.grid(study, arm):
             if not study.of(arm=study.plain, kl_coef=kl_coef):
                 continue
-            row = {"arm": arm, "kl_coef": f"{kl_coef:g}"}
+            row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
             for key, words in QUANTITIES.items():
                 sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
                 row[words] = _difference(selection.by_replicate(*sides))
@@ -453,16 +453,15 @@ def differences(study):
                 effects, _ = selection.preference(study, at, judge, benchmark)
                 row[f"win rate minus ½, {benchmark}"] = _difference(effects)
             rows.append(row)
-    frame_ = pd.DataFrame(rows)
-    return frame_.loc[:, [any(frame_[name]) for name in frame_]] if rows else frame_
+    return Table.of({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
 
 
 def _difference(effects):
     found = statistics.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
     mean, low, high = (found[name] for name in ("mean", "low", "high"))
     mean = mean if abs(mean) > statistics.SAME else 0.0
-    shown = tables.number(mean) + (f" [{tables.number(low)}, {tables.number(high)}]" if low == low else "")
-    return f"**{shown}**" if low > 0 or high < 0 else shown
+    shown = formats.number(mean, low, high)
+    return Bold(shown) if low > 0 or high < 0 else shown
 
 
 def _differences_text(study):

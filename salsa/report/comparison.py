@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from salsa.report import tables
+from salsa.report import formats, tables
 from salsa.report import words as wording
 from salsa.report.figures import style
 from salsa.workflow import config, runs
@@ -39,10 +39,10 @@ def build(settings, parents, output, execution):
     looks = {arm: look for study in studies for arm, look in arm_looks(study).items()}
     caption = _caption(settings.points, frame)
     shown = frame.drop(columns=[_column(key) for key in _keys(settings.points)])  # `point` says them to a reader
-    tables.write(shown, output / "tables", "comparison", caption)
-    tables.write_csv(frame, output / "tables" / "comparison.csv")
-    tables.write(against.drop(columns="study"), output / "tables", "against_ppo", AGAINST)
-    tables.write_csv(against, output / "tables" / "against_ppo.csv")
+    formats.write(shown, output / "tables", "comparison", caption)
+    formats.write_csv(frame, output / "tables" / "comparison.csv")
+    formats.write(against.drop(columns="study"), output / "tables", "against_ppo", AGAINST)
+    formats.write_csv(against, output / "tables" / "against_ppo.csv")
     style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
     said = collapsed(frame) + statements(settings.points, frame, duels, plain_arms(studies))
     lines = "\n".join(f"- {wording.markdown(line)}" for line in said)
@@ -51,10 +51,10 @@ def build(settings, parents, output, execution):
         lines,
         "## Table",
         wording.markdown(caption),
-        tables.markdown(tables.readable(shown)),
+        formats.markdown(formats.readable(shown)),
         "## Against plain PPO",
         AGAINST,
-        tables.markdown(tables.readable(against.drop(columns="study"))),
+        formats.markdown(formats.readable(against.drop(columns="study"))),
         "## Figure",
         "Bars are 95 % intervals: over replicates, for rewards and KL; over prompts, for win rates.",
         "![Comparison](figures/comparison.png)",

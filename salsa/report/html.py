@@ -14,10 +14,9 @@ import re
 import markupsafe
 
 from salsa.evaluate import statistics
-from salsa.report import claims, selection, tables, words
+from salsa.report import claims, formats, selection, tables, words
 from salsa.workflow import runs
 
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(\s*\[.*\])?%?", re.IGNORECASE)  # "0.73 [0.69, 0.78]" too
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
 
 
@@ -88,28 +87,18 @@ def section(name, frames, captions, figures):
     picture = figures / f"{name}.png"
     shown = None
     if name in frames:
-        shown = claims.numbers(tested(frames[name])) if name == "claims" else tables.shown(name, frames[name])
+        shown = claims.numbers(tested(frames[name])) if name == "claims" else formats.shown(name, frames[name])
     return {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
         "caption": captions[name],
         "figure": data_uri(picture) if picture.is_file() else None,
-        "table": None if shown is None else table(shown),
+        "table": shown,
     }
 
 
 def data_uri(path):
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def table(frame):
-    """Columns (name, whether it sorts as numbers) and rows of a frame of text."""
-    cells = frame.to_numpy().tolist()
-    numbers = [
-        any(column) and all(NUMBER.fullmatch(cell) for cell in column if cell)
-        for column in (zip(*cells, strict=True) if cells else [()] * len(frame.columns))
-    ]
-    return {"columns": list(zip(map(str, frame.columns), numbers, strict=True)), "rows": cells}
 
 
 def parts(frames, captions, figures):

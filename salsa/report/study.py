@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa.evaluate import statistics
-from salsa.report import captions, cards, claims, figures, html, selection, tables, words
+from salsa.report import captions, cards, claims, figures, formats, html, selection, tables, words
 from salsa.workflow import config, runs
 
 VERSION = 5
@@ -128,9 +128,9 @@ def build(settings, parents, output, execution):
     }
     frames = tables.marked(study, frames)
     sentences = captions.captions(study, frames, figures.drawn_kl_coefs(study))
-    tables.write_csv(tables.runs_frame(study), output / "runs.csv")
+    formats.write_csv(tables.runs_frame(study), output / "runs.csv")
     for name, frame in frames.items():
-        tables.write(frame, output / "tables", name, sentences[name])
+        formats.write(frame, output / "tables", name, sentences[name])
     for name in figures.NAMES:
         figures.save(getattr(figures, name)(study, frames), output / "figures", name)
     sentences |= {name: f"{sentences[name]} {text}" for name, text in figures.captions(study, frames).items()}
@@ -398,7 +398,7 @@ def _gates(study, frame, caption):
     frame = frame.drop(columns=list(tables.AFTER_PPO))
     checks = [f"- {line}" for line in tables.gate_lines(study, frame)]
     lead = "Gold reward before any PPO: " + "; ".join(gold) + "." if gold else "This data has no gold judge."
-    table = tables.markdown(tables.readable(frame))
+    table = formats.markdown(formats.readable(frame))
     return "\n\n".join(part for part in (lead, "\n".join(checks), caption, table) if part)
 
 
@@ -408,8 +408,10 @@ def _section(name, frames, captions, level="###"):
     if name in figures.NAMES:
         parts.append(f"![{title}](figures/{name}.png)")
     if name in frames:
-        shown = tables.shown(name, frames[name])
-        parts.append(tables.markdown(shown) if len(shown) <= 40 else f"{len(shown)} rows: [table](tables/{name}.md).")
+        shown = formats.shown(name, frames[name])
+        parts.append(
+            formats.markdown(shown) if len(shown.rows) <= 40 else f"{len(shown.rows)} rows: [table](tables/{name}.md)."
+        )
     links = [f"[PDF](figures/{name}.pdf)"] if name in figures.NAMES else []
     links += [f"[{kind}](tables/{name}.{kind.lower()})" for kind in ("CSV", "TeX")] if name in frames else []
     return "\n\n".join([*parts, " · ".join(links)])

@@ -1,25 +1,23 @@
-"""The tables of a study as data frames, and how each is written as CSV, Markdown and LaTeX.
+"""The tables of a study as data frames; `formats` writes them.
 
-The CSV holds every number, bounds in columns of their own (`<name>_low`, `<name>_high`: 95 %, over replicates,
-except in win_rates and bradley_terry); Markdown and LaTeX show the same rounded, "mean [low, high]". Intervals come
-from `evaluate.statistics`. Proxy reward is everywhere the reward model's score, without PPO's penalty for a missing
-end.
+Bounds are columns of their own (`<name>_low`, `<name>_high`: 95 %, over replicates, except in win_rates and
+bradley_terry). Intervals come from `evaluate.statistics`. Proxy reward is everywhere the reward model's score, without
+PPO's penalty for a missing end.
 """
 
 import functools
 import itertools
 import math
-import re
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
 from salsa.evaluate import statistics, tournament
-from salsa.report import judging, selection, words
+from salsa.report import judging, selection
 from salsa.report.selection import number, sft0_responses
 from salsa.report.selection import number_or_nan as value
-from salsa.workflow import plan, runs
+from salsa.workflow import plan
 
 WIN_RATES = [
     "model",
@@ -85,28 +83,6 @@ RUNS = [
     "started",
     "settings",
 ]
-SYMBOLS = {  # what pdflatex does not know by itself
-    "‖": r"$\|$",
-    "½": r"$\frac{1}{2}$",
-    "¾": r"$\frac{3}{4}$",
-    "α": r"$\alpha$",
-    "β": r"$\beta$",
-    "√": r"$\surd$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "−": r"$-$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
-    "…": r"\ldots{}",
-}
-NOTHING = "\ue000"  # a sign of no script, for an empty group
-SYMBOLS |= {NOTHING: "{}", "<": r"\textless{}", ">": r"\textgreater{}"}
-TYPED = "–—‘’‚“”„•€™"  # which pdflatex sets as they are
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {character: "\\" + character for character in "%&_#${}"}
-LONGEST = 45  # rows that a page holds
-FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{"  # as wide as the text at most
 
 
 BOUNDS = ("", "_low", "_high")
@@ -702,26 +678,6 @@ def runs_frame(study):
     return pd.DataFrame(study.runs, columns=RUNS).astype({"replicate": "Int64", "seed": "Int64"})
 
 
-def readable(frame):
-    """Text columns: numbers rounded, `x`, `x_low`, `x_high` (or ci_low, ci_high) joined to "mean [low, high]"."""
-    shown = {}
-    for name in frame.columns:
-        if name.endswith(("_low", "_high")):
-            continue
-        bounds = ("ci_low", "ci_high") if name == "adjusted_win_rate" else (f"{name}_low", f"{name}_high")
-        values = [_cell(x) for x in frame[name]]
-        if bounds[0] in frame:
-            pairs = zip(values, frame[bounds[0]], frame[bounds[1]], strict=True)
-            values = [f"{x} [{number(low)}, {number(high)}]" if low == low else x for x, low, high in pairs]
-        if any(values):
-            shown[name.replace("_", " ")] = values
-    return pd.DataFrame(shown, dtype=str)
-
-
-def _cell(x):
-    return x if isinstance(x, str) else number(x)
-
-
 MARKED = "collapsed"  # the column that `marked` adds
 SIDES = (  # columns of an arm and of its kl_coef; an arm that a table has no column for is named
     ("arm", "kl_coef"),
@@ -765,105 +721,3 @@ def _marks(study, name, row, mark):
             text = mark(arm, kl_coef, row.get("replicate"))
             if text:
                 yield arm + text
-
-
-LEFT_OUT = {  # table -> columns that Markdown and LaTeX leave to the CSV; everywhere: data, and model where it is one
-    "win_rates": ["wins", "ties", "losses"],
-    "bradley_terry": ["arm", "kl_coef"],
-    "claims": ["origin", "text", "measure", "judge", "how"],
-    "geometry": ["sft0_norm", "from_sft1"],
-}
-
-
-def shown(name, frame):
-    """What Markdown and LaTeX show of a table: of the frontier, final policies alone."""
-    if name == "frontier":
-        frame = final(frame).drop(columns="iteration")
-    identity = ["data"] if name in ("paper_table", "bradley_terry") else ["model", "data"]
-    frame = frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore")
-    if MARKED in frame and name != "stability":  # first, where no reader misses it
-        frame = frame[[MARKED, *frame.columns.drop(MARKED)]]
-    return readable(frame)
-
-
-NUMBER = re.compile(r"\*{0,2}[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?( ± [\d.e+-]+)?(\s*\[[-+\d., e]*\])?%?\*{0,2}", re.I)
-
-
-def markdown(frame):
-    """A Markdown table of text columns, every cell one line; all but numbers, bold or with an interval, is escaped."""
-    if frame.empty:
-        return "(no rows)"
-    rows = [[_markdown_cell(cell) for cell in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
-    rows.insert(1, ["---"] * len(frame.columns))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _markdown_cell(cell):
-    return cell if NUMBER.fullmatch(cell) else words.markdown(cell)
-
-
-def latex(frame, name, caption):
-    """A booktabs table, everything escaped: in a float, or, where it is longer than a page, a longtable.
-
-    A table without rows is a comment: LaTeX sets none without columns.
-    """
-    if frame.empty:
-        return f"% no rows: {caption}\n"
-    frame = frame.map(_latex_cell).rename(columns=_latex_cell)
-    escaped = _latex_cell(caption).translate(str.maketrans(LATEX))
-    columns = "".join("p{4cm}" if frame[column].str.len().max() > 40 else "l" for column in frame)
-    long = len(frame) > LONGEST
-    text = frame.to_latex(
-        index=False,
-        escape=True,
-        caption=escaped,
-        label=f"tab:{name}",
-        position=None if long else "htbp",
-        column_format=columns,
-        longtable=long,
-    )
-    text = text.translate(str.maketrans(SYMBOLS))
-    if not long:
-        text = text.replace(r"\begin{tabular}", FITTED + r"\begin{tabular}").replace(
-            r"\end{tabular}", r"\end{tabular}}"
-        )
-    needed = "booktabs,longtable" if long else "booktabs,graphicx"
-    return f"% \\usepackage{{{needed}}}\n" + text
-
-
-def _latex_cell(cell):
-    """A cell's text as one line that begins with nothing that LaTeX takes for an option of the line before it.
-
-    What pdflatex has no sign for becomes [U+4E2D].
-    """
-    text = words.line(words.plain(cell))
-    text = "".join(c if ord(c) < 0x180 or c in SYMBOLS or c in TYPED else f"[U+{ord(c):04X}]" for c in text)
-    return NOTHING + text if text.startswith(("[", "*")) else text
-
-
-def write_csv(frame, path):
-    """CSV with full precision and empty cells for missing numbers; text is one line, and no spreadsheet's formula."""
-    frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=_csv_cell)
-    runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def _csv_cell(text):
-    """Text that a spreadsheet shows and does not compute: what would begin a formula is put behind an apostrophe."""
-    text = words.line(words.plain(text))
-    return "'" + text if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def write(frame, folder, name, caption):
-    """Write one table as <name>.csv, .md and .tex."""
-    write_csv(frame, folder / f"{name}.csv")
-    text = shown(name, frame)
-    runs.write_atomically(folder / f"{name}.md", f"{caption}\n\n{markdown(text)}\n")
-    runs.write_atomically(folder / f"{name}.tex", latex(text, name, caption))

@@ -10,7 +10,7 @@ from scipy import stats
 from tree import ARMS, Tree
 
 from salsa.evaluate import statistics
-from salsa.report import claims, selection, study, tables
+from salsa.report import claims, formats, selection, study, tables
 
 KLS = {"ppo": {0.05: 3.0, 0.1: 1.0}, "salsa": {0.05: 6.0, 0.1: 2.0}, "other": {0.1: 9.0}}
 GOLD = {"ppo": {0.05: 0.4, 0.1: 0.5}, "salsa": {0.05: 0.7, 0.1: 0.6}, "other": {0.1: 0.5}}
@@ -258,7 +258,7 @@ def test_steadiness(eos_rate, length, loss, holds):
 
 def test_missing_whole_numbers_are_empty_cells():
     frame = pd.DataFrame({"replicates_needed": pd.array([3, None], dtype="Int64")})
-    assert tables.readable(frame)["replicates needed"].tolist() == ["3", ""]
+    assert formats.readable(frame).rows == [["3"], [""]]
 
 
 def test_arms_of_the_tree_are_those_of_the_tables():

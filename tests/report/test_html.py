@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import math
 import shutil
 
 import pandas as pd
@@ -15,8 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from tree import EVIL, Tree
 
+from salsa.report import formats, study, tables, words
 from salsa.report import html as page
-from salsa.report import study, tables, words
 from salsa.workflow import runs
 
 ESCAPE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -157,16 +158,15 @@ def test_a_verdict_given_again_counts_once_and_turns_and_grades_are_kept(built, 
 
 
 def test_columns_of_numbers_are_told_from_text():
+    none = math.nan
     frame = pd.DataFrame(
-        {
-            "mean": ["0.5 [0.4, 0.6]", "", "-1.2e-05"],
-            "name": ["1", "2", "alpha_0.25"],
-            "share": ["12%", "3.5", "nan"],
-            "none": ["", "", ""],
-        }
+        [["1", 0.5, 0.4, 0.6, none], ["2", none, none, none, none], ["3", -1.2e-05, none, none, none]],
+        columns=["name", "mean", "mean_low", "mean_high", "none"],
     )
-    assert page.table(frame)["columns"] == [("mean", True), ("name", False), ("share", False), ("none", False)]
-    assert page.table(frame.iloc[:0])["columns"][0] == ("mean", False)
+    table = formats.readable(frame)
+    assert table.columns == ["name", "mean"] and table.numeric() == [False, True]
+    assert table.rows == [["1", "0.5 [0.4, 0.6]"], ["2", ""], ["3", "-1.2e-05"]]
+    assert formats.Table(["mean"], []).numeric() == [False]
 
 
 def test_a_page_without_other_peoples_prompts(text):

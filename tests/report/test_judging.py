@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tree import Tree
 
-from salsa.report import captions, claims, judging, study, tables
+from salsa.report import captions, claims, formats, judging, study, tables
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
 CLAIM = {"text": "t", "measure": "win_rate", "smallest_effect": 0.03, "origin": "abstract", "candidate": "salsa",
@@ -231,6 +231,6 @@ def test_gold_verdicts_of_unknown_scores_are_errors(three):
 
 
 def test_the_table_of_judges_is_json_and_csv(three, tmp_path):
-    tables.write(tables.judges(judged(three, error)), tmp_path, "judges", "c")
+    formats.write(tables.judges(judged(three, error)), tmp_path, "judges", "c")
     assert "nan" not in (tmp_path / "judges.csv").read_text().lower()
     assert json.dumps(judging.quality(judged(three, good), "it").reason, allow_nan=False) == '""'

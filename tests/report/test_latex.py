@@ -3,11 +3,10 @@
 import shutil
 import subprocess
 
-import pandas as pd
 import pytest
 from tree import LengthGold, Tree
 
-from salsa.report import captions, claims, study, tables
+from salsa.report import captions, claims, formats, study, tables
 from salsa.workflow import runs
 
 NAME = r"a_b 50 % & #1 $x$ {y} ~ ^ \z"
@@ -23,7 +22,7 @@ DOCUMENT = r"""\documentclass{{article}}
 
 
 def nasty(rows):
-    return pd.DataFrame({NAME: [f"{NAME} {i}" for i in range(rows)], SIGNS: [SIGNS] * rows}, dtype=str)
+    return formats.Table([NAME, SIGNS], [[f"{NAME} {i}", SIGNS] for i in range(rows)])
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,9 @@ def folder(tmp_path_factory):
     frames = {"claims": claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
     sentences = captions.captions(found, frames, found.kl_coefs)
     for name, frame in frames.items():
-        tables.write(frame, output / "tables", name, sentences[name])
-    for name, rows in {"nasty": 3, "long": tables.LONGEST + 1}.items():
-        runs.write_atomically(output / "tables" / f"{name}.tex", tables.latex(nasty(rows), name, f"{NAME} {SIGNS}"))
+        formats.write(frame, output / "tables", name, sentences[name])
+    for name, rows in {"nasty": 3, "long": formats.LONGEST + 1}.items():
+        runs.write_atomically(output / "tables" / f"{name}.tex", formats.latex(nasty(rows), name, f"{NAME} {SIGNS}"))
     return output / "tables"
 
 

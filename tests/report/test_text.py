@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import Tree
 
-from salsa.report import figures, study, tables, words
+from salsa.report import figures, formats, study, words
 from salsa.workflow import config
 
 TURNED = "\u202egnp.\u202c\u2066x\u2069\u200e\u200f\u061c"
@@ -95,7 +95,7 @@ def test_no_cell_of_a_csv_is_a_formula(output):
             rows = list(csv.reader(io.StringIO(text)))
             assert len(rows) == len(text.splitlines()), path
             for cell in (cell for row in rows for cell in row):
-                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or tables._is_number(cell), (path, cell)
+                assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) or formats._is_number(cell), (path, cell)
     claims = pd.read_csv(folder / "tables" / "claims.csv")
     assert claims["text"].str.startswith("'+=cmd").all()
     rates = pd.read_csv(folder / "tables" / "win_rates.csv")
@@ -104,11 +104,11 @@ def test_no_cell_of_a_csv_is_a_formula(output):
 
 def test_numbers_of_a_csv_stay_numbers(tmp_path):
     frame = pd.DataFrame({"a": ["-1", "+2e5", "-inf", "-x", "=1", "@a", " =1"], "b": [-1.5, 2, 3, 4, 5, 6, -7]})
-    tables.write_csv(frame, tmp_path / "t.csv")
+    formats.write_csv(frame, tmp_path / "t.csv")
     found = pd.read_csv(tmp_path / "t.csv", dtype={"a": str}, keep_default_na=False)
     assert found["a"].tolist() == ["-1", "+2e5", "-inf", "'-x", "'=1", "'@a", "' =1"]
     assert found["b"].tolist() == [-1.5, 2, 3, 4, 5, 6, -7]
-    tables.write_csv(frame.rename(columns={"a": "=a\n"}), tmp_path / "t.csv")
+    formats.write_csv(frame.rename(columns={"a": "=a\n"}), tmp_path / "t.csv")
     assert list(pd.read_csv(tmp_path / "t.csv")) == ["'=a", "b"]
 
 
@@ -134,12 +134,14 @@ def test_the_page_shows_text(output):
 
 def test_latex_of_text_compiles(output, tmp_path):
     _, folder = output
-    cells = {
-        "a": ["[2pt] x", "*", "中文 é <b> \u202eé\n2", EVIL.replace("\ud800", "")],
-        "b": ["\\input{x}", "100%", "a_b^2", "$x$"],
-    }
-    frame = pd.DataFrame(cells)
-    (tmp_path / "odd.tex").write_text(tables.latex(frame, "odd", EVIL), encoding="utf-8")
+    cells = [
+        ["[2pt] x", "\\input{x}"],
+        ["*", "100%"],
+        ["中文 é <b> \u202eé\n2", "a_b^2"],
+        [EVIL.replace("\ud800", ""), "$x$"],
+    ]
+    table = formats.Table(["a", "b"], cells)
+    (tmp_path / "odd.tex").write_text(formats.latex(table, "odd", EVIL), encoding="utf-8")
     text = (tmp_path / "odd.tex").read_text(encoding="utf-8")
     assert "[U+4E2D][U+6587]" in text and "{}[2pt]" in text and "{}*" in text and "\\input" not in text
     if shutil.which("pdflatex") is None:
@@ -169,6 +171,11 @@ def test_text_that_is_only_text_stays_as_it_is():
     for text in ("Schöne Grüße", "中文", "🙂", "👩‍🚀", "a_b", "5 < 6", "‖ ½ ×", "שלום", "é"):
         assert words.plain(text) == text
     assert words.plain("a\r\nb\rc\u2028d") == "a\nb\nc\nd"
-    assert tables.markdown(pd.DataFrame({"x": ["in_distribution", "0.5 [0.4, 0.6]", "**-1 [-2, 0]**"]})).endswith(
-        "| in_distribution |\n| 0.5 [0.4, 0.6] |\n| **-1 [-2, 0]** |"
-    )
+    cells = ["in_distribution", formats.number(0.5, 0.4, 0.6), formats.Bold("-1 [-2, 0]"), "0.5 [0.4]", "**x**"]
+    assert formats.markdown(formats.Table(["x"], [[cell] for cell in cells])).split("\n")[2:] == [
+        "| in_distribution |",
+        "| 0.5 [0.4, 0.6] |",
+        "| **-1 [-2, 0]** |",
+        "| 0.5 &#91;0.4&#93; |",
+        "| &#42;&#42;x&#42;&#42; |",
+    ]
