@@ -95,7 +95,8 @@ def lengths():
 def tokenizer(tmp_path_factory):
     """The word-level tokenizer of the stories, with the chat template `roles`."""
     from salsa import base
-    from salsa.data import chat, stories
+    from salsa.data import chat
+    from salsa.data.worlds import stories
 
     words = tmp_path_factory.mktemp("words") / "words.json"
     runs.write_json(words, stories.words())

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from salsa import base, reward, sft, soup
-from salsa.data import assistant, chat, gold, user
+from salsa.data import chat, gold
+from salsa.data.messages import assistant, user
 from salsa.rl import folders, forward, models, trainer
 from salsa.workflow import compose, config, plan, runs
 

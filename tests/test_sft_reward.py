@@ -13,7 +13,8 @@ from test_chat import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from salsa import base, reward, sft
-from salsa.data import assistant, chat, user
+from salsa.data import chat
+from salsa.data.messages import assistant, user
 from salsa.evaluate import judge, landscape
 from salsa.rl import divergence, forward, models
 from salsa.workflow import config, runs

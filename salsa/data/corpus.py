@@ -3,7 +3,7 @@
 What the tasks see is no part of it: held-out pairs of the stories, and gold's reviews.
 """
 
-from salsa.data import reviews, stories
+from salsa import data
 from salsa.workflow import config, runs
 from salsa.workflow.runs import UserError
 
@@ -11,16 +11,14 @@ VERSION = 1
 
 
 def make(settings, parents, output, execution):
-    """Write corpus.jsonl and counts.json; returns the counts."""
-    corpus = settings.corpus
-    if corpus.kind == "stories":
-        texts = stories.corpus(corpus.documents, corpus.seed)
-        runs.write_json(output / "words.json", sorted(stories.words()))  # a word-level tokenizer's whole vocabulary
-        counts = {"read": 0, "generated": len(texts), "dropped": {}}
-    elif corpus.kind == "reviews":
-        texts, counts = reviews.corpus(corpus.documents, corpus.seed)
-    else:
-        raise UserError(f"data.corpus.kind is {corpus.kind!r}; a corpus is made for stories or reviews")
+    """Write corpus.jsonl and counts.json, and words.json where the world has few words; returns the counts."""
+    corpora = {kind: world.corpus for kind, world in data.world_kinds().items() if world.corpus}
+    kind = settings.corpus.kind
+    if kind not in corpora:
+        raise UserError(f"data.corpus.kind is {kind!r}; a corpus is made for {' or '.join(corpora)}")
+    texts, counts, words = corpora[kind](settings.corpus)
+    if words:
+        runs.write_json(output / "words.json", words)
     if not texts:
         raise UserError("the corpus is empty: raise data.corpus.documents")
     counts = {**counts, "documents": len(texts), "words": sum(len(text.split()) for text in texts)}

@@ -18,6 +18,14 @@ MESSAGES = 'a list of {"role": "user", "assistant" or "system", "content": a tex
 INVISIBLE = set("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
 
 
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
 class Dropped(Exception):
     """A row that can't be learned from; its text is the reason."""
 

@@ -13,7 +13,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from salsa.data import assistant, chat, user
+from salsa.data import chat
+from salsa.data.messages import assistant, user
 from salsa.rl import rollout
 from salsa.workflow import runs
 

@@ -13,7 +13,7 @@ import math
 
 from tqdm import tqdm
 
-from salsa.data import assistant, user
+from salsa.data.messages import assistant, user
 from salsa.judges import language_model
 from salsa.judges.ledger import Comparison, Ledger, key
 from salsa.workflow import config, runs

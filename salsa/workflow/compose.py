@@ -27,7 +27,7 @@ from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from salsa import data
-from salsa.data import BENCHMARKS
+from salsa.data import sources
 from salsa.judges import access as judge_access
 from salsa.rl import folders
 from salsa.workflow import bounds, config, plan, runs, studies, yaml_files
@@ -42,7 +42,6 @@ JUDGES = {  # kinds of judge, by kind of data
     "reviews": ("gold", "vader", "reward_model", "openai"),
     "ultra": ("reward_model", "openai"),
 }
-GOLD = ("stories", "reviews")
 MOST_TURNS = 2  # of a prompt that the templates of an openai judge have places for
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
@@ -745,11 +744,12 @@ def _check_installed(package, extra, setting):
 def _check_data(values):
     chosen = values["data"]
     kind = chosen["task"]["kind"]
+    world, offered = data.world_kinds()[kind], data.benchmark_kinds(kind)
     for name, benchmark in values["benchmarks"].items():
-        if benchmark["kind"] not in BENCHMARKS[kind]:
+        if benchmark["kind"] not in offered:
             raise UserError(
                 f"benchmarks.{name}: data={chosen['name']} has no benchmark {benchmark['kind']}; "
-                f"choose among {', '.join(BENCHMARKS[kind])} with benchmark=[…]"
+                f"choose among {', '.join(offered)} with benchmark=[…]"
             )
     for name, judge in values["judges"].items():
         if judge["kind"] not in JUDGES[kind]:
@@ -758,9 +758,9 @@ def _check_data(values):
                 f"choose {_shown(JUDGES[kind])} with judge=[…]"
             )
         _check_judge(name, judge)
-    if chosen["preferences"] == "sampled" and kind not in GOLD:
+    if chosen["preferences"] == "sampled" and not world.gold:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
-    if chosen["preferences"] == "given" and kind in GOLD:
+    if chosen["preferences"] == "given" and world.preferences != "given":
         raise UserError(f"data.preferences=given: data={chosen['name']} comes without preferences; use sampled")
     if values["model"]["source"] == "pretrain" and chosen["corpus"]["kind"] == "none":
         raise UserError(
@@ -787,7 +787,8 @@ def _check_sizes(values):
             f"data.task.prompts={task['prompts']}: fewer than ppo.batch_size={ppo['batch_size']}, or than the two that "
             "a reward's deviation takes; change one"
         )
-    if task["kind"] != "stories":
+    worlds = data.world_kinds()
+    if not worlds[task["kind"]].exact:
         return
     for size, smallest, needed in (
         ("prompts", 1, "PPO"),
@@ -802,7 +803,7 @@ def _check_sizes(values):
         if benchmark["prompts"] < 1:
             raise UserError(f"benchmarks.{name}.prompts={benchmark['prompts']}: generated, so it must be at least 1")
     corpus = values["data"]["corpus"]
-    if values["model"]["source"] == "pretrain" and corpus["kind"] == "stories" and not corpus["documents"]:
+    if values["model"]["source"] == "pretrain" and worlds[corpus["kind"]].exact and not corpus["documents"]:
         raise UserError("data.corpus.documents=0: nothing to pretrain on; give some, such as 30000")
 
 
@@ -960,7 +961,7 @@ def resolve_objective(values):
             f"objective.kl_coef={objective['kl_coef']}: {wanted} is not run at it; choose among {_shown(kl_coefs)}"
         )
     objective["judge"] = next(iter(values["judges"]), None)
-    gold = values["data"]["task"]["kind"] in GOLD
+    gold = data.world_kinds()[values["data"]["task"]["kind"]].gold
     if not objective["measure"]:
         objective["measure"] = "gold_reward" if gold else "win_rate"
     if objective["measure"] == "gold_reward" and not gold:
@@ -978,14 +979,14 @@ def content_of_files(values):
     Raises UserError for a file that is missing or malformed.
     """
     chosen = values["data"]
-    found = {"prepare": _local_files(config.Task, chosen["task"])}
+    found = {"prepare": _checked_files(config.from_dict(config.Task, chosen["task"]))}
     for name, benchmark in values["benchmarks"].items():
         try:
-            found[f"benchmark/{name}"] = _local_files(config.Benchmark, benchmark)
+            found[f"benchmark/{name}"] = _checked_files(config.from_dict(config.Benchmark, benchmark))
         except UserError as error:
             raise UserError(f"benchmarks.{name}: {error}") from None
         _check_turns(name, benchmark, values)
-    corpus = _local_files(config.Corpus, chosen["corpus"])
+    corpus = sources.contents(config.from_dict(config.Corpus, chosen["corpus"]))
     if corpus and values["model"]["source"] == "pretrain":
         text = runs.canonical_json(corpus)
         found["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -999,10 +1000,16 @@ def content_of_files(values):
     return {run: files for run, files in found.items() if files}
 
 
+def _checked_files(settings):
+    """Setting's name -> content of each local file that a Task or Benchmark reads, once it is checked."""
+    data.record(settings).check(settings)
+    return sources.contents(settings)
+
+
 def _check_rows(values):
     """UserError where local files hold fewer rows of a split than are taken at once; a hub dataset's are not known."""
     task, reward_model, ppo = values["data"]["task"], values["reward_model"], values["ppo"]
-    there = data.sizes(config.from_dict(config.Task, task)) or {}
+    there = data.world_kinds()[task["kind"]].sizes(config.from_dict(config.Task, task)) or {}
     for split, smallest, needed in (
         ("prompts", max(2, ppo["batch_size"]), f"ppo.batch_size={ppo['batch_size']}"),
         (
@@ -1018,7 +1025,7 @@ def _check_rows(values):
 
 def _check_turns(name, benchmark, values):
     """UserError where a benchmark has more turns than a judge by an API is shown, or than fit into the model."""
-    turns = data.turns(config.from_dict(config.Benchmark, benchmark)) or 0
+    turns = data.benchmark_kinds()[benchmark["kind"]].turns(config.from_dict(config.Benchmark, benchmark)) or 0
     asked = [judge for judge, settings in values["judges"].items() if settings["kind"] == "openai"]
     if turns > MOST_TURNS and asked:
         raise UserError(
@@ -1043,16 +1050,9 @@ def _positions(model):
     return f"{folder}/config.json's {key}", positions
 
 
-def _local_files(cls, values):
-    """Setting's name -> content of each local file that a Task, Benchmark or Corpus reads, which are checked."""
-    settings = config.from_dict(cls, values)
-    data.check(settings)
-    return {name: data.describe(path) for name, path in sorted(data.local_files(settings).items())}
-
-
 def _describe_folder(folder):
     """`<bytes>:<sha256>` of a model folder: its files' names and contents."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    content = {path.name: data.describe(path) for path in files}
+    content = {path.name: sources.describe(path) for path in files}
     total = sum(path.stat().st_size for path in files)
     return f"{total}:{hashlib.sha256(runs.canonical_json(content).encode()).hexdigest()}"

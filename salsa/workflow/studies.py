@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from salsa import data
 from salsa.judges import access as judge_access
 from salsa.judges import language_model
 from salsa.workflow import config, gpus, places, runs
@@ -212,7 +213,7 @@ def _copy_small(folder, copy, manifest):
             (copy / artefact).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / artefact, copy / artefact)
     settings = manifest["settings"].get("config")
-    if settings and settings["data"]["task"]["kind"] == "reviews":
+    if settings and not data.world_kinds()[settings["data"]["task"]["kind"]].published:
         samples, page = copy / "samples.md", copy / "report.html"
         if samples.exists():
             text = re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples.read_text(encoding="utf-8"))

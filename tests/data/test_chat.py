@@ -14,7 +14,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from salsa import base
-from salsa.data import assistant, chat, user
+from salsa.data import chat
+from salsa.data.messages import assistant, user
 from salsa.rl import forward, models
 from salsa.workflow import config, runs
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from salsa.data import benchmark, corpus, gold, prepare, stories, user
+from salsa.data import benchmark, corpus, gold, prepare
+from salsa.data.messages import user
+from salsa.data.worlds import stories
 from salsa.workflow import config, runs
 
 REAL = Path(os.environ.get("SALSA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

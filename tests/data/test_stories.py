@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salsa import data
-from salsa.data import stories
+from salsa.data.worlds import stories
 from salsa.workflow import config
 from salsa.workflow.runs import UserError, canonical_json
 
 BENCHMARKS = ("in_distribution", "out_of_distribution", "two_turn")
 ASK_TWO = "write two sentences about a fox and a kite ."
+
+
+def benchmark(kind, number, seed):
+    settings = config.Benchmark(kind, prompts=number)
+    return data.record(settings).questions(settings, config.Task(kind="stories", seed=seed)).rows
 
 
 def texts_of(row):
@@ -29,7 +34,7 @@ def test_same_bytes_everywhere():
         stories.corpus(300, 1),
         stories.demonstrations("demonstrations", 300, 1),
         stories.prompts("prompts", 300, 1),
-        *(stories.benchmark(kind, 100, 1) for kind in BENCHMARKS),
+        *(benchmark(kind, 100, 1) for kind in BENCHMARKS),
     ]
     digest = hashlib.sha256(canonical_json(made).encode()).hexdigest()
     assert digest == "0a0f4acfed97c4b9c67f1c09abcce96e1777a3d200c7939f6a283a10bf232e09"
@@ -49,7 +54,7 @@ def test_words_are_all_words():
     for row in stories.demonstrations("demonstrations", 400, 0):
         seen.update(" ".join(texts_of(row)).split())
     for kind in BENCHMARKS:
-        for row in stories.benchmark(kind, 0, 0):
+        for row in benchmark(kind, 0, 0):
             seen.update(" ".join(row["turns"]).split())
     assert seen == vocabulary
 
@@ -70,7 +75,7 @@ def test_conversations_and_benchmarks_of_different_splits_share_no_instruction()
     for name in ("preferences", "prompts", "evaluation"):
         asked[name] = set(stories.prompts(name, len(stories._of_split(name)), 0))
     for kind in BENCHMARKS:
-        asked[kind] = {turn for row in stories.benchmark(kind, 0, 0) for turn in row["turns"]}
+        asked[kind] = {turn for row in benchmark(kind, 0, 0) for turn in row["turns"]}
     assert len(set().union(*asked.values())) == sum(map(len, asked.values()))
 
 
@@ -83,13 +88,13 @@ def test_held_out_pairs_occur_nowhere_but_out_of_distribution():
         for row in stories.demonstrations(name, 450, 7):
             assert not holds_held_out_pair(" ".join(texts_of(row)))
     for kind in BENCHMARKS:
-        for row in stories.benchmark(kind, 0, 0):
+        for row in benchmark(kind, 0, 0):
             assert holds_held_out_pair(" ".join(row["turns"])) == (row["category"] == "held_out_pair")
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
 def test_benchmarks(kind):
-    rows = stories.benchmark(kind, 240, 0)
+    rows = benchmark(kind, 240, 0)
     assert len(rows) == len({tuple(row["turns"]) for row in rows}) == len({row["id"] for row in rows}) == 240
     for row in rows:
         counts = [stories.parse_instruction(turn)[0] for turn in row["turns"]]
@@ -203,18 +208,18 @@ def test_demonstrations_are_of_mixed_quality():
 
 def test_too_many_prompts_is_one_line():
     with pytest.raises(UserError, match=r"stories have \d+ instructions for 'evaluation', 100000 are wanted") as error:
-        stories.check_sizes(config.Task(kind="stories", evaluation=100_000))
+        stories.check(config.Task(kind="stories", evaluation=100_000))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError):
-        stories.benchmark("out_of_distribution", 100_000, 0)
+        benchmark("out_of_distribution", 100_000, 0)
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
 def test_a_benchmark_of_more_prompts_than_there_are_is_refused_while_planning(kind):
-    available = len(stories.benchmark(kind, 0, 0))
-    data.check(config.Benchmark(kind, prompts=available))
+    available = len(benchmark(kind, 0, 0))
+    data.benchmark_kinds()[kind].check(config.Benchmark(kind, prompts=available))
     for number, message in ((available + 1, f"stories have {available} instructions for '{kind}'"), (-1, "0 or more")):
         with pytest.raises(UserError, match=message):
-            data.check(config.Benchmark(kind, prompts=number))
+            data.benchmark_kinds()[kind].check(config.Benchmark(kind, prompts=number))
         with pytest.raises(UserError, match=message):
-            stories.benchmark(kind, number, 0)
+            benchmark(kind, number, 0)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from salsa import data
-from salsa.data import check, is_hub_id, local_files, normalised, ultra
+from salsa.data import sources
+from salsa.data.sources import is_hub_id
+from salsa.data.splits import normalised
+from salsa.data.worlds import ultra
 from salsa.workflow import config
 from salsa.workflow.runs import UserError
 
@@ -22,6 +25,18 @@ USER, ANSWER, OTHER = (
     {"role": "assistant", "content": "An animal."},
     {"role": "assistant", "content": "A plant."},
 )
+
+
+def check(settings):
+    data.record(settings).check(settings)
+
+
+def files_of(settings):
+    return data.record(settings).local_files(settings)
+
+
+def ask(benchmark):
+    return data.record(benchmark).questions(benchmark, config.Task(kind="ultra"))
 
 
 def pair(prompt="What is a fox?", chosen="An animal.", rejected="A plant.", **more):
@@ -125,13 +140,13 @@ def test_broken_gzip_encoding_and_parquet(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(UserError, match=r"mend|save it as UTF-8|name it without .gz") as error:
-            ultra.check_file(path, ("prompt",))
+            ultra.check_file(path, ultra.FILES["evaluation_file"])
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_texts_and_conversations_may_stand_in_one_file(tmp_path):
     path = write(tmp_path / "p.jsonl", [pair(), pair("Else?", [ANSWER], [OTHER])])
-    with ultra.opened("preference_file", path, ("prompt", "chosen", "rejected")) as rows:
+    with sources.opened(path, ultra.PREFERENCE, (), "preference_file") as rows:
         made = [ultra.preference(row) for _, row in rows]
     assert [row["chosen"] for row in made] == [[ANSWER], [ANSWER]]
 
@@ -139,9 +154,9 @@ def test_texts_and_conversations_may_stand_in_one_file(tmp_path):
 def test_files_and_hub_ids(tmp_path):
     path = write(tmp_path / "p.jsonl", [pair()])
     task = config.Task(kind="ultra", sft_file="org/name", preference_file=path)
-    assert local_files(task) == {"preference_file": path}
-    assert local_files(config.Task(kind="stories")) == local_files(config.Corpus(kind="none")) == {}
-    assert local_files(config.Benchmark(kind="preference_file", file=path)) == {"file": path}
+    assert files_of(task) == {"preference_file": path}
+    assert files_of(config.Task(kind="stories")) == sources.contents(config.Corpus(kind="none")) == {}
+    assert files_of(config.Benchmark(kind="preference_file", file=path)) == {"file": path}
     assert is_hub_id("HuggingFaceH4/ultrachat_200k")
     for missing in ("data/p.jsonl", "data/p.jsonl.gz", "/p", "./p/q", "~/p", "p.parquet", "just_a_name", "a/b/c"):
         with pytest.raises(UserError):
@@ -186,7 +201,7 @@ def test_hub_rows_go_through_the_same_checks(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     task = config.Task(kind="ultra", preference_file="o/prefs@v1.2")
     _, counts = ultra.prepare(task)
-    assert asked == [("o/prefs", "train", "v1.2")] and data.sizes(task) is None
+    assert asked == [("o/prefs", "train", "v1.2")] and ultra.sizes(task) is None
     hub = {"dataset": "o/prefs@v1.2", "split": "train", "commit": commit}
     assert counts["files"]["preference_file"] == {"read": 51, "kept": 50, "dropped": {"no_text": 1}, "hub": hub}
     rows = [{"prompt": 3, "chosen": "x", "rejected": "y"}]
@@ -197,7 +212,7 @@ def test_hub_rows_go_through_the_same_checks(tmp_path, monkeypatch):
         ultra.prepare(task)
     for kind, keys in (("mt_bench", "no column 'category'"), ("arena_hard", "no column 'cluster'")):
         with pytest.raises(UserError, match=keys):
-            ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0)
+            ask(config.Benchmark(kind, file="o/bench"))
 
 
 def test_benchmarks_as_the_hub_has_them(monkeypatch):
@@ -210,10 +225,11 @@ def test_benchmarks_as_the_hub_has_them(monkeypatch):
         ("arena_hard", hard, {"id": "arena_hard-q", "turns": ["Hard?"], "category": "c", "reference": None}),
     ):
         monkeypatch.setattr(datasets, "load_dataset", lambda name, split, row=row: datasets.Dataset.from_list(row))
-        facts = {}
-        assert ultra.benchmark(config.Benchmark(kind, file="o/bench"), 0, facts)[0] == [expected]
-        assert facts == {"hub": {"dataset": "o/bench", "split": "None", "commit": None}}  # made here, not fetched
-        assert data.turns(config.Benchmark(kind, file="o/bench")) == (1 if kind == "arena_hard" else None)
+        made = ask(config.Benchmark(kind, file="o/bench"))
+        assert made.rows == [expected]
+        assert made.facts == {"hub": {"dataset": "o/bench", "split": "None", "commit": None}}  # made here, not fetched
+        turns = data.benchmark_kinds()[kind].turns(config.Benchmark(kind, file="o/bench"))
+        assert turns == (1 if kind == "arena_hard" else None)
 
 
 def test_a_hub_that_is_lost_between_two_questions_does_not_change_the_split(monkeypatch):
@@ -245,7 +261,7 @@ def test_hub_splits(monkeypatch):
     splits, _ = ultra.prepare(config.Task(kind="ultra", preference_file="o/prefs", sft_file="o/chat"))
     assert (len(splits["demonstrations"]), len(splits["validation"])) == (5, 3)
     with pytest.raises(UserError, match="o/prefs: no split"):
-        ultra._from_hub("o/prefs", ("nothing",))
+        sources.from_hub("o/prefs", ("nothing",))
 
 
 @needs_real
@@ -278,7 +294,7 @@ def test_references_of_mt_bench_are_of_three_categories(tmp_path):
     mt = config.Benchmark(
         "mt_bench", file=write(tmp_path / "q.jsonl", questions), reference_file=write(tmp_path / "a.jsonl", answers)
     )
-    rows, read, dropped = ultra.benchmark(mt, 0)
+    rows, read, dropped, _ = ask(mt)
     found = {row["id"]: row["reference"] for row in rows}
     assert found == {
         "mt_bench-1": ["1a", "1b"],
@@ -348,7 +364,7 @@ def test_faults_of_questions_are_found_while_planning(tmp_path, monkeypatch, que
     mt = config.Benchmark("mt_bench", file="q.jsonl")
     if references is not None:
         mt.reference_file = write(Path("r.jsonl"), references)
-    for found_by in (check, lambda settings: ultra.benchmark(settings, 0)):
+    for found_by in (check, lambda settings: ask(settings)):
         if message is None or ("none of its" in message and found_by is not check):
             found_by(mt)
             continue
@@ -360,19 +376,18 @@ def test_faults_of_questions_are_found_while_planning(tmp_path, monkeypatch, que
 def test_a_part_of_the_questions_goes_with_all_reference_answers(tmp_path):
     """81, "81" and the 81.0 of pandas are one id; the answers to questions that are left out are counted."""
     for identifier, other in ((81, "81"), ("81", 81), (81.0, 81)):
-        facts = {}
         file = write(tmp_path / "q.jsonl", [question(identifier, category="math")])
         references = write(tmp_path / "r.jsonl", [answers(other, "a", "b"), answers(82, "c"), answers(83, "d")])
-        made, _, _ = ultra.benchmark(config.Benchmark("mt_bench", file=file, reference_file=references), 0, facts)
+        made, _, _, facts = ask(config.Benchmark("mt_bench", file=file, reference_file=references))
         assert [(row["id"], row["reference"]) for row in made] == [("mt_bench-81", ["a", "b"])]
         assert facts == {"references_unused": 2}
     file = write(tmp_path / "q.jsonl", [question(float("nan"))])  # of pandas, where there is none
-    assert ultra.benchmark(config.Benchmark("mt_bench", file=file), 0)[0][0]["id"] == "mt_bench-0"
+    assert ask(config.Benchmark("mt_bench", file=file)).rows[0]["id"] == "mt_bench-0"
 
 
 def test_prompts_that_differ_in_the_spelling_of_accents_are_one(tmp_path):
     forms = [pair(unicodedata.normalize(form, "Où est le café ?")) for form in ("NFC", "NFD")]
-    counts = ultra.check_file(write(tmp_path / "p.jsonl", forms), ("prompt", "chosen", "rejected"))
+    counts = ultra.check_file(write(tmp_path / "p.jsonl", forms), ultra.FILES["preference_file"])
     assert counts == {"read": 2, "kept": 1, "dropped": {"duplicate_prompt": 1}}
 
 
@@ -446,7 +461,7 @@ def test_changed_rows_are_kept_dropped_or_refused_in_one_line(tmp_path, name):
             assert str(error).isprintable() and str(tmp_path) in str(error)
             texts["refused"] += 1
             continue
-        kept = ultra.prepare(made)[0] if made.kind == "ultra" else ultra.benchmark(made, 0)[0]
+        kept = ultra.prepare(made)[0] if made.kind == "ultra" else ask(made).rows
         json.dumps(kept, ensure_ascii=False, allow_nan=False).encode()  # what check lets pass, the stage writes
         texts["kept"] += 1
     assert min(texts["kept"], texts["refused"]) > 1
@@ -462,14 +477,14 @@ def test_questions_that_stand_twice_are_dropped(tmp_path):
     ]
     questions[2]["turns"] = [turn.upper() + " " for turn in questions[2]["turns"]]
     mt = config.Benchmark("mt_bench", file=write(tmp_path / "q.jsonl", questions))
-    made, read, dropped = ultra.benchmark(mt, 0)
+    made, read, dropped, _ = ask(mt)
     assert {row["id"] for row in made} == {"mt_bench-1", "mt_bench-2"} and read == 5
-    assert dropped == {"empty_or_repeated": 3} and data.turns(mt) == 2
+    assert dropped == {"empty_or_repeated": 3} and data.record(mt).turns(mt) == 2
     hard = [
         {"uid": i, "cluster": "c", "prompt": text} for i, text in enumerate(["Hard?", "hard?", "\u200b", "Harder?"])
     ]
     hard.append({"uid": 9, "cluster": None, "prompt": "Hardest?"})
-    made, read, dropped = ultra.benchmark(config.Benchmark("arena_hard", file=write(tmp_path / "h.jsonl", hard)), 0)
+    made, read, dropped, _ = ask(config.Benchmark("arena_hard", file=write(tmp_path / "h.jsonl", hard)))
     assert {row["id"] for row in made} == {"arena_hard-0", "arena_hard-3"} and read == 5
     assert dropped == {"empty_or_repeated": 2, "no_text": 1}
 
@@ -519,7 +534,7 @@ def test_sizes_are_what_prepare_makes(tmp_path):
     rows = [pair(f"Question {i}?") for i in range(90)]
     task = config.Task(kind="ultra", preference_file=write(tmp_path / "p.jsonl", rows), prompts=3)
     splits, _ = ultra.prepare(config.Task(kind="ultra", preference_file=task.preference_file))
-    assert data.sizes(task) == {name: len(values) for name, values in splits.items()}
+    assert ultra.sizes(task) == {name: len(values) for name, values in splits.items()}
     with pytest.raises(UserError, match=r"q\.jsonl: no rows for \w+ \(demonstrations"):
         check(config.Task(kind="ultra", preference_file=write(tmp_path / "q.jsonl", rows[:2])))
     with pytest.raises(UserError, match=r"r\.jsonl: none of its 1 rows can be used \(empty 1\)"):
@@ -537,7 +552,7 @@ def test_real_mt_bench():
         reference_file=str(folder / "reference_answer_gpt-4.jsonl"),
     )
     check(mt)
-    rows, read, dropped = ultra.benchmark(mt, 0)
+    rows, read, dropped, _ = ask(mt)
     assert read == len({row["id"] for row in rows}) == 80 and dropped == {"empty_or_repeated": 0}
     assert {len(row["turns"]) for row in rows} == {2}
     assert Counter(row["category"] for row in rows) == dict.fromkeys(
@@ -551,7 +566,7 @@ def test_real_mt_bench():
         number = int(row["id"].removeprefix("mt_bench-"))
         assert row["turns"] == questions[number]["turns"] and row["category"] == questions[number]["category"]
         assert row["reference"] == answers.get(number)
-    alone, _, _ = ultra.benchmark(config.Benchmark("mt_bench", file=str(folder / "question.jsonl")), 0)
+    alone, *_ = ask(config.Benchmark("mt_bench", file=str(folder / "question.jsonl")))
     assert [row["turns"] for row in alone] == [row["turns"] for row in rows]  # the order is the seed's
     assert sum(row["reference"] is not None for row in alone) == 29  # one question has no note of its own
 
@@ -561,7 +576,7 @@ def test_real_arena_hard():
     path = REAL / "arena_hard" / "question_v0.1.jsonl"
     hard = config.Benchmark("arena_hard", file=str(path))
     check(hard)
-    rows, read, dropped = ultra.benchmark(hard, 0)
+    rows, read, dropped, _ = ask(hard)
     assert read == len(rows) == 500 and dropped == {"empty_or_repeated": 0}
     questions = {f"arena_hard-{row['uid']}": row for row in lines(path)}
     assert len({row["category"] for row in rows}) == 250

@@ -10,7 +10,8 @@ import signal
 import pytest
 from conftest import EXECUTION
 
-from salsa.data import chat, stories
+from salsa.data import chat
+from salsa.data.benchmarks import two_turn
 from salsa.evaluate import generate, respond
 from salsa.rl import models, rollout
 from salsa.workflow import config, runs
@@ -137,7 +138,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_uninterrupted_one_ends(
     anchor = config.Reference("soup", ["1/2", "1/2"])
     settings = config.PpoSettings(4, 0.1, ["1"], anchor, config.Ppo(iterations=3), LENGTHS)
     runs.execute("ppo", 1, write, settings, parents, tmp_path / "ppo", EXECUTION)
-    rows = stories.benchmark("two_turn", 4, 3)
+    rows = two_turn.questions(config.Benchmark("two_turn", prompts=4), config.Task(kind="stories", seed=3)).rows
 
     def benchmark(settings, parents, output, execution):
         runs.write_jsonl(output / "benchmark.jsonl", rows)

@@ -10,7 +10,9 @@ from conftest import SHAPE, random_llama, save_model
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from salsa import base
-from salsa.data import chat, stories, user
+from salsa.data import chat
+from salsa.data.messages import user
+from salsa.data.worlds import stories
 from salsa.rl import folders, forward, models
 from salsa.workflow import config, runs
 

@@ -160,8 +160,8 @@ def test_choices_are_those_of_the_code():
     assert set(bounds.choices(config.KlSchedule, "kind")) == set(plan.SCHEDULES)
     assert set(plan.MOVING) < set(bounds.choices(config.Reference, "kind"))
     assert set(bounds.choices(config.Judge, "kind")) == set().union(*compose.JUDGES.values())
-    assert set(bounds.choices(config.Benchmark, "kind")) == set().union(*data.BENCHMARKS.values())
-    assert set(bounds.choices(config.Task, "kind")) == set(data.BENCHMARKS) == set(compose.JUDGES)
+    assert set(bounds.choices(config.Benchmark, "kind")) == set(data.benchmark_kinds())
+    assert set(bounds.choices(config.Task, "kind")) == set(data.world_kinds()) == set(compose.JUDGES)
     for schema, settings in compose.READ_BY.items():
         names = {f.name for f in dataclasses.fields(schema)}
         assert set(settings) <= names

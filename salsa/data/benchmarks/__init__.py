@@ -1,0 +1,1 @@
+"""Benchmarks, one file a kind: prompts that no training sees (`salsa.data.Benchmark`)."""

@@ -1,0 +1,347 @@
+"""Ultra: real instructions. SFT conversations and given preferences, from hub datasets or local files of their form.
+
+- `sft_file`: rows {"messages"}, as HuggingFaceH4/ultrachat_200k (splits train_sft, test_sft). Empty: demonstrations
+  are the chosen answers of a share of the preference file that is used for nothing else.
+- `preference_file`: rows {"prompt", "chosen", "rejected"}, the last two texts or conversations, as
+  HuggingFaceH4/ultrafeedback_binarized (splits train_prefs, test_prefs). Split by a hash of the user's first message.
+- `evaluation_file`: more rows with a prompt, for the development evaluation. Empty: a share of the preference file.
+
+Local files are read by `rows`, a hub dataset (ORG/NAME, or ORG/NAME@REVISION) by the datasets library; the rows of
+both go through the functions below, while planning (`check`) and in the stages. What can't be learned from is dropped
+and counted, by reason: ties, identical texts, empty texts, tool calls, repeated prompts, prompts that another file or
+another split already holds.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from salsa.data import World, messages, rows, sources
+from salsa.data.messages import Dropped, assistant, blank, user
+from salsa.data.sources import Form, is_hub_id
+from salsa.data.splits import first, normalised, ordered, split_of
+from salsa.workflow.runs import UserError
+
+CONVERSATION = Form(("messages",))
+PREFERENCE = Form(("prompt", "chosen", "rejected"), ("metadata", "score_chosen", "score_rejected"))
+PROMPT = Form(("prompt",))
+SHARES = {"preferences": 0.6, "prompts": 0.35, "evaluation": 0.05}  # of the preference file
+SHARES_WITHOUT_SFT_FILE = {
+    "demonstrations": 0.3,
+    "validation": 0.05,
+    "preferences": 0.35,
+    "prompts": 0.25,
+    "evaluation": 0.05,
+}
+SFT_SHARES = {"demonstrations": 0.95, "validation": 0.05}  # of an sft_file without a test split
+VALIDATION = ("test_sft",)  # the hub's split of an sft_file that SFT is validated on
+
+
+def prompt_key(conversation):
+    """What makes two prompts the same."""
+    return "\n".join(f"{m['role']}: {normalised(m['content'])}" for m in conversation)
+
+
+def _user_turns(row):
+    """The user's messages of a canonical row, wherever they stand, in their order, as they are compared."""
+    return [normalised(m["content"]) for m in row.get("messages") or row["prompt"] if m["role"] == "user"]
+
+
+def _prompt(value, left_out=None):
+    """The messages of a prompt, a text or messages."""
+    prompt = messages.text_or_messages("prompt", value, left_out)
+    return [user(prompt)] if isinstance(prompt, str) else prompt
+
+
+def _answer(key, value, left_out):
+    """The text of an answer, and the messages before it: of a text, or of a conversation that ends with the answer."""
+    value = messages.text_or_messages(key, value, left_out)
+    if isinstance(value, str):
+        return value, []
+    return value[-1]["content"] if value and value[-1]["role"] == "assistant" else "", value[:-1]
+
+
+def _refused_prompt(prompt):
+    """Why a prompt is dropped, or None."""
+    if not prompt or any(blank(m["content"]) for m in prompt):
+        return "empty"
+    return None if prompt[-1]["role"] == "user" else "no_user_message"
+
+
+def preference(row, left_out=None):
+    """A preference {"prompt", "chosen", "rejected"} in canonical form, or the reason (text) why it is dropped.
+
+    Args:
+        row: of a local file or the hub, with any further keys.
+        left_out: a Counter of parts of messages that were left out, by type.
+
+    Raises UserError where a key is missing or a value has another form than it should.
+    """
+    given, chosen, rejected = PREFERENCE.values(row)
+    try:
+        chosen, before = _answer("chosen", chosen, left_out)
+        rejected, before_rejected = _answer("rejected", rejected, left_out)
+        prompt = before or _prompt(given, left_out)
+    except Dropped as reason:
+        return str(reason)
+    refused = _refused_prompt(prompt)
+    if refused == "empty" or blank(chosen) or blank(rejected):
+        return "empty"
+    if before != before_rejected:
+        return "different_prompts"
+    if refused:
+        return refused
+    if messages.seen(chosen) == messages.seen(rejected):
+        return "identical"
+    metadata = _metadata(row.get("metadata"))
+    scores = {**metadata, **{k: row[k] for k in ("score_chosen", "score_rejected") if row.get(k) is not None}}
+    if scores.get("score_chosen") is not None and scores["score_chosen"] == scores.get("score_rejected"):
+        return "tie"
+    return {"prompt": prompt, "chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
+
+
+def _metadata(value):
+    """The metadata of a preference, also where it is the text of a JSON object; nothing where it is anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
+
+
+def conversation(row, left_out=None):
+    """A demonstration {"messages"} that ends with an answer, or the reason why it is dropped; as `preference`."""
+    (given,) = CONVERSATION.values(row)
+    try:
+        told = messages.messages("messages", given, left_out)
+    except Dropped as reason:
+        return str(reason)
+    if not told or any(blank(m["content"]) for m in told):
+        return "empty"
+    if len(told) < 2 or told[-1]["role"] != "assistant" or "user" not in {m["role"] for m in told[:-1]}:
+        return "no_answer"
+    return {"messages": told}
+
+
+def evaluation_prompt(row, left_out=None):
+    """A prompt {"prompt"}, or the reason why it is dropped; as `preference`."""
+    (given,) = PROMPT.values(row)
+    try:
+        prompt = _prompt(given, left_out)
+    except Dropped as reason:
+        return str(reason)
+    return _refused_prompt(prompt) or {"prompt": prompt}
+
+
+def _prompt_of_row(row):
+    return prompt_key(row["prompt"])
+
+
+def _first_prompt(row):
+    """The key of a conversation: of the user's first message, whatever system message stands before it."""
+    return prompt_key([next(m for m in row.get("messages") or row["prompt"] if m["role"] == "user")])
+
+
+class File(NamedTuple):
+    """What a setting's file holds.
+
+    Attributes:
+        form: of its rows.
+        convert: row, Counter of left out parts -> canonical row, or the reason (text) why it is dropped.
+        key: canonical row -> what makes two of them the same.
+        splits: of a hub dataset, the one to read: the first that there is.
+    """
+
+    form: Form
+    convert: Callable
+    key: Callable
+    splits: tuple
+
+
+FILES = {  # setting of config.Task
+    "preference_file": File(PREFERENCE, preference, _prompt_of_row, ("train_prefs", "train")),
+    "evaluation_file": File(PROMPT, evaluation_prompt, _prompt_of_row, ("test_prefs", "test", "train")),
+    "sft_file": File(CONVERSATION, conversation, _first_prompt, ("train_sft", "train")),
+}
+local_files = sources.local_files(*FILES)
+
+
+def read(source, file, known=frozenset(), keep=lambda row: row):
+    """Canonical rows by the key of their prompt, and counts; repeated prompts and those of other files are dropped.
+
+    Args:
+        source: (place, row) of each row of a `File`.
+        known: normalised messages of the user that stand in other files.
+        keep: canonical row -> what shall be kept of it.
+    """
+    kept, dropped, left_out, number = {}, Counter(), Counter(), 0
+    for _, row in sources.located(source, file.convert, left_out):
+        number += 1
+        if isinstance(row, str):
+            dropped[row] += 1
+            continue
+        key = file.key(row)
+        if key in kept:
+            dropped["duplicate_prompt"] += 1
+        elif not known.isdisjoint(_user_turns(row)):
+            dropped["in_other_file"] += 1
+        else:
+            kept[key] = keep(row)
+    counts = {"read": number, "kept": len(kept), "dropped": dict(dropped)}
+    return kept, counts | ({"left_out": dict(left_out)} if left_out else {})
+
+
+def _without_answers(row):
+    """What planning keeps of a canonical row: enough to say which split it belongs to."""
+    return {"prompt": [m for m in row.get("messages") or row["prompt"] if m["role"] == "user"]}
+
+
+def prepare(task, folder=None):
+    """The rows of every split, and counts for each file; there is no gold to write."""
+    made, files = _splits(task)
+    if not task.sft_file:
+        for name in ("demonstrations", "validation"):
+            made[name] = [{"messages": row["prompt"] + row["chosen"]} for row in made[name]]
+    made = {name: first(values, getattr(task, name), f"data.task.{name}") for name, values in made.items()}
+    for name in ("prompts", "evaluation"):
+        made[name] = [{"id": f"{name}-{i}", "prompt": row["prompt"]} for i, row in enumerate(made[name])]
+    return made, {"files": files}
+
+
+def _splits(task, keep=lambda row: row):
+    """All rows of every split, in the seed's order, and counts for each file.
+
+    Args:
+        task: config.Task.
+        keep: canonical row -> what shall be kept of it.
+    """
+    _check_given(task)
+    files, known = {}, set()
+
+    def rows_of(setting, file=None, name=None):
+        """The rows of a file by key, none of which asks what a file before it asks."""
+        file = file or FILES[setting]
+        with sources.opened(getattr(task, setting), file.form, file.splits, setting) as source:
+            kept, counts = read(source, file, known, keep)
+        files[name or setting] = counts | source.facts
+        return kept
+
+    def in_order(kept):
+        return [kept[key] for key in ordered(kept, task.seed, "ultra")]
+
+    pairs = rows_of("preference_file")
+    known |= {turn for row in pairs.values() for turn in _user_turns(row)}
+    shares = SHARES if task.sft_file else SHARES_WITHOUT_SFT_FILE
+    made = _divided(pairs, shares, task.seed, files["preference_file"])
+    if task.evaluation_file:
+        others = rows_of("evaluation_file")
+        made["evaluation"] = in_order(others)
+        known |= {turn for row in others.values() for turn in _user_turns(row)}
+    if task.sft_file:
+        told = rows_of("sft_file")
+        if _has_validation(task.sft_file):
+            known |= {_user_turns(row)[0] for row in told.values()}
+            tests = rows_of("sft_file", FILES["sft_file"]._replace(splits=VALIDATION), "sft_file_validation")
+            made |= {"demonstrations": in_order(told), "validation": in_order(tests)}
+        else:
+            split = {key: split_of(key, SFT_SHARES, "ultra") for key in told}
+            made |= {
+                name: in_order({key: row for key, row in told.items() if split[key] == name}) for name in SFT_SHARES
+            }
+    return made, files
+
+
+def _has_validation(value):
+    """Whether an sft_file is a hub dataset with a split to validate on."""
+    return is_hub_id(value) and not set(VALIDATION).isdisjoint(sources.offered_splits(value))
+
+
+def _divided(pairs, shares, seed, counts):
+    """Split name -> rows of the preference file, in the seed's order.
+
+    The user's first message says which split a row belongs to, so that neither system messages nor the prompts of one
+    tree of conversations part equal questions. A row whose later message is the first one of another split's row is
+    dropped, and counted in `counts`. Two later messages may be equal: "go on" is no question.
+    """
+    split = {key: split_of(_first_prompt(row), shares, "ultra") for key, row in pairs.items()}
+    firsts = {_user_turns(row)[0]: split[key] for key, row in pairs.items()}
+    divided = {name: [] for name in shares}
+    for key in ordered(pairs, seed, "ultra"):
+        if any(firsts.get(turn, split[key]) != split[key] for turn in _user_turns(pairs[key])[1:]):
+            counts["dropped"]["in_other_split"] = counts["dropped"].get("in_other_split", 0) + 1
+            counts["kept"] -= 1
+        else:
+            divided[split[key]].append(pairs[key])
+    return divided
+
+
+def _check_given(task):
+    if not task.preference_file:
+        raise UserError("data.task.preference_file is empty; give a hub dataset ORG/NAME or a local file")
+
+
+def check(task):
+    """Find the faults of the local files of a config.Task, by what prepare reads them with.
+
+    Raises UserError of one line; each file is read once for the same size and time.
+    """
+    _check_given(task)
+    paths, there = local_files(task), sizes(task)
+    if there is None:  # some of the rows are the hub's
+        for name, path in paths.items():
+            check_file(path, FILES[name])
+        return
+    for split, number in there.items():
+        if not number:
+            raise UserError(f"{paths['preference_file']}: no rows for {split} ({shown(there)}); give more rows")
+
+
+def sizes(task):
+    """Split name -> rows that there are of it, for a config.Task whose files are all local; None for any other."""
+    paths = local_files(task)
+    if len(paths) < sum(bool(getattr(task, name)) for name in FILES):
+        return None
+    return _sizes(tuple((name, path, *sources.size_and_time(path)) for name, path in paths.items()))
+
+
+@functools.cache
+def _sizes(files):
+    from salsa.workflow import config
+
+    made, _ = _splits(config.Task(kind="ultra", **{name: path for name, path, *_ in files}), _without_answers)
+    return {name: len(values) for name, values in made.items()}
+
+
+def check_file(path, file):
+    """Read a local file that is a `File` as a stage would; returns its counts.
+
+    Raises UserError for what can't be read, and where no row is kept.
+    """
+    return _check_file(str(path), file, *sources.size_and_time(path))
+
+
+@functools.cache
+def _check_file(path, file, size, modified):
+    _, counts = read(rows.read(path, file.form.keys), file, keep=bool)
+    if not counts["kept"]:
+        dropped = shown(counts["dropped"])
+        raise UserError(f"{path}: none of its {counts['read']} rows can be used ({dropped}); see what each row needs")
+    return counts
+
+
+def shown(counts):
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
+
+
+WORLD = World(
+    kind="ultra",
+    words="instructions with given preferences",
+    preferences="given",
+    prepare=prepare,
+    local_files=local_files,
+    check=check,
+    sizes=sizes,
+)
