@@ -1,6 +1,7 @@
 """Stage benchmark: prompts that no training sees, as benchmark.jsonl {"id", "turns", "category", "reference"}.
 
-`turns` are the user's messages, answered one after the other; `reference` is a list of an answer to each, or null.
+`turns` are the user's messages, answered one after the other; `reference` is a list of an answer to each, or null. Rows
+of a kind that scores answers have `scored_by`, too: that kind.
 A prompt that occurs in any file of the task's prepare run is dropped and counted.
 """
 
@@ -25,13 +26,16 @@ def make(settings, parents, output, execution):
             f"benchmark {settings.name}: {task.kind} has no {benchmark.kind!r}; it has {', '.join(offered)}"
         )
     sources.check_unchanged(benchmark, settings.files)
-    rows, read, dropped, facts = offered[benchmark.kind].questions(benchmark, task)
+    record = offered[benchmark.kind]
+    rows, read, dropped, facts = record.questions(benchmark, task)
     known = known_prompts(parents["prepare"])
     unseen = [row for row in rows if not known & {normalised(turn) for turn in row["turns"]}]
     dropped = {**dropped, "in_training": len(rows) - len(unseen)}
     kept = first(unseen, benchmark.prompts, f"benchmarks.{settings.name}.prompts")
     if not kept:
         raise UserError(f"benchmark {settings.name}: no prompts are left of {read}; dropped: {dropped}")
+    if record.score:
+        kept = [row | {"scored_by": benchmark.kind} for row in kept]
     counts = {
         "read": read,
         "kept": len(kept),

@@ -182,7 +182,7 @@ def responses(folder, model):
         place = row["benchmark"], row["prompt_id"]
         if row["model"] == model and place in rows:
             raise runs.UserError(f"{path}:{number}: {_named(row)} stands there twice; remove one")
-        if row["model"] == model:
+        if row["model"] == model and row.get("compared", True):
             rows[place] = row
     if not rows:
         raise runs.UserError(f"{path}: no response of model {model!r}; give the folder of a run that answered with it")

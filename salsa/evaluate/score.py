@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from salsa import data
 from salsa.rl import forward
 
 
@@ -22,20 +23,31 @@ def sequences(answers, turn, end_ids, pad_id, device):
 
 
 def response_rows(answers, benchmark, model_name, rewards, golds):
-    """Rows of responses.jsonl."""
+    """Rows of responses.jsonl; of a benchmark whose kind scores answers, with `scores` and whether judges compare."""
     for i, row in enumerate(answers.rows):
+        texts = [texts[i] for texts in answers.texts]
         yield {
             "benchmark": benchmark,
             "prompt_id": row["id"],
             "category": row.get("category"),
             "model": model_name,
             "prompt": row["turns"],
-            "responses": [texts[i] for texts in answers.texts],
+            "responses": texts,
             "tokens": [len(responses[i]) for responses in answers.responses],
             "finish_reasons": [reasons[i] for reasons in answers.finish_reasons],
             "reward": float(rewards[:, i].mean()),
             "gold": None if golds is None else float(golds[:, i].mean()),
+            **_scores(texts, row),
         }
+
+
+def _scores(texts, row):
+    """`scores` (measure -> number) of the answers to a benchmark's row and `compared`; nothing where nothing scores."""
+    if "scored_by" not in row:
+        return {}
+    kind = data.benchmark_kinds()[row["scored_by"]]
+    scores = {measure: float(value) for measure, value in kind.score(texts, row).items()}
+    return {"scores": scores, "compared": kind.compared}
 
 
 def mean_and_error(values):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 
+from salsa import data
 from salsa.workflow import bounds, config, failures, runs
 
 PACKAGE = Path(__file__).parents[1]
@@ -437,6 +438,8 @@ class _Study:
         """Add every run of the study; returns its entry in the plan's list of studies."""
         values = self.values
         self.prepare = self.add_prepare()
+        kinds = [data.benchmark_kinds()[benchmark["kind"]] for benchmark in values["benchmarks"].values()]
+        self.judges = list(values["judges"]) if any(kind.compared for kind in kinds) else []
         self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in values["benchmarks"]}
         self.base = self.add_base()
         members, parents = [], {"prepare": self.prepare}
@@ -505,7 +508,7 @@ class _Study:
             if len(sft) > 1 and self.spans_plane(policy, replicate):
                 parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, ppo)
             baselines = self.baselines(policy, landscape, plain.get(policy["kl_coef"]))
-            for judge in self.values["judges"]:
+            for judge in self.judges:
                 opponents = baselines | self.opponents(judge, policy, answered)
                 if opponents:
                     run = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
