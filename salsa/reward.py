@@ -102,7 +102,8 @@ def _pairs(settings, parents, tokenizer, device, execution):
     of_ppo = []  # given pairs that train PPO's reward model, and so no judge's
     if settings.preferences == "given" + FOR_JUDGE:
         of_ppo, learned = learned[: reward.pairs], learned[reward.pairs :]
-        counts["shared_prompts"] = _shared(of_ppo, learned[: reward.pairs])
+        both = [{tuple(pair["prompt"]) for pair in some} for some in (of_ppo, learned[: reward.pairs])]
+        counts["shared_prompts"] = len(both[0] & both[1])
     learned = learned[: reward.pairs]
     if not held_out or len(learned) < reward.batch_size:
         after = f" after PPO's {len(of_ppo)}" if of_ppo else ""
@@ -212,23 +213,33 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
         model = models.load_policy(models.model_folder(parents[f"sft{which}"]), device)
         for place in (0, 1):
             chosen = [i for i, source in enumerate(sources) if source[place] == which]
-            batches = sample_in_batches(
-                model,
-                [encoded[order[i]] for i in chosen],
-                [f"{rows[order[i]]['id']}/{i}" for i in chosen],
-                runs.derive_seed(settings.seed, "preferences", place),
-                0,
-                settings.lengths.response,
-                1.0,
-                chat.end_ids(model, tokenizer),
-                tokenizer.pad_token_id,
-                execution.rollout_batch,
-            )
-            for indices, sequences in tqdm(batches, desc=f"sft{which}", mininterval=5):
-                tokens, lengths = sequences.responses.tolist(), sequences.lengths.tolist()
-                for index, row, length in zip(indices, tokens, lengths, strict=True):
-                    responses[chosen[index]][place] = row[:length]
+            prompts = [encoded[order[i]] for i in chosen]
+            ids = [f"{rows[order[i]]['id']}/{i}" for i in chosen]
+            seed = runs.derive_seed(settings.seed, "preferences", place)
+            batches = _sampled(model, tokenizer, prompts, ids, seed, settings, execution)
+            for indices, _, told in tqdm(batches, desc=f"sft{which}", mininterval=5):
+                for index, response in zip(indices, told, strict=True):
+                    responses[chosen[index]][place] = response
     return responses
+
+
+def _sampled(model, tokenizer, prompts, ids, seed, settings, execution):
+    """Yield (indices, Sequences, responses) of batches of a model's responses to prompts; the last are token ids."""
+    batches = sample_in_batches(
+        model,
+        prompts,
+        ids,
+        seed,
+        0,
+        settings.lengths.response,
+        1.0,
+        chat.end_ids(model, tokenizer),
+        tokenizer.pad_token_id,
+        execution.rollout_batch,
+    )
+    for indices, sequences in batches:
+        tokens = zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True)
+        yield indices, sequences, [row[:length] for row, length in tokens]
 
 
 def read_pairs(settings, parents, tokenizer, gold):
@@ -255,11 +266,6 @@ def read_pairs(settings, parents, tokenizer, gold):
             pairs.append(pair)
     counts = {"read": len(rows), "kept": len(pairs), "dropped_too_long": len(encoded) - len(pairs)}
     return pairs, counts | chat.counted(refused, "preferences")
-
-
-def _shared(pairs, others):
-    """How many prompts two lists of pairs have in common."""
-    return len({tuple(pair["prompt"]) for pair in pairs} & {tuple(pair["prompt"]) for pair in others})
 
 
 @torch.no_grad()
@@ -299,21 +305,12 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
     rows, encoded = prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
     scores, responses = [], set()
-    for _, sequences in sample_in_batches(
-        policy,
-        encoded,
-        [row["id"] for row in rows],
-        runs.derive_seed(settings.seed, "normalisation", 0),
-        0,
-        settings.lengths.response,
-        1.0,
-        chat.end_ids(policy, tokenizer),
-        tokenizer.pad_token_id,
-        execution.rollout_batch,
+    seed = runs.derive_seed(settings.seed, "normalisation", 0)
+    for _, sequences, told in _sampled(
+        policy, tokenizer, encoded, [row["id"] for row in rows], seed, settings, execution
     ):
         scores += _finite_scores(model, sequences, execution, "sft0's samples").tolist()
-        rows_and_lengths = zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True)
-        responses |= {tuple(row[:length]) for row, length in rows_and_lengths}
+        responses |= set(map(tuple, told))
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if std <= ROUNDING * np.abs(scores).max():
         said = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"

@@ -20,85 +20,26 @@ from salsa.data.messages import assistant, user
 from salsa.data.splits import ordered, split_of
 from salsa.workflow.runs import UserError
 
-CHARACTERS = [
-    "fox",
-    "bear",
-    "wolf",
-    "hare",
-    "deer",
-    "mouse",
-    "goose",
-    "duck",
-    "frog",
-    "toad",
-    "cat",
-    "dog",
-    "pig",
-    "goat",
-    "sheep",
-    "horse",
-    "bird",
-    "fish",
-    "snake",
-    "lion",
-]
-OBJECTS = [
-    "kite",
-    "boat",
-    "ball",
-    "drum",
-    "hat",
-    "cake",
-    "lamp",
-    "book",
-    "bell",
-    "cup",
-    "rope",
-    "sled",
-    "map",
-    "coin",
-    "key",
-    "basket",
-    "flute",
-    "ladder",
-    "wagon",
-    "mirror",
-]
+
+def _words(text):
+    return text.split()
+
+
+CHARACTERS = _words(
+    "fox bear wolf hare deer mouse goose duck frog toad cat dog pig goat sheep horse bird fish snake lion"
+)
+OBJECTS = _words(
+    "kite boat ball drum hat cake lamp book bell cup rope sled map coin key basket flute ladder wagon mirror"
+)
 ADJECTIVES = {
-    "pleasant": [
-        "bright",
-        "happy",
-        "kind",
-        "lovely",
-        "gentle",
-        "cheerful",
-        "sweet",
-        "calm",
-        "cosy",
-        "friendly",
-        "golden",
-        "merry",
-    ],
-    "neutral": ["small", "big", "tall", "round", "plain", "long", "short", "new", "red", "blue", "green", "wide"],
-    "unpleasant": [
-        "grim",
-        "cruel",
-        "nasty",
-        "sour",
-        "dirty",
-        "broken",
-        "rotten",
-        "bitter",
-        "gloomy",
-        "lonely",
-        "rude",
-        "scary",
-    ],
+    "pleasant": _words("bright happy kind lovely gentle cheerful sweet calm cosy friendly golden merry"),
+    "neutral": _words("small big tall round plain long short new red blue green wide"),
+    "unpleasant": _words("grim cruel nasty sour dirty broken rotten bitter gloomy lonely rude scary"),
 }
 VERBS = {
-    "pleasant": ["loves", "enjoys", "hugs", "adores", "treasures", "admires", "cherishes", "praises"],
-    "neutral": ["finds", "sees", "has", "holds", "takes", "moves", "carries", "keeps"],
-    "unpleasant": ["hates", "breaks", "steals", "ruins", "kicks", "fears", "loses", "spoils"],
+    "pleasant": _words("loves enjoys hugs adores treasures admires cherishes praises"),
+    "neutral": _words("finds sees has holds takes moves carries keeps"),
+    "unpleasant": _words("hates breaks steals ruins kicks fears loses spoils"),
 }
 TEMPLATES = (  # the grammar: whole, and exact
     "the ADJECTIVE CHARACTER VERB a OBJECT .",
