@@ -2,7 +2,7 @@
 
 The default study's base ships with the project (`salsa/assets/`): it is copied when its address is the run's, that is
 when corpus, settings and version are the ones it was made with. `python -m salsa.base --plan … ` with
-`execution.shipped_base=false` trains it anew (`make base`).
+`execution.shipped_base=false` trains it anew (`make base`). A copy needs no torch, which is imported where it is used.
 """
 
 import copy
@@ -46,7 +46,7 @@ def pretrain(settings, corpus, output, execution):
     """
     import torch
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator, set_seed
+    from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
     from salsa.data import chat
     from salsa.rl import models, training
@@ -66,21 +66,7 @@ def pretrain(settings, corpus, output, execution):
             "least: one to learn, one held out; give more text, or make blocks shorter"
         )
     set_seed(base.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            max_position_embeddings=shape.max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            tie_word_embeddings=True,
-        )
-    )
+    model = _llama(tokenizer, shape)
     held_out = blocks[: max(1, len(blocks) // 100)]
     trainer = FiniteTrainer(
         section="base",
@@ -121,6 +107,27 @@ def pretrain(settings, corpus, output, execution):
     }
     runs.write_json(output / "model" / "training.json", summary)
     return summary
+
+
+def _llama(tokenizer, shape):
+    """A new Llama, for a tokenizer, of a config.Architecture."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=shape.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    )
 
 
 def make_tokenizer(texts, words, shape):

@@ -103,7 +103,7 @@ def check_ingredients(models, loaded=False):
         loaded: whether the first has been loaded, and so is known to be whole.
     """
     models = [Path(folder) for folder in models]
-    first, aligned = models[0], _aligned(models)
+    first, aligned = models[0], _aligned(models)  # of headers alone: refused before gigabytes are read
     for name, tensor in aligned[0].items():
         if tensor.dtype not in TYPES:
             raise UserError(
@@ -335,6 +335,8 @@ class _Mixer:
         for part, converted in zip(parts, floats, strict=True):
             converted.copy_(part)
         for weights in self.grid:
+            # Always in the ingredients' order: a sum in float32 has other bits in another, and a soup of a grid or of
+            # several threads shall be the one that is made alone.
             torch.mul(floats[0], weights[0], out=total)
             for converted, weight in zip(floats[1:], weights[1:], strict=True):
                 total.add_(converted, alpha=weight)
@@ -368,7 +370,7 @@ def _read(file, tensor, offset):
 
 
 def _write(file, view, offset):
-    """Write all of a memory view of bytes."""
+    """Write all of a memory view of bytes; one call may write less."""
     while view:
         done = os.pwrite(file.fileno(), view, offset)
         view, offset = view[done:], offset + done
@@ -376,6 +378,7 @@ def _write(file, view, offset):
 
 def _open_all(stack, tensors):
     """Path -> open file, closed with the stack, of stored tensors."""
+    # Unbuffered, for pieces are read at their offsets: a buffer would copy each once more.
     return {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {tensor.path for tensor in tensors}}
 
 
@@ -428,6 +431,7 @@ def soups(models, grid, outputs):
         raise UserError(f"{len(grid)} rows of weights for {len(outputs)} outputs; give each output its --weights")
     check_ingredients(models)
     _check_outputs(outputs)
+    # Under another name until it is whole: a run that is killed leaves no folder that looks like a model.
     partial = [output.with_name(f".{output.name}.partial") for output in outputs]
     for folder in partial:  # of an earlier attempt that was killed
         shutil.rmtree(folder, ignore_errors=True)
@@ -509,6 +513,7 @@ def _write_file(path, models, mixers, outputs):
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, [model[name] for model in models for name in names])
         targets = [stack.enter_context(open(output / path.name, "wb", buffering=0)) for output in outputs]
+        # Names, types and places are the first model's, so that a thread can write its piece without any other's.
         header = files[path].read(min(models[0][name].start for name in names))
         for target in targets:
             _write(target, memoryview(header), 0)
