@@ -122,10 +122,10 @@ def development(evaluation):
     """Means over the development prompts, with standard errors where they were measured."""
     rows = []
     for name, text in DEVELOPMENT.items():
-        error = tables.value(evaluation.get(f"{name}_se"))
+        error = selection.number_or_nan(evaluation.get(f"{name}_se"))
         if evaluation.get(name) is not None:
-            spread = "" if math.isnan(error) else f" ± {tables.number(error)}"
-            rows.append((text, Number(tables.number(evaluation[name]) + spread)))
+            spread = "" if math.isnan(error) else f" ± {formats.number(error)}"
+            rows.append((text, Number(formats.number(evaluation[name]) + spread)))
     return Table(["measure", "mean ± standard error"], rows)
 
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from salsa.evaluate import statistics
-from salsa.report import formats, judging, selection, tables
-from salsa.report import words as wording
+from salsa.report import formats, judging, selection, words
 from salsa.report.formats import Bold, Number, Table
 
 BASELINE = selection.PPO
@@ -207,7 +206,7 @@ def tested(study, claim, pair):
         if lost == len(effects):
             raise NotTested("no replicate has a finite number to compare")
         if seen < 1:
-            how += f"; judge {judge} shows {tables.number(100 * seen)} % of an effect at least"
+            how += f"; judge {judge} shows {selection.number(100 * seen)} % of an effect at least"
         tests.append(Test(benchmark, judge, effects, how, *_decided(claim, effects, len(benchmarks), seen), lost))
     return tests
 
@@ -221,7 +220,7 @@ def _seen(study, claim, judge, benchmark):
     if quality.row["verdicts"] and quality.seen / 2 < claim["smallest_effect"]:
         raise NotTested(
             f"judge {judge} can't show an effect of {claim['smallest_effect']:g} on {benchmark}: even a model that is "
-            f"always better need not win by more than {tables.number(quality.seen / 2)}"
+            f"always better need not win by more than {selection.number(quality.seen / 2)}"
         )
     return quality.seen
 
@@ -298,24 +297,18 @@ def text(study, claims, win_rates):
         claims: what `frame` returns.
         win_rates: `tables.win_rates`.
     """
-    parts = ["# Claims", summary(study, claims)]
-    parts.append("\n".join(f"- **Warning**: {wording.markdown(line)}." for line in warnings(study)))
-    if len(study.replicates) == 1:
-        parts.append("**One replicate: everything here is conditional on one SFT pair.**")
-    if len(claims):
-        parts.append(READING)
-    for origin, title in ORIGINS.items():
-        own = claims[claims["origin"] == origin]
-        if len(own):
-            parts += [f"## {title}", overview(study, own)]
-            tested_ = own[own["claim_verdict"] != "not tested"]
-            if len(tested_):
-                parts.append(formats.markdown(numbers(tested_)))
-    table = differences(study)
-    if table.rows:
-        parts += [f"## Every arm against {BASELINE}", _differences_text(study), formats.markdown(table)]
-    parts.append(_sign_text(win_rates))
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return words.template("claims.md.jinja", autoescape=False).render(
+        summary=summary(study, claims),
+        warnings=warnings(study),
+        replicates=len(study.replicates),
+        origins=hypotheses(study, claims),
+        numbers={origin: numbers(tested_rows(claims[claims["origin"] == origin])) for origin in ORIGINS},
+        titles=ORIGINS,
+        baseline=BASELINE,
+        differences=differences(study),
+        signs=signs(win_rates),
+        markdown=formats.markdown,
+    )
 
 
 def warnings(study):
@@ -335,18 +328,6 @@ def collapses(study):
                     f"{arm} at kl_coef {kl_coef:g} collapsed in {len(own)} of {len(reasons)} replicates: {own[0]}"
                 )
     return lines
-
-
-READING = """A claim is a hypothesis, fixed before the run: the candidate lies above the baseline, and by how much it
-would matter. An effect is candidate minus baseline, paired by replicate and averaged, with a 95 % t interval over
-replicates: the claim is *refuted* where that lies below the smallest effect that would matter, be it above 0 or not,
-*supported* where it lies above 0, else *undecided*. Of several benchmarks all must pass: the claim is supported where
-each of them is, and refuted where one is by an interval that holds for all together (Bonferroni: wider than the one
-shown).
-Each arm is taken at the kl_coef that does best on the development prompts, of those that both were run at
-([chosen](tables/chosen.csv)). p is one-sided, of a paired t test; Holm's is corrected over the claims tested here, the
-largest p of a claim standing for it. The same numbers, unrounded: [claims](tables/claims.csv); the files of the
-verdicts behind them: [sources](tables/sources.csv)."""
 
 
 def summary(study, claims):
@@ -369,42 +350,56 @@ def summary(study, claims):
     return rest + f"; {kept} of the supported keep a p below 0.025 after Holm's correction."
 
 
-def overview(study, own):
-    """A list: each claim of a frame, its hypothesis, its verdict, and what follows."""
-    lines = []
-    for name, rows in own.groupby("claim", sort=False):
-        claim, row = study.config["claims"][name], rows.iloc[0]
-        text_, why = (wording.markdown(text) for text in (claim["text"], because(claim, rows)))
-        lines.append(f"- **{name}**: {text_}. **{_capital(row['claim_verdict'])}**{why}.")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Hypothesis:
+    """A claim in words: what was supposed, the verdict, and what stands after it, joined by `joint`."""
+
+    name: str
+    text: str
+    verdict: str
+    joint: str
+    because: str
+
+
+def hypotheses(study, claims):
+    """origin -> the `Hypothesis` of each of its claims; an origin without claims is left out."""
+    found = {}
+    for (origin, name), rows in claims.groupby(["origin", "claim"], sort=False):
+        claim = study.config["claims"][name]
+        verdict = Hypothesis(name, claim["text"], rows["claim_verdict"].iloc[0], *because(claim, rows))
+        found.setdefault(origin, []).append(verdict)
+    return found
+
+
+def tested_rows(frame):
+    return frame[frame["claim_verdict"] != "not tested"]
 
 
 def because(claim, rows):
-    """What stands after a verdict: what it means, what would decide it, or what is missing."""
+    """(how it is joined to the verdict, what the verdict means, what would decide it, or what is missing)."""
     row, notes = rows.iloc[0], "; ".join(dict.fromkeys(note for note in rows["why"] if note))
     if row["claim_verdict"] == "not tested":
-        return f" here: {row['why']}"
-    if row["claim_verdict"] == "refuted":
-        return (f": {claim['meaning']}" if claim["meaning"] else "") + (f"; but {notes}" if notes else "")
-    if row["claim_verdict"] == "supported":
-        return f"; but {notes}" if notes else ""
+        return " here: ", row["why"]
+    if row["claim_verdict"] == "refuted" and claim["meaning"]:
+        return ": ", claim["meaning"] + (f"; but {notes}" if notes else "")
+    if row["claim_verdict"] in ("refuted", "supported"):
+        return ("; ", f"but {notes}") if notes else ("", "")
     if notes:
-        return f"; {notes}"
+        return "; ", notes
     if claim["measure"] == "stable":
-        return f": stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
-    open_ = rows[rows["verdict"] == "undecided"]
-    if open_.empty:
-        return ": what one benchmark alone refutes is not enough for several"
-    needed = open_["replicates_needed"]
+        return ": ", f"stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
+    needed = rows[rows["verdict"] == "undecided"]["replicates_needed"]
+    if needed.empty:
+        return ": ", "what one benchmark alone refutes is not enough for several"
     more = f"about {needed.max()} would decide" if needed.notna().all() else "no feasible number would decide"
-    return f" with {row['replicates']} replicates; {more}, if effect and spread stay as they are"
+    return " ", f"with {row['replicates']} replicates; {more}, if effect and spread stay as they are"
 
 
 def numbers(own):
     """What Markdown shows of the frame of tested claims."""
     rows = []
     for _, row in own.iterrows():
-        words, unit = MEASURES[row["measure"]]
+        measured, unit = MEASURES[row["measure"]]
         by = f", judge {row['judge']}" if row["judge"] else ""
         how = f" ({row['how']})" if row["how"] else ""
         sides = [_at(row, "candidate")] + ([_at(row, "baseline")] if row["measure"] != "stable" else [])
@@ -412,7 +407,7 @@ def numbers(own):
             {
                 "claim": row["claim"],
                 "arms, at their kl_coef": " − ".join(sides),
-                "of": words + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
+                "of": measured + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
                 "effect": formats.number(row["effect"], row["effect_low"], row["effect_high"]),
                 "unit": unit,
                 "would matter": formats.number(row["smallest_effect"]) if row["measure"] != "stable" else "",
@@ -430,10 +425,6 @@ def _at(row, role):
     return row[role] + (f" ({kl_coef:g})" if kl_coef == kl_coef else "")
 
 
-def _capital(words):
-    return words[:1].upper() + words[1:]
-
-
 def differences(study):
     """Every arm minus plain PPO at the same kl_coef: a row an arm x kl_coef, a column a quantity, as text.
 
@@ -445,9 +436,9 @@ def differences(study):
             if not study.of(arm=study.plain, kl_coef=kl_coef):
                 continue
             row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
-            for key, words in QUANTITIES.items():
+            for key, quantity in QUANTITIES.items():
                 sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
-                row[words] = _difference(selection.by_replicate(*sides))
+                row[quantity] = _difference(selection.by_replicate(*sides))
             at = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
             for benchmark in study.benchmarks if judge else ():
                 effects, _ = selection.preference(study, at, judge, benchmark)
@@ -464,23 +455,7 @@ def _difference(effects):
     return Bold(shown) if low > 0 or high < 0 else shown
 
 
-def _differences_text(study):
-    count = len(study.replicates)
-    interval = "95 % t intervals over replicates" if count > 1 else "no interval: conditional on one SFT pair"
-    bold = "; bold where one excludes 0, as one in twenty does where there is no difference at all" if count > 1 else ""
-    return (
-        f"Differences at the same kl_coef, before an arm scales it, on the development prompts and the benchmarks, "
-        f"paired by replicate; {interval}{bold}. Two arms at one kl_coef are not at the same KL."
-    )
-
-
-def _sign_text(win_rates):
+def signs(win_rates):
+    """(how many sign tests against plain PPO stay below 0.05 after Holm's correction, of how many)."""
     own = win_rates[win_rates["baseline"] == BASELINE]
-    if own.empty:
-        return ""
-    small = int((own["holm_p"] < 0.05).sum())
-    return (
-        f"Sign tests over prompts against `{BASELINE}` are conditional on these models (a small p says that these "
-        f"policies differ, not that their arms do): {small} of {len(own)} stay below 0.05 after Holm's correction "
-        "([win rates](tables/win_rates.csv))."
-    )
+    return int((own["holm_p"] < 0.05).sum()), len(own)

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from salsa.report import formats, tables
+from salsa.report import formats, style, tables
 from salsa.report import words as wording
-from salsa.report.figures import style
+from salsa.report.sections import COLLAPSED
 from salsa.workflow import config, runs
 
 VERSION = 3
@@ -39,10 +39,10 @@ def build(settings, parents, output, execution):
     looks = {arm: look for study in studies for arm, look in arm_looks(study).items()}
     caption = _caption(settings.points, frame)
     shown = frame.drop(columns=[_column(key) for key in _keys(settings.points)])  # `point` says them to a reader
-    formats.write(shown, output / "tables", "comparison", caption)
-    formats.write_csv(frame, output / "tables" / "comparison.csv")
-    formats.write(against.drop(columns="study"), output / "tables", "against_ppo", AGAINST)
-    formats.write_csv(against, output / "tables" / "against_ppo.csv")
+    shown = shown[sorted(shown, key=lambda column: column != COLLAPSED)]  # first, where no reader misses it
+    shown, duel = formats.readable(shown), formats.readable(against.drop(columns="study"))
+    formats.write(frame, shown, output / "tables", "comparison", caption)
+    formats.write(against, duel, output / "tables", "against_ppo", AGAINST)
     style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
     said = collapsed(frame) + statements(settings.points, frame, duels, plain_arms(studies))
     lines = "\n".join(f"- {wording.markdown(line)}" for line in said)
@@ -51,10 +51,10 @@ def build(settings, parents, output, execution):
         lines,
         "## Table",
         wording.markdown(caption),
-        formats.markdown(formats.readable(shown)),
+        formats.markdown(shown),
         "## Against plain PPO",
         AGAINST,
-        formats.markdown(formats.readable(against.drop(columns="study"))),
+        formats.markdown(duel),
         "## Figure",
         "Bars are 95 % intervals: over replicates, for rewards and KL; over prompts, for win rates.",
         "![Comparison](figures/comparison.png)",
@@ -89,12 +89,12 @@ def comparison(points, studies):
             row |= {name: line[name] for name in ("arm", "kl_coef", "replicates")}
             row |= {name + bound: line[name + bound] for name in MEASURES for bound in tables.BOUNDS}
             row |= _win_rates(rates[(rates["candidate"] == line["arm"]) & (rates["kl_coef"] == line["kl_coef"])])
-            if isinstance(line.get(tables.MARKED), str):
-                row[tables.MARKED] = line[tables.MARKED]
+            if isinstance(line.get(COLLAPSED), str):
+                row[COLLAPSED] = line[COLLAPSED]
             rows.append(row | {"study": f"{study.parent.name}/{study.name}"})
     frame = pd.DataFrame(rows)
-    if tables.MARKED in frame:
-        frame[tables.MARKED] = frame[tables.MARKED].fillna("")
+    if COLLAPSED in frame:
+        frame[COLLAPSED] = frame[COLLAPSED].fillna("")
     return frame[[name for name in frame if name != "study"] + ["study"]]
 
 
@@ -106,11 +106,11 @@ def _table(study, name):
 
 def collapsed(frame):
     """A sentence for each point, arm and kl_coef of which a policy has collapsed."""
-    if tables.MARKED not in frame:
+    if COLLAPSED not in frame:
         return []
-    own = frame[frame[tables.MARKED] != ""]
+    own = frame[frame[COLLAPSED] != ""]
     return [
-        f"Warning: {row['point']}: {row[tables.MARKED]} at kl_coef {row['kl_coef']:g}" for row in own.to_dict("records")
+        f"Warning: {row['point']}: {row[COLLAPSED]} at kl_coef {row['kl_coef']:g}" for row in own.to_dict("records")
     ]
 
 
@@ -184,7 +184,7 @@ def statements(points, frame, duels, plain):
     if len(known):
         best = known.loc[known[measure].idxmax()]
         lines.append(
-            f"The highest {words} is {tables.number(best[measure])}, of {best['arm']} at {best['point']} (kl_coef "
+            f"The highest {words} is {formats.number(best[measure])}, of {best['arm']} at {best['point']} (kl_coef "
             f"{best['kl_coef']:g}): the best of {len(known)}, chosen by the numbers that it is shown with, so expect "
             "less of it in new replicates."
         )
@@ -201,7 +201,7 @@ def _against_plain(arm, trained, measure, words, plain):
     gains = both[measure] - both[f"{measure}_plain"]
     return [
         f"{arm}: mean {words} above plain PPO's in {int((gains > 0).sum())} of {len(both)} pairs of one point and "
-        f"kl_coef, by {tables.number(gains.min())} to {tables.number(gains.max())}; whether one of these differences "
+        f"kl_coef, by {formats.number(gains.min())} to {formats.number(gains.max())}; whether one of these differences "
         "is more than chance, its study's claims.md says."
     ]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from salsa.report import selection, tables, words
+from salsa.report import selection, words
 from salsa.workflow import runs
 
 SYMBOLS = {  # what pdflatex does not know by itself
@@ -89,25 +89,6 @@ def _cell(x, *bounds):
     return x if isinstance(x, str) else number(x, *bounds)
 
 
-LEFT_OUT = {  # table -> columns that Markdown and LaTeX leave to the CSV; everywhere: data, and model where it is one
-    "win_rates": ["wins", "ties", "losses"],
-    "bradley_terry": ["arm", "kl_coef"],
-    "claims": ["origin", "text", "measure", "judge", "how"],
-    "geometry": ["sft0_norm", "from_sft1"],
-}
-
-
-def shown(name, frame):
-    """What Markdown and LaTeX show of a table: of the frontier, final policies alone."""
-    if name == "frontier":
-        frame = tables.final(frame).drop(columns="iteration")
-    identity = ["data"] if name in ("paper_table", "bradley_terry") else ["model", "data"]
-    frame = frame.drop(columns=identity + LEFT_OUT.get(name, []), errors="ignore")
-    if tables.MARKED in frame and name != "stability":  # first, where no reader misses it
-        frame = frame[[tables.MARKED, *frame.columns.drop(tables.MARKED)]]
-    return readable(frame)
-
-
 def markdown(table):
     """A Markdown table, every cell one line; all but numbers is escaped."""
     if not table.rows:
@@ -182,9 +163,8 @@ def _is_number(text):
     return True
 
 
-def write(frame, folder, name, caption):
-    """Write one table as <name>.csv, .md and .tex."""
+def write(frame, table, folder, name, caption):
+    """Write one table as <name>.csv, which holds the frame, and as .md and .tex, which show `table`."""
     write_csv(frame, folder / f"{name}.csv")
-    text = shown(name, frame)
-    runs.write_atomically(folder / f"{name}.md", f"{caption}\n\n{markdown(text)}\n")
-    runs.write_atomically(folder / f"{name}.tex", latex(text, name, caption))
+    runs.write_atomically(folder / f"{name}.md", f"{caption}\n\n{markdown(table)}\n")
+    runs.write_atomically(folder / f"{name}.tex", latex(table, name, caption))

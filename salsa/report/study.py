@@ -1,25 +1,22 @@
 """Everything that a person reads of a study: report.html, tables/, figures/, cards/, runs.csv and texts in Markdown.
 
-This module reads finished runs, says what they were, and puts the parts in their order; what is computed from them is
-in `tables`, drawn in `figures` and concluded in `claims`. Nothing is trained, answered or judged here.
+This module reads finished runs and says what they were; what is computed from them and drawn is in `sections`, what is
+concluded in `claims`, and what readers see of it in `pages`. Nothing is trained, answered or judged here.
 """
 
 import csv
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
-from html import escape as escape_html
 from pathlib import Path
 from typing import Any
 
 from salsa.evaluate import statistics
-from salsa.report import captions, cards, claims, figures, formats, html, selection, tables, words
+from salsa.report import cards, formats, pages, sections, style, tables, words
 from salsa.workflow import config, runs
 
 VERSION = 5
-MARKUP = str.maketrans({character: f"&#{ord(character)};" for character in "|*_`[]~$\\#"})  # after escape_html
 
 
 @dataclass
@@ -122,22 +119,15 @@ class Study:
 def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
     study = read(settings, parents)
-    frames = {
-        "claims": claims.frame(study),
-        **{table.__name__: table(study) for table in tables.TABLES},
-    }
-    frames = tables.marked(study, frames)
-    sentences = captions.captions(study, frames, figures.drawn_kl_coefs(study))
+    frames = sections.frames_of(study)
     formats.write_csv(tables.runs_frame(study), output / "runs.csv")
-    for name, frame in frames.items():
-        formats.write(frame, output / "tables", name, sentences[name])
-    for name in figures.NAMES:
-        figures.save(getattr(figures, name)(study, frames), output / "figures", name)
-    sentences |= {name: f"{sentences[name]} {text}" for name, text in figures.captions(study, frames).items()}
-    runs.write_atomically(output / "samples.md", samples(study))
-    runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
-    runs.write_atomically(output / "report.md", report(study, frames, sentences))
-    html.write(study, frames, sentences, output)
+    for name, section in sections.sections().items():
+        if section.table:
+            caption = section.caption(study, frames)
+            formats.write(frames[name], section.shown(frames[name]), output / "tables", name, caption)
+        if section.figure:
+            style.save(section.draw(study, frames), output / "figures", name)
+    pages.write(study, frames, output)
     cards.write(study, frames, output)
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
 
@@ -302,119 +292,6 @@ def _without_paths(settings):
     if isinstance(settings, str) and Path(settings).is_absolute():
         return Path(settings).name
     return settings
-
-
-def escape(text):
-    """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
-    lines = escape_html(words.plain(text), quote=False).translate(MARKUP).split("\n")
-    return "<br>".join(re.sub(r"[\x00-\x1f\x7f]", " ", line) for line in lines)
-
-
-def _turns(texts):
-    if len(texts) == 1:
-        return escape(texts[0])
-    return "<br>".join(f"({number}) {escape(text)}" for number, text in enumerate(texts, 1))
-
-
-def samples(study):
-    """Markdown: the first prompts of each benchmark, by id, answered by sft0 and every arm side by side."""
-    replicate = study.replicates[0]
-    answers = {"sft0": _answers(study.landscape(replicate).responses, "sft0")}
-    for arm in study.arms:
-        policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
-        if policies:
-            mark = selection.collapsed(study, arm, policies[0].kl_coef, replicate)
-            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}{mark}"] = _answers(policies[0].responses, "policy")
-    text = [
-        "# Samples",
-        "",
-        f"The first {study.config['report']['samples']} prompts of each benchmark, by id, chosen before anything was "
-        f"read; replicate {replicate}, the first kl_coef of each arm.",
-    ]
-    for benchmark in study.benchmarks:
-        prompts = {key: row for rows in answers.values() for key, row in rows.items() if key[0] == benchmark}
-        text += ["", f"## {benchmark}"]
-        for row in sorted(prompts.values(), key=words.natural)[: study.config["report"]["samples"]]:
-            text += ["", *_sample(row, answers)]
-    return "\n".join(text) + "\n"
-
-
-def _answers(rows, model):
-    return {(row["benchmark"], row["prompt_id"]): row for row in rows if row["model"] == model}
-
-
-def _sample(prompt, answers):
-    lines = [
-        f"**{escape(str(prompt['prompt_id']))}**: {_turns(prompt['prompt'])}",
-        "",
-        "| model | response | proxy reward | gold reward |",
-        "|---|---|---:|---:|",
-    ]
-    for name, rows in answers.items():
-        row = rows.get((prompt["benchmark"], prompt["prompt_id"]))
-        if row is not None:
-            scores = f"{tables.number(row['reward'])} | {tables.number(row['gold'])}"
-            lines.append(f"| {name} | {_turns(row['responses'])} | {scores} |")
-    return lines
-
-
-def report(study, frames, captions):
-    """Markdown: settings, gates, then tables and figures with a sentence each, samples, runs, how to reproduce."""
-    parts = [
-        f"# {words.markdown(words.title(study))}",
-        words.QUESTION,
-        "\n".join(f"- {name}: {words.markdown(value)}" for name, value in words.facts(study).items()),
-        claims.summary(study, frames["claims"]) + " Each is in [claims.md](claims.md).",
-        "\n".join(f"- **Warning**: {words.markdown(line)}." for line in claims.warnings(study)),
-        _section("arms", frames, captions, "##"),
-        "## Before PPO",
-        _gates(study, frames["gates"], captions["gates"]),
-        "## Results",
-        "\n".join(f"- {line}" for line in tables.gate_lines(study, frames["gates"][list(tables.AFTER_PPO)])),
-    ]
-    for heading, names in words.REPORT.items():
-        known = [name for name in names if name not in frames or len(frames[name])]
-        parts += [f"## {heading}"] * bool(known) + [_section(name, frames, captions) for name in known]
-    parts += [
-        "## Samples",
-        "The same prompts answered by sft0 and every arm side by side: [samples.md](samples.md).",
-        "## Runs",
-        f"{len(study.runs)} runs, each with its settings and its folder: [runs.csv](runs.csv).",
-        "## How to reproduce",
-        f"```\n{words.command(study)}\n```",
-        "Where values were overridden, add the overrides: the whole resolved configuration is under `settings` in "
-        "manifest.json beside this file, and the commit of every run in runs.csv.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _gates(study, frame, caption):
-    gold = [
-        f"replicate {row.replicate}: sft0 {tables.number(row.gold_sft0)}, sft1 {tables.number(row.gold_sft1)}, "
-        f"soup {tables.number(row.gold_soup)}"
-        for row in frame.itertuples()
-        if row.gold_sft0 == row.gold_sft0
-    ]
-    frame = frame.drop(columns=list(tables.AFTER_PPO))
-    checks = [f"- {line}" for line in tables.gate_lines(study, frame)]
-    lead = "Gold reward before any PPO: " + "; ".join(gold) + "." if gold else "This data has no gold judge."
-    table = formats.markdown(formats.readable(frame))
-    return "\n\n".join(part for part in (lead, "\n".join(checks), caption, table) if part)
-
-
-def _section(name, frames, captions, level="###"):
-    title = name.replace("_", " ").capitalize()
-    parts = [f"{level} {title}", captions[name]]
-    if name in figures.NAMES:
-        parts.append(f"![{title}](figures/{name}.png)")
-    if name in frames:
-        shown = formats.shown(name, frames[name])
-        parts.append(
-            formats.markdown(shown) if len(shown.rows) <= 40 else f"{len(shown.rows)} rows: [table](tables/{name}.md)."
-        )
-    links = [f"[PDF](figures/{name}.pdf)"] if name in figures.NAMES else []
-    links += [f"[{kind}](tables/{name}.{kind.lower()})" for kind in ("CSV", "TeX")] if name in frames else []
-    return "\n\n".join([*parts, " · ".join(links)])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ bradley_terry). Intervals come from `evaluate.statistics`. Proxy reward is every
 PPO's penalty for a missing end.
 """
 
-import functools
 import itertools
 import math
 from fractions import Fraction
@@ -15,8 +14,8 @@ import pandas as pd
 
 from salsa.evaluate import statistics, tournament
 from salsa.report import judging, selection
-from salsa.report.selection import number, sft0_responses
 from salsa.report.selection import number_or_nan as value
+from salsa.report.selection import sft0_responses
 from salsa.workflow import plan
 
 WIN_RATES = [
@@ -610,114 +609,6 @@ def plain_gain(study, replicate):
     return float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
 
 
-AFTER_PPO = (
-    "policy_gold_agreement",
-    "policy_pairs",
-    "gold_ppo_minus_sft0",
-    "gold_ppo_minus_sft0_in_errors",
-)  # columns of gates that need policies
-
-
-def gate_checks(study):
-    """Column of `gates` -> (what is wanted, in words; whether a number is that)."""
-    wanted = study.config["evaluate"]["gates"]
-    low, high = wanted["lowest_agreement"], wanted["highest_agreement"]
-    kl, barrier = wanted["smallest_kl"], wanted["largest_barrier"]
-    agreement = "reward model agrees with gold"
-    return {
-        "gold_agreement": (f"{agreement} on {low:.0%} to {high:.0%} of held-out pairs", lambda x: low <= x <= high),
-        "kl_sft0_soup": (f"KL(sft0 ‖ soup) at least {kl:g} nats a response", lambda x: x >= kl),
-        "barrier": (f"loss barrier at most {barrier:g} nats a token", lambda x: x <= barrier),
-        "policy_gold_agreement": (
-            f"{agreement} on at least {low:.0%} of pairs of two final policies' responses",
-            lambda x: x >= low,
-        ),
-        "gold_ppo_minus_sft0_in_errors": (
-            f"gold reward of {study.plain} above sft0's by more than two standard errors over prompts (errors)",
-            lambda x: x > 2,
-        ),
-    }
-
-
-def gate_lines(study, frame):
-    """Sentences: which gate held in how many replicates, for the gates that `frame` has and that were measured."""
-    lines = []
-    for name, (text, holds) in gate_checks(study).items():
-        measured = frame[name].dropna() if name in frame else ()
-        held = sum(bool(holds(x)) for x in measured)
-        if len(measured):
-            mark = "" if held == len(measured) else "**Warning**: "
-            values = ", ".join(number(x) for x in measured)
-            lines.append(f"{mark}{text}: held in {held} of {len(measured)} replicates ({values})")
-    return lines
-
-
-TABLES = (
-    arms,
-    gates,
-    chosen,
-    paper_table,
-    ablations,
-    win_rates,
-    sources,
-    judges,
-    judge_pairs,
-    bradley_terry,
-    rewards,
-    frontier,
-    matched_kl,
-    stability,
-    alpha_curve,
-    geometry,
-    plane,
-)  # what a study writes, beside its claims
-
-
 def runs_frame(study):
     """Every run of the study; columns as in RUNS."""
     return pd.DataFrame(study.runs, columns=RUNS).astype({"replicate": "Int64", "seed": "Int64"})
-
-
-MARKED = "collapsed"  # the column that `marked` adds
-SIDES = (  # columns of an arm and of its kl_coef; an arm that a table has no column for is named
-    ("arm", "kl_coef"),
-    ("candidate", "kl_coef"),
-    ("candidate", "candidate_kl_coef"),
-    ("baseline", "baseline_kl_coef"),
-    ("baseline", "kl_coef"),
-)
-
-
-def marked(study, frames):
-    """Tables with a column `collapsed`, where a row shows a collapsed policy: which arm, and how many of its policies.
-
-    Tables that show none are as they were. `stability` counts collapsed policies itself.
-    """
-    if not any(selection.collapse(study, policy) for policy in study.policies):
-        return frames
-    mark = functools.cache(functools.partial(selection.collapsed, study))
-    return {name: frame if name == "stability" else _marked(study, name, frame, mark) for name, frame in frames.items()}
-
-
-def _marked(study, name, frame, mark):
-    marks = ["; ".join(dict.fromkeys(_marks(study, name, row, mark))) for row in frame.to_dict("records")]
-    return frame.assign(**{MARKED: marks}) if any(marks) else frame
-
-
-def _marks(study, name, row, mark):
-    sides = [(row[arm], row[kl_coef]) for arm, kl_coef in SIDES if arm in row and kl_coef in row]
-    if name == "paper_table":
-        sides = [(salsa_arm(study), row["salsa_kl_coef"])]
-    if name in ("paper_table", "ablations"):
-        sides.append((study.plain, row["ppo_kl_coef"]))
-    if name in ("matched_kl", "arms", "claims"):  # over all kl_coefs that an arm was run at
-        sides += [(row[side], None) for side in ("arm", "candidate", "baseline") if side in row and "kl_coef" not in row
-                  and row.get(f"{side}_kl_coef", math.nan) != row.get(f"{side}_kl_coef", math.nan)]  # fmt: skip
-    if name == "alpha_curve" and row["kind"] == "policy":
-        sides = [(p.arm, p.kl_coef) for p in study.of(alpha=row["alpha"], kl_coef=row["kl_coef"])]
-    for arm, kl_coef in sides:
-        arm = selection.arm_of(study, arm) if arm else None
-        if arm is not None and not (kl_coef is not None and kl_coef != kl_coef):
-            text = mark(arm, kl_coef, row.get("replicate"))
-            if text:
-                yield arm + text

@@ -12,19 +12,11 @@ from pathlib import Path
 
 import jinja2
 
+from salsa.report import judging, selection
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 QUESTION = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
-
-REPORT = {  # heading -> tables and figures, in their order
-    "Claims": ("claims", "chosen"),
-    "Preferences": ("paper_table", "ablations", "win_rates", "bradley_terry"),
-    "Rewards and KL": ("rewards", "frontier", "matched_kl", "over_optimisation"),
-    "Training and stability": ("training_curves", "stability", "lengths_and_ends"),
-    "The space of weights": ("alpha_curve", "geometry", "plane", "loss_line"),
-    "Judges": ("judges", "judge_pairs", "sources"),
-}
-
 
 TAGS = range(0xE0000, 0xE1000)  # letters that no font draws, and variation selectors beyond emoji's
 BREAKS = "\x85\u2028\u2029"  # what some programs take for the end of a line
@@ -125,8 +117,49 @@ def template(name, autoescape):
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["text"] = markdown
     return environment.get_template(name)
+
+
+def replicates(study):
+    """ "1 replicate", "2 replicates"."""
+    count = len(study.replicates)
+    return f"{count} replicate" + "s" * (count != 1)
+
+
+def band(study):
+    """What an interval of means over replicates is."""
+    return (
+        "95 % t intervals over replicates" if len(study.replicates) > 1 else "no interval: conditional on one SFT pair"
+    )
+
+
+def spread(values):
+    """The smallest and the largest of numbers, in words; unknown where none is known."""
+    values = [float(x) for x in values if x is not None and x == x]
+    if not values:
+        return "unknown"
+    low, high = selection.number(min(values)), selection.number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def listed(kl_coefs):
+    """ "0.02, 0.05"."""
+    return ", ".join(f"{kl_coef:g}" for kl_coef in kl_coefs)
+
+
+def no_verdicts(study):
+    """Why there is no win rate: a sentence."""
+    if not judging.asked(study):
+        return "No verdicts: this study has no judge."
+    return "No verdicts." if not judging.unfit(study) else "No verdicts, as said next."
+
+
+def doubts(study):
+    """What a table of win rates can't be read without: judges that can't measure. Begins with a space, or is ""."""
+    return "".join(f" {line[:1].upper()}{line[1:]}." for line in judging.unfit(study))

@@ -206,7 +206,7 @@ def publish(study):
 
 def _copy_small(folder, copy, manifest):
     """Copy what is published of a study's folder, with a manifest of what is there."""
-    from salsa.report import html  # which Snakemake, that imports this module, has no need of
+    from salsa.report import reader  # which Snakemake, that imports this module, has no need of
 
     for artefact, described in manifest["artefacts"].items():
         if described["bytes"] <= LARGEST:
@@ -219,7 +219,7 @@ def _copy_small(folder, copy, manifest):
             text = re.sub(r"(?m)^(\*\*.+?\*\*): .*$", r"\1", samples.read_text(encoding="utf-8"))
             samples.write_text(text, encoding="utf-8")
         if page.exists():
-            page.write_text(html.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
+            page.write_text(reader.without_prompts(page.read_text(encoding="utf-8")), encoding="utf-8")
     kept = ("stage", "address", "settings", "packages", "git_commit", "started", "wall_seconds")
     artefacts = runs.artefacts(copy)  # with the samples as they are here
     runs.write_manifest(copy, {**{key: manifest[key] for key in kept}, "artefacts": artefacts})

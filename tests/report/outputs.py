@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from salsa.report import comparison, figures, study
-from salsa.report.figures import style
+from salsa.report import comparison, study, style
+from salsa.report.sections import Section
 from salsa.workflow import config, runs
 
 DRAWN = ("claims", "frontier")  # enough: all are drawn under one style
@@ -27,10 +27,9 @@ def main(tree, folder, drawn):
     told = json.loads(Path(tree).read_text(encoding="utf-8"))
     folder = Path(folder)
     study.gold_judge = lambda prepare: LengthGold()
-    save = style.save
-    figures.save = style.save = lambda figure, folder, name: figure and save(figure, folder, name)
-    for name in set(figures.NAMES) - set(DRAWN if drawn else ()):
-        setattr(figures, name, lambda study, frames: None)
+    save, draw = style.save, Section.draw
+    style.save = lambda figure, folder, name: figure and save(figure, folder, name)
+    Section.draw = lambda section, *study: draw(section, *study) if drawn and section.name in DRAWN else None
     if not drawn:
         comparison.figure = lambda points, frame, looks: None
     settings = config.from_dict(config.StudySettings, told["settings"])

@@ -8,7 +8,7 @@ import pytest
 from tree import Tree
 
 from salsa.evaluate import statistics
-from salsa.report import claims, figures, selection, study, tables
+from salsa.report import claims, sections, selection, study, tables
 
 
 class Collapsed(Tree):
@@ -153,5 +153,5 @@ def test_a_study_without_collapse_has_no_mark(tmp_path, monkeypatch):
     tree = Tree(tmp_path, replicates=(0,), prompts=2, arms={"ppo": "0"}, planes=())
     found = study.read(tree.settings, tree.parents)
     frames = {"rewards": tables.rewards(found)}
-    assert tables.marked(found, frames) is frames and claims.collapses(found) == []
-    assert figures.loss_line(found, {}).get_suptitle() == ""
+    assert sections.marked(found, frames) is frames and claims.collapses(found) == []
+    assert sections.sections()["loss_line"].draw(found, {}).get_suptitle() == ""

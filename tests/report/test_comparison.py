@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from salsa.report import comparison
-from salsa.report.figures import style
+from salsa.report import comparison, style
 from salsa.workflow import config, runs
 
 POINTS = [{"ppo.learning_rate": "1e-4"}, {"ppo.learning_rate": "2e-4"}]

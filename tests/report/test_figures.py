@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from salsa.report import figures, tables
-from salsa.report.figures import curves, forests, planes, style
+from salsa.report import style, tables
+from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, win_rates
+from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
 from salsa.workflow import config
 
+NAMES = [name for name, section in sections().items() if section.figure]
 THREE = ("ppo", "salsa", "other")
 ALPHAS = {"ppo": 0.0, "salsa": 0.5, "other": 1.0}
 BENCHMARKS = ("in_distribution", "out_of_distribution")
@@ -122,7 +124,7 @@ def small():
 @pytest.fixture(scope="module")
 def every():
     """All arms that have a look of their own, half of them at one kl_coef alone."""
-    arms = tuple(figures.LOOKS)
+    arms = tuple(style.LOOKS)
     study = made(arms, (0.02, 0.05, 0.5), (0, 1, 2), only={arm: (0.05,) for arm in arms[6:]})
     return study, frames_of(study)
 
@@ -134,17 +136,17 @@ def tight(figure):
     return box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height
 
 
-@pytest.mark.parametrize("name", figures.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_everything_lies_on_the_page(name, small):
-    figure = getattr(figures, name)(*small)
+    figure = sections()[name].draw(*small)
     left, bottom, right, top = tight(figure)
     assert left > -0.002 and bottom > -0.002 and right < 1.002 and top < 1.002
     assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
 
 
-@pytest.mark.parametrize("name", figures.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_pages_of_many_arms_are_no_larger(name, every):
-    figure = getattr(figures, name)(*every)
+    figure = sections()[name].draw(*every)
     assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
 
 
@@ -161,73 +163,76 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("name", figures.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_missing_or_empty_frame_is_said_in_words(name, small):
     study, frames = small
     needed = NEEDED.get(name)
     for frames_ in ({}, frames | {needed: frames[needed][:0]} if needed else {}):
-        figure = getattr(figures, name)(study, frames_)
+        figure = sections()[name].draw(study, frames_)
         assert name not in NEEDED or any("not measured" in text for text in texts(figure))
-        figures.captions(study, frames_)
+        reading = sections()[name].reading
+        assert reading is None or name not in NEEDED or reading(study, frames_) == ""
 
 
 def test_without_gold_the_proxy_is_drawn_alone():
     study = made(gold=False)
     frames = frames_of(study, gold=False)
-    assert any("gold: not measured" in text for text in texts(figures.over_optimisation(study, frames)))
-    assert texts(figures.plane(study, frames)).count("not measured") == 2
-    assert len(figures.frontier(study, frames).axes) == 2
-    assert "gold" not in figures.captions(study, frames)["over_optimisation"]
+    assert any("gold: not measured" in text for text in texts(sections()["over_optimisation"].draw(study, frames)))
+    assert texts(sections()["plane"].draw(study, frames)).count("not measured") == 2
+    assert len(sections()["frontier"].draw(study, frames).axes) == 2
+    assert "gold" not in sections()["over_optimisation"].reading(study, frames)
 
 
 @pytest.mark.parametrize(("replicates", "drawn"), [((0,), False), ((0, 1), False), ((0, 1, 2), True)])
 def test_intervals_over_replicates_need_three(replicates, drawn):
     study = made(replicates=replicates)
-    assert ("95 % t interval" in texts(figures.frontier(study, frames_of(study)))) == drawn
+    assert ("95 % t interval" in texts(sections()["frontier"].draw(study, frames_of(study)))) == drawn
 
 
 def test_equal_input_gives_equal_bytes(small, tmp_path):
     for name in ("claims", "geometry"):
         for folder in ("a", "b"):
-            figures.save(getattr(figures, name)(*small), tmp_path / folder, name)
+            style.save(sections()[name].draw(*small), tmp_path / folder, name)
         for kind in ("png", "pdf"):
             assert (tmp_path / "a" / f"{name}.{kind}").read_bytes() == (tmp_path / "b" / f"{name}.{kind}").read_bytes()
 
 
 def test_curves_show_the_kl_coef_that_most_arms_have():
-    assert figures.drawn_kl_coefs(made(kl_coefs=(0.1, 0.05))) == [0.1, 0.05]
-    arms = tuple(figures.LOOKS)
-    assert figures.drawn_kl_coefs(made(arms, (0.02, 0.05, 0.1), (0,), only={arms[3]: (0.05, 0.1)})) == [0.05]
-    assert figures.drawn_kl_coefs(made(arms, (0.02, 0.05), (0,))) == [0.02]
+    assert style.drawn_kl_coefs(made(kl_coefs=(0.1, 0.05))) == [0.1, 0.05]
+    arms = tuple(style.LOOKS)
+    assert style.drawn_kl_coefs(made(arms, (0.02, 0.05, 0.1), (0,), only={arms[3]: (0.05, 0.1)})) == [0.05]
+    assert style.drawn_kl_coefs(made(arms, (0.02, 0.05), (0,))) == [0.02]
     study = made(arms, (0.1, 0.01, 0.02, 0.05, 0.5), (0,), only={arms[3]: (0.05,)})
     assert style.spread_kl_coefs(study) == [0.01, 0.05, 0.5]
 
 
 def test_a_collapse_at_the_largest_kl_coef_is_seen(every):
-    figure = figures.lengths_and_ends(*every)
+    figure = sections()["lengths_and_ends"].draw(*every)
     axis = next(axis for axis in figure.axes if axis.get_title() == "training, kl_coef 0.5")
-    salsa = next(line for line in axis.lines if line.get_color() == figures.LOOKS["salsa"].colour)
+    salsa = next(line for line in axis.lines if line.get_color() == style.LOOKS["salsa"].colour)
     assert list(salsa.get_ydata()[[0, -1]]) == pytest.approx([20, 2]) and axis.get_ylim()[0] == 0
     final = next(axis for axis in figure.axes if axis.get_title() == "final policies")
-    salsa = [line for line in final.lines if line.get_color() == figures.LOOKS["salsa"].colour]
+    salsa = [line for line in final.lines if line.get_color() == style.LOOKS["salsa"].colour]
     assert list(salsa[0].get_ydata()) == pytest.approx([20, 20, 0])
-    assert "those of ppo at kl_coef 0.5, 0 tokens, where sft0 writes 20" in figures.captions(*every)["lengths_and_ends"]
+    assert "those of ppo at kl_coef 0.5, 0 tokens, where sft0 writes 20" in sections()["lengths_and_ends"].reading(
+        *every
+    )
 
 
 def test_many_arms_have_a_panel_each(every):
     study, frames = every
-    figure = figures.frontier(study, frames)
+    figure = sections()["frontier"].draw(study, frames)
     assert [axis.get_title() for axis in figure.axes] == ["", "", *study.arms]
     assert len({axis.get_ylim() for axis in figure.axes[2:]}) == len({axis.get_xlim() for axis in figure.axes[2:]}) == 1
-    assert [axis.get_title() for axis in figures.over_optimisation(study, frames).axes] == study.arms
-    caption = figures.captions(study, frames)["training_curves"]
+    assert [axis.get_title() for axis in sections()["over_optimisation"].draw(study, frames).axes] == study.arms
+    caption = sections()["training_curves"].reading(study, frames)
     assert caption == "Of 12 curves, the ranges of ppo and salsa alone are shown."
-    assert len(figures.training_curves(study, frames).axes[0].collections) == 2
+    assert len(sections()["training_curves"].draw(study, frames).axes[0].collections) == 2
 
 
 def test_trajectories_are_means_over_replicates(small):
     study, frames = small
-    means = curves.trajectories(frames["frontier"])
+    means = over_optimisation.trajectories(frames["frontier"])
     for row in means.to_dict("records"):
         own = [r for r in frames["frontier"].to_dict("records")
                if (r["arm"], r["iteration"]) == (row["arm"], row["iteration"])]  # fmt: skip
@@ -235,17 +240,17 @@ def test_trajectories_are_means_over_replicates(small):
         for name in ("kl_to_sft0", "reward", "gold_reward"):
             assert row[name] == pytest.approx(sum(r[name] for r in own) / 2)
     # gold starts at 0.2 and is 0.44 at iteration 4, 0.36 at iteration 8 and 0.5 at the end
-    start, largest = curves.gain_scale(study, means, "gold_reward")
+    start, largest = over_optimisation.gain_scale(study, means, "gold_reward")
     assert (start, largest) == pytest.approx((0.2, 0.3))
-    ppo = curves.scaled(study, means, "gold_reward")[means["arm"] == "ppo"]
+    ppo = over_optimisation.scaled(study, means, "gold_reward")[means["arm"] == "ppo"]
     assert list(ppo) == pytest.approx([0, 0.8, 0.16 / 0.3, 1])
-    assert "gold ends below its peak in 3 of 3 curves" in figures.captions(study, frames)["over_optimisation"]
+    assert "gold ends below its peak in 3 of 3 curves" in sections()["over_optimisation"].reading(study, frames)
 
 
 def test_an_iteration_that_a_replicate_lacks_is_left_out():
     frame = pd.DataFrame({"arm": "ppo", "kl_coef": 0.1, "iteration": [0, 5, 10, 0, 10], "kl_to_sft0": [0, 1, 2, 0, 4],
                           "reward": 1.0, "gold_reward": 1.0})  # fmt: skip
-    means = curves.trajectories(frame)
+    means = over_optimisation.trajectories(frame)
     assert means["iteration"].tolist() == [0, 10] and means["kl_to_sft0"].tolist() == [0, 3]
 
 
@@ -258,18 +263,18 @@ def test_corners_keep_the_distances_of_weight_space(vectors):
     along = away @ side / length**2 if length else 0.0
     off = np.linalg.norm(away - along * side)
     row = {"arm": "ppo", "kl_coef": 0.1, "sft0_to_sft1": length, "along_sft1": along, "off_line": off}
-    at, is_apart = planes.corners(pd.DataFrame([row]), "ppo", 0.1)
+    at, is_apart = plane.corners(pd.DataFrame([row]), "ppo", 0.1)
     assert is_apart == (length > 0 and off > 0)
     if is_apart:
         drawn = [np.linalg.norm(at[i] - at[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
         assert drawn == pytest.approx([length, np.linalg.norm(away), np.linalg.norm(end - sft1)])
     else:
-        assert at is planes.EQUILATERAL
+        assert at is plane.EQUILATERAL
 
 
 def test_the_plane_is_drawn_where_its_weights_are(small):
     study, frames = small
-    figure = figures.plane(study, frames)
+    figure = sections()["plane"].draw(study, frames)
     proxy, gold = (next(a for a in figure.axes if a.get_title() == f"{name} reward") for name in ("proxy", "gold"))
     points = proxy.lines[0].get_xydata()
     assert len(points) == len(frames["plane"].query("kind == 'plane'")) == 66
@@ -279,23 +284,23 @@ def test_the_plane_is_drawn_where_its_weights_are(small):
     assert {"sft0", "sft1", "policy"} == {text.get_text() for text in gold.texts}
     line = next(a for a in figure.axes if a.get_ylabel() == "gold reward")
     assert len(line.lines[0].get_xdata()) == 17 and line.lines[0].get_xdata()[0] == -0.5
-    assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in figures.captions(study, frames)["plane"]
+    assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in sections()["plane"].reading(study, frames)
 
 
 def test_points_that_are_no_number_are_left_out(small):
     frame = plane_frame()
     frame.loc[[0, 3], "reward"] = [math.inf, -math.inf]
     again = frame.assign(replicate=1, reward=frame["reward"] + 1)
-    means = planes.over_replicates(pd.concat([frame, again])[lambda f: f["kind"] == "plane"], "reward")
+    means = plane.over_replicates(pd.concat([frame, again])[lambda f: f["kind"] == "plane"], "reward")
     assert len(means) == 64
     best = means.loc[means["reward"].idxmax()]
-    assert best[planes.WEIGHTS].tolist() == [0, 0.5, 0.5] and best["reward"] == pytest.approx(0.5)
-    figures.plane(small[0], small[1] | {"plane": frame})
+    assert best[plane.WEIGHTS].tolist() == [0, 0.5, 0.5] and best["reward"] == pytest.approx(0.5)
+    sections()["plane"].draw(small[0], small[1] | {"plane": frame})
 
 
 def test_lines_of_the_claims(small):
     study, frames = small
-    lines = [(label, words) for label, words, _ in forests.claim_lines(frames["claims"])]
+    lines = [(label, words) for label, words, _ in claims_section.claim_lines(frames["claims"])]
     assert lines == [
         ("higher gold", "supported, p 0.02"),
         ("preferred, on all of:", "undecided, p 0.02"),
@@ -303,35 +308,35 @@ def test_lines_of_the_claims(small):
         ("· out of distribution", "undecided, needs 9 replicates"),
         ("soup not noise", "not tested"),
     ]
-    axis = figures.claims(study, frames).axes[0]
+    axis = sections()["claims"].draw(study, frames).axes[0]
     marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
     assert marks == [("^", pytest.approx(2), 0), ("^", pytest.approx(0.5), 2), ("o", pytest.approx(0.5), 3)]
-    assert "3 effects in units of the smallest that would matter, 2 " in figures.captions(study, frames)["claims"]
+    assert "3 effects in units of the smallest that would matter, 2 " in sections()["claims"].reading(study, frames)
 
 
 def test_length_controlled_rates_are_hollow(small):
     study, frames = small
-    panel = figures.win_rates(study, frames).axes[0]
+    panel = sections()["win_rates"].draw(study, frames).axes[0]
     marks = [line for line in panel.lines if line.get_marker() not in ("None", None)]
     hollow = [line for line in marks if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata()[0] for line in hollow] == [0.58] * 3 and len(marks) == 6
     raw = frames["win_rates"].drop(columns="length_controlled")
-    assert "length-controlled" not in texts(figures.win_rates(study, frames | {"win_rates": raw}))
-    assert "moves a rate by at most 0.02." in figures.captions(study, frames)["win_rates"]
+    assert "length-controlled" not in texts(sections()["win_rates"].draw(study, frames | {"win_rates": raw}))
+    assert "moves a rate by at most 0.02." in sections()["win_rates"].reading(study, frames)
 
 
 def test_win_rates_that_fill_a_page_are_of_the_shared_kl_coef(every, small):
-    frame, kl_coefs = forests.shown_win_rates(every[0], every[1]["win_rates"])
-    assert kl_coefs == [0.05] and set(frame["kl_coef"]) == {0.05} and set(frame["candidate"]) == set(figures.LOOKS)
-    frame, kl_coefs = forests.shown_win_rates(small[0], small[1]["win_rates"])
+    frame, kl_coefs = win_rates.shown_win_rates(every[0], every[1]["win_rates"])
+    assert kl_coefs == [0.05] and set(frame["kl_coef"]) == {0.05} and set(frame["candidate"]) == set(style.LOOKS)
+    frame, kl_coefs = win_rates.shown_win_rates(small[0], small[1]["win_rates"])
     assert len(frame) == len(small[1]["win_rates"])
 
 
 def test_judged_models_have_the_look_of_their_arm(every):
     study, _ = every
     for model in ("salsa, kl_coef 0.5", "salsa-kl_0.5"):
-        assert forests.model_look(study, model) == (figures.LOOKS["salsa"], pytest.approx(1.5))
-    assert forests.model_look(study, "sft0") == (style.NEUTRAL, 1.0)
+        assert bradley_terry.model_look(study, model) == (style.LOOKS["salsa"], pytest.approx(1.5))
+    assert bradley_terry.model_look(study, "sft0") == (style.NEUTRAL, 1.0)
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=9))
@@ -345,9 +350,9 @@ def test_limits_hold_all_values(values):
 
 def test_bars_end_where_the_interval_does(small):
     study, frames = small
-    axis = figures.geometry(made(replicates=(0, 1, 2)), frames).axes[0]
+    axis = sections()["geometry"].draw(made(replicates=(0, 1, 2)), frames).axes[0]
     ends = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
     assert (pytest.approx(0.365), pytest.approx(0.385)) in [tuple(end) for end in ends]
-    axis = figures.matched_kl(study, frames).axes[0]
+    axis = sections()["matched_kl"].draw(study, frames).axes[0]
     assert any(list(line.get_xdata()) == pytest.approx([0.02, 0.04]) for line in axis.lines)
-    assert any(line.get_marker() == figures.LOOKS["salsa"].marker for line in axis.lines)
+    assert any(line.get_marker() == style.LOOKS["salsa"].marker for line in axis.lines)

@@ -16,8 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from tree import EVIL, Tree
 
-from salsa.report import formats, study, tables, words
-from salsa.report import html as page
+from salsa.report import formats, pages, reader, sections, study
 from salsa.workflow import runs
 
 ESCAPE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -94,7 +93,7 @@ def test_nothing_in_the_data_ends_the_script_that_holds_it(built, text):
     )
 )
 def test_embedded_json_is_the_same_value(value):
-    shown = page.embedded(value)
+    shown = reader.embedded(value)
     assert json.loads(shown) == value and not set("<>&") & set(shown)
 
 
@@ -104,22 +103,20 @@ def test_the_page_loads_nothing(built, text):
     outside = [source for source in sources if source and not source.startswith(("data:", "#"))]
     assert outside and all((built[1] / link).is_file() for link in outside)
     policy = next(attributes["content"] for tag, attributes in parsed.tags if "http-equiv" in attributes)
-    assert "default-src 'none'" in policy and page.content_hash(parsed.scripts[1]) in policy
+    assert "default-src 'none'" in policy and pages.content_hash(parsed.scripts[1]) in policy
 
 
 def test_equal_studies_give_equal_pages(built, text):
     tree, output = built
     found = study.read(tree.settings, tree.parents)
-    frames = {"claims": study.claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
-    sentences = study.captions.captions(found, frames, study.figures.drawn_kl_coefs(found))
-    sentences |= {name: f"{sentences[name]} {more}" for name, more in study.figures.captions(found, frames).items()}
-    assert page.page(found, frames, sentences, output / "figures") == text
+    values = pages.report(found, sections.frames_of(found))
+    assert pages.html(found, values, output / "figures") == text
 
 
 def test_the_reader_holds_the_first_prompts_and_each_response_once(built):
     tree, _ = built
     found = study.read(tree.settings, tree.parents)
-    data = page.reader(found)
+    data = reader.reader(found)
     assert data["models"] == ["sft0"] + [f"{a}, kl_coef {k}" for a in ("ppo", "salsa", "other") for k in (0.05, 0.02)]
     assert [b["name"] for b in data["benchmarks"]] == ["in_distribution", "out_of_distribution"]
     assert [p["id"] for p in data["benchmarks"][1]["prompts"]] == [f"out_of_distribution-{i}" for i in range(11)]
@@ -132,7 +129,7 @@ def test_the_reader_holds_the_first_prompts_and_each_response_once(built):
 
 def test_verdicts_name_models_and_the_run_that_holds_them(built):
     tree, _ = built
-    data = page.reader(study.read(tree.settings, tree.parents))
+    data = reader.reader(study.read(tree.settings, tree.parents))
     found = [v for v in data["verdicts"] if v["pair"] == [0, 3] and v["replicate"] == 1 and v["benchmark"] == 0]
     assert len(found) == 1 and found[0]["judge"] == "gold"
     salsa = found[0]["lines"]  # every third prompt is lost to sft0
@@ -151,7 +148,7 @@ def test_a_verdict_given_again_counts_once_and_turns_and_grades_are_kept(built, 
              line | {"turn": 2, "winner": "tie"}, line | {"turn": 2, "order": 1, "winner": "error"}]  # fmt: skip
     runs.write_jsonl(tmp_path / "judge" / "own" / "verdicts.jsonl", lines)
     parents = tree.parents | {f"judge/gold/{policy.index}": tmp_path / "judge" / "own"}
-    data = page.reader(dataclasses.replace(found, parents=parents))
+    data = reader.reader(dataclasses.replace(found, parents=parents))
     (entry,) = [entry for entry in data["verdicts"] if entry["folder"] == "judge/own"]
     assert entry["lines"][0] == [[1, 3, 3, "A>>B"], [2, 3, "tie", None], [2, 0, "error", None]]
     assert all(not rest for rest in entry["lines"][1:])
@@ -170,7 +167,7 @@ def test_columns_of_numbers_are_told_from_text():
 
 
 def test_a_page_without_other_peoples_prompts(text):
-    bare = page.without_prompts(text)
+    bare = reader.without_prompts(text)
     before, after = (json.loads(Parsed(t).scripts[0]) for t in (text, bare))
     assert {p["turns"][0] for b in after["benchmarks"] for p in b["prompts"]} == {"(not published)"}
     assert "write in_distribution-0" in text and "write in_distribution-0" not in bare
@@ -228,7 +225,7 @@ def column(table, place):
 def test_it_opens_with_every_figure_and_no_complaint(built, opened):
     assert opened.title == "A test" and opened.get_log("browser") == []
     widths = opened.execute_script("return Array.from(document.images, image => image.naturalWidth)")
-    assert len(widths) == len({name for names in words.REPORT.values() for name in names} & set(study.figures.NAMES))
+    assert len(widths) == len([section for section in sections.sections().values() if section.figure])
     assert min(widths) > 500
     assert opened.execute_script(
         "return performance.getEntriesByType('resource').every(e => e.name.startsWith('data:'))"

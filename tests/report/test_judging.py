@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tree import Tree
 
-from salsa.report import captions, claims, formats, judging, study, tables
+from salsa.report import claims, formats, judging, sections, study, tables, words
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
 CLAIM = {"text": "t", "measure": "win_rate", "smallest_effect": 0.03, "origin": "abstract", "candidate": "salsa",
@@ -146,7 +146,7 @@ def test_half_a_judge_refutes_by_half_of_the_smallest_effect(three):
     seen = judging.quality(found, "it", "in_distribution").seen
     assert 0.3 < seen < 0.55
     frame = claims.frame(found)
-    assert f"judge it shows {tables.number(100 * seen)} % of an effect at least" in frame["how"][0]
+    assert f"judge it shows {formats.number(100 * seen)} % of an effect at least" in frame["how"][0]
     assert frame["claim_verdict"].tolist() == ["refuted"]  # about -¼ in each replicate
     shown = {0: 0.02 + 1e-4, 1: 0.02, 2: 0.02 - 1e-4}  # above half of the smallest effect, and below it
     assert claims._decided(CLAIM, shown, 1)[0]["verdict"] == "refuted"
@@ -165,13 +165,12 @@ def test_a_judge_that_shows_too_little_of_an_effect(three):
 
 def test_errors_alone_are_said_wherever_verdicts_would_stand(three):
     found = judged(three, error)
-    frames = {"claims": claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
-    sentences = captions.captions(found, frames, found.kl_coefs)
+    frames = sections.frames_of(found)
     for name in ("win_rates", "bradley_terry", "judges", "paper_table"):
-        assert "1,080 answers of judge it held no verdict" in sentences[name]
-        assert "has no judge" not in sentences[name]
+        caption = sections.sections()[name].caption(found, frames)
+        assert "1,080 answers of judge it held no verdict" in caption and "has no judge" not in caption
     found.verdicts = {}
-    assert captions.no_verdicts(found) == "No verdicts: this study has no judge."
+    assert words.no_verdicts(found) == "No verdicts: this study has no judge."
 
 
 @pytest.mark.parametrize("overall, said", [("", "on b, it erred"), ("it erred", "it erred")])
@@ -231,6 +230,6 @@ def test_gold_verdicts_of_unknown_scores_are_errors(three):
 
 
 def test_the_table_of_judges_is_json_and_csv(three, tmp_path):
-    formats.write(tables.judges(judged(three, error)), tmp_path, "judges", "c")
+    formats.write_csv(tables.judges(judged(three, error)), tmp_path / "judges.csv")
     assert "nan" not in (tmp_path / "judges.csv").read_text().lower()
     assert json.dumps(judging.quality(judged(three, good), "it").reason, allow_nan=False) == '""'

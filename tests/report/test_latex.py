@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from tree import LengthGold, Tree
 
-from salsa.report import captions, claims, formats, study, tables
+from salsa.report import formats, sections, study
 from salsa.workflow import runs
 
 NAME = r"a_b 50 % & #1 $x$ {y} ~ ^ \z"
@@ -32,10 +32,10 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold())
         found, output = study.read(tree.settings, tree.parents), tree.root / "study"
-    frames = {"claims": claims.frame(found), **{table.__name__: table(found) for table in tables.TABLES}}
-    sentences = captions.captions(found, frames, found.kl_coefs)
+    frames = sections.frames_of(found)
     for name, frame in frames.items():
-        formats.write(frame, output / "tables", name, sentences[name])
+        section = sections.sections()[name]
+        formats.write(frame, section.shown(frame), output / "tables", name, section.caption(found, frames))
     for name, rows in {"nasty": 3, "long": formats.LONGEST + 1}.items():
         runs.write_atomically(output / "tables" / f"{name}.tex", formats.latex(nasty(rows), name, f"{NAME} {SIGNS}"))
     return output / "tables"

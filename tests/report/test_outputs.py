@@ -11,8 +11,8 @@ import matplotlib
 import pytest
 from tree import Tree
 
-from salsa.report import figures, study
-from salsa.report.figures import style
+from salsa.report import study, style
+from salsa.report.sections import sections
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
@@ -85,7 +85,7 @@ def found(tree):
 
 
 def drawn(found, folder):
-    style.save(figures.loss_line(found, {}), folder, "loss_line")
+    style.save(sections()["loss_line"].draw(found, {}), folder, "loss_line")
     return [(folder / f"loss_line.{kind}").read_bytes() for kind in ("png", "pdf")]
 
 

@@ -13,7 +13,7 @@ import pytest
 from tree import EVERY_ARM, Tree, presets
 
 from salsa.evaluate import statistics
-from salsa.report import figures, study, tables, words
+from salsa.report import sections, study, style, tables, words
 from salsa.workflow import compose, config, plan, runs
 
 
@@ -36,7 +36,12 @@ def test_exact_set_of_files(built):
              "plane")  # fmt: skip
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
-    expected |= {f"figures/{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")}
+    expected |= {
+        f"figures/{name}.{kind}"
+        for name, section in sections.sections().items()
+        if section.figure
+        for kind in ("png", "pdf")
+    }
     assert {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()} == expected
 
 
@@ -296,9 +301,9 @@ def test_one_sft_model_and_no_line_between_two(tmp_path, monkeypatch):
 
 
 def test_looks_are_stable_and_alphas_differ():
-    assert figures.look("salsa", 0.5) == ("#D55E00", "s", "-")
-    assert figures.look("alpha_0.25", 0.25) != figures.look("alpha_0.75", 0.75)
-    assert figures.look("my_arm") == figures.look("my_arm") != figures.look("your_arm")
+    assert style.look("salsa", 0.5) == ("#D55E00", "s", "-")
+    assert style.look("alpha_0.25", 0.25) != style.look("alpha_0.75", 0.75)
+    assert style.look("my_arm") == style.look("my_arm") != style.look("your_arm")
 
 
 # What is seen without one kind of cones, of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
@@ -320,9 +325,9 @@ def lab(colour, vision):
 
 
 def test_arms_are_told_apart_by_readers_of_any_colour_vision():
-    assert set(figures.LOOKS) == set(EVERY_ARM)
-    assert len({shown.marker for shown in figures.LOOKS.values()}) == len(figures.LOOKS)
-    for one, other in itertools.combinations(figures.LOOKS.values(), 2):
+    assert set(style.LOOKS) == set(EVERY_ARM)
+    assert len({shown.marker for shown in style.LOOKS.values()}) == len(style.LOOKS)
+    for one, other in itertools.combinations(style.LOOKS.values(), 2):
         distance = min(np.linalg.norm(lab(one.colour, v) - lab(other.colour, v)) for v in VISION)
         assert distance > 15, (one, other)
         assert distance > 25 or one.line != other.line, (one, other)
@@ -407,9 +412,9 @@ def test_kl_coef_is_drawn_where_it_changes(every, built):
     curves = every[0].figures["training_curves"]
     assert titles(curves)[6:] == ["kl_coef"] and len(curves.axes[6].lines) == len(EVERY_ARM) + 1
     assert [axis.get_xlabel() for axis in curves.axes] == [""] * 4 + ["PPO iteration"] * 3
-    falling = next(line for line in curves.axes[6].lines if line.get_color() == figures.LOOKS["decaying_beta"].colour)
+    falling = next(line for line in curves.axes[6].lines if line.get_color() == style.LOOKS["decaying_beta"].colour)
     assert falling.get_ydata()[0] == pytest.approx(0.02) and falling.get_ydata()[-1] < 0.005
-    constant = figures.training_curves(study.read(built[0].settings, built[0].parents), {})
+    constant = sections.sections()["training_curves"].draw(study.read(built[0].settings, built[0].parents), {})
     assert len(titles(constant)) == 6 and "kl_coef" not in titles(constant)
 
 

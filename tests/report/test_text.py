@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import Tree
 
-from salsa.report import figures, formats, study, words
+from salsa.report import formats, study, style, words
 from salsa.workflow import config
 
 TURNED = "\u202egnp.\u202c\u2066x\u2069\u200e\u200f\u061c"
@@ -53,7 +53,7 @@ def output(tmp_path_factory):
                     benchmarks=("in_distribution",), planes=())  # fmt: skip
         tree.settings.config["report"] |= {"bootstrap": 40}
         monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
-        monkeypatch.setattr(figures, "save", lambda figure, folder, name: tree.figures.update({name: figure}))
+        monkeypatch.setattr(style, "save", lambda figure, folder, name: tree.figures.update({name: figure}))
         made = tree.root / "study"  # not as a run: half a surrogate pair has no address
         study.build(tree.settings, tree.parents, made, config.Execution())
     return tree, made

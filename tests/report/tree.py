@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from salsa.report import figures, study
+from salsa.report import study, style
 from salsa.workflow import compose, config, runs
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
@@ -215,7 +215,7 @@ class Tree:
     def build(self, monkeypatch, drawn=False):
         """Run the stage; the figures are made, but rendered only where `drawn`."""
         if not drawn:
-            monkeypatch.setattr(figures, "save", lambda figure, folder, name: self.figures.update({name: figure}))
+            monkeypatch.setattr(style, "save", lambda figure, folder, name: self.figures.update({name: figure}))
         monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold() if self.gold else None)
         output = self.root / "studies" / "tiny_test-0123456789ab"
         runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())

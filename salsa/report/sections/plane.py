@@ -7,39 +7,34 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
-from salsa.report.figures.style import (
-    DARK,
-    WIDTH,
-    arm_label,
-    blank,
-    known,
-    looks,
-    measured,
-    not_measured,
-    say_nothing,
-    styled,
-)
+from salsa.report import selection, style, tables, words
+from salsa.report.sections import Section
 
 EQUILATERAL = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
+
+
 WEIGHTS = ["w_sft0", "w_sft1", "w_policy"]
+
+
 REWARDS = (("reward", "proxy reward"), ("gold_reward", "gold reward"))
 
 
-@styled
 def plane(study, frames):
     """Per arm that spans a plane: contours of proxy and of gold reward over it, and both along sft0 → policy.
 
     After Garipov et al. (2018, arXiv 1802.10026, figure 1): an orthonormal basis of the plane through three models, so
     that distances are those of weight space. Points of several replicates are averaged at equal weights.
     """
-    frame = measured(frames, "plane", "reward", *WEIGHTS)
+    frame = style.measured(frames, "plane", "reward", *WEIGHTS)
     if frame.empty:
-        return not_measured("reward on the plane through sft0, sft1 and a policy")
+        return style.not_measured("reward on the plane through sft0, sft1 and a policy")
     spans = list(frame.groupby(["arm", "kl_coef"], sort=False))
-    figure = blank(WIDTH, 2.5 * len(spans) + 0.2)
+    figure = style.blank(style.WIDTH, 2.5 * len(spans) + 0.2)
     grid = figure.add_gridspec(2 * len(spans), 3, width_ratios=[1, 1, 0.9])
     for place, ((arm, kl_coef), own) in enumerate(spans):
-        at, is_apart = corners(measured(frames, "geometry", "sft0_to_sft1", "along_sft1", "off_line"), arm, kl_coef)
+        at, is_apart = corners(
+            style.measured(frames, "geometry", "sft0_to_sft1", "along_sft1", "off_line"), arm, kl_coef
+        )
         first = None
         for column, (name, label) in enumerate(REWARDS):
             axis = figure.add_subplot(grid[2 * place : 2 * place + 2, column])
@@ -48,10 +43,10 @@ def plane(study, frames):
                 axis.set_title(label)
                 axis.set_xlabel("towards sft1" + " (weight distance)" * is_apart)
                 axis.set_ylabel(
-                    f"{arm_label(study, arm)}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else ""
+                    f"{style.arm_label(study, arm)}, kl_coef {kl_coef:g}\ntowards the policy" if column == 0 else ""
                 )
             line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
-            _along(line, own[own["kind"] == "line"], name, looks(study)[arm].colour)
+            _along(line, own[own["kind"] == "line"], name, style.looks(study)[arm].colour)
             line.set_title("along sft0 → policy" if column == 0 else "")
             line.set_ylabel(label)
             line.tick_params(labelbottom=column == 1)
@@ -77,7 +72,7 @@ def surface(axis, frame, name, at):
     """Filled contours of a measure over the grid's points, drawn where `at` (3, 2) puts the three models."""
     mean = over_replicates(frame, name)
     if len(mean) < 3:
-        say_nothing(axis)
+        style.say_nothing(axis)
         return
     weights, values = mean[WEIGHTS].to_numpy(), mean[name].to_numpy()
     x, y = (weights @ at).T
@@ -114,13 +109,60 @@ def _models(axis, at):
 
 def _along(axis, frame, name, colour):
     """A measure along the line, a curve a replicate, with its standard error over prompts as a band."""
-    if not known(frame, name):
-        say_nothing(axis)
+    if not style.known(frame, name):
+        style.say_nothing(axis)
         return
     for _, own in frame.sort_values("w_policy").groupby("replicate", sort=True):
         x, y, error = own["w_policy"], own[name], own[f"{name}_se"]
         axis.plot(x, y, color=colour, marker=".", markersize=3, linewidth=1.2)
         axis.fill_between(x, y - error, y + error, color=colour, alpha=0.18, linewidth=0)
     for place in (0, 1):
-        axis.axvline(place, color=DARK, linewidth=0.7, linestyle="--")
+        axis.axvline(place, color=style.DARK, linewidth=0.7, linestyle="--")
     axis.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def caption(study, frames):
+    frame = frames["plane"]
+    if frame.empty:
+        return "No policy spans a plane in this study."
+    policies = len(frame[["arm", "kl_coef", "replicate"]].drop_duplicates())
+    return (
+        f"Rewards at {len(frame)} points of the planes through sft0, sft1 and each of {policies} policies, and along "
+        f"sft0 → policy beyond both: proxy reward {words.spread(frame['reward'])}, gold reward "
+        f"{words.spread(frame['gold_reward'])}, KL from sft0 up to {selection.number(frame['kl_from_sft0'].max())} "
+        "nats."
+    )
+
+
+def reading(study, frames):
+    frame = style.measured(frames, "plane", "reward", *WEIGHTS)
+    if frame.empty:
+        return ""
+    texts, apart = [], []
+    distances = style.measured(frames, "geometry", "sft0_to_sft1", "along_sft1", "off_line")
+    for (arm, kl_coef), own in frame[frame["kind"] == "plane"].groupby(["arm", "kl_coef"], sort=False):
+        apart.append(corners(distances, arm, kl_coef)[1])
+        name = "gold_reward" if style.known(own, "gold_reward") else "reward"
+        means = over_replicates(own, name).set_index(WEIGHTS)[name]
+        if means.empty:
+            continue
+        weights = words.listed(means.idxmax())
+        texts.append(f"{arm}: {name.replace('_', ' ')} is best at weights ({weights}) of (sft0, sft1, policy)")
+    shape = "distances are those of weight space, means over replicates"
+    if not all(apart):
+        shape = "where the distances in weight space are not known, an equilateral triangle"
+    return (
+        f"{'; '.join(texts)}; {shape}; dots are the points that answered, what lies below the scale has its lowest "
+        "colour, and bands are standard errors over prompts."
+    )
+
+
+SECTION = Section(
+    name="plane",
+    heading="The space of weights",
+    place=3,
+    table=tables.plane,
+    figure=plane,
+    caption=caption,
+    reading=reading,
+)

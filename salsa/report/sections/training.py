@@ -1,4 +1,4 @@
-"""What happened over training: curves of every measure, lengths and ends, and proxy against gold."""
+"""What happened over training: curves of every measure, and lengths and ends."""
 
 import math
 
@@ -6,61 +6,37 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from salsa.report.figures.style import (
-    DARK,
-    FEW,
-    GREY,
-    PROXY,
-    TALLEST,
-    WIDTH,
-    arm_grid,
-    blank,
-    drawn_kl_coefs,
-    groups,
-    known,
-    legend,
-    limits,
-    look,
-    looks,
-    mark,
-    measured,
-    not_measured,
-    panels,
-    sizes,
-    spread_kl_coefs,
-    sqrt_axis,
-    styled,
-)
+from salsa.report import selection, style, tables, words
+from salsa.report.sections import Section
 
 BANDS = 6  # curves whose bands one panel can hold
 
 
-@styled
 def training_curves(study, frames):
     """Curves of training by arm: mean over replicates, and their range; kl_coef where it changes over a run."""
     shown = [
-        ("score", PROXY),
+        ("score", style.PROXY),
         ("gold", "gold reward of kept rollouts"),
         ("kl_to_sft0", "KL(policy ‖ sft0), nats"),
         ("kl_to_reference", "KL(policy ‖ own reference), nats"),
         ("eos_rate", "end-of-sequence rate"),
         ("entropy", "entropy, nats a token"),
     ]
-    drawn = drawn_kl_coefs(study)
-    curves = groups(study, drawn)
+    drawn = style.drawn_kl_coefs(study)
+    curves = style.groups(study, drawn)
     if any(len({row.get("kl_coef") for row in p.metrics}) > 1 for group in curves.values() for p in group):
         shown.append(("kl_coef", "kl_coef"))
-    figure, axes = panels(math.ceil(len(shown) / 3), 3, height=2.2, sharex=True)
+    figure, axes = style.panels(math.ceil(len(shown) / 3), 3, height=2.2, sharex=True)
     for axis in axes.flat[len(shown) :]:
         axis.remove()
     for axis, (name, label) in zip(axes.flat, shown, strict=False):
         _curves(axis, study, curves, name)
         axis.set_title(label, loc="left")
         if not axis.lines:
-            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=GREY)
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=style.GREY)
     for axis in axes.flat[max(len(shown) - 3, 0) : len(shown)]:  # the lowest of each column
         _iterations(axis)
-    legend(figure, study, arms={arm for arm, _ in curves}, kl_coefs=drawn, markers=False, lines=True)
+    style.legend(figure, study, arms={arm for arm, _ in curves}, kl_coefs=drawn, markers=False, lines=True)
     return figure
 
 
@@ -73,7 +49,7 @@ def _curves(axis, study, curves, name):
     shaded = banded(study, curves)
     for (arm, kl_coef), policies in curves.items():
         own = [_gold_curve(p) if name == "gold" else _curve(p, name) for p in policies]
-        _band(axis, own, look(arm, policies[0].alpha), sizes(study)[kl_coef], shaded=arm in shaded)
+        _band(axis, own, style.look(arm, policies[0].alpha), style.sizes(study)[kl_coef], shaded=arm in shaded)
 
 
 def _curve(policy, name):
@@ -101,15 +77,14 @@ def _iterations(axis):
     axis.tick_params(labelbottom=True)
 
 
-@styled
 def lengths_and_ends(study, frames):
     """Response length and end-of-sequence rate: in training, of final policies by kl_coef, and lengths by benchmark.
 
     A policy that starts away from its reference can lower its summed KL by ending early: at a high kl_coef, lengths
     may go to zero. So the largest kl_coef is always drawn, and lengths begin at 0.
     """
-    kl_coefs = spread_kl_coefs(study)
-    figure = blank(WIDTH, 6.2 if study.benchmarks else 4.2)
+    kl_coefs = style.spread_kl_coefs(study)
+    figure = style.blank(style.WIDTH, 6.2 if study.benchmarks else 4.2)
     columns = len(kl_coefs) + 1
     grid = figure.add_gridspec(3 if study.benchmarks else 2, columns)
     measures = (("response_length", "tokens a response"), ("eos_rate", "share that ends"))
@@ -119,7 +94,7 @@ def lengths_and_ends(study, frames):
             axis = first = figure.add_subplot(grid[row, column], sharey=first)
             axis.tick_params(labelleft=column == 0)
             if column < len(kl_coefs):
-                _curves(axis, study, groups(study, [kl_coefs[column]]), name)
+                _curves(axis, study, style.groups(study, [kl_coefs[column]]), name)
                 axis.set_title(f"training, kl_coef {kl_coefs[column]:g}" if row == 0 else "")
                 _iterations(axis)
             else:
@@ -131,18 +106,18 @@ def lengths_and_ends(study, frames):
     if study.benchmarks:
         _benchmark_lengths(figure.add_subplot(grid[2, :]), study)
     line = Line2D([], [], color="black", linewidth=1, label="sft0")
-    legend(figure, study, kl_coefs=kl_coefs, lines=True, extra=(line,))
+    style.legend(figure, study, kl_coefs=kl_coefs, lines=True, extra=(line,))
     return figure
 
 
 def _finals(axis, study, frames, name):
     """A measure of final policies by kl_coef: mean of each arm, its line, and every replicate; sft0 across."""
     places = {kl_coef: place for place, kl_coef in enumerate(sorted(study.kl_coefs))}
-    start = measured(frames, "rewards", name)
+    start = style.measured(frames, "rewards", name)
     for level in start[start["arm"] == "sft0"][name] if len(start) else ():
         axis.axhline(level, color="black", linewidth=1)
     count = len(study.arms)
-    for slot, (arm, shown) in enumerate(looks(study).items()):
+    for slot, (arm, shown) in enumerate(style.looks(study).items()):
         x, means = [], []
         for kl_coef, policies in ((k, study.of(arm=arm, kl_coef=k)) for k in places):
             values = [p.evaluation[name] for p in policies if p.evaluation.get(name) is not None]
@@ -151,7 +126,7 @@ def _finals(axis, study, frames, name):
                 means.append(np.mean(values))
                 axis.scatter([x[-1]] * len(values), values, s=7, color=shown.colour, marker=shown.marker, alpha=0.35,
                              linewidths=0)  # fmt: skip
-        small = 4.5 if count <= FEW else 3
+        small = 4.5 if count <= style.FEW else 3
         axis.plot(x, means, color=shown.colour, marker=shown.marker, markersize=small, linestyle=shown.line,
                   linewidth=0.8)  # fmt: skip
     axis.set_xticks(list(places.values()), [f"{kl_coef:g}" for kl_coef in places])
@@ -162,7 +137,7 @@ def _finals(axis, study, frames, name):
 
 def _benchmark_lengths(axis, study):
     """Mean tokens of final policies' responses on each benchmark, at the kl_coefs that curves show; sft0 across."""
-    found, width = groups(study, drawn_kl_coefs(study)), 0.74
+    found, width = style.groups(study, style.drawn_kl_coefs(study)), 0.74
     for place, benchmark in enumerate(study.benchmarks):
         rows = [row for k in study.replicates for row in study.landscape(k).responses if row["model"] == "sft0"]
         sft0 = _mean_tokens(rows, benchmark)
@@ -170,13 +145,13 @@ def _benchmark_lengths(axis, study):
         for slot, ((arm, kl_coef), policies) in enumerate(found.items()):
             x = place + ((slot + 0.5) / len(found) - 0.5) * width
             lengths = [_mean_tokens(policy.responses, benchmark) for policy in policies]
-            shown, size = look(arm, policies[0].alpha), sizes(study)[kl_coef]
+            shown, size = style.look(arm, policies[0].alpha), style.sizes(study)[kl_coef]
             axis.scatter([x] * len(lengths), lengths, s=12 * size**2, color=shown.colour, marker=shown.marker,
                          alpha=0.4, linewidths=0)  # fmt: skip
             axis.plot(x, np.mean(lengths), marker=shown.marker, markersize=5.5 * size, color=shown.colour,
                       markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
     axis.set_xticks(range(len(study.benchmarks)), [name.replace("_", " ") for name in study.benchmarks])
-    coefs = ", ".join(f"{kl_coef:g}" for kl_coef in drawn_kl_coefs(study))
+    coefs = ", ".join(f"{kl_coef:g}" for kl_coef in style.drawn_kl_coefs(study))
     axis.set_title(f"final policies, by benchmark (kl_coef {coefs})")
     axis.set_ylabel("tokens a response")
     axis.set_ylim(bottom=0)
@@ -189,77 +164,60 @@ def _mean_tokens(rows, benchmark):
     return float(np.mean(tokens)) if tokens else math.nan
 
 
-@styled
-def over_optimisation(study, frames):
-    """Proxy and gold reward over training, a panel an arm: over-optimised where gold turns down alone.
-
-    Both are gains over where plain PPO starts, in shares of the largest gain of any arm, so that one axis holds them;
-    against sqrt(KL), as in Gao et al. (2023), Scaling laws for reward model overoptimization.
-    """
-    frame = measured(frames, "frontier", "kl_to_sft0", "reward")
-    if frame.empty:
-        return not_measured("proxy and gold reward over training")
-    means = trajectories(frame)
-    gains = {name: scaled(study, means, name) for name in ("gold_reward", "reward") if known(means, name)}
-    arms = [arm for arm in study.arms if arm in set(means["arm"])]
-    columns = len(arms) if len(arms) <= 3 else 4 if len(arms) <= 8 else 5
-    rows = math.ceil(len(arms) / columns)
-    figure = blank(WIDTH, min(TALLEST, (2.2 if rows == 1 else 1.55) * rows + 0.9))
-    ends = limits(np.concatenate(list(gains.values())))
-    labels = ("KL to sft0, nats", "share of the largest gain")
-    for arm, axis in arm_grid(figure, figure.add_gridspec(rows, columns), arms, columns, labels).items():
-        axis.axhline(0, color=DARK, linewidth=0.7)
-        for kl_coef, size in sizes(study).items():
-            chosen = (means["arm"] == arm) & (means["kl_coef"] == kl_coef)
-            for name, gain in gains.items():
-                own = means[chosen].assign(gain=gain[chosen.to_numpy()])
-                _trajectory(axis, own, looks(study)[arm], size, gold=name == "gold_reward")
-        sqrt_axis(axis, means["kl_to_sft0"], gap=0.13 if columns <= 3 else 0.25)
-        axis.set_ylim(ends)
-    entries = [Line2D([], [], color=DARK, linewidth=1.3, label="gold in training"), mark("gold, final policy")]
-    if "gold_reward" not in gains:
-        entries = [Line2D([], [], linestyle="none", label="gold: not measured")]
-    entries += [
-        Line2D([], [], color=DARK, linewidth=1.0, linestyle=(0, (2, 1.2)), label="proxy in training"),
-        mark("proxy, final policy", markerfacecolor="white"),
-    ]
-    legend(figure, study, arms=(), extra=entries)
-    return figure
+def curves_caption(study, frames):
+    kl_coefs = style.drawn_kl_coefs(study)
+    drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs]
+    return (
+        f"Training of {len(drawn)} policies (kl_coef {words.listed(kl_coefs)}), sampled before each iteration's "
+        f"update: line the mean, band the range over {words.replicates(study)}; gold reward is that of the kept "
+        "rollouts."
+    )
 
 
-def trajectories(frame):
-    """Means over replicates of the frontier frame: arm, kl_coef, iteration, kl_to_sft0, reward, gold_reward, is_final.
-
-    Only iterations that all replicates of an arm at a kl_coef have.
-    """
-    keys = ["arm", "kl_coef", "iteration"]
-    found = frame.groupby(keys, sort=False)[["kl_to_sft0", "reward", "gold_reward"]].mean().reset_index()
-    found["count"] = frame.groupby(keys, sort=False).size().to_numpy()
-    runs = found.groupby(keys[:2], sort=False)
-    found["is_final"] = found["iteration"] == runs["iteration"].transform("max")
-    found = found[found["count"] == runs["count"].transform("max")]
-    return found.drop(columns="count").sort_values(keys, kind="stable").reset_index(drop=True)
+def curves_reading(study, frames):
+    curves = style.groups(study, style.drawn_kl_coefs(study))
+    shaded = [arm for arm in study.arms if arm in banded(study, curves)]
+    if len(study.replicates) == 1 or len(shaded) == len(study.arms):
+        return ""
+    return f"Of {len(curves)} curves, the ranges of {' and '.join(shaded)} alone are shown."
 
 
-def scaled(study, means, name):
-    """Gains of a measure (N,) over where plain PPO (or else the first arm) starts, in shares of the largest gain."""
-    base, largest = gain_scale(study, means, name)
-    return (means[name].to_numpy() - base) / largest
+def lengths_caption(study, frames):
+    last = tables.final(frames["frontier"])
+    return (
+        f"Response length in tokens (kl_coef {words.listed(style.drawn_kl_coefs(study))}), in training and on "
+        f"{len(study.benchmarks)} benchmarks; final policies answer the evaluation prompts in "
+        f"{words.spread(last['response_length'])} tokens on average."
+    )
 
 
-def gain_scale(study, means, name):
-    """(start, largest gain) of a measure, in its own unit."""
-    own = means[means["arm"] == study.plain].dropna(subset=name)
-    own = own if len(own) else means.dropna(subset=name)
-    base = own.loc[own["iteration"] == own["iteration"].min(), name].mean()
-    largest = means[name].max() - base
-    return base, largest if largest > 0 else 1.0
+def lengths_reading(study, frames):
+    frame = style.measured(frames, "rewards", "response_length")
+    policies = frame[frame["arm"].isin(study.arms)] if len(frame) else frame
+    if policies.empty:
+        return ""
+    shortest = policies.loc[policies["response_length"].idxmin()]
+    start = frame[frame["arm"] == "sft0"]["response_length"]
+    text = (
+        f"Training at kl_coef {words.listed(style.spread_kl_coefs(study))}; the shortest mean responses are those of "
+        f"{shortest['arm']} at kl_coef {shortest['kl_coef']:g}, {selection.number(shortest['response_length'])} tokens"
+    )
+    return text + (f", where sft0 writes {selection.number(start.iloc[0])}." if len(start) else ".")
 
 
-def _trajectory(axis, frame, shown, size, gold):
-    training, final = frame[~frame["is_final"]], frame[frame["is_final"]]
-    line = "-" if gold else (0, (2, 1.2))
-    axis.plot(training["kl_to_sft0"], training["gain"], color=shown.colour, linestyle=line, linewidth=1.3 * size)
-    face = shown.colour if gold else "white"
-    axis.plot(final["kl_to_sft0"], final["gain"], color=shown.colour, marker=shown.marker, linestyle="none",
-              markersize=4.5 * size, markerfacecolor=face, markeredgewidth=0.9)  # fmt: skip
+CURVES = Section(
+    name="training_curves",
+    heading="Training and stability",
+    place=1,
+    figure=training_curves,
+    caption=curves_caption,
+    reading=curves_reading,
+)
+LENGTHS = Section(
+    name="lengths_and_ends",
+    heading="Training and stability",
+    place=3,
+    figure=lengths_and_ends,
+    caption=lengths_caption,
+    reading=lengths_reading,
+)

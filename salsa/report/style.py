@@ -1,10 +1,12 @@
 """What all figures share: an arm's look, sizes, axes, legends, intervals, and how a figure is saved.
 
-A figure is drawn under matplotlib's own defaults and `STYLE`, never under a user's matplotlibrc, language or time zone.
+An arm has one colour, marker and line style everywhere, so that nothing hangs on colour alone (and colours are safe
+for colour-blind readers); an alpha that is no arm has the colour of its place in viridis. kl_coefs differ in size: the
+larger, the larger the marker and the thicker the line. What was not measured is said in words in its place. A figure is
+drawn under matplotlib's own defaults and `STYLE`, never under a user's matplotlibrc, language or time zone.
 """
 
 import contextlib
-import functools
 import math
 import random
 import textwrap
@@ -66,6 +68,7 @@ STYLE = {
 }
 WIDTH = 7.0  # inches: the text of a printed page
 TALLEST = 9.0  # inches
+CUT = "a bar that reaches the frame goes on beyond it"
 FEW = 5  # arms that one panel can show with all their replicates
 KL_SFT0 = "KL(policy ‖ sft0), nats a response"
 KL_OWN = "KL(policy ‖ own reference), nats a response"
@@ -82,19 +85,14 @@ def own_style():
         yield
 
 
-def styled(function):
-    """Draw with the project's style; a figure of a study with collapsed policies says above all panels which."""
-
-    @functools.wraps(function)
-    def draw(study, frames):
-        with own_style():
-            figure, marks = function(study, frames), collapsed_policies(study)
-            if marks:
-                text = textwrap.fill(f"Collapsed policies: {'; '.join(marks)}", int(20 * figure.get_figwidth()))
-                figure.suptitle(text, fontsize=7.5, color=ALARM)
-            return figure
-
-    return draw
+def drawn(function, study, frames):
+    """A figure in the project's style; of a study with collapsed policies, it says above all panels which."""
+    with own_style():
+        figure, marks = function(study, frames), collapsed_policies(study)
+        if marks:
+            text = textwrap.fill(f"Collapsed policies: {'; '.join(marks)}", int(20 * figure.get_figwidth()))
+            figure.suptitle(text, fontsize=7.5, color=ALARM)
+        return figure
 
 
 def save(figure, folder, name):
@@ -307,6 +305,11 @@ def bars(axis, x, y, colour, **options):
         axis.plot(x[1:], [y[0]] * 2, color=colour, **options)
     if y[1] == y[1]:
         axis.plot([x[0]] * 2, y[1:], color=colour, **options)
+
+
+def whisker(axis, x, y, colour, **options):
+    """A bar of the interval (value, low, high) along x, at height y."""
+    bars(axis, x, (y, math.nan, math.nan), colour, **options)
 
 
 def triple(row, name):

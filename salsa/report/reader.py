@@ -1,12 +1,8 @@
-"""report.html: a study as one file that opens by double click, with a reader of responses and verdicts side by side.
+"""What the page's reader of responses and verdicts, side by side, shows: plain values that the page holds as JSON.
 
-The file loads nothing: figures are embedded, the script and the style are the project's own, and the page's content
-security policy lets no other script run and no address be reached. What models wrote reaches the page as JSON alone,
-and the script shows it as text. Left out: every number, which `tables` and `claims` compute.
+What models wrote reaches the page as JSON alone, and the page's script shows it as text.
 """
 
-import base64
-import hashlib
 import json
 import math
 import re
@@ -14,52 +10,10 @@ import re
 import markupsafe
 
 from salsa.evaluate import statistics
-from salsa.report import claims, formats, selection, tables, words
+from salsa.report import selection, words
 from salsa.workflow import runs
 
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
-
-
-def write(study, frames, captions, output):
-    """Write report.html into the study's folder, whose figures are there already.
-
-    Args:
-        study: `study.Study`.
-        frames: table name -> data frame.
-        captions: name of a table or figure -> its sentence.
-        output: the study's folder.
-    """
-    runs.write_atomically(output / "report.html", page(study, frames, captions, output / "figures"))
-
-
-def page(study, frames, captions, figures):
-    """The whole of report.html as text; `figures` is the folder of PNG files."""
-    style, script = (
-        markupsafe.Markup((words.TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js")
-    )
-    return words.template("report.html.jinja", autoescape=True).render(
-        title=words.title(study),
-        question=words.QUESTION,
-        facts=words.facts(study),
-        command=words.command(study),
-        claims=hypotheses(study, frames["claims"]),
-        warnings=claims.warnings(study),
-        checks=checks(study, frames["gates"]),
-        arms=section("arms", frames, captions, figures),
-        gates=section("gates", frames, captions, figures),
-        parts=parts(frames, captions, figures),
-        runs=[run(row) for row in study.runs],
-        reader=embedded(reader(study)),
-        style=style,
-        script=script,
-        style_hash=content_hash(style),
-        script_hash=content_hash(script),
-    )
-
-
-def content_hash(text):
-    """The source expression of a content security policy that allows this inline text and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def embedded(value):
@@ -80,72 +34,6 @@ def without_prompts(text):
         return match[1] + str(embedded(data)) + match[3]
 
     return READER.sub(strip, text)
-
-
-def section(name, frames, captions, figures):
-    """What the page says under one name: a figure, a table, or both, with their sentence."""
-    picture = figures / f"{name}.png"
-    shown = None
-    if name in frames:
-        shown = claims.numbers(tested(frames[name])) if name == "claims" else formats.shown(name, frames[name])
-    return {
-        "name": name,
-        "title": name.replace("_", " ").capitalize(),
-        "caption": captions[name],
-        "figure": data_uri(picture) if picture.is_file() else None,
-        "table": shown,
-    }
-
-
-def data_uri(path):
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def parts(frames, captions, figures):
-    """heading -> its sections, as report.md has them; a table without rows is left out with its figure."""
-    found = {}
-    for heading, names in words.REPORT.items():
-        known = [name for name in names if name not in frames or len(frames[name])]
-        found[heading] = [section(name, frames, captions, figures) for name in known]
-    return {heading: sections for heading, sections in found.items() if sections}
-
-
-def hypotheses(study, frame):
-    """The study's claims in words: `summary`, and `origins`, by heading each hypothesis with its verdict."""
-    origins = {}
-    for origin, heading in claims.ORIGINS.items():
-        own = frame[frame["origin"] == origin]
-        listed = [
-            {
-                "text": study.config["claims"][name]["text"],
-                "verdict": rows["claim_verdict"].iloc[0],
-                "because": claims.because(study.config["claims"][name], rows).lstrip(" :;").removeprefix("here: "),
-            }
-            for name, rows in own.groupby("claim", sort=False)
-        ]
-        if listed:
-            origins[heading] = listed
-    return {"summary": claims.summary(study, frame), "origins": origins}
-
-
-def tested(frame):
-    return frame[frame["claim_verdict"] != "not tested"]
-
-
-def checks(study, gates):
-    """(whether it held everywhere, sentence) of every gate that was measured."""
-    mark = "**Warning**: "
-    return [(not line.startswith(mark), line.removeprefix(mark)) for line in tables.gate_lines(study, gates)]
-
-
-def run(row):
-    """A row of the table of runs, as text."""
-    return {name: "" if value is None else str(value) for name, value in row.items()} | {
-        "wall_seconds": tables.number(row["wall_seconds"]),
-        "peak_memory_mib": tables.number(row["peak_memory_mib"]),
-        "kl_coef": tables.number(row["kl_coef"]),
-        "settings": json.dumps(json.loads(row["settings"]), indent=1, ensure_ascii=False),
-    }
 
 
 def reader(study):
@@ -170,7 +58,7 @@ def reader(study):
     models = {"sft0": 0} | {name: place for place, name in enumerate(names, 1)}
     responses = []
     for replicate in study.replicates:
-        answered = [tables.sft0_responses(study, replicate)]
+        answered = [selection.sft0_responses(study, replicate)]
         answered += [policies[replicate, n].responses if (replicate, n) in policies else [] for n in names]
         responses.append([placed(rows, places, prompts) for rows in answered])
     return {

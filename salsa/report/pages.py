@@ -1,0 +1,150 @@
+"""What readers open of a study: report.md, report.html, claims.md and samples.md, from the same values.
+
+report.html is one file that opens by double click, with a reader of responses and verdicts side by side. It loads
+nothing: figures are embedded, the script and the style are the project's own, and the page's content security policy
+lets no other script run and no address be reached. Left out: every number, which `sections` and `claims` compute.
+"""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from html import escape
+
+import markupsafe
+
+from salsa.report import claims, formats, reader, selection, words
+from salsa.report.sections import gates, sections
+from salsa.workflow import runs
+
+MARKUP = {ord(character): f"&#{ord(character)};" for character in "|*_`[]~$\\#"}  # after `escape`
+ALONE = ("arms", "gates")  # sections with a place of their own
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A section of one study."""
+
+    name: str
+    title: str
+    words: str
+    figure: bool
+    table: formats.Table | None
+
+
+def write(study, frames, output):
+    """Write the pages into the study's folder, whose figures are there already; frames: table name -> data frame."""
+    values = report(study, frames)
+    runs.write_atomically(output / "report.md", markdown(values))
+    runs.write_atomically(output / "report.html", html(study, values, output / "figures"))
+    runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
+    runs.write_atomically(output / "samples.md", samples(study))
+
+
+def report(study, frames):
+    """What report.md and report.html say, by the names that their templates have for it."""
+    gold = frames["gates"].dropna(subset="gold_sft0").to_dict("records")
+    return {
+        "title": words.title(study),
+        "question": words.QUESTION,
+        "facts": words.facts(study),
+        "summary": claims.summary(study, frames["claims"]),
+        "warnings": claims.warnings(study),
+        "origins": claims.hypotheses(study, frames["claims"]),
+        "titles": claims.ORIGINS,
+        "effects": claims.numbers(claims.tested_rows(frames["claims"])),
+        "gold": gold,
+        "checks": gates.checks(study, frames["gates"]),
+        "before": formats.readable(frames["gates"].drop(columns=list(gates.AFTER_PPO))),
+        **{name: exhibit(study, frames, sections()[name]) for name in ALONE},
+        "parts": parts(study, frames),
+        "runs": study.runs,
+        "command": words.command(study),
+    }
+
+
+def parts(study, frames):
+    """heading -> the exhibits below it; a section whose table has no rows is left out with its figure."""
+    found = {}
+    for name, section in sections().items():
+        if name not in ALONE and (name not in frames or len(frames[name])):
+            found.setdefault(section.heading, []).append(exhibit(study, frames, section))
+    return found
+
+
+def exhibit(study, frames, section):
+    table = section.shown(frames[section.name]) if section.table else None
+    return Exhibit(section.name, section.title, section.words(study, frames), section.figure is not None, table)
+
+
+def markdown(values):
+    """The whole of report.md."""
+    template = words.template("report.md.jinja", autoescape=False)
+    return template.render(**values, markdown=formats.markdown, number=formats.number)
+
+
+def html(study, values, figures):
+    """The whole of report.html; `figures` is the folder of PNG files."""
+    style, script = (
+        markupsafe.Markup((words.TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js")
+    )
+    return words.template("report.html.jinja", autoescape=True).render(
+        **values | {"runs": [run(row) for row in study.runs]},
+        pictures={path.stem: data_uri(path) for path in figures.glob("*.png")},
+        reader=reader.embedded(reader.reader(study)),
+        style=style,
+        script=script,
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+    )
+
+
+def content_hash(text):
+    """The source expression of a content security policy that allows this inline text and no other."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def data_uri(path):
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def run(row):
+    """A row of the table of runs, as text."""
+    numbers = {name: formats.number(row[name]) for name in ("wall_seconds", "peak_memory_mib", "kl_coef")}
+    settings = json.dumps(json.loads(row["settings"]), indent=1, ensure_ascii=False)
+    return {name: "" if value is None else str(value) for name, value in row.items()} | numbers | {"settings": settings}
+
+
+def samples(study):
+    """The whole of samples.md: the first prompts of each benchmark, by id, answered by sft0 and every arm."""
+    replicate, count = study.replicates[0], study.config["report"]["samples"]
+    answers = {"sft0": _by_prompt(selection.sft0_responses(study, replicate))}
+    for arm in study.arms:
+        policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
+        if policies:
+            mark = selection.collapsed(study, arm, policies[0].kl_coef, replicate)
+            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}{mark}"] = _by_prompt(policies[0].responses)
+    prompts = {key: row for rows in answers.values() for key, row in rows.items()}
+    benchmarks = {
+        name: sorted((row for key, row in prompts.items() if key[0] == name), key=words.natural)[:count]
+        for name in study.benchmarks
+    }
+    return words.template("samples.md.jinja", autoescape=False).render(
+        count=count, replicate=replicate, benchmarks=benchmarks, answers=answers, cell=cell, turns=turns,
+        number=formats.number,
+    )  # fmt: skip
+
+
+def _by_prompt(rows):
+    return {(row["benchmark"], row["prompt_id"]): row for row in rows}
+
+
+def cell(text):
+    """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
+    return escape(words.plain(str(text)), quote=False).translate(MARKUP).replace("\n", "<br>").replace("\t", " ")
+
+
+def turns(texts):
+    if len(texts) == 1:
+        return cell(texts[0])
+    return "<br>".join(f"({number}) {cell(text)}" for number, text in enumerate(texts, 1))

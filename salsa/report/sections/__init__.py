@@ -1,0 +1,154 @@
+"""The sections of a report: a table, a figure or both, with the words that a reader needs for them.
+
+Every `Section` that a module of this folder holds is part of every report: adding a file is enough. A figure is drawn
+and a table written by `study`; how they become Markdown, LaTeX, CSV and HTML is in `formats` and `pages`.
+"""
+
+import functools
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from salsa.report import formats, selection, style
+
+HEADINGS = (  # in the report's order; a heading of another section's own stands after them
+    "Arms",
+    "Before PPO",
+    "Claims",
+    "Preferences",
+    "Rewards and KL",
+    "Training and stability",
+    "The space of weights",
+    "Judges",
+)
+COLLAPSED = "collapsed"  # the column that `marked` adds
+SIDES = (  # columns of an arm and of its kl_coef; an arm that a table has no column for is named
+    ("arm", "kl_coef"),
+    ("candidate", "kl_coef"),
+    ("candidate", "candidate_kl_coef"),
+    ("baseline", "baseline_kl_coef"),
+    ("baseline", "kl_coef"),
+)
+
+
+def sides(study, row):
+    """(arm, kl_coef) of the policies that a row shows, by its columns; a kl_coef of nan is no policy's."""
+    return [(row[arm], row[kl_coef]) for arm, kl_coef in SIDES if arm in row and kl_coef in row]
+
+
+def sides_at_all_kl_coefs(study, row):
+    """As `sides`, of a table whose rows are over all kl_coefs of the arms that name none: (arm, None) each."""
+    unnamed = [arm for arm in ("arm", "candidate", "baseline") if arm in row and "kl_coef" not in row
+               and row.get(f"{arm}_kl_coef", math.nan) != row.get(f"{arm}_kl_coef", math.nan)]  # fmt: skip
+    return sides(study, row) + [(row[arm], None) for arm in unnamed]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table, a figure or both, and their words.
+
+    Attributes:
+        name: of the files tables/<name>.csv and figures/<name>.png, and of the place in the page.
+        heading: the part of the report that it stands in.
+        caption: (study, frames) -> a sentence that states what the numbers say; `frames` is table name -> data frame.
+        table: study -> data frame; bounds of a column x are columns x_low and x_high.
+        figure: (study, frames) -> matplotlib Figure; frames may lack a table, and the figure then says so in words.
+        reading: (study, frames) -> a sentence on how the figure is to be read; "" where nothing is drawn.
+        place: its place under the heading; of equals, by name.
+        left_out: columns that readers find in the CSV alone.
+        rows: frame -> the rows that readers see; the CSV has all.
+        sides: (study, row) -> the (arm, kl_coef) whose policies the row shows, None being all kl_coefs; None where the
+            table says itself which policies have collapsed.
+    """
+
+    name: str
+    heading: str
+    caption: Callable
+    table: Callable | None = None
+    figure: Callable | None = None
+    reading: Callable | None = None
+    place: int = 100
+    left_out: tuple[str, ...] = ("model", "data")
+    rows: Callable = lambda frame: frame
+    sides: Callable | None = sides
+
+    def __post_init__(self):
+        if not self.name.isidentifier():
+            raise ValueError(f"section {self.name!r}: its name is no identifier, and so no name of a file and a place")
+        if not self.heading or not callable(self.caption):
+            raise ValueError(f"section {self.name}: a section has a heading and a caption")
+        if self.table is None and self.figure is None:
+            raise ValueError(f"section {self.name}: a section has a table, a figure or both")
+
+    @property
+    def title(self):
+        return self.name.replace("_", " ").capitalize()
+
+    def draw(self, study, frames):
+        """The figure in the project's style; above it, which policies have collapsed."""
+        return style.drawn(self.figure, study, frames)
+
+    def shown(self, frame):
+        """The `formats.Table` that readers see of the section's frame, first of all which policies have collapsed."""
+        frame = self.rows(frame).drop(columns=list(self.left_out), errors="ignore")
+        if self.sides and COLLAPSED in frame:
+            frame = frame[[COLLAPSED, *frame.columns.drop(COLLAPSED)]]
+        return formats.readable(frame)
+
+    def words(self, study, frames):
+        """The caption, and how the figure is to be read."""
+        reading = self.reading(study, frames) if self.reading else ""
+        return " ".join(text for text in (self.caption(study, frames), reading) if text)
+
+
+@functools.cache
+def sections():
+    """name -> Section, in the report's order."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module.name}")
+        for section in vars(module).values():
+            if isinstance(section, Section) and found.setdefault(section.name, section) is not section:
+                raise ValueError(f"two sections of a report are called {section.name}")
+    return dict(sorted(found.items(), key=lambda item: _order(item[1])))
+
+
+def _order(section):
+    place = HEADINGS.index(section.heading) if section.heading in HEADINGS else len(HEADINGS)
+    return place, section.heading, section.place, section.name
+
+
+def frames_of(study):
+    """name -> data frame of every section's table; a column `collapsed` where rows show collapsed policies."""
+    frames = {section.name: section.table(study) for section in sections().values() if section.table}
+    return marked(study, frames)
+
+
+def marked(study, frames):
+    """Tables with a column `collapsed`, where a row shows a collapsed policy: which arm, and how many of its policies.
+
+    Tables that show none are as they were.
+    """
+    if not any(selection.collapse(study, policy) for policy in study.policies):
+        return frames
+    mark = functools.cache(functools.partial(selection.collapsed, study))
+    return {name: _marked(study, sections()[name], frame, mark) for name, frame in frames.items()}
+
+
+def _marked(study, section, frame, mark):
+    if section.sides is None:
+        return frame
+    rows = frame.to_dict("records")
+    marks = ["; ".join(dict.fromkeys(_marks(study, section.sides(study, row), row, mark))) for row in rows]
+    return frame.assign(**{COLLAPSED: marks}) if any(marks) else frame
+
+
+def _marks(study, sides, row, mark):
+    for arm, kl_coef in sides:
+        arm = selection.arm_of(study, arm) if arm else None
+        if arm is not None and not (kl_coef is not None and kl_coef != kl_coef):
+            text = mark(arm, kl_coef, row.get("replicate"))
+            if text:
+                yield arm + text

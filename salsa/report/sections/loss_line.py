@@ -1,0 +1,41 @@
+"""Validation loss along the line between the first two SFT models."""
+
+import matplotlib
+import pandas as pd
+
+from salsa.report import style, words
+from salsa.report.sections import Section
+
+
+def loss_line(study, frames):
+    """Validation loss along the line between the SFT models, with the straight line that a barrier rises above."""
+    figure, axes = style.panels(1, 1, width=3.5, height=2.4)
+    axis, count = axes[0, 0], len(study.replicates)
+    for index, replicate in enumerate(study.replicates):
+        line = study.landscape(replicate).line
+        c = matplotlib.colormaps["cividis"](0.1 + 0.75 * index / max(count - 1, 1))
+        alphas = [row["alpha"] for row in line]
+        marker = style.MARKERS[index % len(style.MARKERS)]
+        axis.plot(alphas, [row["loss"] for row in line], color=c, marker=marker, markersize=4,
+                  label=f"replicate {replicate}")  # fmt: skip
+        axis.plot(alphas, [row["loss_interpolated"] for row in line], color=c, linestyle="--", linewidth=0.9)
+    axis.plot([], [], color=style.GREY, linestyle="--", linewidth=0.9, label="interpolated")
+    barriers = style.measured(frames, "gates", "barrier").get("barrier", pd.Series(dtype=float))
+    title = (
+        f"{'largest ' * (count > 1)}barrier: {barriers.max():.2g} nats a token" if len(barriers) else "no barrier known"
+    )
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("alpha (0: sft0, 1: sft1)")
+    axis.set_ylabel("validation loss, nats a token")
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.8, columnspacing=1.2)
+    return figure
+
+
+def caption(study, frames):
+    return (
+        "Validation loss along the line between the first two SFT models: the barrier is "
+        f"{words.spread(frames['gates']['barrier'])} nats a token over {words.replicates(study)}."
+    )
+
+
+SECTION = Section(name="loss_line", heading="The space of weights", place=4, figure=loss_line, caption=caption)
