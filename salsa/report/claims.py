@@ -189,7 +189,7 @@ def tested(study, claim, pair):
     measure = claim["measure"]
     benchmarks = [""]
     if measure in ON_BENCHMARKS:
-        benchmarks = claim["benchmarks"] or study.benchmarks
+        benchmarks = claim["benchmarks"] or study.compared
         missing = [name for name in benchmarks if name not in study.benchmarks]
         if missing or not benchmarks:
             raise NotTested(f"this study has no benchmark {missing[0]}" if missing else "this study has no benchmark")
@@ -440,7 +440,7 @@ def differences(study):
                 sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
                 row[quantity] = _difference(selection.by_replicate(*sides))
             at = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
-            for benchmark in study.benchmarks if judge else ():
+            for benchmark in study.compared if judge else ():
                 effects, _ = selection.preference(study, at, judge, benchmark)
                 row[f"win rate minus ½, {benchmark}"] = _difference(effects)
             rows.append(row)

@@ -93,6 +93,14 @@ class Study:
         present = dict.fromkeys(row["benchmark"] for policy in self.policies for row in policy.responses)
         return [name for name in self.config["benchmarks"] if name in present]
 
+    @property
+    def compared(self):
+        """The benchmarks on which judges compare policies; others are scored alone."""
+        alone = {
+            row["benchmark"] for policy in self.policies for row in policy.responses if not row.get("compared", True)
+        }
+        return [name for name in self.benchmarks if name not in alone]
+
     def of(self, **wanted):
         """The policies whose fields have these values."""
         return [p for p in self.policies if all(getattr(p, name) == value for name, value in wanted.items())]

@@ -490,7 +490,7 @@ def _preferences(study, arms):
     rows, judge = [], selection.main_judge(study)
     for arm in arms if study.plain and judge else ():
         found = selection.pair(study, arm, study.plain)
-        for benchmark in study.benchmarks if found else ():
+        for benchmark in study.compared if found else ():
             preferred, how = selection.preference(study, found, judge, benchmark)
             row = {"benchmark": benchmark, "judge": judge, "arm": arm, "alpha": value(study.of(arm=arm)[0].alpha)}
             row |= {"kl_coef": found.candidate_kl_coef, "ppo_kl_coef": found.baseline_kl_coef}

@@ -33,7 +33,7 @@ def test_exact_set_of_files(built):
     expected = {"runs.csv", "samples.md", "claims.md", "report.md", "report.html", "manifest.json", ".lock"}
     names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards", "claims", "chosen", "paper_table",
              "ablations", "sources", "judges", "judge_pairs", "bradley_terry", "matched_kl", "stability", "geometry",
-             "plane")  # fmt: skip
+             "plane", "scores")  # fmt: skip
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
     expected |= {
