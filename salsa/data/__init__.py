@@ -83,9 +83,10 @@ class Benchmark:
     Attributes:
         questions: (config.Benchmark, config.Task) -> `Questions`.
         worlds: kinds of World beside which it can be asked; none named: any.
+        exact: whether its number of prompts is exact, because they are generated; else an upper limit, and 0 takes all.
         turns: config.Benchmark -> the number of turns of each prompt; None where only the hub knows.
         local_files, check: as those of World, of a config.Benchmark.
-        compared: whether judges compare policies on it. One that is not compared is scored alone.
+        compared: whether judges compare policies on it. One that is not compared is scored alone, and has no gold.
         score: (responses, row) -> measure -> number, of the texts of a policy's answers, one a turn, to a row of
             `questions`; such as {"exact": 1.0}. Tables show its mean.
     """
@@ -93,6 +94,7 @@ class Benchmark:
     kind: str
     questions: Callable
     worlds: tuple = ()
+    exact: bool = False
     turns: Callable = lambda benchmark: 1
     local_files: Callable = _nothing
     check: Callable = _nothing

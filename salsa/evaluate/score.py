@@ -7,8 +7,13 @@ from salsa.rl import forward
 
 
 def score(answers, reward_model, gold, end_ids, pad_id, execution):
-    """Reward and gold of each turn: (rewards, golds), both (turns, N) float64; golds None without gold."""
+    """Reward and gold of each turn: (rewards, golds), both (turns, N) float64.
+
+    golds is None without gold, and for a benchmark that is not compared: its questions are none of the world's.
+    """
     rewards, golds = [], []
+    if not all(_compared(row) for row in answers.rows):
+        gold = None
     for turn in range(len(answers.texts)):
         batch = sequences(answers, turn, end_ids, pad_id, next(reward_model.parameters()).device)
         rewards.append(reward_model.scores(batch, execution.micro_batch).double().cpu().numpy())
@@ -45,9 +50,13 @@ def _scores(texts, row):
     """`scores` (measure -> number) of the answers to a benchmark's row and `compared`; nothing where nothing scores."""
     if "scored_by" not in row:
         return {}
-    kind = data.benchmark_kinds()[row["scored_by"]]
-    scores = {measure: float(value) for measure, value in kind.score(texts, row).items()}
-    return {"scores": scores, "compared": kind.compared}
+    score_of = data.benchmark_kinds()[row["scored_by"]].score
+    scores = {measure: float(value) for measure, value in score_of(texts, row).items()}
+    return {"scores": scores, "compared": _compared(row)}
+
+
+def _compared(row):
+    return "scored_by" not in row or data.benchmark_kinds()[row["scored_by"]].compared
 
 
 def mean_and_error(values):

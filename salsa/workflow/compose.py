@@ -800,7 +800,7 @@ def _check_sizes(values):
         if task[size] < smallest:
             raise UserError(f"data.task.{size}={task[size]}: at least {smallest} are needed by {needed}; give more")
     for name, benchmark in values["benchmarks"].items():
-        if benchmark["prompts"] < 1:
+        if data.benchmark_kinds()[benchmark["kind"]].exact and benchmark["prompts"] < 1:
             raise UserError(f"benchmarks.{name}.prompts={benchmark['prompts']}: generated, so it must be at least 1")
     corpus = values["data"]["corpus"]
     if values["model"]["source"] == "pretrain" and worlds[corpus["kind"]].exact and not corpus["documents"]:

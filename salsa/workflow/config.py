@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from salsa.workflow import bounds
+from salsa.workflow import bounds, registry
 from salsa.workflow.bounds import (
     choice,
     entries,
@@ -129,7 +129,7 @@ class Corpus:
 class Task:
     """What SFT, the reward model, PPO and evaluation prompts are made from. Sizes are upper limits for read data."""
 
-    kind: str = choice(MISSING, "stories", "reviews", "ultra")
+    kind: str = choice(MISSING, *registry.names("salsa.data.worlds"))
     seed: int = _seed()
     demonstrations: int = whole(0, 0, MOST)
     validation: int = whole(0, 0, MOST)
@@ -156,16 +156,7 @@ class Data:
 
 @dataclass
 class Benchmark:
-    kind: str = choice(
-        MISSING,
-        "in_distribution",
-        "out_of_distribution",
-        "two_turn",
-        "openings",
-        "preference_file",
-        "mt_bench",
-        "arena_hard",
-    )
+    kind: str = choice(MISSING, *registry.names("salsa.data.benchmarks"))
     prompts: int = whole(0, 0, MOST)  # upper limit; 0: all
     file: str = _path()
     reference_file: str = _path()

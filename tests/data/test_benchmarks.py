@@ -2,11 +2,12 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
+import torch
 
 from salsa import data
 from salsa.data import benchmark, prepare
+from salsa.data.worlds import stories
 from salsa.evaluate import generate, judge, score
 from salsa.workflow import compose, config, plan, runs
 
@@ -23,6 +24,16 @@ def sums(benchmark, task):
 
 def exact(responses, row):
     return {"exact": responses == row["reference"], "length": len(responses[0])}
+
+
+class Rewards:
+    """A reward model to which all answers are worth nothing."""
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def scores(self, batch, micro_batch):
+        return torch.zeros(2)
 
 
 @pytest.fixture
@@ -45,14 +56,17 @@ def test_a_benchmark_that_nothing_is_said_of_is_none():
         data.Benchmark(kind="sums", questions=sums, compared=False)
 
 
-def test_a_benchmark_that_is_scored_and_not_compared(toy, tmp_path):
+def test_a_benchmark_that_is_scored_and_not_compared(toy, tmp_path, monkeypatch):
     runs.execute("prepare", 1, prepare.prepare, config.PrepareSettings(TASK), {}, tmp_path / "p", config.Execution())
     settings = config.BenchmarkSettings("mine", config.Benchmark("sums", prompts=2), TASK)
     counts = benchmark.make(settings, {"prepare": tmp_path / "p"}, tmp_path / "b", None)
     assert counts["kept"] == 2 and counts["categories"] == {"sums": 2}
     rows = generate.read_benchmarks({"benchmark/mine": tmp_path / "b"})["mine"]
     answers = generate.Answers(rows, responses=[[[1], [1]]], texts=[["1", "no"]], finish_reasons=[["stop", "stop"]])
-    written = list(score.response_rows(answers, "mine", "policy", np.zeros((1, 2)), None))
+    monkeypatch.setattr(score, "sequences", lambda *_: None)
+    rewards, golds = score.score(answers, Rewards(), stories.StoriesGold(), [0], 0, config.Execution())
+    assert rewards.tolist() == [[0.0, 0.0]] and golds is None  # gold of the stories can't read sums
+    written = list(score.response_rows(answers, "mine", "policy", rewards, golds))
     assert [row["scores"] for row in written] == [{"exact": 1.0, "length": 1.0}, {"exact": 0.0, "length": 2.0}]
     compared = {key: value for key, value in written[0].items() if key not in ("scores", "compared")}
     runs.write_jsonl(tmp_path / "r" / "responses.jsonl", [*written, compared | {"benchmark": "other"}])

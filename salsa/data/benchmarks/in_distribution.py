@@ -15,4 +15,4 @@ def check(benchmark):
     stories.check_number(KIND, benchmark.prompts, stories.available(KIND))
 
 
-BENCHMARK = Benchmark(kind=KIND, worlds=("stories",), questions=questions, check=check)
+BENCHMARK = Benchmark(kind=KIND, worlds=("stories",), exact=True, questions=questions, check=check)

@@ -29,4 +29,4 @@ def _instructions():
     return stories.instructions(held=True), stories.instructions(counts=stories.HARDER_COUNTS)
 
 
-BENCHMARK = Benchmark(kind=KIND, worlds=("stories",), questions=questions, check=check)
+BENCHMARK = Benchmark(kind=KIND, worlds=("stories",), exact=True, questions=questions, check=check)

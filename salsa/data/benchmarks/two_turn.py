@@ -20,4 +20,6 @@ def check(benchmark):
     stories.check_number(KIND, benchmark.prompts, stories.available(KIND))
 
 
-BENCHMARK = Benchmark(kind=KIND, worlds=("stories",), questions=questions, check=check, turns=lambda benchmark: 2)
+BENCHMARK = Benchmark(
+    kind=KIND, worlds=("stories",), exact=True, questions=questions, check=check, turns=lambda benchmark: 2
+)
