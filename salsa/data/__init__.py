@@ -30,6 +30,7 @@ class World:
         gold: that folder -> the world's `gold.Gold`. None: there is no gold.
         corpus: config.Corpus -> `Corpus`, to pretrain on. None: there is none.
         exact: whether sizes are exact, because rows are generated; else they are upper limits, and 0 takes all.
+        reads: settings of config.Task that it reads, of those that not every world does.
         licence: of its text, where that is the project's own.
         published: whether prompts may be published with a study: text of other people may not.
         local_files: config.Task or Corpus -> (setting's name -> path) of the local files that are read.
@@ -44,6 +45,7 @@ class World:
     gold: Callable | None = None
     corpus: Callable | None = None
     exact: bool = False
+    reads: tuple = ()
     licence: str | None = None
     published: bool = True
     local_files: Callable = _nothing
@@ -84,6 +86,7 @@ class Benchmark:
         questions: (config.Benchmark, config.Task) -> `Questions`.
         worlds: kinds of World beside which it can be asked; none named: any.
         exact: whether its number of prompts is exact, because they are generated; else an upper limit, and 0 takes all.
+        reads: settings of config.Benchmark that it reads, beside `prompts`.
         turns: config.Benchmark -> the number of turns of each prompt; None where only the hub knows.
         local_files, check: as those of World, of a config.Benchmark.
         compared: whether judges compare policies on it. One that is not compared is scored alone, and has no gold.
@@ -95,6 +98,7 @@ class Benchmark:
     questions: Callable
     worlds: tuple = ()
     exact: bool = False
+    reads: tuple = ()
     turns: Callable = lambda benchmark: 1
     local_files: Callable = _nothing
     check: Callable = _nothing
@@ -117,6 +121,12 @@ def benchmark_kinds(world=None):
     """Kind -> Benchmark; of those that can be asked beside a kind of World."""
     found = registry.records("salsa.data.benchmarks", "BENCHMARK")
     return {kind: made for kind, made in found.items() if world is None or not made.worlds or world in made.worlds}
+
+
+def read_by(kinds):
+    """Setting -> the kinds of some records that read it, of the settings that not every kind does."""
+    names = dict.fromkeys(name for record in kinds.values() for name in record.reads)
+    return {name: tuple(kind for kind, record in kinds.items() if name in record.reads) for name in names}
 
 
 def record(settings):

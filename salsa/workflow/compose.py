@@ -60,17 +60,10 @@ HYDRAS = (
     *(HydraException, OmegaConfBaseException),
     *(ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, OSError),
 )
-OF_FILES = ("preference_file", "mt_bench", "arena_hard")
 READ_BY = {  # settings that some kinds read alone -> those kinds
-    config.Task: {
-        "opening_words": ("reviews",),
-        "response_words": ("reviews",),
-        "sft_file": ("ultra",),
-        "preference_file": ("ultra",),
-        "evaluation_file": ("ultra",),
-    },
-    config.Corpus: {"seed": ("stories", "reviews"), "documents": ("stories", "reviews")},
-    config.Benchmark: {"file": OF_FILES, "reference_file": ("mt_bench",)},
+    config.Task: data.read_by(data.world_kinds()),
+    config.Corpus: dict.fromkeys(("seed", "documents"), tuple(k for k, w in data.world_kinds().items() if w.corpus)),
+    config.Benchmark: data.read_by(data.benchmark_kinds()),
     config.Judge: {
         "tie_margin": ("gold", "vader", "reward_model"),
         **dict.fromkeys(

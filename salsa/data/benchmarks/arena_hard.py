@@ -39,6 +39,7 @@ BENCHMARK = Benchmark(
     kind=KIND,
     worlds=("ultra",),
     questions=questions,
+    reads=("file",),
     local_files=sources.local_files("file"),
     check=files.check,
 )

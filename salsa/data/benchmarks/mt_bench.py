@@ -9,6 +9,7 @@ from salsa.data.messages import Dropped
 from salsa.workflow.runs import UserError
 
 KIND = "mt_bench"
+FILES = ("file", "reference_file")
 FORM = sources.Form(("turns", "category"), ("question_id", "prompt_id", "reference"), {"turns": "prompt"})
 REFERENCE_FORM = sources.Form(("question_id", "choices"))
 # Whose answers MT-Bench's judge compares with a reference (FastChat's NEED_REF_CATS). A question of another category
@@ -113,6 +114,7 @@ BENCHMARK = Benchmark(
     worlds=("ultra",),
     questions=questions,
     turns=files.turns,
-    local_files=sources.local_files("file", "reference_file"),
+    reads=FILES,
+    local_files=sources.local_files(*FILES),
     check=check,
 )

