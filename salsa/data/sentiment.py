@@ -12,7 +12,6 @@ import numpy as np
 
 from salsa.data import gold
 from salsa.data.splits import normalised, split_of
-from salsa.data.worlds.reviews import divide
 from salsa.workflow import runs
 
 CLASSIFIER = "classifier.npz"  # the numbers; the terms they belong to are in gold.FILE
@@ -119,7 +118,7 @@ def classifier_of(terms, numbers):
 def _fragments(rows, opening_words, words):
     """Training and test fragments as (text, label, source); a review's fragments are all in one of the two."""
     cut = {
-        "rotten_tomatoes": (rows["gold"], lambda text: [divide(text, opening_words, words)[1].strip()]),
+        "rotten_tomatoes": (rows["gold"], lambda text: [" ".join(text.split()[opening_words:][:words])]),
         "imdb": (rows["gold_imdb"], lambda text: fragments(text, words)),
     }
     parts = {"train": [], "test": []}
