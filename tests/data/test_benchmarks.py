@@ -93,9 +93,9 @@ def test_the_benchmark_of_the_docs_is_a_file_and_a_preset(tmp_path):
     for folder in ("salsa", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "assets"))
     section = (ROOT / "docs" / "extending.md").read_text().partition("## A benchmark\n")[2].partition("\n## ")[0]
-    for name, text in re.findall(
-        r"`((?:salsa|conf)/\w[\w/]*\.\w+)`[^`]*(?:`[^`]+`:)?\s+```\w+\n(.*?)```", section, re.S
-    ):
+    files = re.findall(r"`((?:salsa|conf)/[\w/]+\.\w+)`[^`]*(?:`[^`]+`:)?\s+```\w+\n(.*?)```", section, re.S)
+    assert [name for name, _ in files] == ["salsa/data/benchmarks/sums.py", "conf/benchmark/sums.yaml"]
+    for name, text in files:
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "salsa", "plan", "benchmark=[in_distribution,sums]", "--json"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
