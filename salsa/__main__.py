@@ -104,6 +104,7 @@ def plan_command(arguments, _):
 
     from salsa.workflow import compose, estimate, plan, studies
 
+    studies.check_sections()
     result = plan.plan(compose.compose(arguments.overrides))
     found = estimate.survey(result, lambda path: studies.finished(result, path), arguments.tflops)
     warnings = found.warnings(arguments.gpu_memory, arguments.memory)

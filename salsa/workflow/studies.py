@@ -124,6 +124,13 @@ def finished(plan, path):
     return (Path(plan.results) / path / runs.MANIFEST).exists()
 
 
+def check_sections():
+    """UserError where a section of the report lacks its caption or has another fault: before the first job."""
+    from salsa.report.sections import sections  # which jobs that read a plan have no need of
+
+    sections()
+
+
 def check_judges(plan, paths):
     """UserError where a language model could not be asked that one of the runs at `paths` wants as a judge."""
     reached = set()  # addresses that took a connection

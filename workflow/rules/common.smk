@@ -40,6 +40,7 @@ def read_plan():
             composed = compose.compose_points(compose.read_points(config["points"]))
         else:
             composed = compose.compose(shlex.split(config.get("overrides") or ""))
+        studies.check_sections()
         plan = planning.plan(composed)
         return plan, plan.save()
     except (UserError, ValueError, OSError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from salsa.report import formats, selection, style
+from salsa.workflow import runs
 
 HEADINGS = (  # in the report's order; a heading of another section's own stands after them
     "Arms",
@@ -105,13 +106,18 @@ class Section:
 
 @functools.cache
 def sections():
-    """name -> Section, in the report's order."""
+    """name -> Section, in the report's order. UserError where a file has a fault, or its section another's name."""
     found = {}
     for module in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{module.name}")
-        for section in vars(module).values():
+        try:
+            contents = vars(importlib.import_module(f"{__name__}.{module.name}"))
+        except Exception as error:
+            raise runs.UserError(f"salsa/report/sections/{module.name}.py: {error}") from error
+        for section in contents.values():
             if isinstance(section, Section) and found.setdefault(section.name, section) is not section:
-                raise ValueError(f"two sections of a report are called {section.name}")
+                raise runs.UserError(
+                    f"salsa/report/sections/{module.name}.py: another section is called {section.name}"
+                )
     return dict(sorted(found.items(), key=lambda item: _order(item[1])))
 
 
