@@ -1,21 +1,16 @@
 """Pairwise verdicts on responses that are already written: the candidate against each of its baselines.
 
-Most judges score each response by itself and compare the scores: `gold`, the score that PPO never sees; `vader`, the
-compound sentiment of a lexicon (Hutto & Gilbert, ICWSM 2014); `reward_model`, one that was trained on other preferences
-than PPO's. They can't prefer a place; both orders are judged all the same, so that every judge's verdicts have one
-form. `openai` asks a language model over the network (salsa/judges/language_model.py). Verdicts are appended as they
-come, so a killed run continues where it stopped.
+What a judge is, and which there are, is said in salsa/judges. Verdicts are appended as they come, so a killed run
+continues where it stopped.
 """
 
 import contextlib
-import functools
-import math
 
 from tqdm import tqdm
 
-from salsa.data.messages import assistant, user
-from salsa.judges import language_model
+from salsa import judges
 from salsa.judges.ledger import Comparison, Ledger, key
+from salsa.judges.scoring import response_name
 from salsa.workflow import config, runs
 
 VERSION = 3
@@ -27,30 +22,30 @@ def judge(settings, parents, output, execution):
     """Write verdicts.jsonl: candidate (model_a) against every baseline (model_b), both orders of every prompt.
 
     Parents: `candidate`, a folder whose responses.jsonl has rows of model "policy", and `baseline/<name>` for each
-    of `settings.baselines`, the value naming the model of the rows to take; of `reward_model` also `scorer`, of
-    `openai` also `benchmark/<name>`. A line is a `Comparison.question` with `winner`, `judge`, `replicate`, and what
+    of `settings.baselines`, the value naming the model of the rows to take; also `scorer` or `benchmark/<name>`, where
+    the judge's kind asks for them. A line is a `Comparison.question` with `winner`, `judge`, `replicate`, and what
     the judge adds. When all is judged, the lines stand in the order of baselines, prompts, turns and orders.
     """
     candidate = responses(parents["candidate"], "policy")
     baselines = {name: responses(parents[f"baseline/{name}"], model) for name, model in settings.baselines.items()}
     check(candidate, baselines, parents)
-    by_turn = settings.judge.kind == "openai"
-    comparisons = list(compare(settings.candidate, candidate, baselines, by_turn))
-    own = open_judge(settings, parents, output, execution, comparisons)
+    kind = judges.find(settings.judge.kind)
+    comparisons = list(compare(settings.candidate, candidate, baselines, kind.by_turn))
+    asked = kind.open(settings, parents, output, execution, comparisons)
     verdicts = Ledger(output / "verdicts.jsonl", comparisons, lambda line: line["winner"] in WINNERS)
     kept = {key(line) for line in verdicts.lines}
     left = [comparison for comparison in comparisons if key(comparison.question) not in kept]
     named = {"judge": settings.name, "replicate": settings.replicate}
     try:
-        with contextlib.closing(own.verdicts(left)) as judged:
+        with contextlib.closing(asked.verdicts(left)) as judged:
             for comparison, found in tqdm(judged, settings.name, len(left), mininterval=10):
                 verdicts.append(comparison.question | found | named)
-    except language_model.Interrupted as interrupted:
+    except judges.Interrupted as interrupted:
         reason = f"judge {settings.name}: {interrupted}"
         raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
     verdicts.finish()
     counts = {"prompts": len(candidate), "baselines": len(baselines), "kept": len(kept)}
-    return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | own.finish()
+    return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | asked.finish()
 
 
 def compare(name, candidate, baselines, by_turn):
@@ -63,115 +58,6 @@ def compare(name, candidate, baselines, by_turn):
                     yield Comparison(name, baseline, row, rows[place], order, turn)
 
 
-def open_judge(settings, parents, output, execution, comparisons):
-    """The judge of the settings, ready to be asked. UserError for one that is unknown or lacks what it needs.
-
-    It has `verdicts(comparisons)`, which yields each comparison with a dictionary of `winner` and what else is to be
-    said, in any order, and `finish()`, which returns counts for the manifest.
-    """
-    kind, margin = settings.judge.kind, settings.judge.tie_margin
-    if kind == "gold":
-        return ScoringJudge(lambda rows: map(gold, rows), margin)
-    if kind == "vader":
-        sentiment = _vader()
-        return ScoringJudge(lambda rows: map(sentiment, rows), margin)
-    if kind == "reward_model":
-        return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), margin)
-    if kind == "openai":
-        return language_model.LanguageModelJudge(settings, parents, output, execution, comparisons)
-    raise runs.UserError(f"judge.kind: {kind!r} is no judge; choose gold, vader, reward_model or openai")
-
-
-class ScoringJudge:
-    """Prefers the response with the higher score.
-
-    Args:
-        scores: from rows of responses.jsonl to their scores.
-        tie_margin: a difference up to this is a tie.
-    """
-
-    def __init__(self, scores, tie_margin):
-        self.scores, self.tie_margin = scores, tie_margin
-
-    def verdicts(self, comparisons):
-        rows = [row for both in comparisons for row in (both.row_a, both.row_b)]
-        scores = list(self.scores(rows))
-        for row, score in zip(rows, scores, strict=True):  # before the first verdict is kept
-            if not math.isfinite(score):
-                raise runs.UserError(f"{_named(row)} scores {score}, which can't be compared; mend what scores it")
-        for comparison, score_a, score_b in zip(comparisons, scores[::2], scores[1::2], strict=True):
-            yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
-
-    def finish(self):
-        return {}
-
-
-def winner(score_a, score_b, tie_margin=0.0):
-    """The name of the better response, "model_a" or "model_b", or "tie" for a difference up to `tie_margin`."""
-    if abs(score_a - score_b) <= tie_margin:
-        return "tie"
-    return "model_a" if score_a > score_b else "model_b"
-
-
-def gold(row):
-    """The gold score that came with the response."""
-    score = row.get("gold")
-    if score is None:
-        raise runs.UserError(
-            f"judge gold: {_named(row)} has no gold score; this data has no gold judge: choose another"
-        )
-    if not isinstance(score, int | float) or isinstance(score, bool):
-        raise runs.UserError(f"judge gold: {_named(row)} has the gold score {score!r}, which is no number; mend it")
-    return score
-
-
-def _named(row):
-    """What names a response in a message."""
-    return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}"
-
-
-def _vader():
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        raise runs.UserError("judge vader: not installed; run `pip install vaderSentiment`") from None
-    analyser = SentimentIntensityAnalyzer()
-    compound = functools.cache(lambda text: analyser.polarity_scores(text)["compound"])
-    return lambda row: sum(map(compound, row["responses"])) / len(row["responses"])
-
-
-def rewards(rows, scorer, execution):
-    """The rewards of rows of responses.jsonl, means over their turns, in units of the scorer's deviation on sft0.
-
-    Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
-    What several rows share is scored once.
-    """
-    from salsa.data import chat
-    from salsa.rl import forward, models
-
-    turns = list(dict.fromkeys(turn for row in rows for turn in _turns(row)))
-    if not turns:
-        return []
-    device = models.prepare_process(execution)
-    model, tokenizer = models.load_score_model(scorer, device), models.load_tokenizer(scorer / "model")
-    ends = chat.folder_end_ids(scorer / "model", tokenizer)
-    end, encoded = chat.ending(tokenizer, ends), []
-    for messages, finish_reason in turns:
-        roles = (user, assistant)
-        conversation = [roles[place % 2](text) for place, text in enumerate(messages)]
-        encoded.append(chat.encode_answer(tokenizer, conversation, end, ends, finish_reason != "length"))
-    prompts, answers = zip(*encoded, strict=True)
-    batch = forward.from_lists(prompts, answers, [], tokenizer.pad_token_id, device)
-    scores = dict(zip(turns, model.scores(batch, execution.micro_batch).tolist(), strict=True))
-    return [sum(scores[turn] for turn in _turns(row)) / len(row["responses"]) for row in rows]
-
-
-def _turns(row):
-    """Of each turn: the texts up to and with its response, user's and model's in turn, and how the response ended."""
-    said = [text for pair in zip(row["prompt"], row["responses"], strict=True) for text in pair]
-    return [(tuple(said[: 2 * i + 2]), reason) for i, reason in enumerate(row["finish_reasons"])]
-
-
 def responses(folder, model):
     """(benchmark, prompt_id) -> row of responses.jsonl, for one model. UserError where it has none."""
     path, rows = folder / "responses.jsonl", {}
@@ -181,7 +67,7 @@ def responses(folder, model):
             raise runs.UserError(f"{path}:{number}: {problem}; answer the benchmarks again")
         place = row["benchmark"], row["prompt_id"]
         if row["model"] == model and place in rows:
-            raise runs.UserError(f"{path}:{number}: {_named(row)} stands there twice; remove one")
+            raise runs.UserError(f"{path}:{number}: {response_name(row)} stands there twice; remove one")
         if row["model"] == model and row.get("compared", True):
             rows[place] = row
     if not rows:

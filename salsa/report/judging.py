@@ -13,7 +13,6 @@ from salsa.evaluate import statistics
 from salsa.report import selection
 from salsa.workflow import config
 
-SCORING = ("gold", "vader", "reward_model")  # kinds that score a response by itself, and so know no places
 GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
 ALL = "all"
 
@@ -86,7 +85,7 @@ def _measure(study, judge, lines):
     counts = statistics.judge_quality(lines)
     intervals = statistics.judge_intervals(lines, report["seed"], report["bootstrap"])
     share, low, high = statistics.discrimination(statistics.place_counts(lines), report["seed"], report["bootstrap"])
-    scores_alone = study.config["judges"][judge]["kind"] in SCORING and not counts["swap_consistency"] < 1
+    scores_alone = selection.kind_of(study, judge).scores_alone and not counts["swap_consistency"] < 1
     if scores_alone and counts["ties"] < 1:
         share, low, high = 1.0, math.nan, math.nan  # by its kind, and no verdict hangs on the places
     row = counts | intervals | {"discrimination": share, "discrimination_low": low, "discrimination_high": high}
@@ -146,7 +145,7 @@ def _agreement(study, judge, lines):
 def gold_judge(study):
     """The judge that is gold; GOLD_SCORES where none is but responses carry gold; None where there is no gold."""
     for judge in asked(study):
-        if study.config["judges"][judge]["kind"] == "gold":
+        if selection.kind_of(study, judge).is_gold:
             return judge
     scored = all(row["gold"] is not None for policy in study.policies for row in policy.responses)
     return GOLD_SCORES if scored and study.verdicts else None

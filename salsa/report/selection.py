@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from salsa import judges
 from salsa.evaluate import statistics
 from salsa.workflow import config, plan
 
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"
-JUDGE_KINDS = ("gold", "openai", "reward_model", "vader")  # the first that a study has is the one of its claims
 DIRECT = "judged against each other"
 DEVELOPMENT = ("gold_reward", "reward")  # what a kl_coef is chosen by: the first that the data has
 
@@ -83,13 +83,17 @@ def pair(study, candidate, baseline):
 
 
 def main_judge(study):
-    """The judge whose verdicts claims are read from: of the kinds that were asked, the first of JUDGE_KINDS. Or None.
+    """The judge whose verdicts claims are read from: of those asked, the one of the lowest rank. None where none was.
 
-    Of several judges of one kind, the first by name.
+    Of several judges of one rank, the first by name.
     """
     asked = sorted({key[0] for key in study.verdicts})
-    kinds = {judge: study.config["judges"][judge]["kind"] for judge in asked}
-    return min(asked, key=lambda judge: JUDGE_KINDS.index(kinds[judge]), default=None)
+    return min(asked, key=lambda judge: kind_of(study, judge).rank, default=None)
+
+
+def kind_of(study, judge):
+    """The record of a judge's kind."""
+    return judges.find(study.config["judges"][judge]["kind"])
 
 
 def number_or_nan(x):

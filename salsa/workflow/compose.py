@@ -26,9 +26,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import data
+from salsa import data, judges
 from salsa.data import sources
-from salsa.judges import access as judge_access
 from salsa.rl import folders
 from salsa.workflow import bounds, config, plan, runs, studies, yaml_files
 from salsa.workflow.runs import UserError
@@ -37,12 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 TEMPLATES = ROOT / "salsa" / "data" / "templates"
 
-JUDGES = {  # kinds of judge, by kind of data
-    "stories": ("gold", "reward_model", "openai"),
-    "reviews": ("gold", "vader", "reward_model", "openai"),
-    "ultra": ("reward_model", "openai"),
-}
-MOST_TURNS = 2  # of a prompt that the templates of an openai judge have places for
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
 REFERENCES = bounds.choices(config.Reference, "kind")
@@ -745,12 +738,13 @@ def _check_data(values):
                 f"choose among {', '.join(offered)} with benchmark=[…]"
             )
     for name, judge in values["judges"].items():
-        if judge["kind"] not in JUDGES[kind]:
+        fitting = judges.kinds(kind)
+        if judge["kind"] not in fitting:
             raise UserError(
                 f"judges.{name}: data={chosen['name']} cannot be judged by {judge['kind']}; "
-                f"choose {_shown(JUDGES[kind])} with judge=[…]"
+                f"choose {', '.join(fitting)} with judge=[…]"
             )
-        _check_judge(name, judge)
+        fitting[judge["kind"]].check(f"judges.{name}", config.from_dict(config.Judge, judge))
     if chosen["preferences"] == "sampled" and not world.gold:
         raise UserError(f"data.preferences=sampled: data={chosen['name']} has no gold to label them; use given")
     if chosen["preferences"] == "given" and world.preferences != "given":
@@ -798,17 +792,6 @@ def _check_sizes(values):
     corpus = values["data"]["corpus"]
     if values["model"]["source"] == "pretrain" and worlds[corpus["kind"]].exact and not corpus["documents"]:
         raise UserError("data.corpus.documents=0: nothing to pretrain on; give some, such as 30000")
-
-
-def _check_judge(name, judge):
-    key = f"judges.{name}"
-    if judge["kind"] != "openai":
-        return
-    if not judge["model"]:
-        raise UserError(f"{key}.model is missing; name the model that shall judge")
-    if judge["templates"] and not Path(judge["templates"]).is_dir():
-        raise UserError(f"{key}.templates={bounds.shown(judge['templates'])}: no such folder")
-    judge_access.check_base_url(judge["base_url"], f"{key}.base_url")
 
 
 def _check_gates(values):
@@ -984,8 +967,8 @@ def content_of_files(values):
         text = runs.canonical_json(corpus)
         found["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     for name, judge in values["judges"].items():
-        if judge["templates"]:
-            found[f"judge/{name}"] = {"templates": _describe_folder(Path(judge["templates"]))}
+        read = judges.find(judge["kind"]).folders(config.from_dict(config.Judge, judge))
+        found[f"judge/{name}"] = {setting: _describe_folder(Path(path)) for setting, path in read.items()}
     folder = local_folder(values["model"])
     if folder:
         found["base"] = {"path": _describe_folder(folder)}
@@ -1017,14 +1000,15 @@ def _check_rows(values):
 
 
 def _check_turns(name, benchmark, values):
-    """UserError where a benchmark has more turns than a judge by an API is shown, or than fit into the model."""
+    """UserError where a benchmark has more turns than a judge is shown, or than fit into the model."""
     turns = data.benchmark_kinds()[benchmark["kind"]].turns(config.from_dict(config.Benchmark, benchmark)) or 0
-    asked = [judge for judge, settings in values["judges"].items() if settings["kind"] == "openai"]
-    if turns > MOST_TURNS and asked:
-        raise UserError(
-            f"benchmarks.{name}: prompts of {turns} turns, and judges.{asked[0]} is shown {MOST_TURNS} at most; "
-            "leave the benchmark or the judge out"
-        )
+    for judge, settings in values["judges"].items():
+        most = judges.find(settings["kind"]).most_turns
+        if most is not None and turns > most:
+            raise UserError(
+                f"benchmarks.{name}: prompts of {turns} turns, and judges.{judge} is shown {most} at most; leave the "
+                "benchmark or the judge out"
+            )
     response, (where, positions) = values["lengths"]["response"], _positions(values["model"])
     # A question has a token at least; how many they have, a stage will see that has the tokenizer.
     if positions and turns > 1 and turns * (1 + response) > positions:

@@ -151,7 +151,7 @@ def _total(parts):
 
 def need(run, runs_):
     """The `Need` of a plan's run; None where its model's shape is not known. `runs_`: path -> Run of the plan."""
-    if run.stage not in NEEDS or (run.stage == "judge" and run.settings["judge"]["kind"] != "reward_model"):
+    if run.stage not in NEEDS or studies.small(run):
         return Need()
     model = _model(run, runs_)
     own = model and shape(model)

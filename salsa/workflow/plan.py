@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 
-from salsa import data
+from salsa import data, judges
 from salsa.workflow import bounds, config, failures, runs
 
 PACKAGE = Path(__file__).parents[1]
@@ -567,8 +567,8 @@ class _Study:
         return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
 
     def add_judging_reward_model(self, label, replicate, sft):
-        """The reward model of a judge of that kind: other preferences, another seed. None where no judge is one."""
-        if all(judge["kind"] != "reward_model" for judge in self.values["judges"].values()):
+        """The reward model of a judge: other preferences, another seed. None where no judge has one."""
+        if not any(judges.find(judge["kind"]).scorer for judge in self.values["judges"].values()):
             return None
         seed = self.seed("reward_model", replicate, 1)
         return self._reward_model(f"{label}-judge", seed, "_for_judge", replicate, sft)
@@ -667,9 +667,10 @@ class _Study:
             "files": self.files.get(f"judge/{judge}", {}),
         }
         parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
-        if own["kind"] == "openai":  # which is shown reference answers
+        kind = judges.find(own["kind"])
+        if kind.shown_references:
             parents |= self.benchmarks
-        if own["kind"] == "reward_model":
+        if kind.scorer:
             parents["scorer"] = judging
         return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
 

@@ -11,9 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from salsa import data
-from salsa.judges import access as judge_access
-from salsa.judges import language_model
+from salsa import data, judges
 from salsa.workflow import config, gpus, places, runs
 from salsa.workflow.failures import KEPT
 from salsa.workflow.plan import LABEL
@@ -64,7 +62,7 @@ def snakemake_argument(key, text):
 
 def small(run):
     """Whether a run is a small process, whatever the model: data, reports, and judges that are no model of ours."""
-    judged = run.stage == "judge" and run.settings["judge"]["kind"] != "reward_model"
+    judged = run.stage == "judge" and not judges.find(run.settings["judge"]["kind"]).loads_model
     return judged or run.stage in DATA + REPORT
 
 
@@ -79,8 +77,8 @@ def needs(run, name):
 
 
 def brief(run):
-    """Whether a judge's run takes seconds: a language model that is asked over the network takes hours."""
-    return small(run) and run.settings["judge"]["kind"] != "openai"
+    """Whether a judge's run takes seconds."""
+    return small(run) and not judges.find(run.settings["judge"]["kind"]).takes_long
 
 
 def gpus_here(plan):
@@ -132,18 +130,15 @@ def check_sections():
 
 
 def check_judges(plan, paths):
-    """UserError where a language model could not be asked that one of the runs at `paths` wants as a judge."""
-    reached = set()  # addresses that took a connection
+    """UserError where a judge could not be asked that one of the runs at `paths` wants."""
+    asked = {}  # settings -> whether to try to reach what the judge is asked over
     for path in paths:
         run = plan.runs[path]
-        if run.stage == "judge" and run.settings["judge"]["kind"] == "openai" and not finished(plan, path):
-            judge = config.from_dict(config.Judge, run.settings["judge"])
-            judge_access.check_access(judge)
-            language_model.load_templates(judge.templates)
-            address = judge_access.base_url(judge)
-            if run.execution.get("judge_check") and address not in reached:
-                judge_access.check_reachable(judge)
-                reached.add(address)
+        if run.stage == "judge" and not finished(plan, path):
+            asked[runs.canonical_json(run.settings["judge"])] = run.execution.get("judge_check", False)
+    for settings, connect in asked.items():
+        judge = config.from_dict(config.Judge, json.loads(settings))
+        judges.find(judge.kind).check_access(judge, connect)
 
 
 def conclude(plan):

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from salsa.evaluate import judge, statistics
+from salsa.judges import reward_model
 from salsa.rl import forward
 from salsa.workflow import config, runs
 
@@ -136,7 +137,7 @@ def told(tmp_path, tokenizer, reward_run):
 
 def test_a_reward_model_scores_each_turn_in_its_conversation(told, tokenizer, reward_run, tmp_path):
     parents, rows = told
-    found = judge.rewards(rows, reward_run, config.Execution(device="cpu", micro_batch=3))
+    found = reward_model.rewards(rows, reward_run, config.Execution(device="cpu", micro_batch=3))
     expected = []
     for one in rows:
         messages, scores = [], []
@@ -161,7 +162,7 @@ def test_a_response_that_several_rows_share_is_scored_once(told, reward_run, mon
         return original(self, sequences, micro_batch)
 
     monkeypatch.setattr(forward.ScoreModel, "scores", counted)
-    judge.rewards(rows + rows, reward_run, config.Execution(device="cpu"))
+    reward_model.rewards(rows + rows, reward_run, config.Execution(device="cpu"))
     assert sizes == [9]  # of the rows' 2 * 5 turns, one is shared
 
 
@@ -199,7 +200,7 @@ def test_a_score_that_is_no_number_is_named_and_never_a_loss(parents, tmp_path, 
     message = refused(parents, tmp_path)
     assert f"the response of sft0 to b/1 scores {score}" in message
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
-    monkeypatch.setattr(judge, "rewards", lambda rows, scorer, execution: [score] * len(rows))
+    monkeypatch.setattr(reward_model, "rewards", lambda rows, scorer, execution: [score] * len(rows))
     assert "the response of policy to b/0 scores" in refused(
         parents | {"scorer": tmp_path}, tmp_path, kind="reward_model"
     )

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from mutations import KEYS, configurations, dictionaries
 
 from salsa import base
-from salsa.judges import client as judge_client
-from salsa.judges import verdict_text
+from salsa.judges.language_model import client as judge_client
+from salsa.judges.language_model import verdict_text
 from salsa.rl import models
 from salsa.workflow import compose, config, plan
 from salsa.workflow.runs import UserError

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from salsa.judges import access as judge_access
+from salsa.judges.language_model import access as judge_access
 from salsa.workflow import compose, config, plan, runs, studies
 
 SECRET = "hunter2"

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salsa.judges import client as judge_client
-from salsa.judges.client import Client, Failed, Interrupted, Refused, Reply, asked_wait
+from salsa.judges import Interrupted
+from salsa.judges.language_model import client as judge_client
+from salsa.judges.language_model.client import Client, Failed, Refused, Reply, asked_wait
 from salsa.workflow import config, runs
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")

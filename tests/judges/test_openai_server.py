@@ -21,11 +21,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import finished
-from test_language_model import CANDIDATE, PROMPTS, make_parents, preferred, row, settings
+from test_openai import CANDIDATE, PROMPTS, make_parents, preferred, row, settings
 
 from salsa.evaluate import judge, statistics
-from salsa.judges import client as judge_client
-from salsa.judges import language_model
+from salsa.judges import openai
+from salsa.judges.language_model import client as judge_client
 from salsa.workflow import config, runs
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")
@@ -195,7 +195,7 @@ def test_a_server_of_ones_own_needs_no_key(serve, parents, tmp_path, monkeypatch
 def test_openais_own_server_is_told_the_limit_by_its_new_name():
     def limit(url):
         chosen = config.Judge(kind="openai", model="m", max_tokens=7, base_url=url)
-        return language_model.Client(chosen, config.Execution()).limit
+        return openai.Client(chosen, config.Execution()).limit
 
     assert limit("") == {"max_completion_tokens": 7} and limit("http://127.0.0.1:9/v1") == {"max_tokens": 7}
 
@@ -381,7 +381,7 @@ def test_what_is_under_way_is_cut_off_when_nobody_waits_for_it(serve_raw, parent
     candidate = judge.responses(parents["candidate"], "policy")
     baselines = {"sft0": judge.responses(parents["baseline/sft0"], "sft0")}
     comparisons = list(judge.compare(CANDIDATE, candidate, baselines, True))
-    asked = language_model.LanguageModelJudge(chosen, parents, tmp_path / "out", execution, comparisons)
+    asked = openai.LanguageModelJudge(chosen, parents, tmp_path / "out", execution, comparisons)
     with contextlib.closing(asked.verdicts(comparisons)) as verdicts:
         next(verdicts)
         assert server.begun.wait(10)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salsa.judges import language_model
-from salsa.judges.verdict_text import GRADES, parse
+from salsa.judges import openai
+from salsa.judges.language_model.verdict_text import GRADES, parse
 
 OPTIONS = "[[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]"
-TEMPLATE = (language_model.TEMPLATES / "single.txt").read_text(encoding="utf-8")
+TEMPLATE = (openai.TEMPLATES / "single.txt").read_text(encoding="utf-8")
 
 SPELLINGS = {
     "[[A>B]]": "A>B",
@@ -95,7 +95,7 @@ LISTED = {
     TEMPLATE: None,
     f"{TEMPLATE}\n\nA is better.\n[[A>B]]": "A>B",
     "I may answer [[A>>B]], [[B>>A]], [[B>A]], [[A=B]], [[A>B]].\n\nI choose this: [[A>>B]]": "A>>B",  # five in order
-    language_model.REMINDER: None,
+    openai.REMINDER: None,
     "[[A>B]] or so, " * 1000: None,  # a model that repeats itself
 }
 THOUGHT = {

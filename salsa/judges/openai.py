@@ -3,11 +3,10 @@
 Every answer is kept in answers.jsonl, so that a reader can check each verdict and a killed run asks nothing again. The
 model is shown two responses as A and B and ends its answer with one of Arena-Hard's five grades (2406.11939); of a
 conversation of two turns, each is judged by itself, as MT-Bench does (2306.05685). Where the benchmark has a reference
-answer, the model sees it. The prompts are text files (salsa/judges/templates), which a user can replace. Left out:
-how a server is spoken to (judge_client.py), how a verdict is read (verdict_text.py), what is compared with what, and
-how verdicts are written (judge.py).
+answer, the model sees it. The prompts are text files (salsa/judges/templates), which a user can replace. How
+its server is found and spoken to, and how a verdict is read, is said in salsa/judges/language_model.
 
-VERSION of salsa/evaluate/judge.py is this module's, theirs, and its templates' too.
+VERSION of salsa/evaluate/judge.py is this module's, that folder's, and its templates' too.
 """
 
 import contextlib
@@ -16,13 +15,12 @@ import threading
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from salsa.judges.access import access_key, check_access, check_base_url
-from salsa.judges.client import Client, Failed, Interrupted, Refused, readable
+from salsa.judges import Interrupted, Judge
+from salsa.judges.language_model import access
+from salsa.judges.language_model.client import Client, Failed, Refused, readable
+from salsa.judges.language_model.verdict_text import CUT, GRADES, parse
 from salsa.judges.ledger import Ledger, key
-from salsa.judges.verdict_text import CUT, GRADES, parse
-from salsa.workflow import runs
-
-__all__ = ["GRADES", "Client", "LanguageModelJudge", "access_key", "check_access", "check_base_url", "parse"]
+from salsa.workflow import bounds, runs
 
 TEMPLATES = Path(__file__).parent / "templates"
 _ONE = ("question", "answer_a", "answer_b")
@@ -33,6 +31,7 @@ PLACEHOLDERS = {  # what each template has to hold, in braces
     "two_turn": _TWO,
     "two_turn_reference": (*_TWO, "reference_1", "reference_2"),
 }
+MOST_TURNS = 2  # of a prompt that the templates have places for
 NO_REFERENCE = "(none)"  # of one turn, where the other has one
 REMINDER = (
     "\n\nYour answer has to end with exactly one verdict, in double square brackets: "
@@ -43,7 +42,7 @@ HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", 
 
 
 class LanguageModelJudge:
-    """Asks a language model about each comparison; see `judge.open_judge` for what it offers.
+    """Asks a language model about each comparison; see `Judge.open` for what it offers.
 
     Args:
         comparisons: all of the run; those that are judged already among them.
@@ -259,7 +258,7 @@ def _references(parents, comparisons):
         benchmark, prompt_id = place = comparison.row_a["benchmark"], comparison.row_a["prompt_id"]
         if place not in references:
             raise runs.UserError(f"{benchmark}/{prompt_id}: no such prompt; give --parent benchmark/{benchmark}=FOLDER")
-        if len(comparison.row_a["prompt"]) > 2:
+        if len(comparison.row_a["prompt"]) > MOST_TURNS:
             raise runs.UserError(f"{benchmark}/{prompt_id}: more than two turns; an openai judge is shown one or two")
     return references
 
@@ -299,3 +298,32 @@ class Budget:
             elif not self.largest:
                 self.uncounted = True
             self.spent["tokens"] += self.largest if None in tokens else sum(tokens)
+
+
+def _check(key, judge):
+    if not judge.model:
+        raise runs.UserError(f"{key}.model is missing; name the model that shall judge")
+    if judge.templates and not Path(judge.templates).is_dir():
+        raise runs.UserError(f"{key}.templates={bounds.shown(judge.templates)}: no such folder")
+    access.check_base_url(judge.base_url, f"{key}.base_url")
+
+
+def _check_access(judge, connect):
+    access.check_access(judge)
+    load_templates(judge.templates)
+    if connect:
+        access.check_reachable(judge)
+
+
+JUDGE = Judge(
+    kind="openai",
+    open=LanguageModelJudge,
+    rank=1,
+    by_turn=True,
+    most_turns=MOST_TURNS,
+    shown_references=True,
+    takes_long=True,
+    check=_check,
+    check_access=_check_access,
+    folders=lambda judge: {"templates": judge.templates} if judge.templates else {},
+)

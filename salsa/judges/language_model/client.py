@@ -5,7 +5,7 @@ this question came to an answer) or `Interrupted` (nothing more can be asked for
 rate are waited for by all questions together, a parameter that the server refuses is left out for the rest of the run.
 A request ends after `execution.judge_timeout` however slowly its answer drips, and is cut off when the judge is closed:
 requests run in an event loop, in a thread of its own. Left out: what is asked, and what an answer means
-(salsa/judges/language_model.py).
+(salsa/judges/openai.py).
 """
 
 import asyncio
@@ -25,7 +25,8 @@ import zlib
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from salsa.judges.access import access_key, base_url, check_access
+from salsa.judges import Interrupted
+from salsa.judges.language_model.access import access_key, base_url, check_access
 from salsa.workflow import runs
 
 LARGEST = 2**24  # bytes of an answer
@@ -58,10 +59,6 @@ AGAIN_IN = re.compile(rf"\b(?:again|retry)\s+(?:in|after)\s+((?:{SPAN}\s*)+)", r
 AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, whatever for
 RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # of a limit
 ECHOES = ("input", "messages", "prompt", "body", "ctx")  # fields of an error that repeat what was asked
-
-
-class Interrupted(Exception):
-    """Why the judge can't be asked any more for now; what it judged is kept."""
 
 
 class Refused(Exception):

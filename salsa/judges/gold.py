@@ -1,0 +1,28 @@
+"""Gold as the judge: the score that PPO never sees, which came with each response (salsa/data/gold.py)."""
+
+from salsa.judges import Judge
+from salsa.judges.scoring import ScoringJudge, response_name
+from salsa.workflow import runs
+
+
+def gold(row):
+    """The gold score of a row of responses.jsonl. UserError where it has none."""
+    score = row.get("gold")
+    if score is None:
+        raise runs.UserError(
+            f"judge gold: {response_name(row)} has no gold score; this data has no gold judge: choose another"
+        )
+    if not isinstance(score, int | float) or isinstance(score, bool):
+        raise runs.UserError(
+            f"judge gold: {response_name(row)} has the gold score {score!r}, which is no number; mend it"
+        )
+    return score
+
+
+def _open(settings, parents, output, execution, comparisons):
+    return ScoringJudge(lambda rows: map(gold, rows), settings.judge.tie_margin)
+
+
+JUDGE = Judge(
+    kind="gold", open=_open, fits=lambda world: world.gold is not None, rank=0, is_gold=True, scores_alone=True
+)

@@ -1,0 +1,44 @@
+"""A reward model as the judge: one that was trained on other preferences than PPO's, with another seed."""
+
+from salsa.judges import Judge
+from salsa.judges.scoring import ScoringJudge
+
+
+def rewards(rows, scorer, execution):
+    """The rewards of rows of responses.jsonl, means over their turns, in units of the scorer's deviation on sft0.
+
+    Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
+    What several rows share is scored once.
+    """
+    from salsa.data import chat
+    from salsa.data.messages import assistant, user
+    from salsa.rl import forward, models
+
+    turns = list(dict.fromkeys(turn for row in rows for turn in _turns(row)))
+    if not turns:
+        return []
+    device = models.prepare_process(execution)
+    model, tokenizer = models.load_score_model(scorer, device), models.load_tokenizer(scorer / "model")
+    ends = chat.folder_end_ids(scorer / "model", tokenizer)
+    end, encoded = chat.ending(tokenizer, ends), []
+    for messages, finish_reason in turns:
+        roles = (user, assistant)
+        conversation = [roles[place % 2](text) for place, text in enumerate(messages)]
+        encoded.append(chat.encode_answer(tokenizer, conversation, end, ends, finish_reason != "length"))
+    prompts, answers = zip(*encoded, strict=True)
+    batch = forward.from_lists(prompts, answers, [], tokenizer.pad_token_id, device)
+    scores = dict(zip(turns, model.scores(batch, execution.micro_batch).tolist(), strict=True))
+    return [sum(scores[turn] for turn in _turns(row)) / len(row["responses"]) for row in rows]
+
+
+def _turns(row):
+    """Of each turn: the texts up to and with its response, user's and model's in turn, and how the response ended."""
+    texts = [text for pair in zip(row["prompt"], row["responses"], strict=True) for text in pair]
+    return [(tuple(texts[: 2 * i + 2]), reason) for i, reason in enumerate(row["finish_reasons"])]
+
+
+def _open(settings, parents, output, execution, comparisons):
+    return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), settings.judge.tie_margin)
+
+
+JUDGE = Judge(kind="reward_model", open=_open, rank=2, scores_alone=True, scorer=True, loads_model=True)

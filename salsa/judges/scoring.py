@@ -1,0 +1,46 @@
+"""Judges that score each response by itself and prefer the higher score.
+
+They can't prefer a place; both orders are judged all the same, so that every judge's verdicts have one form.
+"""
+
+import math
+
+from salsa.workflow import runs
+
+
+class ScoringJudge:
+    """Prefers the response with the higher score.
+
+    Args:
+        scores: from rows of responses.jsonl to their scores.
+        tie_margin: a difference up to this is a tie.
+    """
+
+    def __init__(self, scores, tie_margin):
+        self.scores, self.tie_margin = scores, tie_margin
+
+    def verdicts(self, comparisons):
+        rows = [row for both in comparisons for row in (both.row_a, both.row_b)]
+        scores = list(self.scores(rows))
+        for row, score in zip(rows, scores, strict=True):  # before the first verdict is kept
+            if not math.isfinite(score):
+                raise runs.UserError(
+                    f"{response_name(row)} scores {score}, which can't be compared; mend what scores it"
+                )
+        for comparison, score_a, score_b in zip(comparisons, scores[::2], scores[1::2], strict=True):
+            yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
+
+    def finish(self):
+        return {}
+
+
+def winner(score_a, score_b, tie_margin=0.0):
+    """The name of the better response, "model_a" or "model_b", or "tie" for a difference up to `tie_margin`."""
+    if abs(score_a - score_b) <= tie_margin:
+        return "tie"
+    return "model_a" if score_a > score_b else "model_b"
+
+
+def response_name(row):
+    """What names a response in a message."""
+    return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}"

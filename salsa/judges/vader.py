@@ -1,0 +1,24 @@
+"""A lexicon as the judge: the compound sentiment of each response (VADER; Hutto & Gilbert, ICWSM 2014)."""
+
+import functools
+
+from salsa.judges import Judge
+from salsa.judges.scoring import ScoringJudge
+from salsa.workflow import runs
+
+
+def _open(settings, parents, output, execution, comparisons):
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise runs.UserError("judge vader: not installed; run `pip install vaderSentiment`") from None
+    analyser = SentimentIntensityAnalyzer()
+    compound = functools.cache(lambda text: analyser.polarity_scores(text)["compound"])
+
+    def mean_over_turns(row):
+        return sum(map(compound, row["responses"])) / len(row["responses"])
+
+    return ScoringJudge(lambda rows: map(mean_over_turns, rows), settings.judge.tie_margin)
+
+
+JUDGE = Judge(kind="vader", open=_open, fits=lambda world: world.kind == "reviews", rank=3, scores_alone=True)
