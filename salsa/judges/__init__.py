@@ -29,6 +29,7 @@ class Judge:
             `verdicts(comparisons)`, which yields each comparison with a dictionary of `winner` ("model_a", "model_b",
             "tie" or "error") and what else is to be said, in any order, and `finish()`, which returns counts for the
             manifest. `verdicts` raises `Interrupted` where it has to end early. Raises UserError for what it lacks.
+        reads: settings of config.Judge that it reads, of those that not every kind does.
         fits: data.World -> whether it can judge responses to that world's prompts.
         rank: of the judges of a study, claims are read from the one of the lowest rank.
         is_gold: whether its verdicts are the truth that those of other judges are held to.
@@ -47,6 +48,7 @@ class Judge:
 
     kind: str
     open: Callable
+    reads: tuple = ()
     fits: Callable = lambda world: True
     rank: int = 10
     is_gold: bool = False

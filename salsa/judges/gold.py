@@ -24,5 +24,11 @@ def _open(settings, parents, output, execution, comparisons):
 
 
 JUDGE = Judge(
-    kind="gold", open=_open, fits=lambda world: world.gold is not None, rank=0, is_gold=True, scores_alone=True
+    kind="gold",
+    open=_open,
+    reads=("tie_margin",),
+    fits=lambda world: world.gold is not None,
+    rank=0,
+    is_gold=True,
+    scores_alone=True,
 )

@@ -318,6 +318,7 @@ def _check_access(judge, connect):
 JUDGE = Judge(
     kind="openai",
     open=LanguageModelJudge,
+    reads=("model", "base_url", "key_variable", "templates", "temperature", "max_tokens", "seed", "attempts"),
     rank=1,
     by_turn=True,
     most_turns=MOST_TURNS,

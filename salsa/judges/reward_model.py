@@ -41,4 +41,6 @@ def _open(settings, parents, output, execution, comparisons):
     return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), settings.judge.tie_margin)
 
 
-JUDGE = Judge(kind="reward_model", open=_open, rank=2, scores_alone=True, scorer=True, loads_model=True)
+JUDGE = Judge(
+    kind="reward_model", open=_open, reads=("tie_margin",), rank=2, scores_alone=True, scorer=True, loads_model=True
+)

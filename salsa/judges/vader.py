@@ -21,4 +21,11 @@ def _open(settings, parents, output, execution, comparisons):
     return ScoringJudge(lambda rows: map(mean_over_turns, rows), settings.judge.tie_margin)
 
 
-JUDGE = Judge(kind="vader", open=_open, fits=lambda world: world.kind == "reviews", rank=3, scores_alone=True)
+JUDGE = Judge(
+    kind="vader",
+    open=_open,
+    reads=("tie_margin",),
+    fits=lambda world: world.kind == "reviews",
+    rank=3,
+    scores_alone=True,
+)

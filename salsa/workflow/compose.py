@@ -57,13 +57,7 @@ READ_BY = {  # settings that some kinds read alone -> those kinds
     config.Task: data.read_by(data.world_kinds()),
     config.Corpus: dict.fromkeys(("seed", "documents"), tuple(k for k, w in data.world_kinds().items() if w.corpus)),
     config.Benchmark: data.read_by(data.benchmark_kinds()),
-    config.Judge: {
-        "tie_margin": ("gold", "vader", "reward_model"),
-        **dict.fromkeys(
-            ("model", "base_url", "key_variable", "templates", "temperature", "max_tokens", "seed", "attempts"),
-            ("openai",),
-        ),
-    },
+    config.Judge: data.read_by(judges.kinds()),
 }
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Hydra adds no entry to a typed dictionary, and puts nothing into a null: OmegaConf merges these overrides.

@@ -18,7 +18,7 @@ import torch
 
 from salsa import soup
 from salsa.data import chat
-from salsa.judges import language_model
+from salsa.judges import openai
 from salsa.rl import forward, models, rollout
 from salsa.workflow import compose, config, plan, runs
 
@@ -145,7 +145,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
-        patch.setattr(language_model, "Client", Judge)
+        patch.setattr(openai, "Client", Judge)
         patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).write_bytes(b""))  # slow
         patch.setenv("OPENAI_API_KEY", "none")
         for name, identifier in MODELS.items():
