@@ -22,3 +22,13 @@ for option, name in itertools.pairwise(sys.orig_argv):
         places.use()  # a node of a cluster may lack the home that the login node has
         surroundings.clean()
         break
+
+
+def load(folder):
+    """A finished study's frames: policies, responses, verdicts, trajectories, claims; see docs/frames.md.
+
+    `folder` is one like results/studies/default, of a study or of a sweep.
+    """
+    from salsa.report.load import load as read  # which imports pandas and matplotlib, and no torch
+
+    return read(folder)

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from salsa.report import formats, style, tables
+from salsa.report import formats, style
 from salsa.report import words as wording
+from salsa.report.frames import BOUNDS
 from salsa.report.sections import COLLAPSED
 from salsa.workflow import config, runs
 
@@ -87,7 +88,7 @@ def comparison(points, studies):
         for _, line in _table(study, "rewards").iterrows():
             row = {"point": label(point)} | {_column(key): point.get(key, "") for key in keys}
             row |= {name: line[name] for name in ("arm", "kl_coef", "replicates")}
-            row |= {name + bound: line[name + bound] for name in MEASURES for bound in tables.BOUNDS}
+            row |= {name + bound: line[name + bound] for name in MEASURES for bound in BOUNDS}
             row |= _win_rates(rates[(rates["candidate"] == line["arm"]) & (rates["kl_coef"] == line["kl_coef"])])
             if isinstance(line.get(COLLAPSED), str):
                 row[COLLAPSED] = line[COLLAPSED]
@@ -99,9 +100,7 @@ def comparison(points, studies):
 
 
 def _table(study, name):
-    """A table of a study from its CSV. Names stay text: an arm may be called 1, true or nan."""
-    path, names = study / "tables" / f"{name}.csv", ("arm", "benchmark", "judge", "candidate", "baseline")
-    return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False, na_values=[""])
+    return formats.read_csv(study / "tables" / f"{name}.csv")
 
 
 def collapsed(frame):

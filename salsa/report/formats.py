@@ -12,6 +12,7 @@ import pandas as pd
 from salsa.report import selection, words
 from salsa.workflow import runs
 
+NAMES = ("claim", "arm", "benchmark", "judge", "candidate", "baseline")  # columns that are never numbers
 SYMBOLS = {  # what pdflatex does not know by itself
     "‖": r"$\|$",
     "½": r"$\frac{1}{2}$",
@@ -147,6 +148,16 @@ def write_csv(frame, path):
     """CSV with full precision and empty cells for missing numbers; text is one line, and no spreadsheet's formula."""
     frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=_csv_cell)
     runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def read_csv(path):
+    """A table as `write_csv` wrote it. Names stay text: an arm may be called 1, true or nan.
+
+    Raises `runs.UserError` where there is no such table.
+    """
+    if not path.is_file():
+        raise runs.UserError(f"{path}: no such table; run the study again")
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
 
 
 def _csv_cell(text):

@@ -5,6 +5,7 @@ concluded in `claims`, and what readers see of it in `pages`. Nothing is trained
 """
 
 import csv
+import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, sections, style, tables, words
+from salsa.report.frames import Frames
 from salsa.workflow import config, runs
 
 VERSION = 5
@@ -60,6 +62,11 @@ class Study:
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
     known_scores: dict[tuple, dict] = field(default_factory=dict, repr=False)  # what `scores` found
     known_qualities: dict[tuple, Any] = field(default_factory=dict, repr=False)  # what `judging.quality` found
+
+    @functools.cached_property
+    def frames(self):
+        """The study as data frames, each built once."""
+        return Frames(self)
 
     @property
     def replicates(self):

@@ -7,6 +7,7 @@ PPO's penalty for a missing end.
 
 import itertools
 import math
+from collections import defaultdict
 from fractions import Fraction
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 
 from salsa.evaluate import statistics, tournament
 from salsa.report import judging, selection
+from salsa.report.frames import BEFORE, BOUNDS, GEOMETRY, MEASURES, STABILITY, bounded, interval, over_replicates
 from salsa.report.selection import number_or_nan as value
 from salsa.report.selection import sft0_responses
 from salsa.workflow import plan
@@ -67,7 +69,6 @@ SCHEDULES = {
     "linear": "falls linearly to {0:g} × kl_coef",
     "adaptive": "adapts to a KL of {0:g} nats, over {1:g} responses",
 }
-MEASURES = ["gold_reward", "reward", "kl_to_sft0", "kl_to_reference", "response_length", "eos_rate"]
 RUNS = [
     "stage",
     "folder",
@@ -84,7 +85,6 @@ RUNS = [
 ]
 
 
-BOUNDS = ("", "_low", "_high")
 SOURCES = [
     "judge",
     "candidate",
@@ -117,6 +117,7 @@ JUDGES = [
     "gold_kappa_high",
     "cannot_measure",
 ]
+KEY = ["name", "replicate"]  # of a policy, in every frame
 CHOSEN = [
     "candidate",
     "baseline",
@@ -126,16 +127,6 @@ CHOSEN = [
     "by",
     "candidate_value",
     "baseline_value",
-]
-GEOMETRY = [
-    "from_sft0",
-    "sft0_norm",
-    "from_sft1",
-    "from_soup",
-    "sft0_to_sft1",
-    "cosine_sft1",
-    "along_sft1",
-    "off_line",
 ]
 PLANE = [
     "kind",
@@ -150,17 +141,6 @@ PLANE = [
     "response_length",
     "eos_rate",
 ]
-STABILITY = {  # field of selection.Steadiness -> column
-    "eos_rate": "end_rate_relative",
-    "response_length": "length_relative",
-    "gold_loss": "gold_loss",
-}
-
-
-def _bounded(*names):
-    return [name + bound for name in names for bound in BOUNDS]
-
-
 PREFERENCES = [
     "model",
     "data",
@@ -170,7 +150,7 @@ PREFERENCES = [
     "alpha",
     "kl_coef",
     "ppo_kl_coef",
-    *_bounded("arm_vs_ppo", "arm_vs_sft0", "ppo_vs_sft0"),
+    *bounded("arm_vs_ppo", "arm_vs_sft0", "ppo_vs_sft0"),
     "how",
     "replicates",
 ]
@@ -178,12 +158,6 @@ PREFERENCES = [
 
 def _identity(study):
     return {"model": study.config["model"]["name"], "data": study.config["data"]["name"]}
-
-
-def interval(name, values):
-    """Three columns of a row: mean over replicates, and its t interval (nan with one replicate)."""
-    mean, low, high = statistics.replicate_interval([value(v) for v in values])
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def arms(study):
@@ -237,12 +211,11 @@ def win_rates(study):
 
 def response_lengths(study):
     """(replicate, model's name in verdicts) -> (benchmark, prompt's id) -> tokens of its answers, all turns."""
-    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
-    answered |= {(k, selection.SFT0): sft0_responses(study, k) for k in study.replicates}
-    return {
-        key: {(row["benchmark"], row["prompt_id"]): sum(row["tokens"]) for row in rows}
-        for key, rows in answered.items()
-    }
+    found = defaultdict(dict)
+    columns = ["replicate", "model", "benchmark", "prompt_id", "tokens"]
+    for replicate, model, benchmark, prompt, tokens in study.frames.responses[columns].itertuples(index=False):
+        found[replicate, model][benchmark, prompt] = tokens
+    return found
 
 
 def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
@@ -325,7 +298,7 @@ def bradley_terry(study):
             row = {"judge": judge, "model": label, "score": found["score"]}
             row |= {"score_low": found["low"], "score_high": found["high"]}
             rows.append(row | {"arm": arm, "kl_coef": kl_coef})
-    return pd.DataFrame(rows, columns=["judge", "model", *_bounded("score"), "arm", "kl_coef"])
+    return pd.DataFrame(rows, columns=["judge", "model", *bounded("score"), "arm", "kl_coef"])
 
 
 def judged(study):
@@ -336,20 +309,15 @@ def judged(study):
 
 def frontier(study):
     """Trajectory rows at the iterations whose rollouts were kept, then the final policy on evaluation prompts."""
-    rows = []
+    policies, rows = study.frames.policies.set_index(KEY), study.frames.trajectories
+    rows = rows.join(policies["iteration"].rename("last"), on=KEY)
+    rows = rows[rows["kept"] & (rows["iteration"] < rows["last"])]
+    listed = []
     for policy in study.policies:
-        key = _identity(study) | {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate}
-        final = policy.evaluation["iteration"]
-        for line in policy.metrics:
-            if line["iteration"] in policy.gold and line["iteration"] < final:
-                own = {"reward": line["score"], "gold_reward": policy.gold[line["iteration"]]}
-                rows.append(key | _measures(line) | own)
-        rows.append(key | _measures(policy.evaluation))
-    return pd.DataFrame(rows, columns=FRONTIER)
-
-
-def _measures(line):
-    return {name: value(line.get(name)) for name in MEASURES} | {"iteration": line["iteration"]}
+        key = policy.name, policy.replicate
+        listed += [rows[(rows["name"] == key[0]) & (rows["replicate"] == key[1])], policies.loc[[key]].reset_index()]
+    frame = pd.concat(listed)
+    return frame.assign(**_identity(study))[FRONTIER].reset_index(drop=True)
 
 
 def final(frontier_frame):
@@ -360,23 +328,12 @@ def final(frontier_frame):
 
 def rewards(study):
     """Mean and t interval over replicates, of the SFT models and the soup, then of every arm at every kl_coef."""
-    rows = []
-    for alpha, name in ((0.0, "sft0"), (1.0, "sft1"), (0.5, "soup")):
-        lines = line_rows(study, alpha)
-        if lines:
-            row = {"arm": name, "kl_coef": math.nan, "replicates": len(lines)}
-            for measure in MEASURES:
-                row |= interval(measure, [line.get(measure) for line in lines])
-            rows.append(row)
-    for arm in study.arms:
-        for kl_coef in study.kl_coefs:
-            policies = study.of(arm=arm, kl_coef=kl_coef)
-            if policies:
-                row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(policies)}
-                for measure in MEASURES:
-                    row |= interval(measure, [policy.evaluation.get(measure) for policy in policies])
-                rows.append(row)
-    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", *_bounded(*MEASURES)])
+    soups = study.frames.soups
+    models = [
+        soups[np.isclose(soups["alpha"], alpha, rtol=0, atol=1e-6)].assign(arm=arm) for alpha, arm in BEFORE.items()
+    ]
+    rows = pd.concat([*models, study.frames.policies])
+    return over_replicates(rows, ["arm", "kl_coef"], MEASURES)
 
 
 def line_rows(study, alpha):
@@ -390,28 +347,12 @@ def alpha_curve(study):
 
     loss is the validation loss of an SFT soup, nats a token.
     """
-    rows = []
-    for alpha in sorted({line["alpha"] for k in study.replicates for line in study.landscape(k).line}):
-        lines = line_rows(study, alpha)
-        row = {"kind": "sft_soup", "alpha": alpha, "kl_coef": math.nan, "replicates": len(lines)}
-        for measure in ("reward", "gold_reward", "loss"):
-            row |= interval(measure, [line[measure] for line in lines])
-        rows.append(row)
-    for kl_coef in study.kl_coefs:
-        for alpha in sorted({p.alpha for p in study.of(kl_coef=kl_coef) if p.alpha is not None}):
-            rows.append(_alpha_policy(study, alpha, kl_coef))
+    policies = study.frames.policies.dropna(subset="alpha").assign(kind="policy")
+    order = {kl_coef: place for place, kl_coef in enumerate(study.kl_coefs)}
+    policies = policies.sort_values("alpha").sort_values("kl_coef", key=lambda column: column.map(order), kind="stable")
+    rows = pd.concat([study.frames.soups.sort_values("alpha").assign(kind="sft_soup"), policies])
     measures = ("reward", "gold_reward", "win_rate_vs_sft0", "loss")
-    return pd.DataFrame(rows, columns=["kind", "alpha", "kl_coef", "replicates", *_bounded(*measures)])
-
-
-def _alpha_policy(study, alpha, kl_coef):
-    policies = study.of(alpha=alpha, kl_coef=kl_coef)
-    row = {"kind": "policy", "alpha": alpha, "kl_coef": kl_coef, "replicates": len(policies)}
-    for measure in ("reward", "gold_reward"):
-        row |= interval(measure, [policy.evaluation.get(measure) for policy in policies])
-    judge = selection.main_judge(study)
-    rates = selection.replicate_win_rates(study, policies[0].name, selection.SFT0, judge, study.benchmarks)
-    return row | interval("win_rate_vs_sft0", list(rates.values()))
+    return over_replicates(rows, ["kind", "alpha", "kl_coef"], measures)
 
 
 def chosen(study):
@@ -456,7 +397,7 @@ def matched_kl(study):
                 row = {"arm": arm, "baseline": plain, "measure": measure, "judge": asked}
                 row |= {"kl_coefs": ", ".join(f"{x:g}" for x in selection.grid(study, arm)), "replicates": len(found)}
                 rows.append(row | interval("difference", list(found.values())))
-    columns = ["arm", "baseline", "measure", "judge", "kl_coefs", "replicates", *_bounded("difference")]
+    columns = ["arm", "baseline", "measure", "judge", "kl_coefs", "replicates", *bounded("difference")]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -510,15 +451,7 @@ def geometry(study):
 
     Distances are Euclidean; along_sft1 is the share of the way from sft0 to sft1, off_line the distance from that line.
     """
-    rows = []
-    for arm in study.arms:
-        for kl_coef in selection.grid(study, arm):
-            known = [policy.geometry for policy in study.of(arm=arm, kl_coef=kl_coef)]
-            row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(known)}
-            for name in GEOMETRY:
-                row |= interval(name, [found.get(name) for found in known])
-            rows.append(row)
-    return pd.DataFrame(rows, columns=["arm", "kl_coef", "replicates", *_bounded(*GEOMETRY)])
+    return over_replicates(study.frames.policies, ["arm", "kl_coef"], GEOMETRY)
 
 
 def plane(study):
@@ -537,18 +470,11 @@ def stability(study):
     Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
     configuration's `stability`, `collapsed` those whose policy has collapsed (`selection.collapse`).
     """
-    rows = []
-    for arm in study.arms:
-        for kl_coef in selection.grid(study, arm):
-            policies = study.of(arm=arm, kl_coef=kl_coef)
-            known = [selection.steadiness(study, policy) for policy in policies]
-            row = {"arm": arm, "kl_coef": kl_coef, "replicates": len(known)}
-            for name, column in STABILITY.items():
-                row |= interval(column, [getattr(found, name) for found in known])
-            row |= {"stable": sum(selection.stable(study, policy) is not False for policy in policies)}
-            rows.append(row | {"collapsed": selection.collapses(study, arm, kl_coef)[0]})
-    columns = ["arm", "kl_coef", "replicates", "stable", *_bounded(*STABILITY.values()), "collapsed"]
-    return pd.DataFrame(rows, columns=columns)
+    policies, by = study.frames.policies, ["arm", "kl_coef"]
+    holds = policies.assign(stable=[x is not False for x in policies["stable"]], collapsed=policies["collapse"] != "")
+    counts = holds.groupby(by, sort=False)[["stable", "collapsed"]].sum().reset_index(drop=True)
+    frame = pd.concat([over_replicates(policies, by, STABILITY.values()), counts], axis=1)
+    return frame[[*by, "replicates", "stable", *bounded(*STABILITY.values()), "collapsed"]]
 
 
 def gates(study):

@@ -76,6 +76,12 @@ def published_role(role):
     return PUBLISHED_ROLES.get(kind, kind) + sign + name
 
 
+def role_of(published):
+    """The role that has this name in a manifest: ppo/3 is policy/3."""
+    kind, sign, name = published.partition("/")
+    return next((role for role, other in PUBLISHED_ROLES.items() if other == kind), kind) + sign + name
+
+
 def _by_content(settings):
     """Settings without the paths whose content their `files` describe: a moved file is the same file."""
     described = settings.get("files")

@@ -24,7 +24,11 @@ BENCHMARKS = ("in_distribution", "out_of_distribution")
 def made(arms=THREE, kl_coefs=(0.05,), replicates=(0, 1), gold=True, only=None):
     """A study whose numbers are simple functions of arm, kl_coef, replicate and iteration; lengths go to 0 at 0.5."""
     values = dataclasses.asdict(config.Config())
-    values |= {"kl_coefs": list(kl_coefs), "arms": dict.fromkeys(arms), "benchmarks": dict.fromkeys(BENCHMARKS)}
+    values |= {
+        "kl_coefs": list(kl_coefs),
+        "arms": {arm: {"reference": {"kind": "soup"}} for arm in arms},
+        "benchmarks": dict.fromkeys(BENCHMARKS),
+    }
     policies = [
         policy(arm, kl_coef, replicate, place, gold)
         for replicate in replicates

@@ -5,7 +5,8 @@ from collections import defaultdict
 
 import pandas as pd
 
-from salsa.report import tables, words
+from salsa.report import words
+from salsa.report.frames import interval
 from salsa.report.sections import Section
 
 BEFORE = ("sft0", "sft1", "soup")
@@ -26,7 +27,7 @@ def scores(study):
         for (benchmark, measure), values in _by_measure(by_replicate).items():
             row = {"benchmark": benchmark, "measure": measure, "arm": arm, "kl_coef": kl_coef}
             row |= {"prompts": max(map(len, values)), "replicates": len(values)}
-            rows.append(row | tables.interval("score", [math.fsum(some) / len(some) for some in values]))
+            rows.append(row | interval("score", [math.fsum(some) / len(some) for some in values]))
     order = {name: place for place, name in enumerate(study.benchmarks)}
     rows.sort(key=lambda row: (order[row["benchmark"]], row["measure"]))  # and within, as above
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,112 @@
+"""The frames of a study: what they hold, how they are loaded, and that their page says what is true."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tree import LengthGold, Tree
+
+import salsa
+from salsa.report import frames, study
+from salsa.workflow import config, runs
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "frames.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        made = Tree(tmp_path_factory.mktemp("frames"), kl_coefs=(0.05, 0.1))
+        made.output = made.build(monkeypatch)
+        (made.root / "studies" / "default").symlink_to(made.output.name)
+        monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold())
+        yield made
+
+
+@pytest.fixture
+def loaded(tree):
+    return salsa.load(tree.root / "studies" / "default")
+
+
+def test_columns_are_those_that_are_documented(loaded):
+    for name, columns in frames.COLUMNS.items():
+        assert list(getattr(loaded, name))[: len(columns)] == list(columns)
+        listed = [f"| `{column}` | {meaning} | {unit} |" for column, (meaning, unit) in columns.items()]
+        assert "\n".join(["| column | what | unit |", "|---|---|---|", *listed]) in PAGE
+
+
+def test_rows(tree, loaded):
+    policies, responses, verdicts = loaded.policies, loaded.responses, loaded.verdicts
+    count = len(tree.policies)
+    assert len(policies) == count and set(policies["algorithm"]) == {"ppo"}
+    assert len(loaded.trajectories) == count * tree.iterations
+    assert len(responses) == 2 * tree.prompts * (count + 2 * 3)  # and sft0, sft1, soup of two replicates
+    files = [folder / "verdicts.jsonl" for role, folder in tree.parents.items() if role.startswith("judge/")]
+    assert len(verdicts) == sum(len(runs.read_jsonl(path)) for path in files)
+    answered = set(zip(responses["replicate"], responses["model"], strict=True))
+    assert set(zip(verdicts["replicate"], verdicts["model_a"], strict=True)) <= answered
+    first = runs.read_jsonl(tree.parents["policy/0"] / "metrics.jsonl")[1]
+    row = loaded.trajectories.iloc[1]
+    assert row["reward"] == first["score"] and row["paid_reward"] == first["reward"]
+    assert row["kl_coef"] == 0.05 and row["current_kl_coef"] == first["kl_coef"]
+    assert math.isnan(row["gold_reward"]) and not row["kept"] and loaded.trajectories.iloc[0]["gold_reward"] == 2
+    assert loaded.claims["claim"].tolist() == pd.read_csv(tree.output / "tables" / "claims.csv")["claim"].tolist()
+
+
+def test_over_replicates_is_the_table_of_rewards(tree, loaded):
+    found = frames.over_replicates(loaded.policies, ["arm", "kl_coef"], frames.MEASURES)
+    written = pd.read_csv(tree.output / "tables" / "rewards.csv").dropna(subset="kl_coef").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, written, check_exact=True)
+
+
+def test_over_replicates_leaves_out_what_is_unknown():
+    frame = pd.DataFrame({"arm": ["b", "a", "b", "b"], "x": [1.0, 5.0, 3.0, math.nan]})
+    found = frames.over_replicates(frame, ["arm"], ["x"])
+    assert found["arm"].tolist() == ["b", "a"] and found["replicates"].tolist() == [3, 1]
+    half = 12.706204736 * np.std([1, 3], ddof=1) / math.sqrt(2)  # t of one degree of freedom
+    assert found.loc[0, ["x", "x_low", "x_high"]].tolist() == pytest.approx([2, 2 - half, 2 + half])
+    assert found.loc[1, "x"] == 5 and math.isnan(found.loc[1, "x_low"])
+
+
+def test_the_example_of_the_page_draws_a_figure(tree, loaded, tmp_path, monkeypatch):
+    (tmp_path / "results").symlink_to(tree.root)
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(example, "docs/frames.md", "exec"), {})
+    assert (tmp_path / "kl.png").stat().st_size > 1000
+
+
+def test_a_sweep_has_the_frames_of_its_studies_by_point(tree, loaded):
+    def write(settings, parents, output, execution):
+        runs.write_atomically(output / "comparison.md", "")
+
+    settings = config.ComparisonSettings([{"ppo.epochs": "1"}, {"ppo.epochs": "2"}])
+    parents, output = {f"study/{i}": tree.output for i in (0, 1)}, tree.root / "studies" / "sweep"
+    runs.execute("comparison", 1, write, settings, parents, output, config.Execution())
+    sweep = salsa.load(output)
+    assert list(sweep.policies)[:2] == ["point", "arm"] and len(sweep.policies) == 2 * len(loaded.policies)
+    assert sweep.claims["point"].unique().tolist() == ["ppo.epochs=1", "ppo.epochs=2"]
+
+
+def test_a_published_copy_has_its_claims_alone():
+    copy = salsa.load(ROOT / "results" / "published" / "default")
+    assert len(copy.claims)
+    with pytest.raises(runs.UserError, match="a published copy has no runs; of its frames, `claims` alone"):
+        copy.policies  # noqa: B018
+
+
+def test_a_folder_that_is_no_study(tree, tmp_path):
+    for folder in (tmp_path, tree.parents["policy/0"]):
+        with pytest.raises(runs.UserError, match="no finished study; give a folder like results/studies/default"):
+            salsa.load(folder)
+
+
+def test_no_torch_is_imported():
+    code = "import salsa, sys; salsa.load('results/published/default').claims; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
