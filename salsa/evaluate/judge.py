@@ -9,8 +9,8 @@ import contextlib
 from tqdm import tqdm
 
 from salsa import judges
-from salsa.judges.ledger import Comparison, Ledger, key
-from salsa.judges.scoring import response_name
+from salsa.judges.common.ledger import Comparison, Ledger, key
+from salsa.judges.common.scoring import response_name
 from salsa.workflow import config, runs
 
 VERSION = 3

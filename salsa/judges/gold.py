@@ -1,7 +1,7 @@
 """Gold as the judge: the score that PPO never sees, which came with each response (salsa/data/gold.py)."""
 
 from salsa.judges import Judge
-from salsa.judges.scoring import ScoringJudge, response_name
+from salsa.judges.common.scoring import ScoringJudge, response_name
 from salsa.workflow import runs
 
 

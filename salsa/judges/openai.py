@@ -16,10 +16,10 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from salsa.judges import Interrupted, Judge
+from salsa.judges.common.ledger import Ledger, key
 from salsa.judges.language_model import access
 from salsa.judges.language_model.client import Client, Failed, Refused, readable
 from salsa.judges.language_model.verdict_text import CUT, GRADES, parse
-from salsa.judges.ledger import Ledger, key
 from salsa.workflow import bounds, runs
 
 TEMPLATES = Path(__file__).parent / "templates"

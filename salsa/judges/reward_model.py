@@ -1,7 +1,7 @@
 """A reward model as the judge: one that was trained on other preferences than PPO's, with another seed."""
 
 from salsa.judges import Judge
-from salsa.judges.scoring import ScoringJudge
+from salsa.judges.common.scoring import ScoringJudge
 
 
 def rewards(rows, scorer, execution):

@@ -3,7 +3,7 @@
 import functools
 
 from salsa.judges import Judge
-from salsa.judges.scoring import ScoringJudge
+from salsa.judges.common.scoring import ScoringJudge
 from salsa.workflow import runs
 
 

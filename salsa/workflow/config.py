@@ -164,7 +164,7 @@ class Benchmark:
 
 @dataclass
 class Judge:
-    kind: str = choice(MISSING, "gold", "vader", "reward_model", "openai")
+    kind: str = choice(MISSING, *registry.names("salsa.judges"))
     # of the judges that score: a difference up to this is a tie
     tie_margin: float = number(0.0, at_least=0, at_most=10**6)
     tournament: bool = switch(False)  # not only against sft0 and plain PPO: every pair of policies at one kl_coef

@@ -6,10 +6,9 @@ import pkgutil
 
 
 def names(package):
-    """The names of a package's modules, in their order; nothing of them is imported."""
-    return [
-        module.name for module in pkgutil.iter_modules(importlib.util.find_spec(package).submodule_search_locations)
-    ]
+    """The names of a package's modules, in their order; nothing of them is imported. A package in it is no kind."""
+    places = importlib.util.find_spec(package).submodule_search_locations
+    return [module.name for module in pkgutil.iter_modules(places) if not module.ispkg]
 
 
 def records(package, name):

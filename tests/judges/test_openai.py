@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salsa.evaluate import judge, statistics
-from salsa.judges import Interrupted, ledger, openai
+from salsa.judges import Interrupted, openai
+from salsa.judges.common import ledger
+from salsa.judges.common.ledger import Comparison
 from salsa.judges.language_model import access
-from salsa.judges.ledger import Comparison
 from salsa.workflow import config, runs, studies
 from salsa.workflow import plan as planning
 
