@@ -1,1 +1,105 @@
-"""What a policy can start from and be held to: one file a kind of reference."""
+"""What a policy is anchored to: one file a kind of reference, with a record of what there is to know of it.
+
+Planning, estimates, training and the report iterate the records, so a new kind is a new file. This module imports no
+torch: `build` and `final` do so where they are called. Left out: the classes that hold a reference in memory
+(salsa.rl.reference).
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from salsa.workflow import registry, runs, weights
+
+
+def _nothing(*args):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A kind of reference. Its functions take a `config.Reference`, whose weights are canonical.
+
+    Attributes:
+        build: (config.PpoSettings, rl.reference.Ingredients, earlier summary or None) -> rl.reference.Reference.
+            It imports torch when it is called.
+        words: what the KL is measured from, for the table of arms.
+        label: a readable name, a part of names of runs.
+        reads: the settings that it reads beside kind and weights; others have their defaults.
+        moves: whether it follows the policy, so that its end is saved with the run, and all weights have to be trained.
+        held_in_float32: whether it is, though other frozen models may be in bfloat16.
+        starts_as_soup: whether it begins as the soup of its weights, where a policy with this start has a KL of 0.
+        models: how many models it holds in memory.
+        holds_sft0: whether one of them is sft0 itself, which is in memory anyway.
+        check: (key, reference, settings of the algorithm) -> None. ValueError of one line for what can't be built.
+    """
+
+    kind: str
+    build: Callable
+    words: Callable
+    label: Callable
+    reads: tuple = ()
+    moves: bool = False
+    held_in_float32: bool = False
+    starts_as_soup: bool = False
+    models: Callable = lambda reference: 1
+    holds_sft0: Callable = lambda reference: False
+    check: Callable = _nothing
+
+
+@functools.cache
+def kinds():
+    """Kind -> Reference."""
+    return registry.records("salsa.anchors", "REFERENCE")
+
+
+def frozen_models(reference):
+    """How many models KL is reported to: those of the reference, and sft0 unless it is one of them."""
+    record = kinds()[reference.kind]
+    return record.models(reference) + (not record.holds_sft0(reference))
+
+
+def needed(reference):
+    """The indices of the SFT models that a finished run's reference is made from again; sft0 always.
+
+    What has become of a reference that moved is in the folder of its run.
+    """
+    return weights.used() if kinds()[reference.kind].moves else weights.used(reference.weights)
+
+
+def build(settings, ingredients, earlier=None):
+    """The reference of a training run.
+
+    Args:
+        settings: config.PpoSettings.
+        ingredients: salsa.rl.reference.Ingredients.
+        earlier: the summary of the run that built this reference before, to build the same again without a search.
+
+    Raises UserError when `earlier` has another content than what the ingredients make.
+    """
+    reference = kinds()[settings.reference.kind].build(settings, ingredients, earlier)
+    reference.summary = {**reference.summary, "sha256": reference.sha256()}
+    if earlier and earlier["sha256"] != reference.summary["sha256"]:
+        raise runs.UserError(
+            "the reference is not, bit for bit, the one that this run was anchored to: its SFT models, the hardware "
+            "or a library have changed; remove the run's folder and run again"
+        )
+    return reference
+
+
+def final(folder, settings, ingredients):
+    """The reference as it was at the end of the finished training run in `folder`."""
+    if kinds()[settings.reference.kind].moves:
+        from salsa.rl import models
+        from salsa.rl.reference import Reference, described
+
+        model = models.load_policy(folder / "reference", ingredients.device, "auto")  # as it was held
+        return Reference([model], described(settings))
+    return build(settings, ingredients, runs.manifest_of(folder)["summary"].get("reference"))
+
+
+def starts_there(settings):
+    """Whether the policy starts at its reference, where their KL is 0."""
+    start, anchor = ([Fraction(weight) for weight in each] for each in (settings.start, settings.reference.weights))
+    return kinds()[settings.reference.kind].starts_as_soup and start == anchor

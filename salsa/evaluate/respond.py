@@ -6,11 +6,11 @@ KL is measured on fresh samples on the fixed evaluation prompts at temperature 1
 the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
 """
 
-from salsa.anchors import reference
+from salsa import anchors
 from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
-from salsa.rl import forward, models
+from salsa.rl import forward, models, reference
 from salsa.workflow import config, runs
 
 VERSION = 5
@@ -93,12 +93,12 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
     ingredients = reference.load_ingredients(
         parents, ppo.lengths.prompt, tokenizer, device, reference.dtype(ppo), execution.micro_batch
     )
-    own = reference.final(parents["policy"], ppo, ingredients)
-    anchors = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
+    own = anchors.final(parents["policy"], ppo, ingredients)
+    measured = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
     if own.models == [ingredients.sft0]:
-        del anchors["kl_to_sft0"]
+        del measured["kl_to_sft0"]
     kls = {}
-    for name, anchor in anchors.items():
+    for name, anchor in measured.items():
         kls[name] = anchor.kl(policy, batch, execution.micro_batch, _kl_in_float32).double().cpu().numpy()
     return {"kl_to_sft0": kls["kl_to_reference"], **kls}
 

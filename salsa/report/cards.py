@@ -13,7 +13,8 @@ from salsa import data
 from salsa.evaluate import statistics
 from salsa.report import formats, judging, selection, tables, words
 from salsa.report.formats import Number, Table
-from salsa.workflow import plan, runs
+from salsa.workflow import runs
+from salsa.workflow.weights import number_label
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEVELOPMENT = {  # key of evaluation.json -> words
@@ -38,7 +39,7 @@ def write(study, frames, output):
 
 
 def file_name(arm, kl_coef, replicate):
-    return f"{arm}-kl{plan.number_label(kl_coef)}-r{replicate}.md"
+    return f"{arm}-kl{number_label(kl_coef)}-r{replicate}.md"
 
 
 def card(study, frames, policy):
@@ -55,7 +56,7 @@ def card(study, frames, policy):
         base=words.markdown(base(settings["model"], settings["data"]["corpus"])),
         data=data.world_kinds()[settings["data"]["task"]["kind"]].words,
         preferences=PREFERENCES[settings["data"]["preferences"]],
-        kl_coef=plan.number_label(policy.kl_coef),
+        kl_coef=number_label(policy.kl_coef),
         settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),
         address=manifest["address"],
         commit=manifest["git_commit"] or "unknown",

@@ -15,7 +15,7 @@ import pandas as pd
 
 from salsa import judges
 from salsa.evaluate import statistics
-from salsa.workflow import config, plan
+from salsa.workflow import config, policies
 
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"
@@ -40,7 +40,7 @@ def arm_of(study, name):
         return name
     if name == PPO:
         return study.plain
-    same = next((names for names, _ in plan.ways(study.config).values() if name in names), ())
+    same = next((names for names, _ in policies.specs(study.config).values() if name in names), ())
     return next((arm for arm in study.arms if arm in same), None)
 
 

@@ -8,17 +8,18 @@ PPO's penalty for a missing end.
 import itertools
 import math
 from collections import defaultdict
-from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
+from salsa import anchors
 from salsa.evaluate import statistics, tournament
 from salsa.report import judging, selection
 from salsa.report.frames import BEFORE, BOUNDS, GEOMETRY, MEASURES, STABILITY, bounded, interval, over_replicates
 from salsa.report.selection import number_or_nan as value
 from salsa.report.selection import sft0_responses
-from salsa.workflow import plan
+from salsa.workflow import policies
+from salsa.workflow.weights import soup_words
 
 WIN_RATES = [
     "model",
@@ -57,13 +58,6 @@ FRONTIER = [
     "response_length",
     "eos_rate",
 ]
-REFERENCES = {  # kind -> what the penalty is measured from, in words
-    "soup": "{soup}",
-    "noise": "sft0 moved at random, as far as {soup}",
-    "multi_kl": "a KL to each: {soup}",
-    "ema": "{soup}, then a moving average of the policy, rate {rate:g}",
-    "reset": "{soup}, then the policy, every {every} iterations",
-}
 SCHEDULES = {
     "fixed": "fixed",
     "linear": "falls linearly to {0:g} × kl_coef",
@@ -163,25 +157,19 @@ def _identity(study):
 def arms(study):
     """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
     rows, described = [], {name: arm["description"] for name, arm in study.config["arms"].items()}
-    for way, (names, _) in plan.ways(study.config).items():
+    for spec, (names, _) in policies.specs(study.config).items():
         first = next(name for name in study.arms if name in names)  # the configuration of a plan is sorted by name
         row = {
-            "start": soup_text(way.start),
-            "reference": REFERENCES[way.kind].format(soup=soup_text(way.weights), rate=way.rate, every=way.every),
-            "kl_scale": way.kl_scale,
-            "kl_schedule": SCHEDULES[way.kl_schedule[0]].format(*way.kl_schedule[1:]),
+            "start": soup_words(spec.start),
+            "reference": anchors.kinds()[spec.kind].words(spec.reference),
+            "kl_scale": spec.kl_scale,
+            "kl_schedule": SCHEDULES[spec.kl_schedule[0]].format(*spec.kl_schedule[1:]),
         }
         rows.append({"arm": first} | row | {"description": described.get(first, "on the line from sft0 to sft1")})
         same = f"the same as {first}, and shown under that name"
         rows += [{"arm": name} | row | {"description": same} for name in names if name != first]
     order = {arm: place for place, arm in enumerate(study.arms)}
     return pd.DataFrame(sorted(rows, key=lambda row: order.get(row["arm"], len(order))))
-
-
-def soup_text(weights):
-    """sft0, 1/2 sft0 + 1/2 sft1."""
-    parts = [f"{weight} sft{i}" for i, weight in enumerate(weights) if Fraction(weight)]
-    return " + ".join(parts).removeprefix("1 ")
 
 
 def win_rates(study):

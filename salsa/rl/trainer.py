@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from salsa.anchors import reference
+from salsa import anchors
 from salsa.data import chat
-from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record
+from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
 from salsa.rl.rollout import uniforms
 from salsa.workflow import config, runs
 
@@ -87,7 +87,7 @@ def load(settings, parents, tokenizer, device, execution, anchored_to=None):
     ingredients = reference.load_ingredients(
         parents, settings.lengths.prompt, tokenizer, device, frozen, execution.micro_batch
     )
-    anchor = reference.build(settings, ingredients, anchored_to)
+    anchor = anchors.build(settings, ingredients, anchored_to)
     policy = reference.mix(ingredients.folders, settings.start, "cpu", torch.float32)
     models.check_head(policy)
     normalised = ppo.score_normalisation != "none"  # what the value model has to expect
@@ -112,7 +112,7 @@ class Trainer:
         self.accelerator, self.device = accelerator, accelerator.device
         self.reward_model, self.reference, self.sft0 = cast.reward_model, cast.reference, cast.sft0
         self.end_ids, self.pad_id = chat.end_ids(cast.policy, tokenizer), tokenizer.pad_token_id
-        self.starts_at_reference = reference.starts_there(settings)
+        self.starts_at_reference = anchors.starts_there(settings)
         processes.check(self.ppo, accelerator, self.reference, execution.rollouts)
 
         if self.ppo.lora_rank and self.reference.moves:

@@ -26,10 +26,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import data, judges
+from salsa import anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, config, plan, runs, studies, yaml_files
+from salsa.workflow import bounds, config, policies, runs, studies, yaml_files
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,6 @@ TEMPLATES = ROOT / "salsa" / "data" / "templates"
 
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
-REFERENCES = bounds.choices(config.Reference, "kind")
 TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
 MOST_POLICIES = 5000  # of a study: its plan takes a minute
 MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
@@ -575,40 +574,26 @@ def _check_arms(values):
     for name, arm in values["arms"].items():
         for key, weights in (("start", arm["start"]), ("reference.weights", arm["reference"]["weights"])):
             check_weights(f"arms.{name}.{key}", weights, values["sft"]["models"])
-        _check_reference(f"arms.{name}.reference", arm["reference"])
-        _check_moving(f"arms.{name}.reference", arm["reference"], values["ppo"])
+        _check_reference(f"arms.{name}.reference", arm["reference"], values["ppo"])
 
 
-def _check_reference(key, reference):
-    """Refuse weights that a kind of reference can't be made from."""
-    weights = [Fraction(weight) for weight in reference["weights"]]
-    if reference["kind"] == "noise" and weights[0] == 1:
-        raise UserError(f"{key}: noise as far as sft0 from sft0 is none; give a soup's weights")
-    if reference["kind"] == "multi_kl":
-        if min(weights) < 0:
-            raise UserError(f"{key}.weights={_shown(reference['weights'])}: a KL has no weight below 0; change them")
-        if sum(weight != 0 for weight in weights) < 2:
-            raise UserError(f"{key}: a KL to one model is that of kind=soup; write soup, or give two models a weight")
-
-
-def _check_moving(key, reference, ppo):
-    """Refuse a reference that should move and can't, and settings of moving that another kind would ignore."""
-    kind, rate, every = reference["kind"], reference["rate"], reference["every"]
-    for moving, setting in plan.MOVING.items():
-        if kind != moving and reference[setting] != 0:
-            raise UserError(
-                f"{key}.{setting}={reference[setting]}: of kind={moving} alone, and this is {kind}; leave it out"
-            )
-    if kind == "ema" and not 0 < rate <= 1:
-        raise UserError(f"{key}.rate={rate}: must be above 0 and at most 1, the policy's share after each iteration")
-    if kind == "reset" and not 1 <= every < ppo["iterations"]:
+def _check_reference(key, reference, ppo):
+    """Refuse a reference that can't be made, that can't move, or with settings that its kind would ignore."""
+    kind, defaults = anchors.kinds()[reference["kind"]], config.Reference()
+    for other in anchors.kinds().values():
+        for name in other.reads:
+            if name not in kind.reads and reference[name] != getattr(defaults, name):
+                raise UserError(
+                    f"{key}.{name}={reference[name]}: of kind={other.kind} alone, and this is {kind.kind}; leave it out"
+                )
+    try:
+        kind.check(key, config.Reference(**reference), config.Ppo(**ppo))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if kind.moves and ppo["lora_rank"]:
         raise UserError(
-            f"{key}.every={every}: must be at least 1 and below ppo.iterations={ppo['iterations']}, or nothing is reset"
-        )
-    if kind in plan.MOVING and ppo["lora_rank"]:
-        raise UserError(
-            f"{key}.kind={kind}: a moving reference follows all weights, and ppo.lora_rank={ppo['lora_rank']} trains "
-            "adapters; set ppo.lora_rank=0 or leave the arm out"
+            f"{key}.kind={kind.kind}: a moving reference follows all weights, and ppo.lora_rank={ppo['lora_rank']} "
+            "trains adapters; set ppo.lora_rank=0 or leave the arm out"
         )
 
 
@@ -635,7 +620,7 @@ def _check_schedules(values):
     schedules = {"ppo": values["ppo"]["kl_schedule"]}
     schedules |= {f"arms.{name}": arm["kl_schedule"] for name, arm in values["arms"].items()}
     for key, schedule in schedules.items():
-        for name in () if schedule is None else sorted(set(defaults) - {"kind", *plan.SCHEDULES[schedule["kind"]]}):
+        for name in () if schedule is None else sorted(set(defaults) - {"kind", *policies.SCHEDULES[schedule["kind"]]}):
             if schedule[name] != defaults[name]:
                 raise UserError(
                     f"{key}.kl_schedule.{name}={schedule[name]}: not of kind={schedule['kind']}; leave it out, or "
@@ -709,7 +694,8 @@ def _check_accelerate(values):
         _check_installed("deepspeed", "deepspeed", key)
     if kind == "FSDP" and not re.search(r"(?m)^\W*fsdp_version\W+2", Path(path).read_text(encoding="utf-8")):
         raise UserError(f"{key}: FSDP's first version is not supported; set fsdp_version: 2 in it")
-    moving = [f"the arm {name}" for name, arm in values["arms"].items() if arm["reference"]["kind"] in plan.MOVING]
+    kinds = anchors.kinds()
+    moving = [f"the arm {name}" for name, arm in values["arms"].items() if kinds[arm["reference"]["kind"]].moves]
     whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
     whole += [f"{stage}.lora_rank" for stage in ADAPTED if values[stage]["lora_rank"]]
     if kind in studies.SHARDED and whole:
@@ -820,7 +806,7 @@ def _check_plane(values):
 
 def _check_objective(values):
     objective, key = values["objective"], "objective"
-    arms = [name for names, _ in plan.ways(values).values() for name in names]
+    arms = [name for names, _ in policies.specs(values).values() for name in names]
     if objective["arm"] and objective["arm"] not in arms:
         raise UserError(f"{key}.arm={objective['arm']}: no arm of this study; it has {', '.join(arms)}")
     if objective["kl_coef"] is not None and objective["kl_coef"] not in values["kl_coefs"]:
@@ -904,7 +890,7 @@ def _check_folder(folder, pickled):
 def _check_names_differ(values):
     """Labels show two decimals: two policies that differ in the third cannot be told apart in tables and figures."""
     seen = set()
-    for policy in plan.policies(values):
+    for policy in policies.policies(values):
         if policy["name"] in seen:
             raise UserError(f"two arms or alphas are both shown as {policy['name']}; remove one")
         seen.add(policy["name"])
@@ -919,7 +905,7 @@ def resolve_objective(values):
         UserError: the study will not have the number.
     """
     objective = dict(values["objective"])
-    ways = plan.ways(values).values()  # a policy has the first of its way's names
+    ways = policies.specs(values).values()  # a policy has the first of its way's names
     arms = [name for names, _ in ways for name in names]
     wanted = objective["arm"] or ("salsa" if "salsa" in arms else arms[-1])
     names, kl_coefs = next(way for way in ways if wanted in way[0])

@@ -195,7 +195,7 @@ class Reference:
     # soup: the weight average of the SFT models | noise: sft0 moved at random, as far as that soup |
     # multi_kl: each SFT model with a weight, KLs averaged | ema: a soup that follows the policy slowly |
     # reset: a soup that is replaced by the policy now and then
-    kind: str = choice("soup", "soup", "noise", "multi_kl", "ema", "reset")
+    kind: str = choice("soup", *registry.names("salsa.anchors"))
     weights: list[str] = many(["1"], _weight())  # decimals or fractions, one for each SFT model
     rate: float = share(0.0)  # ema: share of the policy that is mixed in after each iteration (WARP's mu)
     every: int = whole(0, 0, MOST)  # reset: iterations between two copies of the policy

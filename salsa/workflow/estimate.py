@@ -11,10 +11,10 @@ Left out: what a network, a file system or a judge behind an API adds; overhead 
 import functools
 import json
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
-from salsa.workflow import plan, studies
+from salsa import anchors
+from salsa.workflow import config, plan, studies
 
 FLOAT, MOMENTS = 4, 8  # bytes of a number, and of Adam's two
 PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transformers
@@ -284,10 +284,10 @@ def _ppo(case):
     shared = ppo["value_model"] == "shared"
     networks = 1 if shared else 2
     trained = case.trained(ppo, networks)
-    reference = case.settings["reference"]
-    anchors = _anchors(reference)
-    frozen = (_whole(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
-    if reference["kind"] == "ema":
+    reference = config.Reference(**case.settings["reference"])
+    kind = anchors.kinds()[reference.kind]
+    frozen = (anchors.frozen_models(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
+    if kind.held_in_float32:
         frozen += own.parameters * (FLOAT - case.frozen)
     rows = case.share(ppo["batch_size"] // ppo["mini_batches"])
     training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
@@ -296,23 +296,12 @@ def _ppo(case):
         sampling += own.parameters * case.number
     memory = {"process": PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
     tokens = ppo["batch_size"] * case.length * ppo["iterations"]
-    passes = 1 + 1 + anchors + (0 if shared else 1) + 3 * networks * ppo["epochs"]  # sampling, reward, references, …
+    # Sampling, reward, references, values; then the epochs.
+    passes = 1 + 1 + kind.models(reference) + (0 if shared else 1) + 3 * networks * ppo["epochs"]
     state = trained["weights"] + trained["optimizer"]
     disk = own.parameters * FLOAT + own.trunk * FLOAT * (not shared and execution["keep_value_models"])
-    disk += own.parameters * FLOAT * (reference["kind"] in plan.MOVING)
+    disk += own.parameters * FLOAT * kind.moves
     return Need(memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1))
-
-
-def _anchors(reference):
-    """How many models a reference is."""
-    return sum(Fraction(weight) != 0 for weight in reference["weights"]) if reference["kind"] == "multi_kl" else 1
-
-
-def _whole(reference):
-    """How many models a reference and sft0 are, from which KL is reported too: it may be one of the former."""
-    first = Fraction(reference["weights"][0])
-    shared = (reference["kind"], first) == ("soup", 1) or (reference["kind"] == "multi_kl" and first != 0)
-    return _anchors(reference) + (not shared)
 
 
 def _answering(case):
@@ -333,7 +322,7 @@ def _respond(case):
     found = _answering(case)
     ppo = case.runs[case.run.parents["policy"]].settings
     held = 2 if ppo["mixed_precision"] == "bf16" else FLOAT
-    others = _whole(ppo["reference"]) - 1
+    others = anchors.frozen_models(config.Reference(**ppo["reference"])) - 1
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}
     found.memory = max(found.memory, kls, key=_total)
     return found

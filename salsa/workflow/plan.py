@@ -10,12 +10,13 @@ import copy
 import functools
 import hashlib
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePath
 
-from salsa import data, judges
-from salsa.workflow import bounds, config, failures, runs
+from salsa import anchors, data, judges
+from salsa.workflow import bounds, config, failures, policies, runs
+from salsa.workflow.weights import decimal_text, used
 
 PACKAGE = Path(__file__).parents[1]
 MODULES = {  # in the order of the pipeline
@@ -38,9 +39,6 @@ LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
 SWEEP = "-sweep"  # ends the label of a comparison
-SFT0 = ("1",)  # the weights of sft0 alone
-MOVING = {"ema": "rate", "reset": "every"}  # kind of a reference that follows the policy -> its own setting
-SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
 
 
 @dataclass(slots=True)
@@ -254,170 +252,6 @@ def version(stage):
     raise RuntimeError(f"{path} has no VERSION")
 
 
-def canonical_weights(weights):
-    """Weights over the SFT models as fractions in lowest terms, no zeros at the end: 0.50, 0.5, 0 is 1/2, 1/2.
-
-    Raises ValueError for what is no number, ZeroDivisionError for `1/0`.
-    """
-    fractions = [Fraction(str(weight)) for weight in weights]
-    while len(fractions) > 1 and fractions[-1] == 0:
-        fractions.pop()
-    return tuple(str(weight) for weight in fractions)
-
-
-def alpha_weights(alpha):
-    """The weights of `(1-alpha)*sft0 + alpha*sft1`, canonical."""
-    return canonical_weights([1 - Fraction(alpha), Fraction(alpha)])
-
-
-def decimal_text(number):
-    """A fraction as the shortest exact decimal, or as a fraction where there is none: 1/4 is "0.25", 1/3 is "1/3"."""
-    text = f"{float(Fraction(number)):g}"
-    return text if Fraction(text) == Fraction(number) else str(Fraction(number))
-
-
-def weights_label(weights, kind="soup"):
-    """A readable name of a soup, a noise, …, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
-    fractions = [Fraction(weight) for weight in weights]
-    if kind == "soup" and fractions.count(0) == len(fractions) - 1:
-        return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
-    shown = [fractions[1]] if len(fractions) == 2 else fractions
-    return kind + "_".join(f"{float(weight):.2f}" for weight in shown)
-
-
-def number_label(number):
-    return repr(float(number)).removesuffix(".0")
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to run PPO, canonical: arms with equal ways are one.
-
-    Attributes:
-        kind, weights, rate, every: of the reference; 0 where its kind has no such setting.
-        kl_scale: of the study's kl_coef.
-        kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
-    """
-
-    start: tuple[str, ...] = SFT0
-    kind: str = "soup"
-    weights: tuple[str, ...] = SFT0
-    rate: float = 0.0
-    every: int = 0
-    kl_scale: float = 1.0
-    kl_schedule: tuple = ("fixed",)
-
-    def kl_coef(self, kl_coef):
-        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
-        return float(Fraction(repr(kl_coef)) * Fraction(repr(self.kl_scale)))
-
-    def reference_label(self):
-        """A readable name of the reference: as `weights_label`, and ema0.05_sft0, reset10_sft0."""
-        if self.kind not in MOVING:
-            return weights_label(self.weights, self.kind)
-        setting = getattr(self, MOVING[self.kind])
-        return f"{self.kind}{number_label(setting)}_{weights_label(self.weights)}"
-
-    def kl_label(self, kl_coef):
-        """A readable name of the penalty's strength: 0.05, 0.05x0.5, 0.05-linear0, 0.05-adaptive6_10000."""
-        scale = "" if self.kl_scale == 1 else f"x{number_label(self.kl_scale)}"
-        kind, *values = self.kl_schedule
-        schedule = "" if kind == "fixed" else f"-{kind}" + "_".join(map(number_label, values))
-        return number_label(kl_coef) + scale + schedule
-
-    def name(self, kl_coef):
-        """The name of its policy within a replicate, from its content alone."""
-        return f"start_{weights_label(self.start)}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
-
-    def run_label(self, kl_coef):
-        """The label of its PPO run, which knows the effective kl_coef alone: two policies may share the run."""
-        return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
-
-
-def way(arm, kl_schedule):
-    """The `Way` of an arm (`config.Arm` as a dictionary) in a study whose ppo.kl_schedule is this."""
-    reference = arm["reference"]
-    setting = MOVING.get(reference["kind"])
-    return Way(
-        canonical_weights(arm["start"]),
-        reference["kind"],
-        canonical_weights(reference["weights"]),
-        float(reference["rate"]) if setting == "rate" else 0.0,
-        reference["every"] if setting == "every" else 0,
-        float(arm["kl_scale"]),
-        canonical_schedule(arm["kl_schedule"] or kl_schedule),
-    )
-
-
-def canonical_schedule(schedule):
-    """`config.KlSchedule` as a dictionary -> its kind, and the values of what that kind reads."""
-    return (schedule["kind"], *(float(schedule[name]) for name in SCHEDULES[schedule["kind"]]))
-
-
-def plain_way(values):
-    """The way of plain PPO in a study: sft0 is start and reference, the penalty is the study's own."""
-    return Way(kl_schedule=canonical_schedule(values["ppo"]["kl_schedule"]))
-
-
-def ways(values):
-    """The distinct ways of a study, in order: Way -> (the names of its arms, its kl_coefs).
-
-    An alpha that is no arm is named alpha_0.25.
-    """
-    found = {}
-
-    def add(own, name, kl_coefs):
-        names, known = found.setdefault(own, ([], []))
-        names.append(name)
-        known += [kl_coef for kl_coef in kl_coefs if kl_coef not in known]
-
-    for name, arm in values["arms"].items():
-        add(way(arm, values["ppo"]["kl_schedule"]), name, _given(arm["kl_coefs"], values["kl_coefs"]))
-    arms = set(found)
-    for alpha in values["alphas"]:
-        own = replace(plain_way(values), weights=alpha_weights(alpha))
-        if own not in arms:
-            name = f"alpha_{float(Fraction(alpha)):.2f}"
-            add(own, name, _given(values["alpha_kl_coefs"], values["kl_coefs"]))
-    return found
-
-
-def _given(kl_coefs, otherwise):
-    return otherwise if kl_coefs is None else kl_coefs
-
-
-def policies(values):
-    """The policies of a replicate, one for each way and kl_coef, as dictionaries.
-
-    Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
-    text, or None), way, kl_coef (the study's, before the way's scale), name.
-    """
-    plain = plain_way(values)
-    return [
-        {
-            "arm": names[0],
-            "alpha": _alpha_of(own, plain),
-            "way": own,
-            "kl_coef": kl_coef,
-            "name": own.name(kl_coef),
-        }
-        for own, (names, kl_coefs) in ways(values).items()
-        for kl_coef in kl_coefs
-    ]
-
-
-def _alpha_of(own, plain):
-    if replace(own, weights=SFT0) != plain or len(own.weights) > 2:
-        return None
-    return decimal_text(own.weights[1]) if len(own.weights) == 2 else "0"
-
-
-def _used(*weights):
-    """The indices of the SFT models with a weight in any of the weight lists; sft0 always."""
-    used = {i for listed in weights for i, weight in enumerate(listed) if Fraction(weight)}
-    return sorted(used | {0})
-
-
 def _adapters(settings):
     """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
     return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
@@ -432,7 +266,7 @@ class _Study:
         self.execution = values["execution"]
         self.files = values["files"]
         self.names = f"{values['model']['name']}-{values['data']['name']}"
-        self.policies = policies(values)
+        self.policies = policies.policies(values)
 
     def add(self):
         """Add every run of the study; returns its entry in the plan's list of studies."""
@@ -499,7 +333,7 @@ class _Study:
         plain = {
             policy["kl_coef"]: (policy["name"], respond)
             for policy, _, respond in answered
-            if policy["way"] == plain_way(self.values)
+            if policy["spec"] == policies.plain_spec(self.values)
         }
         for policy, ppo, respond in answered:
             index = len(members)
@@ -541,11 +375,11 @@ class _Study:
             return {}
         at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
         place = [other["name"] for other, _ in at].index(policy["name"])
-        plain = plain_way(self.values)  # which is a baseline of all
+        plain = policies.plain_spec(self.values)  # which is a baseline of all
         return {
             f"opponent{i}": (other["name"], "policy", respond)
             for i, (other, respond) in enumerate(at[:place])
-            if plain not in (other["way"], policy["way"])
+            if plain not in (other["spec"], policy["spec"])
         }
 
     def add_sft(self, label, replicate, index):
@@ -599,48 +433,47 @@ class _Study:
         return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
 
     def add_ppo(self, label, replicate, policy, sft, reward_model, landscape):
-        own = policy["way"]
+        own = policy["spec"]
         settings = {
             "seed": self.seed("ppo", replicate),
             "kl_coef": own.kl_coef(policy["kl_coef"]),
             "start": list(own.start),
-            "reference": {"kind": own.kind, "weights": list(own.weights), "rate": own.rate, "every": own.every},
+            "reference": asdict(own.reference),
             "ppo": self.ppo(own.kl_schedule),
             "lengths": self.values["lengths"],
             "mixed_precision": self.values["mixed_precision"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model}
-        parents |= {f"sft{i}": sft[i] for i in _used(own.start, own.weights)}
+        parents |= {f"sft{i}": sft[i] for i in used(own.start, own.weights)}
         after = (landscape,) if landscape else ()
         return self.add_run("ppo", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate, after)
 
     def ppo(self, kl_schedule):
         """PPO's settings as they determine a policy: what is not read there has its default."""
         kind, *chosen = kl_schedule
-        schedule = asdict(config.KlSchedule(kind, **dict(zip(SCHEDULES[kind], chosen, strict=True))))
+        schedule = asdict(config.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], chosen, strict=True))))
         return _adapters(self.values["ppo"] | {"kl_schedule": schedule})
 
     def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
-        own = policy["way"]
+        own = policy["spec"]
         settings = {
             "seed": self.seed("respond", replicate),
             "temperature": self.values["evaluate"]["temperature"],
             "lengths": self.values["lengths"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": ppo}
-        # What has become of a reference that moved is in the folder of PPO's run.
-        used = _used() if own.kind in MOVING else _used(own.weights)
-        used = sorted({*used, *range(min(2, len(sft)))})  # where the policy went is said by the first two
-        parents |= {f"sft{i}": sft[i] for i in used} | self.benchmarks
+        # Where the policy went is said by the first two.
+        needed = sorted({*anchors.needed(own.reference), *range(min(2, len(sft)))})
+        parents |= {f"sft{i}": sft[i] for i in needed} | self.benchmarks
         return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
 
     def spans_plane(self, policy, replicate):
         plane = self.values["evaluate"]["plane"]
-        kl_coefs = [other["kl_coef"] for other in self.policies if other["way"] == policy["way"]]
+        kl_coefs = [other["kl_coef"] for other in self.policies if other["spec"] == policy["spec"]]
         return (
             policy["arm"] in plane["arms"]
             and replicate in self.values["replicates"][: plane["replicates"]]
-            and policy["kl_coef"] == _given(plane["kl_coef"], kl_coefs[0])
+            and policy["kl_coef"] == policies.kl_coefs_of(plane["kl_coef"], kl_coefs[0])
         )
 
     def add_plane(self, label, replicate, policy, sft, reward_model, ppo):
@@ -653,7 +486,7 @@ class _Study:
             "lengths": self.values["lengths"],
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": ppo}
-        name = policy["way"].run_label(policy["kl_coef"])
+        name = policy["spec"].run_label(policy["kl_coef"])
         return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
 
     def add_judge(self, label, replicate, policy, judge, respond, baselines, judging):

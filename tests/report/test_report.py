@@ -14,7 +14,7 @@ from tree import EVERY_ARM, Tree, presets
 
 from salsa.evaluate import statistics
 from salsa.report import sections, study, style, tables, words
-from salsa.workflow import compose, config, plan, runs
+from salsa.workflow import config, policies, runs
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +398,7 @@ def test_an_arm_that_is_another_is_shown_under_its_name():
 
 
 def test_schedules_in_words():
-    assert set(tables.REFERENCES) == set(compose.REFERENCES) and set(tables.SCHEDULES) == set(plan.SCHEDULES)
+    assert set(tables.SCHEDULES) == set(policies.SCHEDULES)
     found = planned({"ppo": presets()["ppo"]}, "ppo")
     found.config["ppo"]["kl_schedule"] |= {"kind": "adaptive", "target": 3.5}
     frame = tables.arms(found)

@@ -7,8 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from salsa.anchors import reference
-from salsa.rl import forward, objective, trainer
+from salsa.rl import forward, objective, reference, trainer
 from salsa.workflow import config
 
 WORDS, PAD, ENDS = 12, 0, [1, 2, 3]

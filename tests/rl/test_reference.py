@@ -8,10 +8,9 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import EXECUTION, finished, move, random_llama, save_model
 
-from salsa import soup
-from salsa.anchors import reference
+from salsa import anchors, soup
 from salsa.evaluate import respond
-from salsa.rl import forward, models, trainer
+from salsa.rl import forward, models, reference, trainer
 from salsa.workflow import compose, config, runs
 
 HALVES = ["1/2", "1/2"]
@@ -59,7 +58,7 @@ def make_ingredients(folders, prepare_run, tokenizer):
 @pytest.fixture(scope="module")
 def build(folders, make_ingredients):
     def make(settings, folders=folders):
-        made = reference.build(settings, make_ingredients(folders))
+        made = anchors.build(settings, make_ingredients(folders))
         return made.models[0], made.summary
 
     return make
@@ -148,7 +147,7 @@ def test_a_soup_of_three_uneven_weights(build, folders):
 
 def test_several_references_are_the_sft_models_with_their_weights(make_ingredients, folders, prompts):
     ingredients = make_ingredients()
-    made = reference.build(ppo_settings("multi_kl", UNEVEN), ingredients)
+    made = anchors.build(ppo_settings("multi_kl", UNEVEN), ingredients)
     expected = [models.load_policy(folder) for folder in folders]
     for found, model in zip(made.models, expected, strict=True):
         assert_equal(found, model)
@@ -165,7 +164,7 @@ def test_several_references_are_the_sft_models_with_their_weights(make_ingredien
 
 
 def test_a_weight_of_zero_costs_no_model(make_ingredients, folders):
-    made = reference.build(
+    made = anchors.build(
         ppo_settings("multi_kl", ["0", "0.6", "0.4"]), make_ingredients([None, folders[1], folders[2]])
     )
     assert made.weights == [0.6, 0.4] and len(made.models) == 2
@@ -176,7 +175,7 @@ def test_a_weight_of_zero_costs_no_model(make_ingredients, folders):
 @pytest.mark.parametrize("weights", [["1"], ["0.3", "0.7"]])
 def test_a_moving_average_is_that_of_the_policies_so_far(make_ingredients, weights):
     ingredients = make_ingredients()
-    made = reference.build(ppo_settings("ema", weights, rate=0.3), ingredients)
+    made = anchors.build(ppo_settings("ema", weights, rate=0.3), ingredients)
     start = reference.mix(ingredients.folders, weights, "cpu", torch.float32)
     assert made.moves and made.summary["rate"] == 0.3
     assert_equal(made.models[0], start)
@@ -196,12 +195,13 @@ def test_a_moving_average_is_that_of_the_policies_so_far(make_ingredients, weigh
 
 
 def test_a_moving_average_follows_small_steps_in_bfloat16(make_ingredients):
-    sft0 = make_ingredients().sft0.to(torch.bfloat16)
+    ingredients = make_ingredients()
+    sft0 = ingredients.sft0.to(torch.bfloat16)
     policy = copy.deepcopy(sft0).float()
     with torch.no_grad():
         for tensor in policy.parameters():
             tensor.mul_(1.01)  # a hundredth of which is less than bfloat16 tells apart
-    made = reference.Ema(sft0, {}, 0.01)
+    made = anchors.kinds()["ema"].build(ppo_settings("ema", rate=0.01), ingredients, None)
     for iteration in range(50):
         made.follow(policy, iteration)
     for found, start in zip(made.models[0].parameters(), sft0.parameters(), strict=True):
@@ -210,7 +210,7 @@ def test_a_moving_average_follows_small_steps_in_bfloat16(make_ingredients):
 
 def test_a_reset_copies_the_policy_now_and_then(make_ingredients):
     ingredients = make_ingredients()
-    made = reference.build(ppo_settings("reset", ["0.3", "0.7"], every=3), ingredients)
+    made = anchors.build(ppo_settings("reset", ["0.3", "0.7"], every=3), ingredients)
     start = reference.mix(ingredients.folders, ["0.3", "0.7"], "cpu", torch.float32)
     assert made.moves and made.summary["every"] == 3
     sft0 = parameters(ingredients.sft0)
@@ -229,7 +229,7 @@ def test_a_reset_copies_the_policy_now_and_then(make_ingredients):
 
 def test_references_that_stand_still_do_not_follow(make_ingredients):
     for kind in ("soup", "noise", "multi_kl"):
-        made = reference.build(config_of(kind), make_ingredients())
+        made = anchors.build(config_of(kind), make_ingredients())
         before = made.sha256()
         made.follow(moved(made.models[0], 1), 0)
         assert made.sha256() == before == made.summary["sha256"] and not made.moves
@@ -243,21 +243,21 @@ def config_of(kind, seed=7):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_built_again_and_refused_where_its_ingredients_have_changed(make_ingredients, folders, kind):
     settings = config_of(kind)
-    first = reference.build(settings, make_ingredients())
+    first = anchors.build(settings, make_ingredients())
     found = json.loads(json.dumps(first.summary))  # as a manifest gives it
-    again = reference.build(settings, make_ingredients(), found)
+    again = anchors.build(settings, make_ingredients(), found)
     assert again.summary == first.summary
     for model, other in zip(first.models, again.models, strict=True):
         assert_equal(model, other)
     changed = [folders[2], folders[1]] if kind in ("ema", "reset") else [folders[0], folders[2]]
     with pytest.raises(runs.UserError, match="its SFT models, the hardware or a library have changed"):
-        reference.build(settings, make_ingredients(changed), found)
+        anchors.build(settings, make_ingredients(changed), found)
 
 
 def test_noise_is_built_again_without_a_search(make_ingredients, monkeypatch):
-    first = reference.build(config_of("noise"), make_ingredients())
+    first = anchors.build(config_of("noise"), make_ingredients())
     monkeypatch.setattr(reference, "exact_kl", None)
-    again = reference.build(config_of("noise"), make_ingredients(), first.summary)
+    again = anchors.build(config_of("noise"), make_ingredients(), first.summary)
     assert_equal(again.models[0], first.models[0])
 
 
@@ -286,10 +286,10 @@ def test_the_reference_that_ppo_ended_with_is_found_again(ppo_run, make_ingredie
     settings = config_of(kind)
     folder, made = ppo_run(settings)
     manifest = runs.verify(folder)
-    start = reference.build(settings, make_ingredients())
+    start = anchors.build(settings, make_ingredients())
     assert manifest["summary"]["reference"] == start.summary
     assert manifest["summary"]["kl_gradient"] == "unbiased"
-    found = reference.final(folder, settings, make_ingredients())
+    found = anchors.final(folder, settings, make_ingredients())
     assert found.weights == made.reference.weights
     for model, ended, began in zip(found.models, made.reference.models, start.models, strict=True):
         assert_equal(model, ended)
@@ -319,7 +319,7 @@ def test_the_average_of_a_bfloat16_run_is_found_as_it_was(ppo_run, make_ingredie
     AcceleratorState._reset_state(True)
     ingredients = make_ingredients()
     ingredients.dtype = reference.dtype(settings)
-    found = reference.final(folder, settings, ingredients)
+    found = anchors.final(folder, settings, ingredients)
     assert found.sha256() == made.reference.sha256() == runs.manifest_of(folder)["summary"]["final_reference"]
     assert next(found.models[0].parameters()).dtype == torch.float32
 
@@ -368,11 +368,11 @@ def test_every_arm_has_a_start_and_a_reference(make_ingredients, folders, arm):
     own = found.reference
     assert arm not in ARMS or (found.start, own.kind, own.weights) == ARMS[arm]
     settings = ppo_settings(own.kind, own.weights, found.start, rate=own.rate, every=own.every)
-    made = reference.build(settings, make_ingredients())
+    made = anchors.build(settings, make_ingredients())
     assert made.summary["kind"] == own.kind and len(made.models) == (2 if arm == "multi_kl" else 1)
     start = reference.mix(folders, found.start, torch.device("cpu"), torch.float32)
     beginning = own.kind in ("soup", "ema", "reset") and found.start == own.weights
-    assert reference.starts_there(settings) is beginning
+    assert anchors.starts_there(settings) is beginning
     assert_equal(start, made.models[0], equal=beginning or arm == "multi_kl")
     assert made.moves is (arm in ("ema", "reset"))
     # What an arm changes beside: a smaller penalty, or one that fades.

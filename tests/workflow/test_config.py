@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import pytest
 
-from salsa import data
-from salsa.workflow import bounds, compose, config, plan, runs
+from salsa import anchors, data
+from salsa.workflow import bounds, compose, config, policies, runs
 from salsa.workflow.bounds import ITEMS, RULE, Choice, Free, Range, SettingError, Text, fraction
 
 SCHEMAS = [cls for _, cls in inspect.getmembers(config, dataclasses.is_dataclass)]
@@ -157,8 +157,8 @@ def _inside(rule, value):
 
 
 def test_choices_are_those_of_the_code():
-    assert set(bounds.choices(config.KlSchedule, "kind")) == set(plan.SCHEDULES)
-    assert set(plan.MOVING) < set(bounds.choices(config.Reference, "kind"))
+    assert set(bounds.choices(config.KlSchedule, "kind")) == set(policies.SCHEDULES)
+    assert set(anchors.kinds()) == set(bounds.choices(config.Reference, "kind"))
     assert set(bounds.choices(config.Judge, "kind")) == set().union(*compose.JUDGES.values())
     assert set(bounds.choices(config.Benchmark, "kind")) == set(data.benchmark_kinds())
     assert set(bounds.choices(config.Task, "kind")) == set(data.world_kinds()) == set(compose.JUDGES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from salsa.workflow import config, plan, runs
+from salsa.workflow import config, plan, policies, runs
 
 SETTINGS = {stage: "".join(part.title() for part in stage.split("_")) + "Settings" for stage in plan.MODULES}
 
@@ -153,14 +153,14 @@ def test_planes_of_some_policies():
 def test_an_arm_at_some_kl_coefs():
     values = make(kl_coefs=[0.02, 0.05])
     values["arms"]["salsa"]["kl_coefs"] = [0.05]
-    found = [(policy["arm"], policy["kl_coef"]) for policy in plan.policies(values)]
+    found = [(policy["arm"], policy["kl_coef"]) for policy in policies.policies(values)]
     assert found == [("ppo", 0.02), ("ppo", 0.05), ("salsa", 0.05)]
 
 
 def test_alphas_are_the_arms_they_equal():
     values = make(arms={"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])})
     values["alphas"] = ["0", "0.25", "0.5", "0.750", "1"]
-    found = plan.policies(values)
+    found = policies.policies(values)
     assert [(policy["arm"], policy["alpha"]) for policy in found] == [
         ("ppo", "0"),
         ("salsa", "0.5"),
@@ -173,12 +173,12 @@ def test_alphas_are_the_arms_they_equal():
 
 def test_equal_arms_are_one_run():
     values = make(arms={"salsa": arm(weights=["1/2", "1/2"]), "again": arm(weights=["0.50", "0.5", "0"])})
-    assert [policy["arm"] for policy in plan.policies(values)] == ["salsa"]
+    assert [policy["arm"] for policy in policies.policies(values)] == ["salsa"]
 
 
 def test_alphas_at_some_kl_coefs_only():
     values = make(kl_coefs=[0.02, 0.05], alphas=["0.25", "0.5"], alpha_kl_coefs=[0.05])
-    assert [(policy["arm"], policy["kl_coef"]) for policy in plan.policies(values)] == [
+    assert [(policy["arm"], policy["kl_coef"]) for policy in policies.policies(values)] == [
         ("ppo", 0.02),
         ("ppo", 0.05),
         ("salsa", 0.02),
@@ -213,7 +213,7 @@ LINEAR = config.KlSchedule("linear", final=0.1)
     ],
 )
 def test_names_and_labels_are_readable(values, name, label):
-    way = plan.way(arm(**values), dataclasses.asdict(config.KlSchedule()))
+    way = policies.spec_of(arm(**values), dataclasses.asdict(config.KlSchedule()))
     assert way.name(0.05) == name and way.run_label(0.05) == (label or name)
 
 
@@ -222,7 +222,7 @@ def test_names_and_labels_are_readable(values, name, label):
 )
 def test_the_effective_kl_coef_has_no_noise(kl_coef, scale, effective):
     """3 * 0.1 is 0.30000000000000004 in binary, and would be another run than that of kl_coef 0.3."""
-    assert plan.Way(kl_scale=scale).kl_coef(kl_coef) == effective
+    assert policies.PolicySpec(kl_scale=scale).kl_coef(kl_coef) == effective
 
 
 def ppo_runs(values):
@@ -232,7 +232,7 @@ def ppo_runs(values):
 def test_a_scaled_kl_coef_shares_the_run_of_the_kl_coef_that_it_gives():
     arms = {"ppo": arm(), "smaller_beta": arm(kl_scale=0.5)}
     values = make(arms=arms, kl_coefs=[0.05, 0.025], replicates=[0])
-    found = plan.policies(values)
+    found = policies.policies(values)
     assert [(policy["arm"], policy["kl_coef"], policy["name"].split("kl_")[1]) for policy in found] == [
         ("ppo", 0.05, "0.05"),
         ("ppo", 0.025, "0.025"),
@@ -253,7 +253,7 @@ def test_arms_of_another_penalty_are_not_plain_ppo():
     """Neither on the line of alphas nor a baseline: they are judged against plain PPO at the study's kl_coef."""
     arms = {"smaller_beta": arm(kl_scale=0.5), "decaying_beta": arm(kl_schedule=LINEAR), "ppo": arm()}
     values = make(arms=arms | {"ema": arm(kind="ema", rate=0.1)}, replicates=[0])
-    assert [policy["alpha"] for policy in plan.policies(values)] == [None, None, "0", None]
+    assert [policy["alpha"] for policy in policies.policies(values)] == [None, None, "0", None]
     study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
     plain = "start_sft0-ref_sft0-kl_0.05"
     assert [policy["baselines"].get("ppo") for policy in study.settings["policies"]] == [plain, plain, None, plain]
@@ -262,7 +262,7 @@ def test_arms_of_another_penalty_are_not_plain_ppo():
 def test_an_arms_schedule_takes_the_place_of_the_studys():
     arms = {"ppo": arm(), "fixed": arm(kl_schedule=config.KlSchedule()), "decaying_beta": arm(kl_schedule=LINEAR)}
     values = make(arms=arms, ppo__kl_schedule=dataclasses.asdict(LINEAR), replicates=[0])
-    found = {policy["arm"]: policy for policy in plan.policies(values)}
+    found = {policy["arm"]: policy for policy in policies.policies(values)}
     assert list(found) == ["ppo", "fixed"]  # the third says what the study says
     assert [policy["alpha"] for policy in found.values()] == ["0", None]
     schedules = [run.settings["ppo"]["kl_schedule"] for run in ppo_runs(values).values()]
@@ -314,7 +314,7 @@ def test_the_alpha_of_adapters_is_read_where_there_are_any(stage):
 def test_each_setting_of_an_arm_makes_a_run_of_its_own(change):
     arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "ema": arm(kind="ema", rate=0.3)}
     values = make(arms=arms | {"new": arm(**change)}, replicates=[0])
-    assert len(ppo_runs(values)) == 4 and len({policy["name"] for policy in plan.policies(values)}) == 4
+    assert len(ppo_runs(values)) == 4 and len({policy["name"] for policy in policies.policies(values)}) == 4
 
 
 def test_the_reference_is_passed_on_whole():

@@ -1,0 +1,39 @@
+"""WARP's anchor (2406.16768, eq. 1): a soup that follows the policy slowly.
+
+reference ← (1 − rate)·reference + rate·policy after each iteration. It is held in float32: bfloat16 would round such
+small moves to none.
+"""
+
+from salsa import anchors
+from salsa.workflow.weights import number_label, soup_words, weights_label
+
+
+def build(settings, ingredients, earlier):
+    from salsa.rl.reference import Moving, described
+
+    rate = settings.reference.rate
+
+    def step(tensor, new, iteration):
+        tensor.lerp_(new.to(tensor.dtype), rate)
+
+    start = ingredients.mix(settings.reference.weights)
+    return Moving(start, {**described(settings), "rate": rate}, step, float32=True)
+
+
+def check(key, reference, training):
+    rate = reference.rate
+    if not 0 < rate <= 1:
+        raise ValueError(f"{key}.rate={rate}: must be above 0 and at most 1, the policy's share after each iteration")
+
+
+REFERENCE = anchors.Reference(
+    kind="ema",
+    build=build,
+    words=lambda ref: f"{soup_words(ref.weights)}, then a moving average of the policy, rate {ref.rate:g}",
+    label=lambda ref: f"ema{number_label(ref.rate)}_{weights_label(ref.weights)}",
+    reads=("rate",),
+    moves=True,
+    held_in_float32=True,
+    starts_as_soup=True,
+    check=check,
+)

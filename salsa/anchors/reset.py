@@ -1,0 +1,37 @@
+"""A soup that is replaced by the policy after every `every` iterations (TR-DPO 2404.09656; 2602.18037)."""
+
+from salsa import anchors
+from salsa.workflow.weights import number_label, soup_words, weights_label
+
+
+def build(settings, ingredients, earlier):
+    from salsa.rl.reference import Moving, described
+
+    every = settings.reference.every
+
+    def step(tensor, new, iteration):
+        if (iteration + 1) % every == 0:
+            tensor.copy_(new)
+
+    start = ingredients.mix(settings.reference.weights)
+    return Moving(start, {**described(settings), "every": every}, step)
+
+
+def check(key, reference, training):
+    every, iterations = reference.every, training.iterations
+    if not 1 <= every < iterations:
+        raise ValueError(
+            f"{key}.every={every}: must be at least 1 and below ppo.iterations={iterations}, or nothing is reset"
+        )
+
+
+REFERENCE = anchors.Reference(
+    kind="reset",
+    build=build,
+    words=lambda ref: f"{soup_words(ref.weights)}, then the policy, every {ref.every} iterations",
+    label=lambda ref: f"reset{number_label(ref.every)}_{weights_label(ref.weights)}",
+    reads=("every",),
+    moves=True,
+    starts_as_soup=True,
+    check=check,
+)

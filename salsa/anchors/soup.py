@@ -1,0 +1,22 @@
+"""SALSA's reference: the weight average of SFT models (2411.01798). One weight of 1 is plain PPO's."""
+
+from fractions import Fraction
+
+from salsa import anchors
+from salsa.workflow.weights import soup_words, weights_label
+
+
+def build(settings, ingredients, earlier):
+    from salsa.rl.reference import Reference, described
+
+    return Reference([ingredients.mix(settings.reference.weights)], described(settings))
+
+
+REFERENCE = anchors.Reference(
+    kind="soup",
+    build=build,
+    words=lambda reference: soup_words(reference.weights),
+    label=lambda reference: weights_label(reference.weights),
+    starts_as_soup=True,
+    holds_sft0=lambda reference: Fraction(reference.weights[0]) == 1,
+)

@@ -1,0 +1,137 @@
+"""The policies of a study: how each is trained, as arms say, and the names that follow from it.
+
+Arms that say the same in other words are one policy. Pure: it imports no torch.
+"""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from salsa import anchors
+from salsa.workflow import config
+from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
+
+SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """How a policy is trained, canonical: arms with equal specifications are one.
+
+    Attributes:
+        start: weights over the SFT models.
+        kind, weights, settings: of the reference; settings as pairs of a name, which its kind reads, and a value.
+        kl_scale: of the study's kl_coef.
+        kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
+    """
+
+    start: tuple[str, ...] = SFT0
+    kind: str = "soup"
+    weights: tuple[str, ...] = SFT0
+    settings: tuple = ()
+    kl_scale: float = 1.0
+    kl_schedule: tuple = ("fixed",)
+
+    def kl_coef(self, kl_coef):
+        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
+        return float(Fraction(repr(kl_coef)) * Fraction(repr(self.kl_scale)))
+
+    @property
+    def reference(self):
+        """The config.Reference, with the defaults of what its kind doesn't read."""
+        return config.Reference(self.kind, list(self.weights), **dict(self.settings))
+
+    def reference_label(self):
+        """A readable name of the reference: soup0.50, noise0.50, ema0.05_sft0, reset10_sft0."""
+        return anchors.kinds()[self.kind].label(self.reference)
+
+    def kl_label(self, kl_coef):
+        """A readable name of the penalty's strength: 0.05, 0.05x0.5, 0.05-linear0, 0.05-adaptive6_10000."""
+        scale = "" if self.kl_scale == 1 else f"x{number_label(self.kl_scale)}"
+        kind, *values = self.kl_schedule
+        schedule = "" if kind == "fixed" else f"-{kind}" + "_".join(map(number_label, values))
+        return number_label(kl_coef) + scale + schedule
+
+    def name(self, kl_coef):
+        """The name of its policy within a replicate, from its content alone."""
+        return f"start_{weights_label(self.start)}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+
+    def run_label(self, kl_coef):
+        """The label of its PPO run, which knows the effective kl_coef alone: two policies may share the run."""
+        return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
+
+
+def spec_of(arm, kl_schedule):
+    """The `PolicySpec` of an arm (`config.Arm` as a dictionary) in a study whose ppo.kl_schedule is this."""
+    reference = arm["reference"]
+    return PolicySpec(
+        canonical_weights(arm["start"]),
+        reference["kind"],
+        canonical_weights(reference["weights"]),
+        tuple((name, reference[name]) for name in anchors.kinds()[reference["kind"]].reads),
+        float(arm["kl_scale"]),
+        canonical_schedule(arm["kl_schedule"] or kl_schedule),
+    )
+
+
+def canonical_schedule(schedule):
+    """`config.KlSchedule` as a dictionary -> its kind, and the values of what that kind reads."""
+    return (schedule["kind"], *(float(schedule[name]) for name in SCHEDULES[schedule["kind"]]))
+
+
+def plain_spec(values):
+    """The plain anchor of a study: sft0 is start and reference, the penalty is the study's own."""
+    return PolicySpec(kl_schedule=canonical_schedule(values["ppo"]["kl_schedule"]))
+
+
+def specs(values):
+    """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs).
+
+    An alpha that is no arm is named alpha_0.25.
+    """
+    found = {}
+
+    def add(spec, name, kl_coefs):
+        names, known = found.setdefault(spec, ([], []))
+        names.append(name)
+        known += [kl_coef for kl_coef in kl_coefs if kl_coef not in known]
+
+    for name, arm in values["arms"].items():
+        add(spec_of(arm, values["ppo"]["kl_schedule"]), name, kl_coefs_of(arm["kl_coefs"], values["kl_coefs"]))
+    arms = set(found)
+    for alpha in values["alphas"]:
+        spec = replace(plain_spec(values), weights=alpha_weights(alpha))
+        if spec not in arms:
+            name = f"alpha_{float(Fraction(alpha)):.2f}"
+            add(spec, name, kl_coefs_of(values["alpha_kl_coefs"], values["kl_coefs"]))
+    return found
+
+
+def kl_coefs_of(kl_coefs, otherwise):
+    """Those that are given, or else the others."""
+    return otherwise if kl_coefs is None else kl_coefs
+
+
+def policies(values):
+    """The policies of a replicate, one for each specification and kl_coef, as dictionaries.
+
+    Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
+    text, or None), spec, kl_coef (the study's, before the arm's scale), name.
+    """
+    plain = plain_spec(values)
+    return [
+        {
+            "arm": names[0],
+            "alpha": _alpha_of(spec, plain),
+            "spec": spec,
+            "kl_coef": kl_coef,
+            "name": spec.name(kl_coef),
+        }
+        for spec, (names, kl_coefs) in specs(values).items()
+        for kl_coef in kl_coefs
+    ]
+
+
+def _alpha_of(spec, plain):
+    if replace(spec, weights=SFT0) != plain or len(spec.weights) > 2:
+        return None
+    return decimal_text(spec.weights[1]) if len(spec.weights) == 2 else "0"
