@@ -306,7 +306,7 @@ MISTAKES = {
     "arms.salsa.reference.weights=[1,1]": "sum to 2",
     "arms.salsa.reference.weights=[1/0]": "no number",
     "arms.salsa.reference.weights=[1/2,1/4,1/4]": "2 SFT models",
-    "arms.salsa.reference.kind=foo": "soup, noise, multi_kl, ema, reset",
+    "arms.salsa.reference.kind=foo": "ema, multi_kl, noise, reset, soup",
     "arms.salsa.reference.kind=ema": "above 0 and at most 1",
     "+arms.x.reference={kind:ema,rate:1.5}": "between 0 and 1",
     "arms.salsa.reference.kind=reset": "at least 1 and below ppo.iterations=30",
