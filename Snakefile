@@ -7,9 +7,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/training.smk"
-include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/runs.smk"
 include: "workflow/rules/report.smk"
 
 

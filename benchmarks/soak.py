@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from salsa.workflow import plan, runs
+from salsa.workflow import runs, stages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -165,14 +165,14 @@ def kills(arguments, place):
 def _kill_before_a_rename(study, generator):
     """Let a stage, whose runs are removed, be killed before one of its renames; returns whether it came to that."""
     stage = generator.choice(["prepare", "sft", "reward_model", "landscape", "ppo", "respond", "judge", "study"])
-    for removed in (plan.FOLDERS[stage], "studies"):
+    for removed in (stages.ALL[stage].folder, "studies"):
         shutil.rmtree(study.results / removed, ignore_errors=True)
     folder = study.folder / "at_a_rename"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(AT_A_RENAME)
     marker = study.folder / "marker"
     marker.touch()
-    variables = {"SOAK_MARKER": str(marker), "SOAK_STAGE": plan.MODULES[stage], "PYTHONPATH": str(folder)}
+    variables = {"SOAK_MARKER": str(marker), "SOAK_STAGE": stages.ALL[stage].module, "PYTHONPATH": str(folder)}
     process = study.start(SOAK_RENAME=str(generator.randint(1, 6)), **variables)
     process.wait(600)
     end(study, process)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa.workflow import failures, places, runs, surroundings
+from salsa.workflow import failures, jobs, places, runs, stages, surroundings
 from salsa.workflow.runs import UserError
 
 
@@ -102,11 +102,11 @@ def plan_command(arguments, _):
     """Show the runs of each stage, how many are finished, and what they need; warn of what can't fit."""
     from rich.console import Console
 
-    from salsa.workflow import compose, estimate, plan, studies
+    from salsa.workflow import compose, estimate, plan
 
-    studies.check_sections()
+    jobs.check_sections()
     result = plan.plan(compose.compose(arguments.overrides))
-    found = estimate.survey(result, lambda path: studies.finished(result, path), arguments.tflops)
+    found = estimate.survey(result, lambda path: jobs.finished(result, path), arguments.tflops)
     warnings = found.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
         shown = runs.read_json(result.save()) | {"estimate": found.as_dict(), "warnings": warnings}
@@ -122,12 +122,12 @@ def plan_command(arguments, _):
 
 def run_command(arguments, extra):
     """Become Snakemake on the configuration that the overrides say, or Hydra, where flags or settings of it do."""
-    from salsa.workflow import multirun, studies
+    from salsa.workflow import multirun
 
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
     multirun.check_directory(multirun.directory(extra))
-    config = [f"overrides={studies.snakemake_text(shlex.join(arguments))}"] if arguments else []
+    config = [f"overrides={jobs.snakemake_text(shlex.join(arguments))}"] if arguments else []
     os.execv(sys.executable, multirun.command(extra, *config))
 
 
@@ -176,7 +176,7 @@ def base_command(arguments, _):
         path = result.save()
         for name, run in result.runs.items():
             if run.stage in ("corpus", "base"):
-                command = [sys.executable, "-m", plan.MODULES[run.stage], "--plan", str(path), "--run", name]
+                command = [sys.executable, "-m", stages.ALL[run.stage].module, "--plan", str(path), "--run", name]
                 subprocess.run(command, check=True)
         (name,) = (name for name, run in result.runs.items() if run.stage == "base")
         shipped = base.ASSETS / result.runs[name].address[:12]

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from salsa.rl import folders
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 2
 ASSETS = Path(__file__).parent / "assets"
@@ -402,6 +402,4 @@ def _from_fresh(network, sequences, logprobs):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "base", VERSION, make, config.BaseSettings, roles=("corpus",), description=__doc__, writes=(*runs.MODEL,)
-    )
+    runs.command(stages.BASE, make, VERSION, __doc__)

@@ -19,7 +19,7 @@ from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.rl import divergence, forward, models, training
 from salsa.rl.rollout import sample_in_batches
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 2
 FOR_JUDGE = "_for_judge"
@@ -322,12 +322,4 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "reward_model",
-        VERSION,
-        train,
-        config.RewardModelSettings,
-        roles=("prepare", "sft0", "sft1"),
-        description=__doc__,
-        writes=(*runs.MODEL, "evaluation.json", "normalisation.json"),
-    )
+    runs.command(stages.REWARD_MODEL, train, VERSION, __doc__)

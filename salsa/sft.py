@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from salsa.data import chat
 from salsa.rl import models, training
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 3
 IGNORED = -100  # the label of a token that is not learned
@@ -110,12 +110,4 @@ def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "sft",
-        VERSION,
-        train,
-        config.SftSettings,
-        roles=("prepare", "base"),
-        description=__doc__,
-        writes=(*runs.MODEL, "log_history.json"),
-    )
+    runs.command(stages.SFT, train, VERSION, __doc__)

@@ -11,7 +11,7 @@ from salsa import data
 from salsa.data import prepare as preparation
 from salsa.data import sources
 from salsa.data.splits import first, normalised
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 from salsa.workflow.runs import UserError
 
 VERSION = 3
@@ -61,12 +61,4 @@ def known_prompts(folder):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "benchmark",
-        VERSION,
-        make,
-        config.BenchmarkSettings,
-        roles=("prepare",),
-        description=__doc__,
-        writes=("benchmark.jsonl", "counts.json"),
-    )
+    runs.command(stages.BENCHMARK, make, VERSION, __doc__)

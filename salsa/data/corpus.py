@@ -4,7 +4,7 @@ What the tasks see is no part of it: held-out pairs of the stories, and gold's r
 """
 
 from salsa import data
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 from salsa.workflow.runs import UserError
 
 VERSION = 1
@@ -28,12 +28,4 @@ def make(settings, parents, output, execution):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "corpus",
-        VERSION,
-        make,
-        config.CorpusSettings,
-        description=__doc__,
-        writes=("corpus.jsonl", "counts.json"),
-        may_write=("words.json",),
-    )
+    runs.command(stages.CORPUS, make, VERSION, __doc__)

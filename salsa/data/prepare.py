@@ -7,7 +7,7 @@ sampled preferences preference_prompts.jsonl {"id", "prompt"}, for given ones pr
 
 from salsa import data
 from salsa.data import gold, sources
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 from salsa.workflow.runs import UserError
 
 VERSION = 2
@@ -41,12 +41,4 @@ def prepare(settings, parents, output, execution):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "prepare",
-        VERSION,
-        prepare,
-        config.PrepareSettings,
-        description=__doc__,
-        writes=("sft.jsonl", "sft_validation.jsonl", "prompts.jsonl", "evaluation.jsonl", "gold/*", "counts.json"),
-        may_write=("preference_prompts.jsonl", "preferences.jsonl"),
-    )
+    runs.command(stages.PREPARE, prepare, VERSION, __doc__)

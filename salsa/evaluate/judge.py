@@ -11,7 +11,7 @@ from tqdm import tqdm
 from salsa import judges
 from salsa.judges.common.ledger import Comparison, Ledger, key
 from salsa.judges.common.scoring import response_name
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 3
 WINNERS = ("model_a", "model_b", "tie", "error")
@@ -112,13 +112,4 @@ def check(candidate, baselines, parents):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "judge",
-        VERSION,
-        judge,
-        config.JudgeSettings,
-        roles=("candidate", "baseline/NAME", "scorer", "benchmark/NAME"),
-        description=__doc__,
-        writes=("verdicts.jsonl",),
-        may_write=("answers.jsonl", "templates"),
-    )
+    runs.command(stages.JUDGE, judge, VERSION, __doc__)

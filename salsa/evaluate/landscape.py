@@ -16,7 +16,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 2
 
@@ -154,12 +154,4 @@ def judge_gates(settings, line, reward_model):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "landscape",
-        VERSION,
-        survey,
-        config.LandscapeSettings,
-        roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/<name>", "…"),
-        description=__doc__,
-        writes=("responses.jsonl", "line.csv", "gates.json"),
-    )
+    runs.command(stages.LANDSCAPE, survey, VERSION, __doc__)

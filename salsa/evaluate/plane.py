@@ -14,7 +14,7 @@ from salsa.data import gold as gold_data
 from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 2
 
@@ -120,12 +120,4 @@ def _best(found, measure):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "plane",
-        VERSION,
-        survey,
-        config.PlaneSettings,
-        roles=("prepare", "reward_model", "sft0", "sft1", "policy"),
-        description=__doc__,
-        writes=("plane.csv",),
-    )
+    runs.command(stages.PLANE, survey, VERSION, __doc__)

@@ -11,7 +11,7 @@ from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
 from salsa.rl import forward, models, reference
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, stages
 
 VERSION = 5
 
@@ -126,12 +126,4 @@ def _evaluation_rows(answers, rewards, golds, kls):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "respond",
-        VERSION,
-        respond,
-        config.RespondSettings,
-        roles=("prepare", "reward_model", "policy", "sft0", "…", "benchmark/<name>", "…"),
-        description=__doc__,
-        writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
-    )
+    runs.command(stages.RESPOND, respond, VERSION, __doc__)

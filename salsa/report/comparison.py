@@ -17,7 +17,7 @@ from salsa.report import formats, style
 from salsa.report import words as wording
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import COLLAPSED
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, stages
 
 VERSION = 3
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}
@@ -293,12 +293,4 @@ def _legend(drawn, frame, looks, sizes):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "comparison",
-        VERSION,
-        build,
-        config.ComparisonSettings,
-        roles=("study/I",),
-        description=__doc__,
-        writes=("tables/*.csv", "figures/*.png", "comparison.md"),
-    )
+    runs.command(stages.COMPARISON, build, VERSION, __doc__)

@@ -16,7 +16,7 @@ from typing import Any
 from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, sections, style, tables, words
 from salsa.report.frames import Frames
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 5
 
@@ -310,21 +310,4 @@ def _without_paths(settings):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "study",
-        VERSION,
-        build,
-        config.StudySettings,
-        roles=("prepare", "landscape/rK", "reward_model/rK", "policy/I", "respond/I", "judge/NAME/I", "plane/I"),
-        description=__doc__,
-        writes=(
-            "runs.csv",
-            "tables/*.csv",
-            "figures/*.png",
-            "samples.md",
-            "claims.md",
-            "report.md",
-            "report.html",
-            "cards/*",
-        ),
-    )
+    runs.command(stages.STUDY, build, VERSION, __doc__)

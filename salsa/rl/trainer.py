@@ -24,7 +24,7 @@ from salsa import anchors
 from salsa.data import chat
 from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
 from salsa.rl.rollout import uniforms
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 
 VERSION = 3
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
@@ -555,13 +555,4 @@ def _prompt_order(count, ppo, seed):
 
 
 if __name__ == "__main__":
-    runs.command(
-        "ppo",
-        VERSION,
-        train,
-        config.PpoSettings,
-        roles=("prepare", "reward_model", "sft0", "sft1", "…"),
-        description=__doc__,
-        writes=(*runs.MODEL, "metrics.jsonl", "rollouts.jsonl"),
-        may_write=("value_model", "reference"),
-    )
+    runs.command(stages.PPO, train, VERSION, __doc__)

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from salsa import anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, config, policies, runs, studies, yaml_files
+from salsa.workflow import bounds, config, jobs, policies, runs, yaml_files
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ CONF = ROOT / "conf"
 TEMPLATES = ROOT / "salsa" / "data" / "templates"
 
 ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
-LAUNCHED = ("MULTI_GPU", *studies.SHARDED)  # for which `accelerate launch` starts several processes
+LAUNCHED = ("MULTI_GPU", *jobs.SHARDED)  # for which `accelerate launch` starts several processes
 TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
 MOST_POLICIES = 5000  # of a study: its plan takes a minute
 MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
@@ -684,7 +684,7 @@ def _check_accelerate(values):
     if not Path(path).is_file():
         raise UserError(f"{key}: no such file; `accelerate config` writes one")
     yaml_files.check(path)
-    kind = studies.distributed_type(path)
+    kind = jobs.distributed_type(path)
     if execution["processes"] > 1 and kind not in LAUNCHED:
         raise UserError(
             f"{key}: its distributed_type is {kind}, which starts one process, and execution.processes="
@@ -698,7 +698,7 @@ def _check_accelerate(values):
     moving = [f"the arm {name}" for name, arm in values["arms"].items() if kinds[arm["reference"]["kind"]].moves]
     whole = moving + ["execution.rollouts=vllm"] * (execution["rollouts"] == "vllm")
     whole += [f"{stage}.lora_rank" for stage in ADAPTED if values[stage]["lora_rank"]]
-    if kind in studies.SHARDED and whole:
+    if kind in jobs.SHARDED and whole:
         raise UserError(f"{key}: {kind} shares weights out, and {whole[0]} needs them whole; leave one out")
 
 

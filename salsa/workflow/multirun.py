@@ -25,7 +25,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from salsa.workflow import compose, places, plan, runs, studies, yaml_files
+from salsa.workflow import compose, jobs, places, plan, runs, studies, yaml_files
 from salsa.workflow.compose import CONF, ROOT
 from salsa.workflow.runs import UserError
 from salsa.workflow.studies import snakemake_text
@@ -252,7 +252,7 @@ def _outcome(planned, objective, reason, code):
         return Outcome(reason=reason, failed=True)
     study = (Path(planned.results) / planned.studies[0]["path"]).absolute()
     if not _finished(study):
-        lines = list(studies.failures(planned)) if code else ["Snakemake was not asked to compute it"]
+        lines = list(jobs.failures(planned)) if code else ["Snakemake was not asked to compute it"]
         return Outcome(study, reason=(lines or [f"Snakemake ended with {code} before it"])[0], failed=code != 0)
     if objective is None:
         return Outcome(study, reason=reason)

@@ -5,7 +5,6 @@ Hydra nor Snakemake. Two studies that share a run share its address, and so its 
 here once: its settings, its parents, and how it is executed.
 """
 
-import ast
 import copy
 import functools
 import hashlib
@@ -15,26 +14,9 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 
 from salsa import anchors, data, judges
-from salsa.workflow import bounds, config, failures, policies, runs
+from salsa.workflow import bounds, config, failures, policies, runs, stages
 from salsa.workflow.weights import decimal_text, used
 
-PACKAGE = Path(__file__).parents[1]
-MODULES = {  # in the order of the pipeline
-    "corpus": "salsa.data.corpus",
-    "prepare": "salsa.data.prepare",
-    "benchmark": "salsa.data.benchmark",
-    "base": "salsa.base",
-    "sft": "salsa.sft",
-    "reward_model": "salsa.reward",
-    "landscape": "salsa.evaluate.landscape",
-    "ppo": "salsa.rl.trainer",
-    "plane": "salsa.evaluate.plane",
-    "respond": "salsa.evaluate.respond",
-    "judge": "salsa.evaluate.judge",
-    "study": "salsa.report.study",
-    "comparison": "salsa.report.comparison",
-}
-FOLDERS = {stage: "studies" if stage in ("study", "comparison") else stage for stage in MODULES}
 LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
@@ -154,26 +136,27 @@ def load(path, only=None):
 
 def _check_run(path, run, others):
     """ValueError unless a run of a plan file is what `add_run` makes of its settings and parents (among `others`)."""
-    stages = list(MODULES)
-    if run.stage not in stages:
+    if run.stage not in stages.ALL:
         raise ValueError(f"{path}: no stage {run.stage!r}")
     if not LABEL.fullmatch(run.label) or len(run.label) > LONGEST_LABEL:
         raise ValueError(f"{path}: {run.label!r} is no label")
+    stage = stages.ALL[run.stage]
+    earlier = list(stages.ALL)[: list(stages.ALL).index(run.stage)]
     for other in [*run.parents.values(), *run.after]:
         if other not in others:
             raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have")
-        if others[other].stage not in stages[: stages.index(run.stage)]:  # so that nothing waits for itself
+        if others[other].stage not in earlier:  # so that nothing waits for itself
             raise ValueError(f"{path}: needs {other!r}, which comes after it")
     try:
-        config.from_dict(settings_class(run.stage), run.settings)
+        config.from_dict(stage.settings, run.settings)
         config.from_dict(config.Execution, run.execution)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
     addresses = {role: others[parent].address for role, parent in run.parents.items()}
-    digest = runs.address(run.stage, version(run.stage), run.settings, addresses)
+    digest = runs.address(run.stage, stage.version, run.settings, addresses)
     if digest != run.address:
         raise ValueError(f"{path}: its settings have another address ({digest[:12]})")
-    if path != f"{FOLDERS[run.stage]}/{run.label}-{digest[:12]}":
+    if path != f"{stage.folder}/{run.label}-{digest[:12]}":
         raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
     if not isinstance(run.replicate, int | None):
         raise ValueError(f"{path}: replicate is {run.replicate!r}")
@@ -187,11 +170,6 @@ def _loaded_study(values, result):
     if not LABEL.fullmatch(name) or link not in (None, f"studies/{name}"):
         raise ValueError(f"{path}: is linked as {link!r} by the name {name!r}")
     return {"name": name, "path": path, "link": link}
-
-
-def settings_class(stage):
-    """The dataclass of a stage's settings: `config.RewardModelSettings` of reward_model."""
-    return getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
 
 
 def plan(configs):
@@ -234,22 +212,12 @@ def _add_comparison(points, result):
 def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):
     """Add a run to the plan `result`, unless it is there; returns its path."""
     addresses = {role: result.runs[path].address for role, path in parents.items()}
-    digest = runs.address(stage, version(stage), settings, addresses)
+    digest = runs.address(stage, stages.ALL[stage].version, settings, addresses)
     label = label[:LONGEST_LABEL]
-    path = f"{FOLDERS[stage]}/{label}-{digest[:12]}"
+    path = f"{stages.ALL[stage].folder}/{label}-{digest[:12]}"
     if path not in result.runs:
         result.runs[path] = Run(stage, label, digest, settings, parents, execution, replicate, after)
     return path
-
-
-@functools.cache
-def version(stage):
-    """The VERSION of a stage, read from its source: importing a stage would import torch."""
-    path = PACKAGE.parent / (MODULES[stage].replace(".", "/") + ".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
-            return ast.literal_eval(node.value)
-    raise RuntimeError(f"{path} has no VERSION")
 
 
 def _adapters(settings):

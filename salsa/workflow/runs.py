@@ -503,16 +503,17 @@ def print_anything():
             stream.reconfigure(errors="backslashreplace")
 
 
-def command(stage, version, function, settings_class, roles=(), description=None, argv=None, writes=None, may_write=()):
-    """The command line of a stage: by the plan that the driver wrote, or by hand.
+def command(stage, function, version, description=None, argv=None):
+    """The command line of a `stages.Stage`: by the plan that the driver wrote, or by hand.
 
     `--plan FILE --run STAGE/NAME` runs one run of a plan. By hand, `--settings FILE` (JSON of the stage's settings),
-    `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow. `writes`, `may_write`: see `execute`.
+    `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {_module(function)}",
         description=description,
-        epilog=f"settings: {settings_class.__name__} of salsa.workflow.config; parents: {', '.join(roles) or 'none'}",
+        epilog=f"settings: {stage.settings.__name__} of salsa.workflow.config; "
+        f"parents: {', '.join(stage.roles) or 'none'}",
     )
     parser.add_argument("--plan", help="a plan file that `salsa plan` or the workflow wrote")
     parser.add_argument("--run", help="with --plan: the run's folder below the plan's results, STAGE/NAME")
@@ -537,8 +538,8 @@ def command(stage, version, function, settings_class, roles=(), description=None
 
             plan = planning.load(arguments.plan, arguments.run)
             run = plan.runs.get(arguments.run)
-            if run is None or run.stage != stage:
-                raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage}")
+            if run is None or run.stage != stage.name:
+                raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage.name}")
             results = Path(plan.results)
             settings, execution, output = run.settings, run.execution, results / arguments.run
             parents = {role: results / path for role, path in run.parents.items()}
@@ -549,16 +550,16 @@ def command(stage, version, function, settings_class, roles=(), description=None
             settings, execution = _given(arguments.settings), _given(arguments.execution or "{}")
             parents, expected = _given_parents(arguments.parent), None
         execute(
-            stage,
+            stage.name,
             version,
             function,
-            _checked(settings_class, settings, arguments.plan or arguments.settings),
+            _checked(stage.settings, settings, arguments.plan or arguments.settings),
             parents,
             output,
             _checked(config.Execution, execution, arguments.plan or arguments.execution),
             expected,
-            writes,
-            may_write,
+            stage.writes,
+            stage.may_write,
         )
     except Exception as error:
         line = str(error) if isinstance(error, UserError) else failures.describe(error, output)

@@ -6,7 +6,7 @@ nothing of them, so they are removed: before anything but the standard library i
 again where a run starts (`runs.execute`).
 
 `python -m salsa.workflow.surroundings N COMMAND…` becomes COMMAND, in an environment without them and with
-SALSA_PROCESSES=N. It stands before `accelerate launch` (`studies.launcher`), and before `accelerate launch` or
+SALSA_PROCESSES=N. It stands before `accelerate launch` (`jobs.launcher`), and before `accelerate launch` or
 `torchrun` by hand: what a launcher tells the processes that it starts is believed where there are as many of them as
 SALSA_PROCESSES says.
 

@@ -20,7 +20,7 @@ from salsa import soup
 from salsa.data import chat
 from salsa.judges import openai
 from salsa.rl import forward, models, rollout
-from salsa.workflow import compose, config, plan, runs
+from salsa.workflow import compose, config, plan, runs, stages
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
@@ -163,13 +163,12 @@ def study(root):
 
 
 def execute(results, path, run):
-    module = importlib.import_module(plan.MODULES[run.stage])
-    settings_class = getattr(config, "".join(part.title() for part in run.stage.split("_")) + "Settings")
+    module = importlib.import_module(stages.ALL[run.stage].module)
     runs.execute(
         run.stage,
         module.VERSION,
         getattr(module, FUNCTIONS[run.stage]),
-        config.from_dict(settings_class, run.settings),
+        config.from_dict(stages.ALL[run.stage].settings, run.settings),
         {role: results / parent for role, parent in run.parents.items()},
         results / path,
         config.from_dict(config.Execution, run.execution),

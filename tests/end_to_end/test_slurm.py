@@ -63,12 +63,11 @@ def finish(place, overrides, stages):
     results = place.folder / "results"
     for path, run in plan.plan(compose.compose([*shlex.split(overrides), f"results={results}"])).runs.items():
         if run.stage in stages:
-            settings = getattr(config, "".join(part.title() for part in run.stage.split("_")) + "Settings")
             runs.execute(
                 run.stage,
-                plan.version(run.stage),
+                stages.ALL[run.stage].version,
                 lambda settings, parents, output, execution: None,
-                config.from_dict(settings, run.settings),
+                config.from_dict(stages.ALL[run.stage].settings, run.settings),
                 {role: results / parent for role, parent in run.parents.items()},
                 results / path,
                 config.from_dict(config.Execution, run.execution),

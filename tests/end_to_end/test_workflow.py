@@ -25,11 +25,11 @@ import os, signal, sys, time
 from pathlib import Path
 
 def main(module, plan_file, path):
-    from salsa.workflow import config, plan, runs
+    from salsa.workflow import config, runs, stages
 
-    stage = next(stage for stage, name in plan.MODULES.items() if name == module)
+    record = next(stage for stage in stages.ALL.values() if stage.module == module)
+    stage = record.name
     run = runs.read_json(plan_file)["runs"][path]
-    settings = getattr(config, "".join(part.title() for part in stage.split("_")) + "Settings")
     results = Path(runs.read_json(plan_file)["results"])
 
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -64,7 +64,7 @@ def main(module, plan_file, path):
         for name in names:
             runs.write_atomically(output / name, path)
 
-    runs.execute(stage, plan.version(stage), function, config.from_dict(settings, run["settings"]),
+    runs.execute(stage, record.version, function, config.from_dict(record.settings, run["settings"]),
                  {role: results / parent for role, parent in run["parents"].items()}, results / path,
                  config.from_dict(config.Execution, run["execution"]), expected=run["address"])
 
@@ -183,8 +183,8 @@ def test_copied_touched_results_and_an_edited_rule_rerun_nothing(small, tmp_path
         shutil.copytree(ROOT / name, workflow / name)
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, workflow)
-    rules = workflow / "workflow" / "rules" / "training.smk"
-    rules.write_text(rules.read_text().replace('command("sft")', '"true; " + command("sft")'))
+    rules = workflow / "workflow" / "rules" / "runs.smk"
+    rules.write_text(rules.read_text().replace('"{params.command}"', '"true; {params.command}"'))
     counts, _ = place.run(TINY, snakefile=workflow / "Snakefile")
     assert not counts
 

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from salsa.judges.language_model import access as judge_access
-from salsa.workflow import compose, config, plan, runs, studies
+from salsa.workflow import compose, config, jobs, plan, runs
 
 SECRET = "hunter2"
 
@@ -101,7 +101,7 @@ def test_the_server_is_tried_before_the_first_job(tmp_path, monkeypatch):
     def check(url, **execution):
         values = {"judge": {"kind": "openai", "model": "m", "base_url": url}}
         run = plan.Run("judge", "j", "0" * 64, values, {}, execution)
-        studies.check_judges(plan.Plan(str(tmp_path), {"judge/j": run}), ["judge/j"])
+        jobs.check_judges(plan.Plan(str(tmp_path), {"judge/j": run}), ["judge/j"])
 
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)

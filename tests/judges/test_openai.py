@@ -16,7 +16,7 @@ from salsa.judges import Interrupted, openai
 from salsa.judges.common import ledger
 from salsa.judges.common.ledger import Comparison
 from salsa.judges.language_model import access
-from salsa.workflow import config, runs, studies
+from salsa.workflow import config, jobs, runs
 from salsa.workflow import plan as planning
 
 CANDIDATE = "salsa-0.05"
@@ -645,13 +645,13 @@ def test_a_workflow_is_told_before_it_computes(tmp_path, monkeypatch):
         return planning.Plan(str(tmp_path), {"judge/j": run})
 
     def check(result):
-        studies.check_judges(result, list(result.runs))
+        jobs.check_judges(result, list(result.runs))
 
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(runs.UserError, match="MY_KEY is not set"):
         check(planned())
-    studies.check_judges(planned(), [])  # nothing is to be judged
+    jobs.check_judges(planned(), [])  # nothing is to be judged
     check(planned(kind="gold"))
     check(planned(base_url="http://127.0.0.1:9/v1"))
     with pytest.raises(runs.UserError, match=r"single\.txt: missing"):

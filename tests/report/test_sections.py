@@ -9,7 +9,7 @@ import pytest
 from tree import EVIL, Tree
 
 from salsa.report import sections
-from salsa.workflow import runs, studies
+from salsa.workflow import jobs, runs
 
 TOY = '''
 """How many words the responses of each arm have."""
@@ -94,7 +94,7 @@ def test_one_with_a_fault_ends_the_planning(folder, old, new, said):
     assert TOY.count(old) == 1
     (folder / "own_words.py").write_text(TOY.replace(old, new))
     with pytest.raises(runs.UserError) as caught:
-        studies.check_sections()
+        jobs.check_sections()
     assert said in str(caught.value) and str(caught.value).startswith("salsa/report/sections/")
 
 

@@ -19,7 +19,7 @@ from distributed_script import run
 
 from salsa.data import chat
 from salsa.rl import models, processes, rollout, trainer
-from salsa.workflow import config, runs, studies
+from salsa.workflow import config, jobs, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("distributed_script.py")
@@ -73,7 +73,7 @@ def launched(*arguments, accelerate_config="", watch=lambda process: None):
     path = ROOT / accelerate_config if accelerate_config else ""
     execution = {"processes": 2, "accelerate_config": str(path), "gpus": 0}
     run = SimpleNamespace(stage="ppo", execution=execution, settings={"mixed_precision": "no"})
-    command = shlex.split(studies.launcher(run))
+    command = shlex.split(jobs.launcher(run))
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = subprocess.Popen(
         [*command, *map(str, arguments)],

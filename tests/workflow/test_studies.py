@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import EXECUTION
 
-from salsa.workflow import config, plan, runs, studies
+from salsa.workflow import config, jobs, plan, runs, stages, studies
 
 PAGE = """<p>a study</p><script type="application/json" id="reader-data">{"benchmarks": [{"name": "openings", "prompts":
 [{"id": "openings-1", "turns": ["a movie that"]}]}], "responses": ["is not bad"]}</script>"""
@@ -41,7 +41,7 @@ def study(results, kind, iterations=1):
             {"processes": 2},
             6,
             f"python -m salsa.workflow.surroundings 2 env PET_STANDALONE=1 accelerate launch "
-            f"--config_file {shlex.quote(str(studies.PROCESSES))} --num_processes 2 --num_machines 1 "
+            f"--config_file {shlex.quote(str(jobs.PROCESSES))} --num_processes 2 --num_machines 1 "
             "--main_process_port 0 "
             "--mixed_precision bf16 --dynamo_backend no",
         ),
@@ -58,7 +58,7 @@ def study(results, kind, iterations=1):
 def test_how_processes_are_started(execution, threads, launcher):
     execution = {"threads": 3, "processes": 1, "accelerate_config": "", "gpus": 0} | execution
     run = plan.Run("ppo", "label", "address", {"mixed_precision": "bf16"}, {}, execution)
-    assert (studies.needs(run, "threads"), studies.launcher(run)) == (threads, launcher)
+    assert (jobs.resource(run, "threads"), jobs.launcher(run)) == (threads, launcher)
 
 
 def test_runs_on_gpus_have_a_lease():
@@ -69,11 +69,11 @@ def test_runs_on_gpus_have_a_lease():
     )
     launched = "python -m salsa.workflow.gpus 2 python -m salsa.workflow.surroundings 2 "
     launched += "env PET_STANDALONE=1 accelerate launch "
-    assert studies.launcher(ppo).startswith(launched) and studies.launcher(sft).startswith(launched)
-    assert studies.launcher(scorer) == "python -m salsa.workflow.gpus 1 python"  # which computes on one
-    assert studies.launcher(judge) == "python"
+    assert jobs.launcher(ppo).startswith(launched) and jobs.launcher(sft).startswith(launched)
+    assert jobs.launcher(scorer) == "python -m salsa.workflow.gpus 1 python"  # which computes on one
+    assert jobs.launcher(judge) == "python"
     for name, values in (("threads", (6, 6, 1, 3)), ("memory_mb", (9000, 9000, 2000, 9000)), ("gpus", (2, 2, 0, 1))):
-        assert tuple(studies.needs(run, name) for run in (ppo, sft, judge, scorer)) == values
+        assert tuple(jobs.resource(run, name) for run in (ppo, sft, judge, scorer)) == values
 
 
 def test_small_runs_ask_for_little_whatever_the_model(monkeypatch):
@@ -82,11 +82,12 @@ def test_small_runs_ask_for_little_whatever_the_model(monkeypatch):
         (stage, kind): plan.Run(stage, "label", "address", {"judge": {"kind": kind}}, {}, execution)
         for stage, kind in (("prepare", ""), ("study", ""), ("judge", "gold"), ("judge", "openai"), ("ppo", ""))
     }
-    asked = [tuple(studies.needs(run, name) for name in ("threads", "memory_mb", "gpus")) for run in made.values()]
+    asked = [tuple(jobs.resource(run, name) for name in ("threads", "memory_mb", "gpus")) for run in made.values()]
     assert asked == [(1, 4000, 0), (1, 2000, 0), (1, 2000, 0), (1, 2000, 0), (16, 160000, 1)]
-    assert studies.brief(made["judge", "gold"]) and not studies.brief(made["judge", "openai"])
+    groups = [stages.JUDGE.group(made["judge", kind].settings) for kind in ("gold", "openai")]
+    assert groups == ["verdicts", None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    counts = [studies.gpus_here(plan.Plan("results", {"run": run}, [])) for run in made.values()]
+    counts = [jobs.gpus_here(plan.Plan("results", {"run": run}, [])) for run in made.values()]
     assert counts == [0, 0, 0, 0, 2]
 
 
@@ -129,8 +130,8 @@ def test_an_unfinished_or_altered_study_is_not_published(tmp_path):
 @pytest.mark.parametrize(("free", "said"), [(100 * 1024, ["the disk is full (100 KiB are free)"]), (2**30, [])])
 def test_a_full_disk_is_named_though_the_log_had_no_room(tmp_path, monkeypatch, free, said):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(studies.shutil, "disk_usage", lambda _: usage._replace(free=free))
-    lines = list(studies.failures(plan.Plan(str(tmp_path))))
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    lines = list(jobs.failures(plan.Plan(str(tmp_path))))
     assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines, strict=True))
 
 

@@ -12,7 +12,7 @@ from conftest import EXECUTION
 
 from salsa import sft
 from salsa.rl import models
-from salsa.workflow import config, runs, studies, surroundings
+from salsa.workflow import config, jobs, runs, surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEDULER = {
@@ -124,7 +124,7 @@ def test_several_processes_do_not_depend_on_the_users_configuration_of_accelerat
         execution={"processes": 2, "accelerate_config": "", "gpus": 0},
         settings={"mixed_precision": "no"},
     )
-    _, _, words = studies.launcher(run).partition("accelerate launch ")
+    _, _, words = jobs.launcher(run).partition("accelerate launch ")
     file = tmp_path / "default_config.yaml"
     file.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\nmachine_rank: 1\nnum_machines: 2\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from salsa.workflow import failures, studies
+from salsa.workflow import failures, jobs, stages, studies
 from salsa.workflow import plan as planning
 from salsa.workflow.runs import UserError, printable
 
@@ -40,17 +40,18 @@ def read_plan():
             composed = compose.compose_points(compose.read_points(config["points"]))
         else:
             composed = compose.compose(shlex.split(config.get("overrides") or ""))
-        studies.check_sections()
+        jobs.check_sections()
         plan = planning.plan(composed)
         return plan, plan.save()
     except (UserError, ValueError, OSError) as error:
         sys.exit(f"salsa: {printable(failures.describe(error) or error)}")
 
 
-studies.use_environment(workflow.basedir)
+jobs.use_environment(workflow.basedir)
 PLAN, PLAN_FILE = read_plan()
+STAGES = stages.ALL.values()
 # Snakemake hands these arguments on to the processes that it starts for jobs.
-workflow.config_settings.config_args = [studies.snakemake_argument("plan", str(PLAN_FILE))]
+workflow.config_settings.config_args = [jobs.snakemake_argument("plan", str(PLAN_FILE))]
 
 # Executors of clusters are given --jobs. There, --retries says how often any job is tried again; here, training is once.
 HERE = workflow.is_main_process and workflow.nodes is None
@@ -59,7 +60,7 @@ RETRIES = 1 if HERE else None
 # Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/workflow/gpus.py).
 # No profile says how many: the number would also be the most that a job can ask of a cluster.
 if HERE and "gpu" not in workflow.global_resources:
-    if here := studies.gpus_here(PLAN):
+    if here := jobs.gpus_here(PLAN):
         workflow.register_resource("gpu", here)
 
 
@@ -69,7 +70,7 @@ def beside(stage, name):
     Manifests are declared with `update()`: Snakemake would delete one that another Snakemake, or a job that outlived
     its Snakemake, wrote since the DAG was built. The stage finds it and ends.
     """
-    return f"{PLAN.results}/{planning.FOLDERS[stage]}/{{run}}/{name}"
+    return f"{PLAN.results}/{stage.folder}/{{run}}/{name}"
 
 
 def manifest(path):
@@ -83,7 +84,7 @@ def parents(stage):
     """
 
     def manifests(wildcards):
-        path = f"{planning.FOLDERS[stage]}/{wildcards.run}"
+        path = f"{stage.folder}/{wildcards.run}"
         run = PLAN.runs.get(path)
         if run is None:
             sys.exit(f"salsa: {PLAN.results}/{path} is not in the plan of this configuration; see `salsa plan`")
@@ -97,47 +98,46 @@ def parents(stage):
 
 def planned(stage, wildcards):
     """The plan's entry of a job's run."""
-    return PLAN.runs[f"{planning.FOLDERS[stage]}/{wildcards.run}"]
+    return PLAN.runs[f"{stage.folder}/{wildcards.run}"]
 
 
-def execution(stage, name):
-    """A threads or resource function of a stage: a value of the run's execution settings."""
-    return lambda wildcards: studies.needs(planned(stage, wildcards), name)
+def resource(stage, name):
+    """A threads or resource function of a stage."""
+    return lambda wildcards: jobs.resource(planned(stage, wildcards), name)
 
 
 def memory(stage):
     """The memory function of a stage, in MB: half as much again with each try."""
-    return lambda wildcards, attempt: studies.needs(planned(stage, wildcards), "memory_mb") * (attempt + 1) // 2
+    return lambda wildcards, attempt: jobs.resource(planned(stage, wildcards), "memory_mb") * (attempt + 1) // 2
 
 
-def verdicts(wildcards):
-    """The group of a judge's job: on a cluster, several that take seconds are one job."""
-    return "verdicts" if studies.brief(planned("judge", wildcards)) else None
+def group(stage):
+    """The group function of a stage: on a cluster, several jobs that take seconds are one."""
+    return lambda wildcards: stage.group(planned(stage, wildcards).settings)
 
 
-def launcher(stage):
-    """The parameter function of a stage that may need GPUs or several processes: what starts them."""
-    return lambda wildcards: studies.launcher(planned(stage, wildcards))
+def command(stage):
+    """The parameter function of a stage: its shell command. `exec`, so that the job is the stage and no shell around it.
 
-
-def command(stage, show=False, python="{params.launcher}"):
-    """The shell command of a stage. `exec`, so that the job is the stage's process and no shell around it.
-
-    With `show`, what the stage prints goes to the terminal as well as to its log. Snakemake removes a log before each
-    try, also that of a run which another Snakemake computes or has finished. So a second name holds on to it, and every
-    try appends. `{…:q}` is quoted by Snakemake for the shell, and a doubled brace is no field of its.
+    A parameter, because Snakemake evaluates a rule's own command when the job runs, and the loop over the stages is
+    over then. Snakemake removes a log before each try, also that of a run which another Snakemake computes or has
+    finished. So a second name holds on to it, and every try appends.
     """
-    output = ">> >(tee -a -- {log:q}) 2>> {log:q}" if show else ">> {log:q} 2>&1"
-    folder = shlex.quote(f"{PLAN.results}/{planning.FOLDERS[stage]}")
-    kept = f"{folder}/{{wildcards.run:q}}/{studies.KEPT_LOG}"
-    dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
-    plan_file = f"./{PLAN_FILE}" if dashed else str(PLAN_FILE)
-    plan_file = shlex.quote(plan_file).replace("{", "{{").replace("}", "}}")
-    return (
-        f"(: >> {kept} && ln -f -- {kept} {{log:q}}) 2> /dev/null || true; "
-        f"exec {python} -m {planning.MODULES[stage]} --plan {plan_file} "
-        f"--run {planning.FOLDERS[stage]}/{{wildcards.run:q}} {output}"
-    )
+
+    def text(wildcards):
+        run = planned(stage, wildcards)
+        folder = f"{PLAN.results}/{stage.folder}/{wildcards.run}"
+        kept, log = (shlex.quote(f"{folder}/{name}") for name in (jobs.KEPT_LOG, jobs.LOG))
+        output = f">> >(tee -a -- {log}) 2>> {log}" if stage.shown else f">> {log} 2>&1"
+        dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
+        plan_file = shlex.quote(f"./{PLAN_FILE}" if dashed else str(PLAN_FILE))
+        return (
+            f"(: >> {kept} && ln -f -- {kept} {log}) 2> /dev/null || true; "
+            f"exec {jobs.launcher(run)} -m {stage.module} --plan {plan_file} "
+            f"--run {shlex.quote(f'{stage.folder}/{wildcards.run}')} {output}"
+        )
+
+    return text
 
 
 def study_manifests():
@@ -146,8 +146,10 @@ def study_manifests():
     return [manifest(path) for path in [*(study["path"] for study in PLAN.studies), *comparison]]
 
 
-def comparison_name():
-    """The folder's name of the plan's comparison, as a regular expression: it lies among the studies."""
+def run_names(stage):
+    """The names of a report's folders, as a regular expression: those of comparisons lie among the studies'."""
+    if stage is not stages.COMPARISON:
+        return "[^/]+"
     return re.escape(Path(PLAN.comparison).name) if PLAN.comparison else "(?!)"
 
 
@@ -161,13 +163,13 @@ def check_judges():
     """Refuse, before the first job, what would end in a judge that can't be asked."""
     judged = [f"judge/{job.wildcards.run}" for job in workflow.dag.needrun_jobs() if job.rule.name == "judge"]
     try:
-        studies.check_judges(PLAN, judged)
+        jobs.check_judges(PLAN, judged)
     except UserError as error:
         sys.exit(f"salsa: {error}")
 
 
 def name_failures():
-    for line in studies.failures(PLAN):
+    for line in jobs.failures(PLAN):
         print(line, file=sys.stderr)
 
 

@@ -1,86 +1,52 @@
-rule study:
-    input:
-        parents("study"),
-    output:
-        manifest=beside("study", "manifest.json"),
-        figures=report(
-            directory(beside("study", "figures")),
-            patterns=["{figure}.png"],
-            caption="../report/figures.rst",
-            category="Figures",
-            subcategory="{run}",
-            labels={"figure": "{figure}"},
-        ),
-        tables=report(
-            directory(beside("study", "tables")),
-            patterns=["{table}.csv"],
-            caption="../report/tables.rst",
-            category="Tables",
-            subcategory="{run}",
-            labels={"table": "{table}"},
-        ),
-        claims=report(
-            beside("study", "claims.md"),
-            caption="../report/claims.rst",
-            category="Claims",
-            subcategory="{run}",
-        ),
-    log:
-        beside("study", "log.txt"),
-    benchmark:
-        beside("study", "benchmark.tsv")
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory("study"),
-        runtime=60,
-    shell:
-        command("study", python="python")
+# The stages that make a report: Snakemake's own report shows what is in it.
+for stage in (stage for stage in STAGES if stage.page):
+
+    rule:
+        name:
+            stage.name
+        input:
+            parents(stage),
+        output:
+            manifest=beside(stage, "manifest.json"),
+            figures=report(
+                directory(beside(stage, "figures")),
+                patterns=["{figure}.png"],
+                caption="../report/figures.rst",
+                category="Figures",
+                subcategory="{run}",
+                labels={"figure": "{figure}"},
+            ),
+            tables=report(
+                directory(beside(stage, "tables")),
+                patterns=["{table}.csv"],
+                caption="../report/tables.rst",
+                category="Tables",
+                subcategory="{run}",
+                labels={"table": "{table}"},
+            ),
+            page=report(
+                beside(stage, stage.page),
+                caption=f"../report/{Path(stage.page).stem}.rst",
+                category=Path(stage.page).stem.title(),
+                subcategory="{run}",
+            ),
+        log:
+            beside(stage, "log.txt"),
+        benchmark:
+            beside(stage, "benchmark.tsv")
+        wildcard_constraints:
+            run=run_names(stage),
+        conda:
+            "../../environment.yml"
+        threads: resource(stage, "threads")
+        resources:
+            mem_mb=memory(stage),
+            runtime=resource(stage, "runtime"),
+        params:
+            command=command(stage),
+        shell:
+            "{params.command}"
 
 
 # Both lie in the folder of studies; only the comparison's rule has a name of its own.
 ruleorder: comparison > study
-
-
-rule comparison:
-    input:
-        parents("comparison"),
-    output:
-        manifest=beside("comparison", "manifest.json"),
-        figures=report(
-            directory(beside("comparison", "figures")),
-            patterns=["{figure}.png"],
-            caption="../report/figures.rst",
-            category="Figures",
-            subcategory="{run}",
-            labels={"figure": "{figure}"},
-        ),
-        tables=report(
-            directory(beside("comparison", "tables")),
-            patterns=["{table}.csv"],
-            caption="../report/tables.rst",
-            category="Tables",
-            subcategory="{run}",
-            labels={"table": "{table}"},
-        ),
-        text=report(
-            beside("comparison", "comparison.md"),
-            caption="../report/comparison.rst",
-            category="Comparison",
-            subcategory="{run}",
-        ),
-    log:
-        beside("comparison", "log.txt"),
-    benchmark:
-        beside("comparison", "benchmark.tsv")
-    wildcard_constraints:
-        run=comparison_name(),
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=memory("comparison"),
-        runtime=60,
-    shell:
-        command("comparison", python="python")

@@ -1,0 +1,238 @@
+"""The stages of the pipeline: one record each, which planning, rules, estimates and the stages' commands read.
+
+A stage is a function in a module of its own, which this module names and doesn't import: a record imports no torch.
+What the records say is not repeated anywhere: a new stage is a module with a function, a VERSION and a settings class
+of `config`, and its record here. Left out: which runs of a stage a study has (plan.py), and what a run does.
+"""
+
+import ast
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from salsa import judges
+from salsa.workflow import config, needs, runs
+
+ROOT = Path(__file__).parents[2]
+
+
+def never(settings):
+    return False
+
+
+def always(settings):
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        module: the module with its function and its VERSION, whose command runs it.
+        settings: its settings dataclass.
+        roles: what its parents are to it, for the help of its command.
+        writes, may_write: what it has written when it is finished, as `runs.execute` takes it.
+        need: needs.Case -> needs.Need of a run. The default: next to nothing.
+        trains_policy: whether an algorithm makes a policy in it: its runs play the role `policy`.
+        processes: whether several processes may share a run.
+        retried: whether a failed job is tried again on this machine, because it goes on from checkpoints.
+        small: settings as a dictionary -> whether a run is one small process, whatever the model.
+        small_mb: memory of such a process.
+        minutes: a time limit that always suffices; None: the run's `execution.runtime`.
+        group: settings as a dictionary -> on a cluster, runs with one name that take seconds are one job; or None.
+        shown: whether what a run prints goes to the terminal as well as to its log.
+        page: of a stage that makes a report, the file that a person reads first.
+    """
+
+    name: str
+    module: str
+    settings: type
+    roles: tuple = ()
+    writes: tuple | None = None
+    may_write: tuple = ()
+    need: Callable = needs.nothing
+    trains_policy: bool = False
+    processes: bool = False
+    retried: bool = False
+    small: Callable = never
+    small_mb: int = 2000
+    minutes: int | None = None
+    group: Callable = lambda settings: None
+    shown: bool = False
+    page: str | None = None
+
+    @property
+    def folder(self):
+        """Where its runs lie, below the results."""
+        return "studies" if self.page else self.name
+
+    @functools.cached_property
+    def version(self):
+        """The VERSION in its module's source: to import the module would be to import torch."""
+        path = ROOT / (self.module.replace(".", "/") + ".py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
+                return ast.literal_eval(node.value)
+        raise RuntimeError(f"{path} has no VERSION")
+
+
+def _data(**fields):
+    """A stage that makes data: a small process that holds whole data sets in memory."""
+    return Stage(small=always, small_mb=4000, minutes=60, group=lambda settings: "data", **fields)
+
+
+def _report(**fields):
+    return Stage(small=always, minutes=60, **fields)
+
+
+CORPUS = _data(
+    name="corpus",
+    module="salsa.data.corpus",
+    settings=config.CorpusSettings,
+    writes=("corpus.jsonl", "counts.json"),
+    may_write=("words.json",),
+)
+PREPARE = _data(
+    name="prepare",
+    module="salsa.data.prepare",
+    settings=config.PrepareSettings,
+    writes=("sft.jsonl", "sft_validation.jsonl", "prompts.jsonl", "evaluation.jsonl", "gold/*", "counts.json"),
+    may_write=("preference_prompts.jsonl", "preferences.jsonl"),
+)
+BENCHMARK = _data(
+    name="benchmark",
+    module="salsa.data.benchmark",
+    settings=config.BenchmarkSettings,
+    roles=("prepare",),
+    writes=("benchmark.jsonl", "counts.json"),
+)
+BASE = Stage(
+    name="base",
+    module="salsa.base",
+    settings=config.BaseSettings,
+    roles=("corpus",),
+    writes=runs.MODEL,
+    need=needs.base,
+    retried=True,
+)
+SFT = Stage(
+    name="sft",
+    module="salsa.sft",
+    settings=config.SftSettings,
+    roles=("prepare", "base"),
+    writes=(*runs.MODEL, "log_history.json"),
+    need=needs.sft,
+    processes=True,
+    retried=True,
+)
+REWARD_MODEL = Stage(
+    name="reward_model",
+    module="salsa.reward",
+    settings=config.RewardModelSettings,
+    roles=("prepare", "sft0", "sft1"),
+    writes=(*runs.MODEL, "evaluation.json", "normalisation.json"),
+    need=needs.reward_model,
+    processes=True,
+    retried=True,
+)
+LANDSCAPE = Stage(
+    name="landscape",
+    module="salsa.evaluate.landscape",
+    settings=config.LandscapeSettings,
+    roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/NAME"),
+    writes=("responses.jsonl", "line.csv", "gates.json"),
+    need=needs.landscape,
+    shown=True,  # its gates say before hours of training whether the study can show anything
+)
+PPO = Stage(
+    name="ppo",
+    module="salsa.rl.trainer",
+    settings=config.PpoSettings,
+    roles=("prepare", "reward_model", "sft0", "sft1", "…"),
+    writes=(*runs.MODEL, "metrics.jsonl", "rollouts.jsonl"),
+    may_write=("value_model", "reference"),
+    need=needs.ppo,
+    trains_policy=True,
+    processes=True,
+    retried=True,
+)
+PLANE = Stage(
+    name="plane",
+    module="salsa.evaluate.plane",
+    settings=config.PlaneSettings,
+    roles=("prepare", "reward_model", "sft0", "sft1", "policy"),
+    writes=("plane.csv",),
+    need=needs.plane,
+)
+RESPOND = Stage(
+    name="respond",
+    module="salsa.evaluate.respond",
+    settings=config.RespondSettings,
+    roles=("prepare", "reward_model", "policy", "sft0", "…", "benchmark/NAME"),
+    writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
+    need=needs.respond,
+)
+
+
+def _judge(settings):
+    return judges.find(settings["judge"]["kind"])
+
+
+JUDGE = Stage(
+    name="judge",
+    module="salsa.evaluate.judge",
+    settings=config.JudgeSettings,
+    roles=("candidate", "baseline/NAME", "scorer", "benchmark/NAME"),
+    writes=("verdicts.jsonl",),
+    may_write=("answers.jsonl", "templates"),
+    need=needs.judge,
+    small=lambda settings: not _judge(settings).loads_model,
+    group=lambda settings: None if _judge(settings).loads_model or _judge(settings).takes_long else "verdicts",
+)
+STUDY = _report(
+    name="study",
+    module="salsa.report.study",
+    settings=config.StudySettings,
+    roles=("prepare", "landscape/rK", "reward_model/rK", "policy/I", "respond/I", "judge/NAME/I", "plane/I"),
+    writes=(
+        "runs.csv",
+        "tables/*.csv",
+        "figures/*.png",
+        "samples.md",
+        "claims.md",
+        "report.md",
+        "report.html",
+        "cards/*",
+    ),
+    page="claims.md",
+)
+COMPARISON = _report(
+    name="comparison",
+    module="salsa.report.comparison",
+    settings=config.ComparisonSettings,
+    roles=("study/I",),
+    writes=("tables/*.csv", "figures/*.png", "comparison.md"),
+    page="comparison.md",
+)
+
+# In the order of the pipeline: a run's parents are of earlier stages.
+ALL = {
+    stage.name: stage
+    for stage in (
+        CORPUS,
+        PREPARE,
+        BENCHMARK,
+        BASE,
+        SFT,
+        REWARD_MODEL,
+        LANDSCAPE,
+        PPO,
+        PLANE,
+        RESPOND,
+        JUDGE,
+        STUDY,
+        COMPARISON,
+    )
+}
