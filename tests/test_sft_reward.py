@@ -17,7 +17,7 @@ from salsa.data import chat
 from salsa.data.messages import assistant, user
 from salsa.evaluate import judge, landscape
 from salsa.rl import divergence, forward, models
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, stages
 
 LENGTHS = config.Lengths(prompt=64, response=44)
 CPU = torch.device("cpu")
@@ -367,7 +367,7 @@ def test_the_command_by_hand_takes_a_plain_model_folder(prepare_run, tiny_chat_m
     output = tmp_path / "sft"
     parents = [f"--parent=prepare={prepare_run}", f"--parent=base={tiny_chat_model}"]
     arguments = ["--settings", str(tmp_path / "settings.json"), *parents, "--output", str(output)]
-    runs.command("sft", sft.VERSION, sft.train, config.SftSettings, ("prepare", "base"), argv=arguments)
+    runs.command(stages.SFT, sft.train, sft.VERSION, argv=arguments)
     assert runs.verify(output)["settings"]["seed"] == 1
     assert models.load_policy(output / "model").num_parameters() > 0
 

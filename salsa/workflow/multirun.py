@@ -27,8 +27,8 @@ from omegaconf import OmegaConf, open_dict
 
 from salsa.workflow import compose, jobs, places, plan, runs, studies, yaml_files
 from salsa.workflow.compose import CONF, ROOT
+from salsa.workflow.jobs import snakemake_text
 from salsa.workflow.runs import UserError
-from salsa.workflow.studies import snakemake_text
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"

@@ -104,7 +104,7 @@ def test_a_limit(tmp_path, undisturbed, limit, says):
 
 LITTLE_MEMORY = """
 import resource
-from salsa.workflow import config, runs
+from salsa.workflow import runs, stages
 from salsa.data import prepare
 
 def greedy(settings, parents, output, execution):
@@ -112,7 +112,7 @@ def greedy(settings, parents, output, execution):
     prepare.prepare(settings, parents, output, execution)
     bytearray(2**30)
 
-runs.command("prepare", prepare.VERSION, greedy, config.PrepareSettings)
+runs.command(stages.PREPARE, greedy, prepare.VERSION)
 """
 
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from salsa.rl import checkpoints, models, networks, processes, rollout, trainer
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, stages
 
 # Most runs are forks of a process that has imported everything: start-up takes longer than they do.
 FORKS = multiprocessing.get_context("forkserver")
@@ -105,7 +105,7 @@ def stage(arguments, log, interruption):
         os.dup2(descriptor, stream)
     if interruption:
         INTERRUPTIONS[interruption]()
-    runs.command("ppo", trainer.VERSION, trainer.train, config.PpoSettings, argv=arguments)
+    runs.command(stages.PPO, trainer.train, trainer.VERSION, argv=arguments)
 
 
 def ended(process):

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 from salsa import anchors, data, judges
-from salsa.workflow import bounds, compose, config, policies, runs
+from salsa.workflow import bounds, compose, config, policies, runs, stages
 from salsa.workflow.bounds import ITEMS, RULE, Choice, Free, Range, SettingError, Text, fraction
 
 SCHEMAS = [cls for _, cls in inspect.getmembers(config, dataclasses.is_dataclass)]
@@ -213,7 +213,7 @@ def test_a_stage_names_the_file_of_what_it_refuses(tmp_path):
     file.write_text('{"seed": 0, "sft": {"epochs": 0}, "lengths": {}}')
     with pytest.raises(SystemExit) as stopped:
         arguments = ["--settings", str(file), "--output", str(tmp_path / "out")]
-        runs.command("sft", 1, lambda *_: None, config.SftSettings, argv=arguments)
+        runs.command(stages.SFT, lambda *_: None, 1, argv=arguments)
     assert "sft.epochs=0: must be at least 1, and at most 10000" in str(stopped.value) and str(file) in str(
         stopped.value
     )

@@ -241,7 +241,7 @@ def test_a_stage_takes_no_run_that_the_plan_does_not_sign_for(tmp_path):
     for wanted in (path, "../../x", first(values, "sft")):
         arguments = ["--plan", str(tmp_path / "plan.json"), "--run", wanted]
         with pytest.raises(SystemExit) as caught:
-            runs.command("corpus", 1, table, config.CorpusSettings, argv=arguments)
+            runs.command(stages.CORPUS, table, 1, argv=arguments)
         one_line(caught)
     assert not (tmp_path / "results").exists()
 
