@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from salsa import base, reward, sft
 from salsa.data import chat
 from salsa.data.messages import assistant, user
-from salsa.evaluate import judge, landscape
+from salsa.evaluate import landscape
+from salsa.judges import reward_model as judge
 from salsa.rl import divergence, forward, models
 from salsa.workflow import config, runs, stages
 

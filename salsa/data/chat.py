@@ -5,7 +5,7 @@ after an answer (`ending`); SFT and reward models learn up to it, sampling stops
 is a control token: what the template writes, never what a user, a data row or a policy spells. Text that spells one is
 tokenized as text, or its row is refused.
 
-Left out: loading models and tokenizers (models.py), and sampling (ppo/rollout.py).
+Left out: loading models and tokenizers (rl/models.py), and sampling (rl/rollout.py).
 """
 
 import collections
