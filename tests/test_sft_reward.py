@@ -8,8 +8,8 @@ import conftest
 import numpy as np
 import pytest
 import torch
+from byte_tokenizers import CHATML, byte_tokenizer
 from conftest import random_llama, save_model
-from test_chat import CHATML, byte_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from salsa import base, reward, sft

@@ -1,23 +1,20 @@
 """Chat templates, end tokens, padding: what text becomes, and where a response ends."""
 
-import copy
-import functools
 import random
 import re
-from pathlib import Path
 
 import hub_like
 import pytest
+from byte_tokenizers import CHATML, byte_tokenizer
 from conftest import random_llama
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from salsa import base
 from salsa.data import chat
 from salsa.data.messages import assistant, user
 from salsa.rl import forward, models
-from salsa.workflow import config, runs
+from salsa.workflow import runs
 
 
 @pytest.fixture
@@ -102,24 +99,7 @@ def test_texts_hold_no_special_tokens(tokenizer):
     assert chat.decode(tokenizer, sequences) == ["the fox", "a kite"]
 
 
-@functools.cache
-def _bytes():
-    texts = ["How do I cook rice? Wash it, then boil it in water.", "Write a poem about the sea."] * 20
-    return base.make_tokenizer(texts, Path("none"), config.Architecture(vocabulary_size=400, max_length=1024))
-
-
-def byte_tokenizer(*extra, special=True):
-    """Byte-level BPE with more tokens; `<eos>` ends texts, as `<|endoftext|>` does for models of ChatML."""
-    made = copy.deepcopy(_bytes())
-    made.add_tokens([AddedToken(token, special=special) for token in extra])
-    return made
-
-
 ROLES = (chat.TEMPLATES / "roles.jinja").read_text()
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 MARKED = (
     "{{ '<|im_start|>' + m.role + '\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
 )
