@@ -6,13 +6,12 @@ when corpus, settings and version are the ones it was made with. `python -m sals
 """
 
 import copy
-import dataclasses
 import math
 import shutil
 from pathlib import Path
 
 from salsa.rl import folders
-from salsa.workflow import runs, stages
+from salsa.workflow import config, runs, stages
 
 VERSION = 2
 ASSETS = Path(__file__).parent / "assets"
@@ -26,7 +25,7 @@ LARGEST_DIFFERENCE = 0.005  # nats, of a token's log-probability in float32: rou
 
 def make(settings, parents, output, execution):
     """Write the base model's folder to `output/model`. Raises UserError when the model can't be had."""
-    shipped = ASSETS / runs.address("base", VERSION, dataclasses.asdict(settings), _addresses(parents))[:12]
+    shipped = ASSETS / runs.address("base", VERSION, config.dump(settings), _addresses(parents))[:12]
     if execution.shipped_base and shipped.is_dir():
         shutil.copytree(shipped, output / "model", dirs_exist_ok=True)
         return {"shipped": shipped.name, **runs.read_json(shipped / "training.json")}

@@ -40,7 +40,8 @@ def arm_of(study, name):
         return name
     if name == PPO:
         return study.plain
-    same = next((names for names, _ in policies.specs(study.config).values() if name in names), ())
+    specs = policies.specs(policies.of_settings(study.config))
+    same = next((names for names, _ in specs.values() if name in names), ())
     return next((arm for arm in study.arms if arm in same), None)
 
 

@@ -157,7 +157,7 @@ def _identity(study):
 def arms(study):
     """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
     rows, described = [], {name: arm["description"] for name, arm in study.config["arms"].items()}
-    for spec, (names, _) in policies.specs(study.config).items():
+    for spec, (names, _) in policies.specs(policies.of_settings(study.config)).items():
         first = next(name for name in study.arms if name in names)  # the configuration of a plan is sorted by name
         row = {
             "start": soup_words(spec.start),

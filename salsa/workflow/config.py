@@ -1,427 +1,556 @@
-"""The schema of the whole configuration, as dataclasses, and how a command line becomes checked configurations.
+"""The schema of the whole configuration: pydantic dataclasses that name each setting, bound it, and say what it means.
 
-Every value has one home: `conf/` holds the values, this module their names, types and bounds. Stages receive the
-smallest dataclass that determines their result, so that two runs with equal settings are the same run. What is
-execution only (threads, device, micro-batch) lives in `Execution` and is never part of a run's address.
+Every value has one home: `conf/` holds the values, this module their names, types and bounds. Rules over several
+settings of a section are its validators; what depends on several sections stands in `salsa.workflow.checks`. Stages
+receive the smallest dataclass that determines their result, so that two runs with equal settings are the same run. What
+is execution only (threads, device, micro-batch) lives in `Execution` and is never part of a run's address.
 
-Only the standard library is imported at the top: numerics that read these settings run where Hydra is not installed.
+Numerics that read these settings run where neither Hydra nor Snakemake is installed: neither is imported here.
 """
 
-import typing
-from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+import dataclasses
+import functools
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from salsa.workflow import bounds, registry
-from salsa.workflow.bounds import (
-    choice,
-    entries,
-    fraction_text,
-    label,
-    many,
-    number,
-    planned,
-    share,
-    switch,
-    text,
-    whole,
-)
+import pydantic
+from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError, model_validator
 
-MISSING = bounds.UNSET  # a value that the configuration has to give
+from salsa.workflow import bounds, messages, registry
+from salsa.workflow.bounds import ADDED, Items, Range, ReadBy, Text, fault
+
 MOST = 10**9  # of rows, and of what else is counted
 LARGEST_BATCH = 10**6
 LARGEST_SEED = 2**32 - 1  # that numpy and transformers take
-ENVIRONMENT_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
 PATH = 4096  # characters of the longest path
-PROSE = 2000  # characters of a title or a description
-TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
+
+Count = Annotated[int, Range(0, MOST)]
+Batch = Annotated[int, Range(1, LARGEST_BATCH)]
+Seed = Annotated[int, Range(0, LARGEST_SEED)]
+Share = Annotated[float, Range(0, 1)]
+Part = Annotated[float, Range(0, below=1)]
+Path = Annotated[str, Text(PATH)]
+"""A file, a folder or a hub id."""
+Prose = Annotated[str, Text(2000, lines=True)]
+"""Sentences, for people."""
+Label = Annotated[str, bounds.file_name()]
+Switch = StrictBool
+Weights = Annotated[list[Annotated[str, Range(-1000, 1000, in_text=True)]], Items()]
+"""Of the models in a soup; below 0 or above 1, the soup lies beyond its ingredients."""
+Alphas = Annotated[list[Annotated[str, Range(0, 1, in_text=True)]], Items()]
+"""Places on the line from sft0 to sft1."""
+KlCoef = Annotated[float, Range(0, 10**6)]
+KlCoefs = Annotated[list[KlCoef], Items()]
+Temperature = Annotated[float, Range(0.01, 100)]
+"""Of sampling: logits are divided by it."""
+LoraRank = Annotated[int, Range(0, 2**14)]
+LoraAlpha = Annotated[float, Range(above=0, at_most=10**6)]
+LearningRate = Annotated[float, Range(above=0)]
+"""Whatever is above 0: one that is too large is found, and said, by the training that it breaks."""
+Labels = Annotated[list[Label], Items()]
+EntryName = Annotated[str, bounds.file_name(64)]
+Precision = Literal["no", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
+"""What both Accelerate and transformers know by this name."""
+
+CHECKED = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, defer_build=True)
+dataclass = functools.partial(pydantic.dataclasses.dataclass, config=CHECKED)
 
 
-def _seed(default=0):
-    return whole(default, 0, LARGEST_SEED)
+def listed(*items):
+    """The default of a list."""
+    return field(default_factory=lambda: list(items))
 
 
-def _path(default=""):
-    """A file, a folder or a hub id."""
-    return text(default, PATH)
+class Kind:
+    """Settings of a thing that comes in kinds: what its kind does not read may stand there with its default alone."""
+
+    @model_validator(mode="after")
+    def _reads_all(self):
+        readers = self.readers()
+        for f in dataclasses.fields(self):
+            kinds = readers.get(f.name, ())
+            if kinds and self.kind not in kinds and getattr(self, f.name) != f.default:
+                raise fault(
+                    f"read by kind {', '.join(kinds)} alone, and this is {self.kind}; leave it out", f.name, self
+                )
+        return self
+
+    @classmethod
+    def readers(cls):
+        """Setting -> the kinds that read it, of those that not all kinds read."""
+        return {
+            name: mark.kinds
+            for name, hint in bounds.type_hints(cls).items()
+            for mark in bounds.marks(hint)
+            if isinstance(mark, ReadBy)
+        }
 
 
-def _prose(default):
-    """Sentences, for people."""
-    return text(default, PROSE, lines=True)
-
-
-def _weight():
-    """Of a model in a soup; below 0 or above 1, the soup lies beyond its ingredients."""
-    return fraction_text(at_least=-1000, at_most=1000)
-
-
-def _alpha():
-    """A place on the line from sft0 to sft1."""
-    return fraction_text(at_least=0, at_most=1)
-
-
-def _kl_coef(default=bounds.NEEDED):
-    return number(default, at_least=0, at_most=10**6)
-
-
-def _temperature(default=bounds.NEEDED):
-    """Of sampling: logits are divided by it."""
-    return number(default, at_least=0.01, at_most=100)
-
-
-def _lora_rank():
-    return whole(0, 0, 2**14)
-
-
-def _lora_alpha():
-    return number(16.0, above=0, at_most=10**6)
-
-
-def _tracker():
-    """What both Accelerate and transformers know by this name."""
-    return choice(bounds.NEEDED, *TRACKERS)
-
-
-def _learning_rate(default):
-    """Whatever is above 0: one that is too large is found, and said, by the training that it breaks."""
-    return number(default, above=0)
-
-
-@dataclass
+@dataclass()
 class Architecture:
     """A Llama that the project pretrains itself."""
 
-    vocabulary_size: int = whole(512, 1, 2**20)
-    hidden_size: int = whole(128, 1, 2**14)
-    intermediate_size: int = whole(384, 1, 2**16)
-    layers: int = whole(4, 1, 200)
-    heads: int = whole(4, 1, 1024)
-    max_length: int = whole(192, 2, 2**20)
+    vocabulary_size: Annotated[int, Range(1, 2**20)] = 512
+    hidden_size: Annotated[int, Range(1, 2**14)] = 128
+    intermediate_size: Annotated[int, Range(1, 2**16)] = 384
+    layers: Annotated[int, Range(1, 200)] = 4
+    heads: Annotated[int, Range(1, 1024)] = 4
+    max_length: Annotated[int, Range(2, 2**20)] = 192
 
 
-@dataclass
+@dataclass()
 class Model:
     """A base model: made by the project (`pretrain`), from a package's GGUF (`package`), or a hub id or folder."""
 
-    name: str = label(MISSING)
-    source: str = choice(MISSING, "pretrain", "package", "hub")
-    path: str = _path()  # hub id or local folder (hub); the package's name (package)
-    revision: str | None = text(None, 100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)
-    dtype: str = choice("float32", "float32", "bfloat16")
-    pickled_weights: bool = switch(
-        False
-    )  # read pickles (pytorch_model.bin), where there are no safetensors; tensors alone
-    # a file of salsa/data/templates, without .jinja; null: the model's own
-    chat_template: str | None = label(None)
+    name: Label
+    source: Literal["pretrain", "package", "hub"]
+    path: Path = ""
+    """Hub id or local folder (hub); the package's name (package)."""
+    revision: (
+        Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)] | None
+    ) = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    pickled_weights: Switch = False
+    """Read pickles (pytorch_model.bin), where there are no safetensors; tensors alone."""
+    chat_template: Label | None = None
+    """A file of salsa/data/templates, without .jinja; null: the model's own."""
     architecture: Architecture = field(default_factory=Architecture)
 
 
-@dataclass
-class Corpus:
+@dataclass()
+class Corpus(Kind):
     """Pretraining text."""
 
-    kind: str = choice(MISSING, "stories", "reviews", "none")
-    seed: int = _seed()
-    documents: int = whole(0, 0, 10**7)
+    kind: Literal["stories", "reviews", "none"]
+    seed: Seed = 0
+    documents: Annotated[int, Range(0, 10**7)] = 0
+
+    @classmethod
+    def readers(cls):
+        from salsa import data
+
+        kinds = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
+        return dict.fromkeys(("seed", "documents"), kinds)
 
 
-@dataclass
-class Task:
+@dataclass()
+class Task(Kind):
     """What SFT, the reward model, PPO and evaluation prompts are made from. Sizes are upper limits for read data."""
 
-    kind: str = choice(MISSING, *registry.names("salsa.data.worlds"))
-    seed: int = _seed()
-    demonstrations: int = whole(0, 0, MOST)
-    validation: int = whole(0, 0, MOST)
-    preferences: int = whole(0, 0, MOST)  # prompts (sampled preferences) or pairs (given preferences)
-    prompts: int = whole(0, 0, MOST)  # for PPO
-    # development prompts on which KL and rewards of final policies are reported
-    evaluation: int = whole(0, 0, MOST)
-    opening_words: int = whole(6, 1, 1000)  # reviews: words of a review that make its prompt
-    # reviews: words of the continuation that gold and demonstrations see; 0: all
-    response_words: int = whole(0, 0, 10000)
-    sft_file: str = _path()  # ultra: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)
-    preference_file: str = _path()
-    evaluation_file: str = _path()
+    kind: Literal[*registry.names("salsa.data.worlds")]
+    seed: Seed = 0
+    demonstrations: Count = 0
+    validation: Count = 0
+    preferences: Count = 0
+    """Prompts (sampled preferences) or pairs (given preferences)."""
+    prompts: Count = 0
+    """For PPO."""
+    evaluation: Count = 0
+    """Development prompts on which KL and rewards of final policies are reported."""
+    opening_words: Annotated[int, Range(1, 1000)] = 6
+    """reviews: words of a review that make its prompt."""
+    response_words: Annotated[int, Range(0, 10000)] = 0
+    """reviews: words of the continuation that gold and demonstrations see; 0: all."""
+    sft_file: Path = ""
+    """ultra: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)."""
+    preference_file: Path = ""
+    evaluation_file: Path = ""
+
+    @classmethod
+    def readers(cls):
+        from salsa import data
+
+        return data.read_by(data.world_kinds())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Data:
-    name: str = label(MISSING)
-    # sampled: pairs drawn from the SFT models, labelled by gold | given: read from data
-    preferences: str = choice("sampled", "sampled", "given")
-    corpus: Corpus = field(default_factory=Corpus)
-    task: Task = field(default_factory=Task)
+    name: Label
+    preferences: Literal["sampled", "given"] = "sampled"
+    """sampled: pairs drawn from the SFT models, labelled by gold | given: read from data."""
+    corpus: Corpus
+    task: Task
 
 
-@dataclass
-class Benchmark:
-    kind: str = choice(MISSING, *registry.names("salsa.data.benchmarks"))
-    prompts: int = whole(0, 0, MOST)  # upper limit; 0: all
-    file: str = _path()
-    reference_file: str = _path()
+@dataclass()
+class Benchmark(Kind):
+    kind: Literal[*registry.names("salsa.data.benchmarks")]
+    prompts: Count = 0
+    """Upper limit; 0: all."""
+    file: Path = ""
+    reference_file: Path = ""
+
+    @classmethod
+    def readers(cls):
+        from salsa import data
+
+        return data.read_by(data.benchmark_kinds())
 
 
-@dataclass
-class Judge:
-    kind: str = choice(MISSING, *registry.names("salsa.judges"))
-    # of the judges that score: a difference up to this is a tie
-    tie_margin: float = number(0.0, at_least=0, at_most=10**6)
-    tournament: bool = switch(False)  # not only against sft0 and plain PPO: every pair of policies at one kl_coef
-    # openai: any server that speaks the API of that name
-    model: str = text("", 200)
-    base_url: str = text("", PATH, secret=True)  # "": the environment's OPENAI_BASE_URL, or OpenAI's own
-    # the environment variable that holds the key
-    key_variable: str = text(
-        "OPENAI_API_KEY",
-        100,
-        ENVIRONMENT_VARIABLE,
-        "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself",
-        empty=False,
-        secret=True,
-    )
-    templates: str = _path()  # a folder of prompts; "": the project's own, salsa/judges/templates
-    # null leaves a parameter out of what is asked, for a server that refuses it
-    temperature: float | None = number(0.0, at_least=0, at_most=100)
-    max_tokens: int | None = whole(1024, 1, 2**20)  # of an answer
-    seed: int | None = _seed()  # of answers that are sampled; another seed draws others
-    attempts: int = whole(3, 1, 100)  # answers asked for until one holds a verdict
+@dataclass()
+class Judge(Kind):
+    kind: Literal[*registry.names("salsa.judges")]
+    tie_margin: Annotated[float, Range(0, 10**6)] = 0.0
+    """Of the judges that score: a difference up to this is a tie."""
+    tournament: Switch = False
+    """Not only against sft0 and plain PPO: every pair of policies at one kl_coef."""
+    model: Annotated[str, Text(200)] = ""
+    """openai: any server that speaks the API of that name."""
+    base_url: Annotated[str, Text(PATH, secret=True)] = ""
+    """Nothing: the environment's OPENAI_BASE_URL, or OpenAI's own."""
+    key_variable: Annotated[
+        str,
+        Text(
+            100,
+            r"[A-Za-z_][A-Za-z0-9_]*",
+            "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself",
+            empty=False,
+            secret=True,
+        ),
+    ] = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    templates: Path = ""
+    """A folder of prompts; "": the project's own, salsa/judges/templates."""
+    temperature: Annotated[float, Range(0, 100)] | None = 0.0
+    """null leaves a parameter out of what is asked, for a server that refuses it."""
+    max_tokens: Annotated[int, Range(1, 2**20)] | None = 1024
+    """Of an answer."""
+    seed: Seed | None = 0
+    """Of answers that are sampled; another seed draws others."""
+    attempts: Annotated[int, Range(1, 100)] = 3
+    """Answers asked for until one holds a verdict."""
+
+    @classmethod
+    def readers(cls):
+        from salsa import data, judges
+
+        return data.read_by(judges.kinds())
 
 
-@dataclass
-class Reference:
+@dataclass()
+class Reference(Kind):
     """What the KL penalty is measured from."""
 
-    # soup: the weight average of the SFT models | noise: sft0 moved at random, as far as that soup |
-    # multi_kl: each SFT model with a weight, KLs averaged | ema: a soup that follows the policy slowly |
-    # reset: a soup that is replaced by the policy now and then
-    kind: str = choice("soup", *registry.names("salsa.anchors"))
-    weights: list[str] = many(["1"], _weight())  # decimals or fractions, one for each SFT model
-    rate: float = share(0.0)  # ema: share of the policy that is mixed in after each iteration (WARP's mu)
-    every: int = whole(0, 0, MOST)  # reset: iterations between two copies of the policy
+    kind: Literal[*registry.names("salsa.anchors")] = "soup"
+    """soup: the weight average of the SFT models | noise: sft0 moved at random, as far as that soup | multi_kl: each
+    SFT model with a weight, KLs averaged | ema: a soup that follows the policy slowly | reset: a soup that is
+    replaced by the policy now and then.
+    """
+    weights: Weights = listed("1")
+    """Decimals or fractions, one for each SFT model."""
+    rate: Share = 0.0
+    """ema: share of the policy that is mixed in after each iteration (WARP's mu)."""
+    every: Count = 0
+    """reset: iterations between two copies of the policy."""
+
+    @classmethod
+    def readers(cls):
+        from salsa import anchors, data
+
+        return data.read_by(anchors.kinds())
 
 
-@dataclass
-class KlSchedule:
+@dataclass()
+class KlSchedule(Kind):
     """How kl_coef changes over a run."""
 
-    kind: str = choice("fixed", "fixed", "linear", "adaptive")
-    final: float = share(0.0)  # linear: share of kl_coef that is left in the last iteration
-    target: float = number(6.0, above=0, at_most=10**6)  # adaptive: wanted KL to the reference, nats a response
-    # adaptive: responses in which kl_coef follows (1909.08593)
-    horizon: float = number(10000.0, above=0, at_most=10**12)
+    kind: Literal["fixed", "linear", "adaptive"] = "fixed"
+    final: Annotated[Share, ReadBy("linear")] = 0.0
+    """linear: share of kl_coef that is left in the last iteration."""
+    target: Annotated[float, Range(above=0, at_most=10**6), ReadBy("adaptive")] = 6.0
+    """adaptive: wanted KL to the reference, nats a response."""
+    horizon: Annotated[float, Range(above=0, at_most=10**12), ReadBy("adaptive")] = 10000.0
+    """adaptive: responses in which kl_coef follows (1909.08593)."""
 
 
-@dataclass
+@dataclass()
 class Arm:
     """A way to run PPO: where the policy starts (weights over the SFT models) and what its reference is."""
 
-    description: str = _prose("")
-    start: list[str] = many(["1"], _weight())
+    description: Prose = ""
+    start: Weights = listed("1")
     reference: Reference = field(default_factory=Reference)
-    kl_scale: float = number(1.0, above=0, at_most=10**6)  # of the study's kl_coef
-    kl_schedule: KlSchedule | None = None  # null: ppo.kl_schedule
-    kl_coefs: list[float] | None = many(None, _kl_coef())  # those of the study's that it is run at; null: all
+    kl_scale: Annotated[float, Range(above=0, at_most=10**6)] = 1.0
+    """Of the study's kl_coef."""
+    kl_schedule: KlSchedule | None = None
+    """null: ppo.kl_schedule."""
+    kl_coefs: KlCoefs | None = None
+    """Those of the study's that it is run at; null: all."""
 
 
-@dataclass
+@dataclass()
 class Lengths:
     """Tokens. A prompt longer than `prompt` is dropped and counted, never cut silently."""
 
-    prompt: int = whole(32, 1, 2**20)
-    response: int = whole(40, 1, 2**20)
+    prompt: Annotated[int, Range(1, 2**20)] = 32
+    response: Annotated[int, Range(1, 2**20)] = 40
 
 
-@dataclass
+@dataclass()
 class Base:
     """Pretraining, for `model.source: pretrain`."""
 
-    seed: int = _seed()
-    epochs: int = whole(1, 1, 10000)
-    batch_size: int = whole(64, 1, LARGEST_BATCH)
-    block_length: int = whole(128, 2, 2**20)
-    learning_rate: float = _learning_rate(1e-3)
-    weight_decay: float = number(0.01, at_least=0, at_most=100)
-    warmup: float = number(0.05, at_least=0, below=1)  # share of the steps
+    seed: Seed = 0
+    epochs: Annotated[int, Range(1, 10000)] = 1
+    batch_size: Batch = 64
+    block_length: Annotated[int, Range(2, 2**20)] = 128
+    learning_rate: LearningRate = 0.001
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01
+    warmup: Part = 0.05
+    """Share of the steps."""
 
 
-@dataclass
+@dataclass()
 class Sft:
-    models: int = whole(2, 1, 100)  # SFT models a replicate, differing in the seed alone
-    epochs: int = whole(3, 1, 10000)
-    batch_size: int = whole(32, 1, LARGEST_BATCH)
-    learning_rate: float = _learning_rate(1e-4)
-    weight_decay: float = number(0.0, at_least=0, at_most=100)
-    warmup: float = number(0.05, at_least=0, below=1)  # share of the steps
-    # attention dropout while training; with the data order, what a seed changes
-    dropout: float = number(0.0, at_least=0, below=1)
-    # validation: the epoch of lowest validation loss | epochs: the last, over-fitted or not
-    stop: str = choice("validation", "validation", "epochs")
-    # low-rank adapters on every linear layer but the head, merged in the end; 0: all are trained
-    lora_rank: int = _lora_rank()
-    lora_alpha: float = _lora_alpha()
+    models: Annotated[int, Range(1, 100)] = 2
+    """SFT models a replicate, differing in the seed alone."""
+    epochs: Annotated[int, Range(1, 10000)] = 3
+    batch_size: Batch = 32
+    learning_rate: LearningRate = 0.0001
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    warmup: Part = 0.05
+    """Share of the steps."""
+    dropout: Part = 0.0
+    """Attention dropout while training; with the data order, what a seed changes."""
+    stop: Literal["validation", "epochs"] = "validation"
+    """validation: the epoch of lowest validation loss | epochs: the last, over-fitted or not."""
+    lora_rank: LoraRank = 0
+    """Low-rank adapters on every linear layer but the head, merged in the end; 0: all are trained."""
+    lora_alpha: LoraAlpha = 16.0
 
 
-@dataclass
+@dataclass()
 class RewardModel:
-    pairs: int = whole(1000, 1, MOST)
-    held_out: int = whole(256, 1, MOST)
-    epochs: int = whole(1, 1, 10000)
-    batch_size: int = whole(64, 1, LARGEST_BATCH)
-    learning_rate: float = _learning_rate(1e-4)
-    warmup: float = number(0.05, at_least=0, below=1)  # share of the steps
-    # Bradley-Terry noise of sampled preferences, in units of gold
-    gold_temperature: float = number(0.1, above=0, at_most=10**6)
-    # prompts on which sft0's samples fix the reward's shift and scale: a deviation takes two
-    normalisation_prompts: int = whole(256, 2, MOST)
-    lora_rank: int = _lora_rank()  # as in Sft; the head, which sft0 has none of, is trained whole
-    lora_alpha: float = _lora_alpha()
+    pairs: Annotated[int, Range(1, MOST)] = 1000
+    held_out: Annotated[int, Range(1, MOST)] = 256
+    epochs: Annotated[int, Range(1, 10000)] = 1
+    batch_size: Batch = 64
+    learning_rate: LearningRate = 0.0001
+    warmup: Part = 0.05
+    """Share of the steps."""
+    gold_temperature: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
+    """Bradley-Terry noise of sampled preferences, in units of gold."""
+    normalisation_prompts: Annotated[int, Range(2, MOST)] = 256
+    """Prompts on which sft0's samples fix the reward's shift and scale: a deviation takes two."""
+    lora_rank: LoraRank = 0
+    """As in Sft; the head, which sft0 has none of, is trained whole."""
+    lora_alpha: LoraAlpha = 16.0
+
+    @model_validator(mode="after")
+    def _a_batch_at_least(self):
+        if self.batch_size > self.pairs:
+            raise fault(f"more than reward_model.pairs={self.pairs}; make it smaller", "batch_size", self)
+        return self
 
 
-@dataclass
+@dataclass()
 class Ppo:
-    iterations: int = whole(40, 1, 10**6)
-    batch_size: int = whole(128, 1, LARGEST_BATCH)  # prompts an iteration, over all processes
-    epochs: int = whole(2, 1, 1000)
-    mini_batches: int = whole(1, 1, LARGEST_BATCH)
-    learning_rate: float = _learning_rate(1e-4)
-    schedule: str = choice("linear", "linear", "constant")  # linear: to 0 over the run
-    warmup: int = whole(0, 0, 10**6)  # iterations
-    adam_beta1: float = number(0.9, at_least=0, below=1)
-    adam_beta2: float = number(0.999, at_least=0, below=1)
-    adam_epsilon: float = number(1e-5, at_least=1e-30, at_most=1)  # above 0 in float32, too
-    kl_estimator: str = choice("k1", "k1", "k2", "k3")
-    kl_in: str = choice("reward", "reward", "loss")
+    iterations: Annotated[int, Range(1, 10**6)] = 40
+    batch_size: Batch = 128
+    """Prompts an iteration, over all processes."""
+    epochs: Annotated[int, Range(1, 1000)] = 2
+    mini_batches: Batch = 1
+    learning_rate: LearningRate = 0.0001
+    schedule: Literal["linear", "constant"] = "linear"
+    """linear: to 0 over the run."""
+    warmup: Annotated[int, Range(0, 10**6)] = 0
+    """Iterations."""
+    adam_beta1: Part = 0.9
+    adam_beta2: Part = 0.999
+    adam_epsilon: Annotated[float, Range(1e-30, 1)] = 1e-05
+    """Above 0 in float32, too."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
     kl_schedule: KlSchedule = field(default_factory=KlSchedule)
-    gamma: float = share(1.0)
-    lam: float = share(0.95)
-    clip_range: float = number(0.2, at_least=0, at_most=1000)
-    value_clip_range: float = number(0.2, at_least=0, at_most=10**6)
-    value_coef: float = number(0.1, at_least=0, at_most=10**6)
-    # a network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
-    # (sft), or a head of zeros on the policy's trunk (shared)
-    value_model: str = choice("reward_model", "reward_model", "sft", "shared")
-    max_grad_norm: float = number(1.0, above=0, at_most=10**9)
-    temperature: float = _temperature(1.0)
-    # constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none
-    score_normalisation: str = choice("constants", "constants", "batch", "none")
-    # largest absolute score that is paid, after normalisation; 0: no limit
-    score_clip: float = number(0.0, at_least=0, at_most=10**6)
-    missing_eos_penalty: float = number(1.0, at_least=0, at_most=10**6)
-    # rescales what is paid, but not a penalty in the loss: with kl_in=loss it makes the penalty several times weaker
-    whiten_advantages: bool = switch(True)
-    # low-rank adapters on every linear layer of policy and value model; 0: all weights are trained
-    lora_rank: int = _lora_rank()
-    lora_alpha: float = _lora_alpha()
-    # iterations between kept rollouts (text), from which gold trajectories are read
-    rollouts_every: int = whole(5, 1, 10**6)
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    clip_range: Annotated[float, Range(0, 1000)] = 0.2
+    value_clip_range: Annotated[float, Range(0, 10**6)] = 0.2
+    value_coef: Annotated[float, Range(0, 10**6)] = 0.1
+    value_model: Literal["reward_model", "sft", "shared"] = "reward_model"
+    """A network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
+    (sft), or a head of zeros on the policy's trunk (shared).
+    """
+    max_grad_norm: Annotated[float, Range(above=0, at_most=10**9)] = 1.0
+    temperature: Temperature = 1.0
+    score_normalisation: Literal["constants", "batch", "none"] = "constants"
+    """constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none."""
+    score_clip: Annotated[float, Range(0, 10**6)] = 0.0
+    """Largest absolute score that is paid, after normalisation; 0: no limit."""
+    missing_eos_penalty: Annotated[float, Range(0, 10**6)] = 1.0
+    whiten_advantages: Switch = True
+    """Rescales what is paid, but not a penalty in the loss: kl_in=loss is several times weaker with it."""
+    lora_rank: LoraRank = 0
+    """Low-rank adapters on every linear layer of policy and value model; 0: all weights are trained."""
+    lora_alpha: LoraAlpha = 16.0
+    rollouts_every: Annotated[int, Range(1, 10**6)] = 5
+    """Iterations between kept rollouts (text), from which gold trajectories are read."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.kl_estimator == "k1" and self.kl_in == "loss":
+            raise fault("of kl_in=loss, its gradient is zero on average; use kl_estimator=k2", "kl_estimator", self)
+        if self.warmup > self.iterations:
+            raise fault(f"longer than ppo.iterations={self.iterations}; make it shorter", "warmup", self)
+        if self.score_normalisation == "batch" and self.batch_size < 2:
+            raise fault("one score of a batch has no deviation; raise ppo.batch_size", "score_normalisation", self)
+        if self.batch_size % self.mini_batches:
+            raise fault(f"not divisible by ppo.mini_batches={self.mini_batches}; change one", "batch_size", self)
+        return self
 
 
-@dataclass
+@dataclass()
 class Gates:
     """Conditions, read before PPO, without which a comparison of references says nothing. They warn, not stop."""
 
-    # KL(sft0 ‖ soup), nats a response; nearer to sft0, SALSA is PPO
-    smallest_kl: float = number(0.05, at_least=0, at_most=10**6)
-    lowest_agreement: float = share(0.75)  # of the reward model with gold, on held-out pairs
-    highest_agreement: float = share(0.95)  # above it, the proxy is as good as gold, and nothing is over-optimised
-    # nats a token, of the loss between the SFT models above their ends' line
-    largest_barrier: float = number(0.01, at_least=0, at_most=10**6)
+    smallest_kl: Annotated[float, Range(0, 10**6)] = 0.05
+    """KL(sft0 ‖ soup), nats a response; nearer to sft0, SALSA is PPO."""
+    lowest_agreement: Share = 0.75
+    """Of the reward model with gold, on held-out pairs."""
+    highest_agreement: Share = 0.95
+    """Above it, the proxy is as good as gold, and nothing is over-optimised."""
+    largest_barrier: Annotated[float, Range(0, 10**6)] = 0.01
+    """Nats a token, of the loss between the SFT models above their ends' line."""
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.lowest_agreement > self.highest_agreement:
+            where = f"evaluate.gates.highest_agreement={self.highest_agreement}"
+            raise fault(f"above {where}; change one", "lowest_agreement", self)
+        return self
 
 
-@dataclass
+@dataclass()
 class Plane:
     """Reward over the plane through sft0, sft1 and a trained policy, and along sft0 -> policy beyond both ends."""
 
-    arms: list[str] = many([], label())  # whose policies span a plane; none: no plane
-    kl_coef: float | None = _kl_coef(None)  # of these policies; null: the first that the arm is run at
-    replicates: int = whole(1, 0, 1000)  # of the study's, the first so many
-    step: str = fraction_text("1/4", above=0, at_most=1)  # of the weights on the grid
-    margin: str = fraction_text("1/2", at_least=0, at_most=5)  # how far the grid goes beyond the three models
-    prompts: int = whole(64, 1, MOST)  # evaluation prompts answered at each point
+    arms: Labels = listed()
+    """Whose policies span a plane; none: no plane."""
+    kl_coef: KlCoef | None = None
+    """Of these policies; null: the first that the arm is run at."""
+    replicates: Annotated[int, Range(0, 1000)] = 1
+    """Of the study's, the first so many."""
+    step: Annotated[str, Range(above=0, at_most=1, in_text=True)] = "1/4"
+    """Of the weights on the grid."""
+    margin: Annotated[str, Range(0, 5, in_text=True)] = "1/2"
+    """How far the grid goes beyond the three models."""
+    prompts: Annotated[int, Range(1, MOST)] = 64
+    """Evaluation prompts answered at each point."""
+
+    @model_validator(mode="after")
+    def _a_grid(self):
+        step, margin = bounds.fraction(self.step), bounds.fraction(self.margin)
+        if (1 / step).denominator != 1:
+            raise fault("1 must be a multiple of it; give 1/2, 1/3, 1/4, …", "step", self)
+        points = (int((1 + 2 * margin) / step) + 1) ** 2
+        if points > MOST_POINTS:
+            where = f"with evaluate.plane.margin={self.margin}"
+            raise fault(f"{where}, up to {points} models, and {MOST_POINTS} may be; take larger steps", "step", self)
+        return self
 
 
-@dataclass
+@dataclass()
 class Evaluate:
-    temperature: float = _temperature(1.0)  # of benchmark answers; reported KL is always at temperature 1
-    alphas: list[str] = many(["0", "0.25", "0.5", "0.75", "1"], _alpha())  # SFT soups along the line
+    temperature: Temperature = 1.0
+    """Of benchmark answers; reported KL is always at temperature 1."""
+    alphas: Alphas = listed("0", "0.25", "0.5", "0.75", "1")
+    """SFT soups along the line."""
     gates: Gates = field(default_factory=Gates)
     plane: Plane = field(default_factory=Plane)
 
 
-@dataclass
+@dataclass()
 class Claim:
     """A hypothesis, fixed before the run: candidate minus baseline is above 0, and by how much it would matter."""
 
-    text: str = _prose(MISSING)  # in words
-    measure: str = choice(
-        MISSING, "kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable"
-    )
-    # the smallest difference that would matter, in the measure's unit
-    smallest_effect: float = number(MISSING, above=0, at_most=10**6)
-    origin: str = choice("abstract", "abstract", "control")  # the paper says so | what another explanation denies
-    candidate: str = label("salsa")
-    baseline: str = label("ppo")
-    # win_rate and rewards: benchmarks that must all pass; none named: each of the study's
-    benchmarks: list[str] = many([], label())
-    meaning: str = _prose("")  # control: what it says of the explanation when this is refuted
+    text: Prose
+    """In words."""
+    measure: Literal["kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable"]
+    smallest_effect: Annotated[float, Range(above=0, at_most=10**6)]
+    """The smallest difference that would matter, in the measure's unit."""
+    origin: Literal["abstract", "control"] = "abstract"
+    """abstract: the paper says so | control: what another explanation denies."""
+    candidate: Label = "salsa"
+    baseline: Label = "ppo"
+    benchmarks: Labels = listed()
+    """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
+    meaning: Prose = ""
+    """control: what it says of the explanation when this is refuted."""
+
+    @model_validator(mode="after")
+    def _of_two_arms(self):
+        if self.candidate == self.baseline and self.measure != "stable":
+            raise fault("is the candidate itself; name another arm", "baseline", self)
+        return self
 
 
-@dataclass
+@dataclass()
 class Stability:
     """When a trained policy counts as stable, and when as collapsed."""
 
-    # share of evaluation responses that end by themselves, relative to sft0's
-    lowest_end_rate: float = number(0.9, at_least=0, at_most=1000)
-    shortest_length: float = number(0.5, at_least=0, at_most=1000)  # mean response length, relative to sft0's
-    largest_gold_loss: float = number(
-        0.02, at_least=0, at_most=10**6
-    )  # gold of the last kept rollouts below their peak
-    # Beyond any of these a policy is marked as collapsed wherever it is shown, as it is where a number is not finite.
-    collapsed_end_rate: float = number(0.5, at_least=0, at_most=1000)  # share of responses that end, by sft0's
-    collapsed_length: float = number(0.1, at_least=0, at_most=1000)  # mean response length, by sft0's
-    # KL(policy ‖ sft0), nats a token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)
-    collapsed_kl: float = number(5.0, above=0, at_most=10**6)
+    lowest_end_rate: Annotated[float, Range(0, 1000)] = 0.9
+    """Share of evaluation responses that end by themselves, relative to sft0's."""
+    shortest_length: Annotated[float, Range(0, 1000)] = 0.5
+    """Mean response length, relative to sft0's."""
+    largest_gold_loss: Annotated[float, Range(0, 10**6)] = 0.02
+    """Gold of the last kept rollouts below their peak."""
+    collapsed_end_rate: Annotated[float, Range(0, 1000)] = 0.5
+    """Beyond this, as beyond the next two, a policy is marked as collapsed wherever it is shown. Share of responses
+    that end, by sft0's.
+    """
+    collapsed_length: Annotated[float, Range(0, 1000)] = 0.1
+    """Mean response length, by sft0's."""
+    collapsed_kl: Annotated[float, Range(above=0, at_most=10**6)] = 5.0
+    """KL(policy ‖ sft0), nats a token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)."""
 
 
-@dataclass
+@dataclass()
 class JudgeLimits:
     """What a judge's verdicts must show for claims to be read from them; docs/evaluation.md says why these.
 
     The last two are of the lower bounds of 95 % intervals over prompts, so that few verdicts show little.
     """
 
-    # of its answers: errors on 10 % of the prompts that differ from the others by 30 points move a rate by 3
-    largest_error_share: float = number(0.1, at_least=0, at_most=1)
-    smallest_discrimination: float = number(0.0, at_least=0, at_most=1)  # share of verdicts that follow the answers
-    smallest_kappa: float = number(0.0, at_least=-1, at_most=1)  # agreement with gold beyond chance, where gold is
+    largest_error_share: Share = 0.1
+    """Of its answers: errors on 10 % of the prompts that differ from the others by 30 points move a rate by 3."""
+    smallest_discrimination: Share = 0.0
+    """Share of verdicts that follow the answers."""
+    smallest_kappa: Annotated[float, Range(-1, 1)] = 0.0
+    """Agreement with gold beyond chance, where gold is."""
 
 
-@dataclass
+@dataclass()
 class Report:
-    bootstrap: int = whole(2000, 1, 100000)
-    seed: int = _seed()
-    samples: int = whole(5, 0, 1000)  # prompts a benchmark, answered by every arm side by side
-    reader: int = whole(20, 0, 10000)  # prompts a benchmark, with every policy's responses and verdicts, in report.html
+    bootstrap: Annotated[int, Range(1, 100000)] = 2000
+    seed: Seed = 0
+    samples: Annotated[int, Range(0, 1000)] = 5
+    """Prompts a benchmark, answered by every arm side by side."""
+    reader: Annotated[int, Range(0, 10000)] = 20
+    """Prompts a benchmark, with every policy's responses and verdicts, in report.html."""
     judges: JudgeLimits = field(default_factory=JudgeLimits)
 
 
-@dataclass
+@dataclass()
 class Objective:
     """The number that a sweeper maximises, read from a finished study; no part of any address."""
 
-    arm: str = text("", 64)  # "": salsa, or the last arm where there is none of that name
-    kl_coef: float | None = _kl_coef(None)  # of the study's; null: the first that the arm is run at
-    # gold_reward | reward: the arm's mean minus sft0's | win_rate: against sft0, by the first judge, mean over
-    # benchmarks | "": gold_reward, or win_rate where the data has no gold
-    measure: str = choice("", "", "gold_reward", "reward", "win_rate")
-    # of KL(policy ‖ sft0), nats a response; null: no limit
-    kl_budget: float | None = number(None, at_least=0, at_most=10**6)
-    # taken off for each nat above the budget, in the measure's unit
-    kl_penalty: float = number(0.1, above=0, at_most=10**6)
+    arm: Annotated[str, Text(64)] = ""
+    """Nothing: salsa, or the last arm where there is none of that name."""
+    kl_coef: KlCoef | None = None
+    """Of the study's; null: the first that the arm is run at."""
+    measure: Literal["", "gold_reward", "reward", "win_rate"] = ""
+    """gold_reward | reward: the arm's mean minus sft0's | win_rate: against sft0, by the first judge, mean over
+    benchmarks | "": gold_reward, or win_rate where the data has no gold.
+    """
+    kl_budget: Annotated[float, Range(0, 10**6)] | None = None
+    """Of KL(policy ‖ sft0), nats a response; null: no limit."""
+    kl_penalty: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
+    """Taken off for each nat above the budget, in the measure's unit."""
 
 
-@dataclass
+@dataclass()
 class Execution:
     """How a run is executed. No part of its address: none of this may change what it computes, beyond rounding.
 
@@ -429,58 +558,82 @@ class Execution:
     `processes` and `micro_batch`.
     """
 
-    device: str = choice("auto", "auto", "cpu", "cuda")
-    threads: int = whole(1, 1, 1024)  # CPU threads of a training or sampling job
-    micro_batch: int = whole(64, 1, LARGEST_BATCH)  # sequences a forward and backward pass
-    rollout_batch: int = whole(128, 1, LARGEST_BATCH)  # sequences sampled at once
-    gradient_checkpointing: bool = switch(False)
-    # torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute
-    compile: bool = switch(False)
-    rollouts: str = choice("transformers", "transformers", "vllm")  # what samples PPO's responses and answers
-    processes: int = whole(1, 1, 1024)  # of a run of SFT, a reward model or PPO, started by `accelerate launch`
-    accelerate_config: str = _path()  # its configuration file: FSDP, DeepSpeed (conf/accelerate)
-    checkpoint_every: int = whole(10, 0, 10**6)  # PPO iterations between checkpoints; 0: only when it is told to stop
-    keep_value_models: bool = switch(True)  # write PPO's value models too, which take as much disk as its policies
-    # between checkpoints of SFT and reward models; 0: only when told to stop
-    checkpoint_minutes: float = number(30.0, at_least=0, at_most=10**6)
-    memory_mb: int = whole(2000, 1, 10**9)
-    runtime: int = whole(60, 1, 10**6)  # minutes
-    gpus: int = whole(0, 0, 1024)
-    # of a judge that is asked over the network: questions at once, seconds an answer may take, tries after a failure
-    judge_concurrency: int = whole(8, 1, 1000)
-    judge_timeout: float = number(120.0, above=0, at_most=86400)
-    judge_retries: int = whole(6, 0, 1000)
-    # budget of a judge run; 0: no limit. One that is used up ends the run, which can go on
-    judge_requests: int = whole(0, 0, 10**12)
-    judge_tokens: int = whole(0, 0, 10**15)
-    judge_check: bool = switch(True)  # try, before the first job, whether the judge's server takes a connection
-    trackers: list[str] = many([], _tracker())  # Accelerate's: tensorboard, wandb, …
-    shipped_base: bool = switch(True)  # copy the checkpoint that comes with the project where its address is the run's
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Range(1, 1024)] = 1
+    """CPU threads of a training or sampling job."""
+    micro_batch: Batch = 64
+    """Sequences a forward and backward pass."""
+    rollout_batch: Batch = 128
+    """Sequences sampled at once."""
+    gradient_checkpointing: Switch = False
+    compile: Switch = False
+    """torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute."""
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """What samples PPO's responses and answers."""
+    processes: Annotated[int, Range(1, 1024)] = 1
+    """Of a run of SFT, a reward model or PPO, started by `accelerate launch`."""
+    accelerate_config: Path = ""
+    """Its configuration file: FSDP, DeepSpeed (conf/accelerate)."""
+    checkpoint_every: Annotated[int, Range(0, 10**6)] = 10
+    """PPO iterations between checkpoints; 0: only when it is told to stop."""
+    keep_value_models: Switch = True
+    """Write PPO's value models too, which take as much disk as its policies."""
+    checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 30.0
+    """Between checkpoints of SFT and reward models; 0: only when told to stop."""
+    memory_mb: Annotated[int, Range(1, 10**9)] = 2000
+    runtime: Annotated[int, Range(1, 10**6)] = 60
+    """Minutes."""
+    gpus: Annotated[int, Range(0, 1024)] = 0
+    judge_concurrency: Annotated[int, Range(1, 1000)] = 8
+    """Questions at once, to a judge over the network; then seconds an answer may take, and tries after a failure."""
+    judge_timeout: Annotated[float, Range(above=0, at_most=86400)] = 120.0
+    judge_retries: Annotated[int, Range(0, 1000)] = 6
+    judge_requests: Annotated[int, Range(0, 10**12)] = 0
+    """Budget of a judge run; 0: no limit. One that is used up ends the run, which can go on."""
+    judge_tokens: Annotated[int, Range(0, 10**15)] = 0
+    judge_check: Switch = True
+    """Try, before the first job, whether the judge's server takes a connection."""
+    trackers: Annotated[list[Tracker], Items()] = listed()
+    """Accelerate's: tensorboard, wandb, …"""
+    shipped_base: Switch = True
+    """Copy the checkpoint that comes with the project where its address is the run's."""
+
+    @model_validator(mode="after")
+    def _a_gpu_a_process(self):
+        if self.gpus not in (0, self.processes):
+            raise fault(
+                f"each of the {self.processes} processes of a training run has one; set "
+                f"execution.processes={self.gpus}, or execution.gpus={self.processes}",
+                "gpus",
+                self,
+            )
+        return self
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     """A study: its list axes, what every stage does, and how it is executed."""
 
-    name: str = label("default")
-    title: str = _prose("")
-    seed: int = _seed()
-    results: str = text("results", PATH, empty=False)
-    # bf16: autocast of trained models, whose weights stay float32; frozen ones are bfloat16
-    mixed_precision: str = choice("no", "no", "bf16")
-    replicates: list[int] = many([0], whole(0, 0, 10**6))
-    kl_coefs: list[float] = many([0.05], _kl_coef())
-    alphas: list[str] = many([], _alpha())
-    # kl_coefs of the alphas that are no arm; null: all of the study's
-    alpha_kl_coefs: list[float] | None = many(None, _kl_coef())
-    # studies planned along with this one, in the same DAG, and compared with it: each is one override, such as
-    # experiment=reviews or model=mistral_7b
-    companions: list[str] = many([], text("", PROSE), at_most=100)
-    arms: dict[str, Arm] = entries()
-    benchmarks: dict[str, Benchmark] = entries()
-    judges: dict[str, Judge] = entries()
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
+    name: Label = "default"
+    title: Prose = ""
+    seed: Seed = 0
+    results: Annotated[str, Text(PATH, empty=False)] = "results"
+    mixed_precision: Precision = "no"
+    """bf16: autocast of trained models, whose weights stay float32; frozen ones are bfloat16."""
+    replicates: Annotated[list[Annotated[int, Range(0, 10**6)]], Items()] = listed(0)
+    kl_coefs: KlCoefs = listed(0.05)
+    alphas: Alphas = listed()
+    alpha_kl_coefs: KlCoefs | None = None
+    """kl_coefs of the alphas that are no arm; null: all of the study's."""
+    companions: Annotated[list[Annotated[str, Text(2000)]], Items(100)] = listed()
+    """Studies planned along with this one, in the same DAG, and compared with it: each is one override, such as
+    experiment=reviews or model=mistral_7b.
+    """
+    arms: Annotated[dict[EntryName, Arm], Items()] = field(default_factory=dict)
+    benchmarks: Annotated[dict[EntryName, Benchmark], Items()] = field(default_factory=dict)
+    judges: Annotated[dict[EntryName, Judge], Items()] = field(default_factory=dict)
+    model: Model
+    data: Data
     lengths: Lengths = field(default_factory=Lengths)
     base: Base = field(default_factory=Base)
     sft: Sft = field(default_factory=Sft)
@@ -488,7 +641,7 @@ class Config:
     ppo: Ppo = field(default_factory=Ppo)
     evaluate: Evaluate = field(default_factory=Evaluate)
     report: Report = field(default_factory=Report)
-    claims: dict[str, Claim] = entries()
+    claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
     stability: Stability = field(default_factory=Stability)
     objective: Objective = field(default_factory=Objective)
     execution: Execution = field(default_factory=Execution)
@@ -498,126 +651,163 @@ class Config:
 # makes of settings, and no one writes, is `planned`.
 
 
-@dataclass
+@dataclass()
 class CorpusSettings:
     corpus: Corpus
-    sha256: str = planned("")  # of the package's file that the corpus is read from
+    sha256: str = ""
+    """Of the package's file that the corpus is read from."""
 
 
-@dataclass
+@dataclass()
 class PrepareSettings:
     task: Task
-    files: dict[str, str] = planned(dict)  # settings name -> "<bytes>:<sha256>" of each local file
+    files: dict[str, str] = field(default_factory=dict)
+    """Settings name -> "<bytes>:<sha256>" of each local file."""
 
 
-@dataclass
+@dataclass()
 class BenchmarkSettings:
-    name: str = label()
-    benchmark: Benchmark = field()
-    task: Task = field()
-    files: dict[str, str] = planned(dict)
+    name: Label
+    benchmark: Benchmark
+    task: Task
+    files: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass()
 class BaseSettings:
     model: Model
-    base: Base | None = None  # pretraining, where the project makes the model
-    files: dict[str, str] = planned(dict)  # content of a local model folder
+    base: Base | None = None
+    """Pretraining, where the project makes the model."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Content of a local model folder."""
 
 
-@dataclass
+@dataclass()
 class SftSettings:
-    seed: int = _seed(bounds.NEEDED)
-    sft: Sft = field()
-    lengths: Lengths = field()
-    mixed_precision: str = choice("no", "no", "bf16")
+    seed: Seed
+    sft: Sft
+    lengths: Lengths
+    mixed_precision: Precision = "no"
 
 
-@dataclass
+@dataclass()
 class RewardModelSettings:
-    seed: int = _seed(bounds.NEEDED)
-    # the last two: others, that PPO's reward model never sees
-    preferences: str = choice(bounds.NEEDED, "sampled", "given", "sampled_for_judge", "given_for_judge")
-    reward_model: RewardModel = field()
-    lengths: Lengths = field()
-    mixed_precision: str = choice("no", "no", "bf16")
+    seed: Seed
+    preferences: Literal["sampled", "given", "sampled_for_judge", "given_for_judge"]
+    """The last two: others, that PPO's reward model never sees."""
+    reward_model: RewardModel
+    lengths: Lengths
+    mixed_precision: Precision = "no"
 
 
-@dataclass
+@dataclass()
 class PpoSettings:
-    seed: int = _seed(bounds.NEEDED)
-    kl_coef: float = _kl_coef()
-    start: list[str] = many(bounds.NEEDED, _weight())
-    reference: Reference = field()
-    ppo: Ppo = field()
-    lengths: Lengths = field()
-    mixed_precision: str = choice("no", "no", "bf16")
+    seed: Seed
+    kl_coef: KlCoef
+    start: Weights
+    reference: Reference
+    ppo: Ppo
+    lengths: Lengths
+    mixed_precision: Precision = "no"
 
 
-@dataclass
+@dataclass()
 class LandscapeSettings:
     """The line between the first two SFT models, before PPO."""
 
-    seed: int = _seed(bounds.NEEDED)
-    alphas: list[str] = many(bounds.NEEDED, _alpha())
-    temperature: float = _temperature()
-    lengths: Lengths = field()
-    gates: Gates = field()
+    seed: Seed
+    alphas: Alphas
+    temperature: Temperature
+    lengths: Lengths
+    gates: Gates
 
 
-@dataclass
+@dataclass()
 class PlaneSettings:
-    seed: int = _seed(bounds.NEEDED)
-    step: str = fraction_text(above=0, at_most=1)
-    margin: str = fraction_text(at_least=0, at_most=5)
-    prompts: int = whole(at_least=1, at_most=MOST)
-    lengths: Lengths = field()
+    seed: Seed
+    step: Annotated[str, Range(above=0, at_most=1, in_text=True)]
+    margin: Annotated[str, Range(0, 5, in_text=True)]
+    prompts: Annotated[int, Range(1, MOST)]
+    lengths: Lengths
 
 
-@dataclass
+@dataclass()
 class RespondSettings:
-    seed: int = _seed(bounds.NEEDED)
-    temperature: float = _temperature()
-    lengths: Lengths = field()
+    seed: Seed
+    temperature: Temperature
+    lengths: Lengths
 
 
-@dataclass
+@dataclass()
 class JudgeSettings:
-    name: str = label()
-    judge: Judge = field()
-    replicate: int = whole(at_least=0, at_most=10**6)
-    candidate: str = text()
-    baselines: dict[str, str] = planned()  # baseline's name -> the `model` field of its rows in its responses
-    files: dict[str, str] = planned(dict)  # content of a folder of prompt templates
+    name: Label
+    judge: Judge
+    replicate: Annotated[int, Range(0, 10**6)]
+    candidate: Annotated[str, Text()]
+    baselines: dict[str, str]
+    """Baseline's name -> the `model` field of its rows in its responses."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Content of a folder of prompt templates."""
 
 
-@dataclass
+@dataclass()
 class StudySettings:
-    config: dict[str, Any] = planned()  # the resolved configuration without `execution`
-    policies: list[dict[str, Any]] = planned()  # arm, alpha, kl_coef, replicate, name, index, baselines
+    config: dict[str, Any]
+    """The resolved configuration without `execution`."""
+    policies: list[dict[str, Any]]
+    """Arm, alpha, kl_coef, replicate, name, index, baselines."""
 
 
-@dataclass
+@dataclass()
 class ComparisonSettings:
-    points: list[dict[str, str]] = planned()  # swept key -> its value at the point; its study is study/<place>
+    points: list[dict[str, str]]
+    """Swept key -> its value at the point; its study is study/<place>."""
 
 
-def from_dict(cls, values):
-    """Build dataclass `cls` from nested dictionaries, with its defaults where they leave something out.
+@functools.cache
+def _adapter(schema):
+    return TypeAdapter(schema)
+
+
+def from_dict(schema, values):
+    """Build dataclass `schema` from nested dictionaries, with its defaults where they leave something out.
 
     Raises:
-        bounds.SettingError: a ValueError of one line, which names the key of an unknown or missing setting, of a wrong
-            type, or of a value that its field does not allow.
+        messages.SettingError: a ValueError of one line, which names the key of an unknown or missing setting, of a
+            wrong type, or of a value that its field does not allow.
     """
-    return _made(cls, bounds.check(cls, values))
+    try:
+        return _adapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise messages.refusal(error, schema, values) from None
 
 
-def _made(hint, value):
-    """A checked value as the type of its field says."""
-    hint = bounds.required(hint)
-    if is_dataclass(hint) and value is not None:
-        hints = bounds.type_hints(hint)
-        return hint(**{name: _made(hints[name], item) for name, item in value.items()})
-    if typing.get_origin(hint) is dict:
-        return {name: _made(bounds.item_type(hint), item) for name, item in value.items()}
-    return value
+def dump(settings):
+    """Settings as nested dictionaries, as they are addressed: a setting that was `ADDED` is left out at its default."""
+    if isinstance(settings, dict):
+        return {name: dump(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [dump(value) for value in settings]
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    hints = bounds.type_hints(type(settings))
+    return {
+        f.name: dump(getattr(settings, f.name))
+        for f in dataclasses.fields(settings)
+        if ADDED not in bounds.marks(hints[f.name]) or getattr(settings, f.name) != f.default
+    }
+
+
+def defaults(schema=Config):
+    """The defaults of a section as nested dictionaries, with OmegaConf's mark ??? where one has to be given."""
+    found = {}
+    hints = bounds.type_hints(schema)
+    for f in dataclasses.fields(schema):
+        hint = bounds.base_type(hints[f.name])
+        if dataclasses.is_dataclass(hint) and f.default is not None:
+            found[f.name] = defaults(hint)
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory()
+        else:
+            found[f.name] = "???" if f.default is dataclasses.MISSING else f.default
+    return found

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
 from salsa.workflow import compose, jobs, places, plan, runs, studies, yaml_files
 from salsa.workflow.compose import CONF, ROOT
@@ -32,7 +31,6 @@ from salsa.workflow.runs import UserError
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"
-OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
 SIGNALLED = 128  # exit codes from here on say which signal ended a process
 
 
@@ -42,7 +40,7 @@ class Refused(CompactHydraException):
 
 def is_hydras(arguments):
     """Whether the arguments of `salsa run` ask for what is Hydra's: its flags, its settings."""
-    return any(OF_HYDRA.match(argument) for argument in arguments)
+    return any(compose.OF_HYDRA.match(argument) for argument in arguments)
 
 
 def check_directory(folder):
@@ -108,7 +106,7 @@ def with_defaults(arguments):
 def _check(arguments):
     """UserError for overrides that `compose` would refuse, and for a sweep of too many points."""
     overrides = [text for text in arguments if "=" in text or text.startswith("~")]
-    task = [text for text in overrides if not OF_HYDRA.match(text)]
+    task = [text for text in overrides if not compose.OF_HYDRA.match(text)]
     compose.check_overrides(task)
     searched = any(text.startswith("hydra/sweeper=") for text in overrides)
     if {"-m", "--multirun"} & set(arguments) and not searched:
@@ -121,17 +119,18 @@ def _check_optuna():
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, for overrides that add entries to typed dictionaries too; its errors are one line."""
+    """Hydra's loader, for overrides of what only the schema knows, too; its errors are one line."""
 
     def load_configuration(self, config_name, overrides, run_mode, *others, **options):
-        applied, merged = compose.split_merged(overrides)
         try:
+            applied = [compose.applied(override) for override in overrides]
             composed = super().load_configuration(config_name, applied, run_mode, *others, **options)
-            if merged and run_mode == RunMode.RUN:  # a multirun's wait for its points
-                composed = compose.merge(composed, merged)
-                OmegaConf.set_struct(composed, True)
-            if merged:
-                _name_overrides(composed.hydra, overrides)
+            _name_overrides(composed.hydra, overrides)
+            if config_name and run_mode == RunMode.RUN:  # a multirun's wait for its points
+                task = [override for override in overrides if not compose.OF_HYDRA.match(override)]
+                compose.configuration(composed, task)
+                with open_dict(composed):
+                    compose.fill_entries(composed)
             return composed
         except UserError as error:
             raise Refused(f"salsa: {error}") from None
@@ -141,7 +140,7 @@ class Loader(ConfigLoaderImpl):
 
 def _name_overrides(settings, overrides):
     """Let Hydra's settings name all overrides but those of Hydra itself, in their order."""
-    task = [override for override in overrides if override not in settings.overrides.hydra]
+    task = [override for override in overrides if not compose.OF_HYDRA.match(override)]
     with open_dict(settings):
         settings.overrides.task = task
         parsed = OverridesParser.create().parse_overrides(task)
@@ -234,14 +233,14 @@ def searches(current):
 def _plan(point, searching):
     """A point's plan (of its own study, without companions), the objective to read and why none can be."""
     try:
-        values = compose.compose_points([point])[0]
-        planned = plan.plan([values])
+        composed = compose.compose_points([point])[0]
+        planned = plan.plan([composed])
     except UserError as error:
         if not searching:
             raise Refused(f"salsa: {error}") from None
         return None, None, str(error)
     try:
-        return planned, compose.resolve_objective(values), None
+        return planned, compose.resolve_objective(composed), None
     except UserError as error:
         return None if searching else planned, None, str(error)
 

@@ -5,11 +5,10 @@ Hydra nor Snakemake. Two studies that share a run share its address, and so its 
 here once: its settings, its parents, and how it is executed.
 """
 
-import copy
 import functools
 import hashlib
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
 
@@ -172,28 +171,26 @@ def _loaded_study(values, result):
     return {"name": name, "path": path, "link": link}
 
 
-def plan(configs):
+def plan(studies):
     """The runs of several studies, as one `Plan`.
 
     Args:
-        configs: what `compose.compose` returns: `config.Config` as dictionaries, each with three entries more: `files`
-            (the content of local files, by run), `link` (the readable name of the study's folder, or None) and `point`
-            (what sets it apart in a sweep or from its companions; empty where it is alone).
+        studies: a list of `policies.Composed`, as `compose.compose` returns it.
 
     Raises:
         runs.UserError: the studies disagree on the results folder, or it can't be one.
     """
-    folders = sorted({values["results"] for values in configs})
+    folders = sorted({composed.config.results for composed in studies})
     if len(folders) > 1:
         raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
     result = Plan(results_folder(folders[0]))
     points = []
-    for values in configs:
-        study = _Study(values, result).add()
+    for composed in studies:
+        study = _Study(composed, result).add()
         if study["path"] not in {known["path"] for known in result.studies}:
             result.studies.append(study)
-        if values["point"] and (values["point"], study) not in points:
-            points.append((values["point"], study))
+        if composed.point and (composed.point, study) not in points:
+            points.append((composed.point, study))
     result.comparison = _add_comparison(points, result)
     return result
 
@@ -203,10 +200,10 @@ def _add_comparison(points, result):
     paths = [study["path"] for _, study in points]
     if len(set(paths)) < 2:
         return None
-    settings = asdict(config.ComparisonSettings([point for point, _ in points]))
+    settings = {"points": [point for point, _ in points]}
     parents = {f"study/{place}": path for place, path in enumerate(paths)}
     label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
-    return add_run(result, "comparison", label, settings, parents, asdict(config.Execution()))
+    return add_run(result, "comparison", label, settings, parents, config.dump(config.Execution()))
 
 
 def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):
@@ -222,72 +219,74 @@ def add_run(result, stage, label, settings, parents, execution, replicate=None, 
 
 def _adapters(settings):
     """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
-    return settings if settings["lora_rank"] else settings | {"lora_alpha": config.Ppo.lora_alpha}
+    return settings if settings.lora_rank else replace(settings, lora_alpha=config.Ppo.lora_alpha)
 
 
 class _Study:
     """Adds the runs of one study to a plan. One method a stage; each returns the path of the run."""
 
-    def __init__(self, values, result):
-        self.values = values
+    def __init__(self, composed, result):
+        self.config = composed.config
+        self.files = composed.files
+        self.link = composed.link
         self.result = result
-        self.execution = values["execution"]
-        self.files = values["files"]
-        self.names = f"{values['model']['name']}-{values['data']['name']}"
-        self.policies = policies.policies(values)
+        self.execution = config.dump(self.config.execution)
+        self.names = f"{self.config.model.name}-{self.config.data.name}"
+        self.policies = policies.policies(composed)
 
     def add(self):
         """Add every run of the study; returns its entry in the plan's list of studies."""
-        values = self.values
         self.prepare = self.add_prepare()
-        kinds = [data.benchmark_kinds()[benchmark["kind"]] for benchmark in values["benchmarks"].values()]
-        self.judges = list(values["judges"]) if any(kind.compared for kind in kinds) else []
-        self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in values["benchmarks"]}
+        kinds = [data.benchmark_kinds()[benchmark.kind] for benchmark in self.config.benchmarks.values()]
+        self.judges = list(self.config.judges) if any(kind.compared for kind in kinds) else []
+        self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in self.config.benchmarks}
         self.base = self.add_base()
         members, parents = [], {"prepare": self.prepare}
-        for replicate in values["replicates"]:
+        for replicate in self.config.replicates:
             self.add_replicate(replicate, members, parents)
         path = self.add_study(members, parents)
-        return {"name": values["name"], "path": path, "link": values["link"]}
+        return {"name": self.config.name, "path": path, "link": self.link}
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=()):
+        """`add_run`; `settings` are a dictionary of values and of dataclasses."""
+        settings = config.dump(settings)
         return add_run(self.result, stage, label, settings, parents, self.execution, replicate, after)
 
     def seed(self, stage, replicate, index=0):
-        return runs.derive_seed(self.values["seed"], stage, replicate, index)
+        return runs.derive_seed(self.config.seed, stage, replicate, index)
 
     def add_prepare(self):
-        data = self.values["data"]
-        settings = {"task": data["task"], "files": self.files.get("prepare", {})}
-        return self.add_run("prepare", data["name"], settings, {})
+        data = self.config.data
+        settings = {"task": data.task, "files": self.files.get("prepare", {})}
+        return self.add_run("prepare", data.name, settings, {})
 
     def add_benchmark(self, name):
-        data = self.values["data"]
+        data = self.config.data
         settings = {
             "name": name,
-            "benchmark": self.values["benchmarks"][name],
-            "task": data["task"],
+            "benchmark": self.config.benchmarks[name],
+            "task": data.task,
             "files": self.files.get("prepare", {}) | self.files.get(f"benchmark/{name}", {}),
         }
-        return self.add_run("benchmark", f"{data['name']}-{name}", settings, {"prepare": self.prepare})
+        return self.add_run("benchmark", f"{data.name}-{name}", settings, {"prepare": self.prepare})
 
     def add_base(self):
-        model = self.values["model"]
+        model = self.config.model
         settings = {"model": model, "base": None, "files": self.files.get("base", {})}
         parents = {}
-        label = model["name"]
-        if model["source"] == "pretrain":
-            corpus = self.values["data"]["corpus"]
+        label = model.name
+        if model.source == "pretrain":
+            corpus = self.config.data.corpus
             content = {"corpus": corpus, "sha256": self.files.get("corpus", {}).get("sha256", "")}
-            parents["corpus"] = self.add_run("corpus", corpus["kind"], content, {})
-            settings["base"] = self.values["base"]
-            label += f"-{corpus['kind']}"
+            parents["corpus"] = self.add_run("corpus", corpus.kind, content, {})
+            settings["base"] = self.config.base
+            label += f"-{corpus.kind}"
         return self.add_run("base", label, settings, parents)
 
     def add_replicate(self, replicate, members, parents):
         """Add the runs of a replicate; appends its policies to `members` and the study's parents to `parents`."""
         label = f"{self.names}-r{replicate}"
-        sft = [self.add_sft(label, replicate, index) for index in range(self.values["sft"]["models"])]
+        sft = [self.add_sft(label, replicate, index) for index in range(self.config.sft.models)]
         reward_model = self.add_reward_model(label, replicate, sft)
         judging = self.add_judging_reward_model(label, replicate, sft)
         landscape = self.add_landscape(label, replicate, sft, reward_model) if len(sft) > 1 else None
@@ -301,7 +300,7 @@ class _Study:
         plain = {
             policy["kl_coef"]: (policy["name"], respond)
             for policy, _, respond in answered
-            if policy["spec"] == policies.plain_spec(self.values)
+            if policy["spec"] == policies.plain_spec(self.config)
         }
         for policy, ppo, respond in answered:
             index = len(members)
@@ -339,11 +338,11 @@ class _Study:
 
     def opponents(self, judge, policy, answered):
         """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
-        if not self.values["judges"][judge]["tournament"]:
+        if not self.config.judges[judge].tournament:
             return {}
         at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
         place = [other["name"] for other, _ in at].index(policy["name"])
-        plain = policies.plain_spec(self.values)  # which is a baseline of all
+        plain = policies.plain_spec(self.config)  # which is a baseline of all
         return {
             f"opponent{i}": (other["name"], "policy", respond)
             for i, (other, respond) in enumerate(at[:place])
@@ -354,8 +353,8 @@ class _Study:
         settings = {
             "seed": self.seed("sft", replicate, index),
             "sft": self.sft,
-            "lengths": self.values["lengths"],
-            "mixed_precision": self.values["mixed_precision"],
+            "lengths": self.config.lengths,
+            "mixed_precision": self.config.mixed_precision,
         }
         parents = {"prepare": self.prepare, "base": self.base}
         return self.add_run("sft", f"{label}-s{index}", settings, parents, replicate)
@@ -363,26 +362,26 @@ class _Study:
     @functools.cached_property
     def sft(self):
         """SFT's settings as they determine a model: how many others are trained beside it does not."""
-        return _adapters(self.values["sft"] | {"models": config.Sft.models})
+        return _adapters(replace(self.config.sft, models=config.Sft.models))
 
     def add_reward_model(self, label, replicate, sft):
         return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
 
     def add_judging_reward_model(self, label, replicate, sft):
         """The reward model of a judge: other preferences, another seed. None where no judge has one."""
-        if not any(judges.find(judge["kind"]).scorer for judge in self.values["judges"].values()):
+        if not any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
             return None
         seed = self.seed("reward_model", replicate, 1)
         return self._reward_model(f"{label}-judge", seed, "_for_judge", replicate, sft)
 
     def _reward_model(self, label, seed, preferences, replicate, sft):
-        sampled = self.values["data"]["preferences"] == "sampled"
+        sampled = self.config.data.preferences == "sampled"
         settings = {
             "seed": seed,
-            "preferences": self.values["data"]["preferences"] + preferences,
-            "reward_model": _adapters(self.values["reward_model"]),
-            "lengths": self.values["lengths"],
-            "mixed_precision": self.values["mixed_precision"],
+            "preferences": self.config.data.preferences + preferences,
+            "reward_model": _adapters(self.config.reward_model),
+            "lengths": self.config.lengths,
+            "mixed_precision": self.config.mixed_precision,
         }
         parents = {"prepare": self.prepare, "sft0": sft[0]}
         if sampled and len(sft) > 1:
@@ -392,10 +391,10 @@ class _Study:
     def add_landscape(self, label, replicate, sft, reward_model):
         settings = {
             "seed": self.seed("respond", replicate),  # as the policies answer, so that noise is shared
-            "alphas": [decimal_text(alpha) for alpha in self.values["evaluate"]["alphas"]],
-            "temperature": self.values["evaluate"]["temperature"],
-            "lengths": self.values["lengths"],
-            "gates": self.values["evaluate"]["gates"],
+            "alphas": [decimal_text(alpha) for alpha in self.config.evaluate.alphas],
+            "temperature": self.config.evaluate.temperature,
+            "lengths": self.config.lengths,
+            "gates": self.config.evaluate.gates,
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1]}
         return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
@@ -406,10 +405,10 @@ class _Study:
             "seed": self.seed("ppo", replicate),
             "kl_coef": own.kl_coef(policy["kl_coef"]),
             "start": list(own.start),
-            "reference": asdict(own.reference),
+            "reference": own.reference,
             "ppo": self.ppo(own.kl_schedule),
-            "lengths": self.values["lengths"],
-            "mixed_precision": self.values["mixed_precision"],
+            "lengths": self.config.lengths,
+            "mixed_precision": self.config.mixed_precision,
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model}
         parents |= {f"sft{i}": sft[i] for i in used(own.start, own.weights)}
@@ -419,15 +418,15 @@ class _Study:
     def ppo(self, kl_schedule):
         """PPO's settings as they determine a policy: what is not read there has its default."""
         kind, *chosen = kl_schedule
-        schedule = asdict(config.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], chosen, strict=True))))
-        return _adapters(self.values["ppo"] | {"kl_schedule": schedule})
+        schedule = config.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], chosen, strict=True)))
+        return _adapters(replace(self.config.ppo, kl_schedule=schedule))
 
     def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
         own = policy["spec"]
         settings = {
             "seed": self.seed("respond", replicate),
-            "temperature": self.values["evaluate"]["temperature"],
-            "lengths": self.values["lengths"],
+            "temperature": self.config.evaluate.temperature,
+            "lengths": self.config.lengths,
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": ppo}
         # Where the policy went is said by the first two.
@@ -436,39 +435,39 @@ class _Study:
         return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
 
     def spans_plane(self, policy, replicate):
-        plane = self.values["evaluate"]["plane"]
+        plane = self.config.evaluate.plane
         kl_coefs = [other["kl_coef"] for other in self.policies if other["spec"] == policy["spec"]]
         return (
-            policy["arm"] in plane["arms"]
-            and replicate in self.values["replicates"][: plane["replicates"]]
-            and policy["kl_coef"] == policies.kl_coefs_of(plane["kl_coef"], kl_coefs[0])
+            policy["arm"] in plane.arms
+            and replicate in self.config.replicates[: plane.replicates]
+            and policy["kl_coef"] == policies.kl_coefs_of(plane.kl_coef, kl_coefs[0])
         )
 
     def add_plane(self, label, replicate, policy, sft, reward_model, ppo):
-        plane = self.values["evaluate"]["plane"]
+        plane = self.config.evaluate.plane
         settings = {
             "seed": self.seed("respond", replicate),
-            "step": str(Fraction(plane["step"])),
-            "margin": str(Fraction(plane["margin"])),
-            "prompts": plane["prompts"],
-            "lengths": self.values["lengths"],
+            "step": str(Fraction(plane.step)),
+            "margin": str(Fraction(plane.margin)),
+            "prompts": plane.prompts,
+            "lengths": self.config.lengths,
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": ppo}
         name = policy["spec"].run_label(policy["kl_coef"])
         return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
 
     def add_judge(self, label, replicate, policy, judge, respond, baselines, judging):
-        own = self.values["judges"][judge]
+        own = self.config.judges[judge]
         settings = {
             "name": judge,
-            "judge": own | {"tournament": False},  # its opponents say so
+            "judge": replace(own, tournament=False),  # its opponents say so
             "replicate": replicate,
             "candidate": policy["name"],
             "baselines": {name: model for name, model, _ in baselines.values()},
             "files": self.files.get(f"judge/{judge}", {}),
         }
         parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
-        kind = judges.find(own["kind"])
+        kind = judges.find(own.kind)
         if kind.shown_references:
             parents |= self.benchmarks
         if kind.scorer:
@@ -476,13 +475,13 @@ class _Study:
         return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
 
     def add_study(self, members, parents):
-        settings = asdict(config.StudySettings(config=self.described(), policies=members))
-        return self.add_run("study", self.values["name"], settings, parents)
+        settings = {"config": self.described(), "policies": members}
+        return self.add_run("study", self.config.name, settings, parents)
 
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
-        left_out = {"execution", "results", "companions", "objective", "files", "link", "point"}
-        shown = copy.deepcopy({key: value for key, value in self.values.items() if key not in left_out})
+        left_out = {"execution", "results", "companions", "objective"}
+        shown = {key: value for key, value in config.dump(self.config).items() if key not in left_out}
         parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
         parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}
         for part, values in parts.items():

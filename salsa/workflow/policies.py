@@ -3,11 +3,12 @@
 Arms that say the same in other words are one policy. Pure: it imports no torch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 from salsa import anchors
-from salsa.workflow import config
+from salsa.workflow import config, runs
 from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
 
 SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
@@ -60,49 +61,90 @@ class PolicySpec:
         return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
 
 
+@dataclass
+class Composed:
+    """A study as it was composed.
+
+    Attributes:
+        config: the `config.Config` as it was written.
+        arms: its arms, those of the alphas among them (`expanded_arms`).
+        files: the content of the local files that its runs read: run -> name -> `<bytes>:<sha256>`.
+        link: the readable name of the study's folder where nothing but the experiment was chosen, or None.
+        point: what sets it apart in a sweep, or from its companions (key -> value as text; nothing where it is alone).
+    """
+
+    config: config.Config
+    arms: dict[str, config.Arm]
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    link: str | None = None
+    point: dict[str, str] = field(default_factory=dict)
+
+
+def of_settings(values):
+    """The `Composed` of a finished study, whose settings hold its configuration as nested dictionaries.
+
+    Its `config` has no more than what says which policies there are.
+    """
+    kl_schedule = config.from_dict(config.KlSchedule, values["ppo"]["kl_schedule"])
+    study = SimpleNamespace(
+        arms={name: config.from_dict(config.Arm, arm) for name, arm in values["arms"].items()},
+        ppo=SimpleNamespace(kl_schedule=kl_schedule),
+        **{name: values[name] for name in ("alphas", "alpha_kl_coefs", "kl_coefs")},
+    )
+    return Composed(study, expanded_arms(study))
+
+
 def spec_of(arm, kl_schedule):
-    """The `PolicySpec` of an arm (`config.Arm` as a dictionary) in a study whose ppo.kl_schedule is this."""
-    reference = arm["reference"]
+    """The `PolicySpec` of a `config.Arm` in a study whose ppo.kl_schedule is this."""
+    reference = arm.reference
     return PolicySpec(
-        canonical_weights(arm["start"]),
-        reference["kind"],
-        canonical_weights(reference["weights"]),
-        tuple((name, reference[name]) for name in anchors.kinds()[reference["kind"]].reads),
-        float(arm["kl_scale"]),
-        canonical_schedule(arm["kl_schedule"] or kl_schedule),
+        canonical_weights(arm.start),
+        reference.kind,
+        canonical_weights(reference.weights),
+        tuple((name, getattr(reference, name)) for name in anchors.kinds()[reference.kind].reads),
+        arm.kl_scale,
+        canonical_schedule(arm.kl_schedule or kl_schedule),
     )
 
 
 def canonical_schedule(schedule):
-    """`config.KlSchedule` as a dictionary -> its kind, and the values of what that kind reads."""
-    return (schedule["kind"], *(float(schedule[name]) for name in SCHEDULES[schedule["kind"]]))
+    """`config.KlSchedule` -> its kind, and the values of what that kind reads."""
+    return (schedule.kind, *(getattr(schedule, name) for name in SCHEDULES[schedule.kind]))
 
 
-def plain_spec(values):
+def plain_spec(study):
     """The plain anchor of a study: sft0 is start and reference, the penalty is the study's own."""
-    return PolicySpec(kl_schedule=canonical_schedule(values["ppo"]["kl_schedule"]))
+    return PolicySpec(kl_schedule=canonical_schedule(study.ppo.kl_schedule))
 
 
-def specs(values):
-    """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs).
+def expanded_arms(study):
+    """The arms of a `config.Config`, with one more for each alpha that is none of them: alpha_0.25.
 
-    An alpha that is no arm is named alpha_0.25.
+    Raises:
+        runs.UserError: two alphas have one name, which has two decimals.
     """
+    arms, kl_schedule = dict(study.arms), study.ppo.kl_schedule
+    written = {spec_of(arm, kl_schedule) for arm in arms.values()}
+    for alpha in study.alphas:
+        reference = config.Reference(weights=list(alpha_weights(alpha)))
+        arm = config.Arm(reference=reference, kl_coefs=study.alpha_kl_coefs)
+        name = f"alpha_{float(Fraction(alpha)):.2f}"
+        if spec_of(arm, kl_schedule) in written:
+            continue
+        if name in arms:
+            raise runs.UserError(f"two alphas are both shown as {name}; remove one")
+        arms[name] = arm
+    return arms
+
+
+def specs(composed):
+    """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs)."""
     found = {}
-
-    def add(spec, name, kl_coefs):
-        names, known = found.setdefault(spec, ([], []))
+    for name, arm in composed.arms.items():
+        names, kl_coefs = found.setdefault(spec_of(arm, composed.config.ppo.kl_schedule), ([], []))
         names.append(name)
-        known += [kl_coef for kl_coef in kl_coefs if kl_coef not in known]
-
-    for name, arm in values["arms"].items():
-        add(spec_of(arm, values["ppo"]["kl_schedule"]), name, kl_coefs_of(arm["kl_coefs"], values["kl_coefs"]))
-    arms = set(found)
-    for alpha in values["alphas"]:
-        spec = replace(plain_spec(values), weights=alpha_weights(alpha))
-        if spec not in arms:
-            name = f"alpha_{float(Fraction(alpha)):.2f}"
-            add(spec, name, kl_coefs_of(values["alpha_kl_coefs"], values["kl_coefs"]))
+        wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs)
+        kl_coefs += [kl_coef for kl_coef in wanted if kl_coef not in kl_coefs]
     return found
 
 
@@ -111,13 +153,13 @@ def kl_coefs_of(kl_coefs, otherwise):
     return otherwise if kl_coefs is None else kl_coefs
 
 
-def policies(values):
+def policies(composed):
     """The policies of a replicate, one for each specification and kl_coef, as dictionaries.
 
     Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
     text, or None), spec, kl_coef (the study's, before the arm's scale), name.
     """
-    plain = plain_spec(values)
+    plain = plain_spec(composed.config)
     return [
         {
             "arm": names[0],
@@ -126,7 +168,7 @@ def policies(values):
             "kl_coef": kl_coef,
             "name": spec.name(kl_coef),
         }
-        for spec, (names, kl_coefs) in specs(values).items()
+        for spec, (names, kl_coefs) in specs(composed).items()
         for kl_coef in kl_coefs
     ]
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa.workflow import bounds, config, failures, gpus, surroundings
+from salsa.workflow import config, failures, gpus, messages, surroundings
 from salsa.workflow.bounds import printable
 
 MANIFEST = "manifest.json"
@@ -344,7 +344,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         addresses = {}
         for role, folder in parents.items():
             addresses[role] = _parent_address(role, Path(folder))
-        slice_ = dataclasses.asdict(settings)
+        slice_ = config.dump(settings)
         digest = address(stage, version, slice_, addresses)
         if expected and digest != expected:
             raise UserError(f"{output}: the plan expected another content of its parents; plan again")
@@ -597,7 +597,7 @@ def _checked(cls, values, where):
     """The settings `cls` of a dictionary. UserError, which names the key and `where` it stands, for any other."""
     try:
         return config.from_dict(cls, values)
-    except bounds.SettingError as error:
+    except messages.SettingError as error:
         raise UserError(f"{error} ({where})" if where and len(where) < 200 else str(error)) from None
 
 

@@ -47,7 +47,7 @@ OBJECTS += [[], {}, [1], ["1"], [[1]], [None], {"a": 1}, [float("nan")], ["x" * 
 def keys(schema=config.Config, path=()):
     """The paths of all settings of the default study, such as arms.salsa.reference.kind."""
     for f in fields(schema):
-        hint = bounds.required(bounds.type_hints(schema)[f.name])
+        hint = bounds.base_type(bounds.type_hints(schema)[f.name])
         if is_dataclass(hint):
             yield from keys(hint, (*path, f.name))
         elif f.name in ENTRIES and not path:

@@ -22,7 +22,7 @@ from salsa import base
 from salsa.judges.language_model import client as judge_client
 from salsa.judges.language_model import verdict_text
 from salsa.rl import models
-from salsa.workflow import compose, config, plan
+from salsa.workflow import checks, compose, config, plan, policies
 from salsa.workflow.runs import UserError
 
 SEEDS = st.integers(0, 2**32)
@@ -43,8 +43,8 @@ def planned_or_refused():
 
 @functools.cache
 def default():
-    (values,) = compose.compose([])
-    return values
+    (composed,) = compose.compose([])
+    return config.dump(composed.config)
 
 
 def test_the_generator_knows_all_settings():
@@ -64,12 +64,11 @@ def test_mutated_overrides(seed):
 @given(SEEDS)
 def test_mutated_values(seed):
     """As `compose` checks them, without Hydra, which is most of its time."""
-    values = default()
-    told = {name: values[name] for name in ("files", "link", "point")}
-    changed = next(dictionaries(seed, {name: value for name, value in values.items() if name not in told}))
+    changed = next(dictionaries(seed, default()))
     with planned_or_refused():
-        compose.validate(changed)
-        plan.plan([changed | told])
+        study = compose.validated(changed)
+        checks.check(study)
+        plan.plan([policies.Composed(study, policies.expanded_arms(study))])
 
 
 @pytest.fixture(scope="module")

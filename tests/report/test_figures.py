@@ -1,6 +1,5 @@
 """The figures of made-up studies: what is drawn where, what is said where nothing was measured, and that it fits."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -23,7 +22,7 @@ BENCHMARKS = ("in_distribution", "out_of_distribution")
 
 def made(arms=THREE, kl_coefs=(0.05,), replicates=(0, 1), gold=True, only=None):
     """A study whose numbers are simple functions of arm, kl_coef, replicate and iteration; lengths go to 0 at 0.5."""
-    values = dataclasses.asdict(config.Config())
+    values = config.defaults()
     values |= {
         "kl_coefs": list(kl_coefs),
         "arms": {arm: {"reference": {"kind": "soup"}} for arm in arms},

@@ -1,7 +1,6 @@
 """The report of synthetic studies: exact files, contract columns, hand-checkable numbers, text that cannot break it."""
 
 import csv
-import dataclasses
 import itertools
 import json
 import math
@@ -386,7 +385,7 @@ def test_arms_are_described(every):
 def planned(arms, *names):
     """A study of these arms, whose policies have these names."""
     policies = [study.Policy(name, None, 0.05, 0, name, i, {}, [], {}, []) for i, name in enumerate(names)]
-    return study.Study(dataclasses.asdict(config.Config()) | {"arms": arms}, policies, {}, {}, {}, [])
+    return study.Study(config.defaults() | {"arms": arms}, policies, {}, {}, {}, [])
 
 
 def test_an_arm_that_is_another_is_shown_under_its_name():

@@ -18,12 +18,12 @@ EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
 @functools.cache
 def composed():
     """A study of every arm of conf/arm, and the claims of conf/claims.yaml."""
-    return compose.compose([f"arm=[{','.join(EVERY_ARM)}]", "sft.models=3"])[0]
+    return compose.compose([f"arm=[{','.join(EVERY_ARM)}]", "sft.models=3"])[0].config
 
 
 def presets():
     """The arms of conf/arm."""
-    return composed()["arms"]
+    return config.dump(composed().arms)
 
 
 @dataclasses.dataclass
@@ -59,13 +59,13 @@ class Tree:
         base = self.run("base", "b", {}, {"model/config.json": "{}"})
         for replicate in replicates:
             self.replicate(replicate, base, kl_coefs, spans_plane=replicate == replicates[0])
-        values = dataclasses.asdict(config.Config())
+        values = config.defaults()
         values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
         values["arms"] = {arm: presets()[arm] for arm in sorted(arms) if arm in EVERY_ARM}  # as a plan sorts them
         values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
         values["benchmarks"] = {name: {} for name in benchmarks}
         values["judges"] = {name: {"kind": name, "tournament": tournament} for name in self.judges}
-        values["claims"] = composed()["claims"]
+        values["claims"] = config.dump(composed().claims)
         values["model"] |= {"name": "tiny", "source": "pretrain"}
         values["data"]["name"] = values["data"]["task"]["kind"] = values["data"]["corpus"]["kind"] = "stories"
         values["report"] |= {"bootstrap": 200, "samples": 2}

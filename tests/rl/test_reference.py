@@ -363,8 +363,7 @@ ARMS = {  # start, kind of reference, its weights
 
 @pytest.mark.parametrize("arm", compose.presets("arm"))
 def test_every_arm_has_a_start_and_a_reference(make_ingredients, folders, arm):
-    values = compose.compose([f"arm=[{arm}]", "sft.models=3"])[0]["arms"][arm]
-    found = config.from_dict(config.Arm, values)
+    found = compose.compose([f"arm=[{arm}]", "sft.models=3"])[0].config.arms[arm]
     own = found.reference
     assert arm not in ARMS or (found.start, own.kind, own.weights) == ARMS[arm]
     settings = ppo_settings(own.kind, own.weights, found.start, rate=own.rate, every=own.every)

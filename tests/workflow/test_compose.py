@@ -10,7 +10,7 @@ import sys
 import pytest
 from snakemake.cli import parse_config
 
-from salsa.workflow import compose, plan
+from salsa.workflow import checks, compose, config, plan
 from salsa.workflow.multirun import snakemake_text
 from salsa.workflow.runs import UserError
 
@@ -38,16 +38,16 @@ def test_models_and_data_compose_and_plan(model, data):
 @pytest.mark.parametrize("experiment", compose.presets("experiment"))
 def test_experiments_compose_and_plan(experiment):
     composed = compose.compose([f"experiment={experiment}"])
-    assert len(composed) == 1 + len(composed[0]["companions"])
-    assert composed[0]["name"].startswith(experiment)
-    assert all(values["link"] == f"studies/{values['name']}" for values in composed)
+    assert len(composed) == 1 + len(composed[0].config.companions)
+    assert composed[0].config.name.startswith(experiment)
+    assert all(values.link == f"studies/{values.config.name}" for values in composed)
     assert plan.plan(composed).studies
 
 
 @pytest.mark.parametrize("arm", compose.presets("arm"))
 def test_arms_compose_under_their_names_and_plan(arm):
     values = one(f"arm=[{arm}]", *(["sft.models=3"] if arm == "n_soup" else []))
-    assert list(values["arms"]) == [arm] and values["arms"][arm]["description"]
+    assert list(values.config.arms) == [arm] and values.config.arms[arm].description
     study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
     assert [policy["arm"] for policy in study.settings["policies"]] == [arm, arm]  # of two replicates
 
@@ -68,25 +68,25 @@ def test_all_arms_together():
 def test_a_schedule_of_the_command_line():
     """Hydra puts nothing into a null: an arm's own schedule is merged by OmegaConf."""
     composed = compose.compose(["arms.salsa.kl_schedule.kind=linear,adaptive", "ppo.kl_schedule.kind=linear"])
-    assert [values["arms"]["salsa"]["kl_schedule"]["kind"] for values in composed] == ["linear", "adaptive"]
-    assert composed[0]["arms"]["ppo"]["kl_schedule"] is None and composed[0]["ppo"]["kl_schedule"]["kind"] == "linear"
+    assert [values.config.arms["salsa"].kl_schedule.kind for values in composed] == ["linear", "adaptive"]
+    assert composed[0].config.arms["ppo"].kl_schedule is None and composed[0].config.ppo.kl_schedule.kind == "linear"
     (values,) = compose.compose(["arms.salsa.kl_schedule={kind:linear,final:0.2}", "+arms.x.kl_schedule.kind=linear"])
-    assert values["arms"]["salsa"]["kl_schedule"]["final"] == 0.2 and values["arms"]["x"]["start"] == ["1"]
+    assert values.config.arms["salsa"].kl_schedule.final == 0.2 and values.config.arms["x"].start == ["1"]
     assert (
-        one("arm=[decaying_beta]", "arms.decaying_beta.kl_schedule=null")["arms"]["decaying_beta"]["kl_schedule"]
+        one("arm=[decaying_beta]", "arms.decaying_beta.kl_schedule=null").config.arms["decaying_beta"].kl_schedule
         is None
     )
 
 
 def test_a_schedule_ignores_nothing():
-    with pytest.raises(UserError, match=r"ppo\.kl_schedule\.target=3.0: not of kind=fixed"):
+    with pytest.raises(UserError, match=r"ppo\.kl_schedule\.target=3.0: read by kind adaptive alone"):
         one("ppo.kl_schedule.target=3")
-    with pytest.raises(UserError, match=r"arms\.salsa\.kl_schedule\.final=0.5: not of kind=adaptive"):
+    with pytest.raises(UserError, match=r"arms\.salsa\.kl_schedule\.final=0.5: read by kind linear alone"):
         one("arms.salsa.kl_schedule={kind:adaptive,final:0.5}")
 
 
 def test_a_package_of_deepspeed_must_be_there(monkeypatch, tmp_path):
-    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "accelerate.yaml").write_text("distributed_type: DEEPSPEED\n")
     with pytest.raises(UserError, match="needs deepspeed, of the extra"):
         one(f"execution.accelerate_config={tmp_path}/accelerate.yaml", "execution.processes=2")
@@ -94,7 +94,7 @@ def test_a_package_of_deepspeed_must_be_there(monkeypatch, tmp_path):
 
 def test_default_study():
     values = one()
-    assert list(values["arms"]) == ["ppo", "salsa", "other"] and values["replicates"] == [0, 1]
+    assert list(values.config.arms) == ["ppo", "salsa", "other"] and values.config.replicates == [0, 1]
     result = plan.plan([values])
     assert result.studies[0]["link"] == "studies/default"
     torch_stages = {"sft", "reward_model", "landscape", "ppo", "respond"}  # the base is copied, without torch
@@ -115,31 +115,31 @@ def test_full_study_is_planned():
 
 def test_sweeps_are_a_product():
     composed = compose.compose(["ppo.learning_rate=1e-5,3e-5", "seed=range(1,4)", "alphas=[0,0.5]"])
-    points = [(values["ppo"]["learning_rate"], values["seed"], values["alphas"]) for values in composed]
+    points = [(values.config.ppo.learning_rate, values.config.seed, values.config.alphas) for values in composed]
     assert points == [(rate, seed, ["0", "0.5"]) for rate in (1e-5, 3e-5) for seed in (1, 2, 3)]
-    assert [values["model"]["name"] for values in compose.compose(["model=choice(tiny,gemma_2b)"])] == [
+    assert [values.config.model.name for values in compose.compose(["model=choice(tiny,gemma_2b)"])] == [
         "tiny",
         "gemma_2b",
     ]
-    assert {values["name"] for values in compose.compose(["experiment=glob(tiny_full*)"])} == {
+    assert {values.config.name for values in compose.compose(["experiment=glob(tiny_full*)"])} == {
         "tiny_full",
         "tiny_full_overfitted",
     }
 
 
 def test_only_an_experiment_gives_the_plain_name():
-    assert one("experiment=reviews")["link"] == "studies/reviews"
-    assert one("experiment=reviews", "execution.threads=7", "results=/tmp/x")["link"] == "studies/reviews"
-    assert one("ppo.iterations=3")["link"] is None
+    assert one("experiment=reviews").link == "studies/reviews"
+    assert one("experiment=reviews", "execution.threads=7", "results=/tmp/x").link == "studies/reviews"
+    assert one("ppo.iterations=3").link is None
 
 
 def test_companions_take_the_overrides():
     composed = compose.compose(["experiment=tiny_full", "ppo.iterations=12"])
-    assert [values["ppo"]["iterations"] for values in composed] == [12, 12]
-    assert composed[1]["sft"]["stop"] == "epochs" and composed[1]["link"] is None
-    assert [values["point"] for values in composed] == [{"experiment": values["name"]} for values in composed]
+    assert [values.config.ppo.iterations for values in composed] == [12, 12]
+    assert composed[1].config.sft.stop == "epochs" and composed[1].link is None
+    assert [values.point for values in composed] == [{"experiment": values.config.name} for values in composed]
     swept = compose.compose(["companions=['ppo.iterations=7']", "seed=0,1"])
-    assert [values["point"] for values in swept] == [
+    assert [values.point for values in swept] == [
         {"seed": seed, "ppo.iterations": iterations} for seed in "01" for iterations in ("30", "7")
     ]
 
@@ -155,7 +155,7 @@ def test_companions_are_compared_with_their_study():
 
 def test_what_is_overridden_has_no_companions():
     (alone,) = compose.compose(["experiment=paper", "model=llama2_7b_lora"])
-    assert (alone["name"], alone["point"]) == ("paper_llama2_7b_lora", {})
+    assert (alone.config.name, alone.point) == ("paper_llama2_7b_lora", {})
     assert plan.plan([alone]).comparison is None
 
 
@@ -166,7 +166,7 @@ def test_one_folder_is_no_three_models(tmp_path):
 
 def test_companions_by_a_value():
     composed = compose.compose(["companions=['ppo.iterations=7','model=smollm2_135m']"])
-    assert [values["point"] for values in composed] == [
+    assert [values.point for values in composed] == [
         {"ppo.iterations": "30", "model": "tiny"},
         {"ppo.iterations": "7", "model": "tiny"},
         {"ppo.iterations": "100", "model": "smollm2_135m"},
@@ -189,8 +189,8 @@ def test_what_an_experiment_says_of_an_arm_makes_none():
     study, _ = compose.compose(
         ["experiment=tiny_full", "arm=[ppo,ema]", "+arms.far.start=[1]", "evaluate.plane.arms=[]"]
     )
-    assert list(study["arms"]) == ["ppo", "ema", "far"]
-    assert study["arms"]["ema"]["kl_coefs"] == [0.05]
+    assert list(study.config.arms) == ["ppo", "ema", "far"]
+    assert study.config.arms["ema"].kl_coefs == [0.05]
 
 
 def test_an_arm_of_the_command_line():
@@ -199,14 +199,14 @@ def test_an_arm_of_the_command_line():
         "+arms.n.reference.weights=[1/3,1/3,1/3]",
         "sft.models=3",
     )
-    assert values["arms"]["far"]["reference"] == {"kind": "soup", "weights": ["0.25", "0.75"], "rate": 0.0, "every": 0}
-    assert values["arms"]["n"]["start"] == ["1"]
+    assert values.config.arms["far"].reference == config.Reference("soup", ["0.25", "0.75"])
+    assert values.config.arms["n"].start == ["1"]
 
 
 MISTAKES = {
     "~arms": "arms: removed, and needed",
     "~seed": "removed, and needed",
-    "evaluate.gates.lowest_agreement=" + 400 * "9": "evaluate.gates.lowest_agreement: int too large",
+    "evaluate.gates.lowest_agreement=" + 400 * "9": "is too large",
     "arms={}": "changes nothing",
     "arm=[ppo,ppo]": "a preset stands there twice",
     "arm=../x": "no such preset",
@@ -219,8 +219,8 @@ MISTAKES = {
     "title=[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]": "brackets more than 20 deep",
     "ppo.epochs=": "ppo.epochs",
     "ppo.epochs=[1]": "ppo.epochs",
-    "ppo.whiten_advantages=2": "neither true nor false",
-    "judges.gold.tournament=maybe": "neither true nor false",
+    "ppo.whiten_advantages=2": "true or false",
+    "judges.gold.tournament=maybe": "true or false",
     "ppo.ep\u200bochs=1": "\\u200b",
     "seed=range(0,1000000)": "a sweep of more than 1000 points",
     "seed=shuffle(range(0,1000000000))": "a sweep of more than 1000 points",
@@ -286,7 +286,7 @@ MISTAKES = {
     "model.name=???": "model.name",
     "a b": "a b",
     "seed=interval(1,2)": "seed",
-    "alphas=[2]": "outside 0 to 1",
+    "alphas=[2]": "must lie between 0 and 1",
     "alphas=[x]": "no number",
     "alphas=[0.5,1/2]": "twice",
     "alphas=[0.333,1/3]": "0.33",
@@ -311,10 +311,10 @@ MISTAKES = {
     "+arms.x.reference={kind:ema,rate:1.5}": "between 0 and 1",
     "arms.salsa.reference.kind=reset": "at least 1 and below ppo.iterations=30",
     "+arms.x.reference={kind:reset,every:30}": "at least 1 and below ppo.iterations=30",
-    "arms.salsa.reference.rate=0.1": "of kind=ema alone",
-    "arms.salsa.reference.every=2": "of kind=reset alone",
-    "+arms.x.reference={kind:reset,every:2,rate:0.1}": "of kind=ema alone",
-    "+arms.x.reference={kind:ema,rate:0.1,every:2}": "of kind=reset alone",
+    "arms.salsa.reference.rate=0.1": "read by kind ema alone",
+    "arms.salsa.reference.every=2": "read by kind reset alone",
+    "+arms.x.reference={kind:reset,every:2,rate:0.1}": "read by kind ema alone",
+    "+arms.x.reference={kind:ema,rate:0.1,every:2}": "read by kind reset alone",
     "arms.ppo.reference.kind=multi_kl": "write soup",
     "+arms.x.reference={kind:multi_kl,weights:[0,1]}": "write soup",
     "+arms.x.reference={kind:multi_kl,weights:[2,-1]}": "no weight below 0",
@@ -359,7 +359,7 @@ MISTAKES = {
     "execution.trackers=[tensorboard,tensorboard]": "twice",
     "data.preferences=given": "comes without preferences",
     "+claims.same={text:x,measure:reward,smallest_effect:1,candidate:ppo,baseline:ppo}": "is the candidate itself",
-    "kl_coefs=[-1]": "below 0",
+    "kl_coefs=[-1]": "kl_coefs: -1: must be at least 0",
     "arm=[]": "nothing to train",
     "ppo.mini_batches=3": "divisible",
     "ppo.schedule=cosine": "linear, constant",
@@ -407,7 +407,7 @@ def test_a_resolver_is_not_called(monkeypatch):
         with pytest.raises(UserError, match=r"calls oc\.env") as error:
             one(override)
         assert "canary" not in str(error.value)
-    assert one("title=${name}")["title"] == "default"
+    assert one("title=${name}").config.title == "default"
 
 
 @pytest.mark.parametrize(
@@ -421,17 +421,17 @@ def test_a_resolver_is_not_called(monkeypatch):
 )
 def test_what_needs_a_package_says_so_while_planning(monkeypatch, override, package, extra):
     asked = []
-    monkeypatch.setattr(compose.importlib.util, "find_spec", asked.append)  # finds nothing
+    monkeypatch.setattr(checks.importlib.util, "find_spec", asked.append)  # finds nothing
     with pytest.raises(UserError) as error:
         one(override)
     assert asked == [package] and extra in str(error.value) and "\n" not in str(error.value)
-    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: name)
     key, value = override.split("=")
-    assert str(compose._value(one(override), key)) == value
+    assert str(compose._value(one(override).config, key)) == value
 
 
 def test_adapters_and_a_moving_reference_are_refused(monkeypatch):
-    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: name)
     for arm in ("ema", "reset"):
         with pytest.raises(UserError, match=f"arms.{arm}.reference.kind={arm}: a moving reference") as error:
             one(f"arm=[ppo,{arm}]", "ppo.lora_rank=8")
@@ -442,7 +442,7 @@ def test_adapters_and_a_moving_reference_are_refused(monkeypatch):
 
 
 def test_processes_share_mini_batches_evenly():
-    assert one("execution.processes=4", "ppo.mini_batches=2")["execution"]["processes"] == 4
+    assert one("execution.processes=4", "ppo.mini_batches=2").config.execution.processes == 4
     with pytest.raises(UserError, match="16 prompts of a mini-batch"):
         one("execution.processes=32", "ppo.mini_batches=4")
     for stage in ("sft", "reward_model"):
@@ -471,11 +471,11 @@ FSDP2 = "distributed_type: FSDP\nfsdp_config:\n  fsdp_version: 2"
     ],
 )
 def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text, overrides, says):
-    monkeypatch.setattr(compose.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: name)
     (tmp_path / "accelerate.yaml").write_text(f"{text}\n")
     overrides = [f"execution.accelerate_config={tmp_path}/accelerate.yaml", *overrides]
     if says is None:
-        assert one(*overrides)["execution"]["accelerate_config"]
+        assert one(*overrides).config.execution.accelerate_config
         return
     with pytest.raises(UserError, match=says) as error:
         one(*overrides)
@@ -505,12 +505,12 @@ def test_choices_that_do_not_fit_are_refused(overrides, says):
 
 def test_a_presets_commit_is_of_its_own_path_alone(tmp_path):
     for model in ("gemma_2b", "mistral_7b_lora", "llama2_7b"):
-        pinned = compose.compose([*ULTRA, f"model={model}"])[0]["model"]["revision"]
+        pinned = compose.compose([*ULTRA, f"model={model}"])[0].config.model.revision
         assert re.fullmatch("[0-9a-f]{40}", pinned)
-        other = compose.compose([*ULTRA, f"model={model}", "model.path=some/other"])[0]["model"]
-        assert (other["path"], other["revision"]) == ("some/other", None)
-    both = compose.compose([*ULTRA, "model=gemma_2b", "model.path=some/other", "model.revision=v2"])[0]["model"]
-    assert both["revision"] == "v2"
+        other = compose.compose([*ULTRA, f"model={model}", "model.path=some/other"])[0].config.model
+        assert (other.path, other.revision) == ("some/other", None)
+    both = compose.compose([*ULTRA, "model=gemma_2b", "model.path=some/other", "model.revision=v2"])[0].config.model
+    assert both.revision == "v2"
 
 
 def test_local_model_folder_is_checked_and_addressed_by_content(tmp_path):
@@ -544,7 +544,7 @@ def test_local_data_files_are_checked_and_addressed_by_content(tmp_path):
     file.write_text(json.dumps({"messages": messages}) + "\n")
     arguments = [*ULTRA, "model=gemma_2b", f"data.task.sft_file={file}"]
     first = one(*arguments)
-    assert list(first["files"]["prepare"]) == ["sft_file"]
+    assert list(first.files["prepare"]) == ["sft_file"]
     study = next(run for run in plan.plan([first]).runs.values() if run.stage == "study")
     assert study.settings["config"]["data"]["task"]["sft_file"] == "sft.jsonl"
     file.write_text('{"messages": 1\n')

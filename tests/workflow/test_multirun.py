@@ -31,7 +31,7 @@ class Snakemake:
 
     def __init__(self):
         self.commands, self.points, self.plans = [], [], []
-        self.gold = lambda values: 1e3 * values["ppo"]["learning_rate"]
+        self.gold = lambda composed: 1e3 * composed.config.ppo.learning_rate
 
     def __call__(self, command, folder):
         self.commands.append(command)
@@ -115,7 +115,7 @@ def test_what_points_share_runs_once(snakemake):
 
 
 def test_a_point_that_fails_fails_alone(snakemake, capsys):
-    snakemake.gold = lambda values: None if values["ppo"]["learning_rate"] == 1e-4 else 0.5
+    snakemake.gold = lambda composed: None if composed.config.ppo.learning_rate == 1e-4 else 0.5
     assert main(["run", "-m", *TINY, "ppo.learning_rate=1e-4,2e-4", FOLDER]) == 1
     failed = objective("sweep/0")
     assert failed["objective"] is None and "before it" in failed["reason"] and "studies" in failed["study"]
@@ -250,7 +250,7 @@ OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3", "ppo.learning_
 
 def test_optuna_maximises_the_objective(snakemake):
     pytest.importorskip("optuna", reason="needs the extra optuna")
-    snakemake.gold = lambda values: -abs(values["ppo"]["learning_rate"] - 5e-4)
+    snakemake.gold = lambda composed: -abs(composed.config.ppo.learning_rate - 5e-4)
     assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 0
     assert [len(points) for points in snakemake.points] == [2, 2, 4]
     found = [objective(f"sweep/{number}")["objective"] for number in range(4)]
@@ -263,7 +263,9 @@ def test_optuna_maximises_the_objective(snakemake):
 def test_optuna_goes_on_after_a_point_that_fails(snakemake):
     pytest.importorskip("optuna", reason="needs the extra optuna")
     first = []
-    snakemake.gold = lambda values: None if first == [] and not first.append(values["ppo"]["learning_rate"]) else 0.5
+    snakemake.gold = lambda composed: (
+        None if first == [] and not first.append(composed.config.ppo.learning_rate) else 0.5
+    )
     assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 1
     assert [objective(f"sweep/{number}")["objective"] for number in range(4)] == [None, 0.5, 0.5, 0.5]
 
@@ -294,19 +296,19 @@ def test_objective_of_other_data_and_arms():
     (values,) = compose.compose(["arm=[ppo,other]", "alphas=[0]", "kl_coefs=[0.1,0.05]", "arms.other.kl_coefs=[0.05]"])
     found = compose.resolve_objective(values)
     assert (found["arm"], found["kl_coef"]) == ("other", 0.05)  # alpha 0 is ppo, and no arm
-    values["data"]["task"]["kind"] = "ultra"
+    values.config.data.task.kind = "ultra"
     assert compose.resolve_objective(values)["measure"] == "win_rate"
-    values["judges"] = {}
+    values.config.judges = {}
     with pytest.raises(UserError, match="no judge"):
         compose.resolve_objective(values)
-    values["objective"]["measure"] = "gold_reward"
+    values.config.objective.measure = "gold_reward"
     with pytest.raises(UserError, match="no gold"):
         compose.resolve_objective(values)
-    values["objective"] |= {"measure": "reward", "kl_coef": 0.1}
+    values.config.objective.measure, values.config.objective.kl_coef = "reward", 0.1
     with pytest.raises(UserError, match="not run at it"):
         compose.resolve_objective(values)
-    values["objective"]["kl_coef"] = None
-    values["sft"]["models"] = 1
+    values.config.objective.kl_coef = None
+    values.config.sft.models = 1
     with pytest.raises(UserError, match="sft1"):
         compose.resolve_objective(values)
 

@@ -19,23 +19,29 @@ def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1
     return dataclasses.asdict(config.Arm("", list(start), reference, kl_scale, kl_schedule))
 
 
-def make(**changes):
+ARMS = {"ppo": arm(), "salsa": arm(weights=["0.5", "0.50"])}
+
+
+def make(files=None, link=None, point=None, results="results", **changes):
     """A small configuration as `compose` returns it; `changes` are dotted keys with __ for the dots."""
-    values = dataclasses.asdict(config.Config())
-    values |= {"files": {}, "link": None, "point": {}, "replicates": [0, 1]}
+    values = config.defaults()
+    values["replicates"] = [0, 1]
     values["model"] |= {"name": "tiny", "source": "pretrain"}
     values["data"] |= {"name": "stories"}
     values["data"]["corpus"]["kind"] = values["data"]["task"]["kind"] = "stories"
-    values["arms"] = {"ppo": arm(), "salsa": arm(weights=["0.5", "0.50"])}
-    values["benchmarks"] = {"in_distribution": dataclasses.asdict(config.Benchmark(kind="in_distribution"))}
-    values["judges"] = {"gold": dataclasses.asdict(config.Judge(kind="gold"))}
+    values["arms"] = dict(ARMS)
+    values["benchmarks"] = {"in_distribution": {"kind": "in_distribution"}}
+    values["judges"] = {"gold": {"kind": "gold"}}
+    values = copy.deepcopy(values)
     for key, value in changes.items():
         *path, name = key.split("__")
         inner = values
         for part in path:
             inner = inner[part]
         inner[name] = value
-    return copy.deepcopy(values)
+    made = config.from_dict(config.Config, values)
+    made.results = results
+    return policies.Composed(made, policies.expanded_arms(made), files or {}, link, point or {})
 
 
 def folders(paths):
@@ -61,10 +67,9 @@ def test_runs_come_after_their_parents():
 
 def test_settings_are_those_of_the_stages():
     """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
-    judges = {kind: {"kind": kind, "model": "some"} for kind in ("gold", "reward_model", "openai")}
-    judges = {name: dataclasses.asdict(config.Judge(**judge)) for name, judge in judges.items()}
-    made = make(alphas=["0.25", "1/3"], evaluate__plane__arms=["salsa"], judges=judges)
-    result = plan.plan([made | {"seed": seed, "point": {"seed": str(seed)}} for seed in (0, 1)])
+    judges = {kind: {"kind": kind} for kind in ("gold", "reward_model", "openai")}
+    changes = {"alphas": ["0.25", "1/3"], "evaluate__plane__arms": ["salsa"], "judges": judges}
+    result = plan.plan([make(seed=seed, point={"seed": str(seed)}, **changes) for seed in (0, 1)])
     assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():
         cls = getattr(config, SETTINGS[run.stage])
@@ -131,7 +136,6 @@ def test_an_openai_judge_is_shown_the_benchmark():
 
 
 def test_planes_of_some_policies():
-    values = make(kl_coefs=[0.02, 0.05])
     for change, wanted in (
         ({"evaluate__plane__arms": ["salsa"]}, ["r0-start_sft0-ref_soup0.50-kl_0.02"]),
         (
@@ -143,7 +147,7 @@ def test_planes_of_some_policies():
             ["r0-start_sft0-ref_sft0-kl_0.02", "r1-start_sft0-ref_sft0-kl_0.02"],
         ),
     ):
-        result = plan.plan([make(kl_coefs=values["kl_coefs"], **change)])
+        result = plan.plan([make(kl_coefs=[0.02, 0.05], **change)])
         planes = sorted(run.label.split("-stories-")[1] for run in result.runs.values() if run.stage == "plane")
         assert planes == wanted
         study = next(run for run in result.runs.values() if run.stage == "study")
@@ -151,15 +155,14 @@ def test_planes_of_some_policies():
 
 
 def test_an_arm_at_some_kl_coefs():
-    values = make(kl_coefs=[0.02, 0.05])
-    values["arms"]["salsa"]["kl_coefs"] = [0.05]
+    values = make(kl_coefs=[0.02, 0.05], arms__salsa__kl_coefs=[0.05])
     found = [(policy["arm"], policy["kl_coef"]) for policy in policies.policies(values)]
     assert found == [("ppo", 0.02), ("ppo", 0.05), ("salsa", 0.05)]
 
 
 def test_alphas_are_the_arms_they_equal():
-    values = make(arms={"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])})
-    values["alphas"] = ["0", "0.25", "0.5", "0.750", "1"]
+    arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])}
+    values = make(arms=arms, alphas=["0", "0.25", "0.5", "0.750", "1"])
     found = policies.policies(values)
     assert [(policy["arm"], policy["alpha"]) for policy in found] == [
         ("ppo", "0"),
@@ -213,7 +216,7 @@ LINEAR = config.KlSchedule("linear", final=0.1)
     ],
 )
 def test_names_and_labels_are_readable(values, name, label):
-    way = policies.spec_of(arm(**values), dataclasses.asdict(config.KlSchedule()))
+    way = policies.spec_of(config.from_dict(config.Arm, arm(**values)), config.KlSchedule())
     assert way.name(0.05) == name and way.run_label(0.05) == (label or name)
 
 
@@ -269,20 +272,6 @@ def test_an_arms_schedule_takes_the_place_of_the_studys():
     assert schedules == [dataclasses.asdict(LINEAR), dataclasses.asdict(config.KlSchedule())]
     arms = {"decaying_beta": arm(kl_schedule=LINEAR)}
     assert set(ppo_runs(make(arms=arms, replicates=[0]))) < set(ppo_runs(values))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({}, {"ppo__kl_schedule__target": 7.0}),
-        ({}, {"ppo__kl_schedule__final": 0.5}),
-        ({"ppo__kl_schedule__kind": "linear"}, {"ppo__kl_schedule": {"kind": "linear", "final": 0.0, "target": 9.0}}),
-        ({}, {"ppo__lora_alpha": 32.0}),
-        ({"arms": {"ppo": arm()}}, {"arms": {"ppo": arm(rate=0.5, every=3)}}),
-    ],
-)
-def test_settings_that_are_not_read_make_no_other_run(one, other):
-    assert set(ppo_runs(make(**one))) == set(ppo_runs(make(**other)))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
@@ -378,7 +367,7 @@ def test_a_change_reaches_what_depends_on_it_and_nothing_else(change, expected):
 
 def test_a_new_arm_changes_no_other_address():
     before = plan.plan([make()]).runs
-    after = plan.plan([make(arms={"noise": arm(kind="noise", weights=["1/2", "1/2"])} | make()["arms"])]).runs
+    after = plan.plan([make(arms={"noise": arm(kind="noise", weights=["1/2", "1/2"])} | ARMS)]).runs
     assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
     assert folders(set(after) - set(before)) == AFTER_PPO
 
@@ -410,13 +399,16 @@ def test_given_preferences_need_no_second_sft_model():
     assert all(set(run.parents) == {"prepare", "sft0"} for run in reward_models)
 
 
+ULTRA = {"kind": "ultra"}
+
+
 def test_a_moved_file_is_the_same_file():
     def at(folder):
-        values = make(data__task__sft_file=f"{folder}/sft.jsonl", files={"prepare": {"sft_file": "3:abc"}})
+        values = make(data__task=ULTRA | {"sft_file": f"{folder}/sft.jsonl"}, files={"prepare": {"sft_file": "3:abc"}})
         return set(plan.plan([values]).runs)
 
-    assert at("/one") == at("/two") != set(plan.plan([make()]).runs)
-    other = make(data__task__sft_file="/one/sft.jsonl", files={"prepare": {"sft_file": "3:abd"}})
+    assert at("/one") == at("/two") != set(plan.plan([make(data__task=ULTRA)]).runs)
+    other = make(data__task=ULTRA | {"sft_file": "/one/sft.jsonl"}, files={"prepare": {"sft_file": "3:abd"}})
     assert not at("/one") & {p for p in plan.plan([other]).runs if p.split("/")[0] not in ("corpus", "base")}
 
 

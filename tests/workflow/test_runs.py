@@ -20,7 +20,7 @@ import salsa
 from salsa.workflow import config, plan, runs, stages
 
 
-@dataclasses.dataclass
+@config.dataclass()
 class Settings:
     seed: int = 0
     rates: list[float] = dataclasses.field(default_factory=lambda: [0.5])
@@ -461,7 +461,7 @@ def test_no_garbage_is_looked_for_while_a_stage_is_imported(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"sed": 5}, "no setting 'sed'"), ({}, None), ("not json", "settings.json|Expecting")]
+    ("settings", "message"), [({"sed": 5}, "sed: no such setting"), ({}, None), ("not json", "settings.json|Expecting")]
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, settings, message):
     text = settings if isinstance(settings, str) else json.dumps(settings)
