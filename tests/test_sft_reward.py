@@ -104,8 +104,8 @@ def test_the_loss_is_that_of_the_responses(train_sft, validation, base_run):
 
 
 def test_prompts_are_not_learned(train_sft, prepare_run, tokenizer):
-    """In one step of all demonstrations at learning rate 0, the training loss is that of the base's responses."""
-    model, summary, history = train_sft(learning_rate=0.0, epochs=1, batch_size=48)
+    """In one step of all demonstrations that changes no weight, the training loss is that of the base's responses."""
+    model, summary, history = train_sft(learning_rate=1e-30, epochs=1, batch_size=48)
     rows = runs.read_jsonl(prepare_run / "sft.jsonl")
     pairs = [chat.encode_conversation(tokenizer, row["messages"]) for row in rows]
     assert summary["counts"]["sft"]["kept"] == len(rows) == 48 and history[-1]["step"] == 1
@@ -176,7 +176,7 @@ def test_pairs_are_sampled_equally_and_labelled_by_gold(parents, tokenizer, exec
     assert len(held) > 10
     again, _ = reward.sample_pairs(settings, parents, tokenizer, LengthGold(), CPU, execution)
     assert again == pairs
-    coin = reward_settings(gold_temperature=1e9)  # labels are coin flips
+    coin = reward_settings(gold_temperature=1e6)  # labels are coin flips
     noisy, _ = reward.sample_pairs(coin, parents, tokenizer, LengthGold(), CPU, execution)
     decided = [pair["gold"][0] > pair["gold"][1] for pair in noisy if pair["gold"][0] != pair["gold"][1]]
     assert 0.25 < np.mean(decided) < 0.75
@@ -373,14 +373,13 @@ def test_the_command_by_hand_takes_a_plain_model_folder(prepare_run, tiny_chat_m
     assert models.load_policy(output / "model").num_parameters() > 0
 
 
-def test_sizes_are_asked_before_anything_is_sampled(parents, execution, tmp_path, monkeypatch):
+def test_sizes_are_asked_before_anything_is_sampled(parents, prepare_run, execution, tmp_path, monkeypatch):
     monkeypatch.setattr(reward, "sample_pairs", lambda *_: pytest.fail("sampled"))
-    for changes, says in (
-        ({"pairs": 10, "batch_size": 16}, r"reward_model.pairs=10 are too few for reward_model.batch_size=16"),
-        ({"normalisation_prompts": 1}, r"1 prompt of PPO's for reward_model.normalisation_prompts=1: .* no standard"),
-    ):
-        with pytest.raises(runs.UserError, match=says):
-            reward.train(reward_settings(**changes), parents, tmp_path, execution)
+    one = shutil.copytree(prepare_run, tmp_path / "one")
+    runs.write_jsonl(one / "prompts.jsonl", runs.read_jsonl(prepare_run / "prompts.jsonl")[:1])
+    says = "1 prompt of PPO's for reward_model.normalisation_prompts=40: .* no standard"
+    with pytest.raises(runs.UserError, match=says):
+        reward.train(reward_settings(), parents | {"prepare": one}, tmp_path, execution)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("SALSA_PROCESSES", "3")
     with pytest.raises(runs.UserError, match=r"3 processes can't share reward_model\.batch_size"):

@@ -48,12 +48,8 @@ def keep_precision(accelerator):
 
 
 def check_batch(ppo, accelerator):
-    """UserError where mini-batches would be empty, or the processes can't share a batch evenly."""
+    """UserError where the processes can't share a batch evenly."""
     processes = accelerator.num_processes
-    if ppo.batch_size < ppo.mini_batches:
-        raise runs.UserError(
-            f"ppo.mini_batches={ppo.mini_batches}: more than ppo.batch_size={ppo.batch_size}; lower it"
-        )
     if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
         raise runs.UserError(
             f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "

@@ -209,7 +209,7 @@ def test_a_fixed_kl_coef_stays():
     assert kl_coefs(config.KlSchedule(), 0.1, [3.0, 1e9, -5.0, 0.0]) == [0.1] * 4
 
 
-@pytest.mark.parametrize("final", [0.0, 0.1, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize("final", [0.0, 0.1, 0.25, 1.0])
 def test_a_linear_kl_coef_begins_and_ends_exactly_where_it_shall(final):
     for iterations in (2, 3, 7, 40):
         found = kl_coefs(config.KlSchedule("linear", final=final), 0.3, [9.0] * iterations)

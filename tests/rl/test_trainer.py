@@ -742,8 +742,6 @@ def test_missing_steps_are_noticed(fit):
 def test_too_few_prompts_are_refused(parents, execution, tmp_path):
     with pytest.raises(runs.UserError, match=r"48 PPO prompts for ppo.batch_size=64"):
         trainer.train(make_settings(batch_size=64), parents, tmp_path, execution)
-    with pytest.raises(runs.UserError, match=r"ppo\.mini_batches=9: more than ppo\.batch_size=8"):
-        trainer.train(make_settings(batch_size=8, mini_batches=9), parents, tmp_path, execution)
     with pytest.raises(runs.UserError, match=r"lengths.prompt=3"):
         trainer.train(make_settings(lengths=config.Lengths(3, 8)), parents, tmp_path, execution)
     assert not list(tmp_path.iterdir())
