@@ -45,7 +45,7 @@ def pretrain(settings, corpus, output, execution):
     """
     import torch
     from datasets import Dataset
-    from transformers import Trainer, default_data_collator, set_seed
+    from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
     from salsa.data import chat
     from salsa.rl import models, training
@@ -70,7 +70,14 @@ def pretrain(settings, corpus, output, execution):
     trainer = FiniteTrainer(
         section="base",
         model=model,
-        args=_arguments(base, settings.model.dtype, output, device),
+        args=TrainingArguments(
+            **training.common_arguments(base, base.seed, settings.model.dtype == "bfloat16", output, device),
+            per_device_train_batch_size=base.batch_size,
+            per_device_eval_batch_size=base.batch_size,
+            weight_decay=base.weight_decay,
+            logging_steps=50,
+            report_to="none",
+        ),
         train_dataset=Dataset.from_dict({"input_ids": blocks[len(held_out) :], "labels": blocks[len(held_out) :]}),
         eval_dataset=Dataset.from_dict({"input_ids": held_out, "labels": held_out}),
         data_collator=default_data_collator,
@@ -89,30 +96,6 @@ def pretrain(settings, corpus, output, execution):
     }
     runs.write_json(output / "model" / "training.json", summary)
     return summary
-
-
-def _arguments(base, dtype, output, device):
-    """transformers' arguments of pretraining, of a config.Base."""
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(output / runs.CHECKPOINTS),
-        num_train_epochs=base.epochs,
-        per_device_train_batch_size=base.batch_size,
-        per_device_eval_batch_size=base.batch_size,
-        learning_rate=base.learning_rate,
-        weight_decay=base.weight_decay,
-        warmup_steps=base.warmup,
-        lr_scheduler_type="cosine",
-        seed=base.seed,
-        use_cpu=device.type == "cpu",
-        bf16=dtype == "bfloat16",
-        logging_steps=50,
-        logging_nan_inf_filter=False,  # or a loss that is not finite would be left out of means
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=False,
-    )
 
 
 def _llama(tokenizer, shape):
@@ -372,7 +355,7 @@ def _sampling_error(network, tokenizer):
     """
     from salsa.rl import models, rollout
 
-    limit = models.positions(network.config) or math.inf
+    limit = folders.positions(network.config.to_dict()) or math.inf
     length, lengths = 6, [9, 2, 5, 4]
     if limit < length + max(lengths):
         raise runs.UserError(f"{type(network).__name__} holds {limit} tokens, and a prompt and a response need more")

@@ -9,6 +9,7 @@ that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from scipy.special import expit
 from tqdm import tqdm
@@ -40,7 +41,7 @@ def train(settings, parents, output, execution):
     prompts = _check_sizes(settings, parents, tokenizer)
     held_out, learned, counts = _share(lambda: _pairs(settings, parents, tokenizer, device, execution))
     _fit(settings, parents, tokenizer, learned, output, device, execution)
-    training.free(device)
+    clear_device_cache(garbage_collection=True)  # trainers hold themselves, and so their models
     if training.world()[1]:
         return None  # the first process measures and writes
 
@@ -66,11 +67,6 @@ def _check_sizes(settings, parents, tokenizer):
     reward = settings.reward_model
     training.batch_share("reward_model", reward)
     models.adapter_config("reward_model", reward, score=True)  # which looks for PEFT
-    if reward.pairs < reward.batch_size:
-        raise runs.UserError(
-            f"reward_model.pairs={reward.pairs} are too few for reward_model.batch_size={reward.batch_size}; raise the "
-            "former, or lower the latter"
-        )
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     rows, encoded, _ = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
     count = reward.normalisation_prompts
@@ -216,30 +212,12 @@ def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, dev
             prompts = [encoded[order[i]] for i in chosen]
             ids = [f"{rows[order[i]]['id']}/{i}" for i in chosen]
             seed = runs.derive_seed(settings.seed, "preferences", place)
-            batches = _sampled(model, tokenizer, prompts, ids, seed, settings, execution)
-            for indices, _, told in tqdm(batches, desc=f"sft{which}", mininterval=5):
-                for index, response in zip(indices, told, strict=True):
+            length, size = settings.lengths.response, execution.rollout_batch
+            batches = sample_in_batches(model, tokenizer, prompts, ids, seed, length, size)
+            for indices, sequences in tqdm(batches, desc=f"sft{which}", mininterval=5):
+                for index, response in zip(indices, sequences.response_ids(), strict=True):
                     responses[chosen[index]][place] = response
     return responses
-
-
-def _sampled(model, tokenizer, prompts, ids, seed, settings, execution):
-    """Yield (indices, Sequences, responses) of batches of a model's responses to prompts; the last are token ids."""
-    batches = sample_in_batches(
-        model,
-        prompts,
-        ids,
-        seed,
-        0,
-        settings.lengths.response,
-        1.0,
-        chat.end_ids(model, tokenizer),
-        tokenizer.pad_token_id,
-        execution.rollout_batch,
-    )
-    for indices, sequences in batches:
-        tokens = zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True)
-        yield indices, sequences, [row[:length] for row, length in tokens]
 
 
 def read_pairs(settings, parents, tokenizer, gold):
@@ -304,13 +282,12 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
     """
     rows, encoded = prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
+    ids, seed = [row["id"] for row in rows], runs.derive_seed(settings.seed, "normalisation", 0)
+    length, size = settings.lengths.response, execution.rollout_batch
     scores, responses = [], set()
-    seed = runs.derive_seed(settings.seed, "normalisation", 0)
-    for _, sequences, told in _sampled(
-        policy, tokenizer, encoded, [row["id"] for row in rows], seed, settings, execution
-    ):
+    for _, sequences in sample_in_batches(policy, tokenizer, encoded, ids, seed, length, size):
         scores += _finite_scores(model, sequences, execution, "sft0's samples").tolist()
-        responses |= set(map(tuple, told))
+        responses |= set(map(tuple, sequences.response_ids()))
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if std <= ROUNDING * np.abs(scores).max():
         said = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"

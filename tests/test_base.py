@@ -332,7 +332,7 @@ def test_a_model_with_one_special_token(tmp_path, spare):
     assert found.pad_token_id not in chat.end_ids(loaded, found) and found.pad_token_id < models.rows(loaded)
     text = "boil ÿ rice"
     assert found.decode(chat.encode_prompts(found, [[{"role": "user", "content": text}]])[0]).count(text) == 1
-    assert models.positions(loaded.config) == 256
+    assert folders.positions(loaded.config.to_dict()) == 256
     models.check_context(folder, config.Lengths(200, 56))
     with pytest.raises(runs.UserError, match="the model holds 256"):
         models.check_context(folder, config.Lengths(200, 57))

@@ -75,22 +75,11 @@ def _search(kl_at, wanted):
 
 
 def _samples(model, settings, ingredients):
-    from salsa.data import chat
     from salsa.rl.rollout import sample_in_batches
 
     ids, encoded = ingredients.prompts
-    batches = sample_in_batches(
-        model,
-        encoded,
-        ids,
-        runs.derive_seed(settings.seed, "reference", 0),
-        0,
-        settings.lengths.response,
-        1.0,
-        chat.end_ids(model, ingredients.tokenizer),
-        ingredients.tokenizer.pad_token_id,
-        ingredients.micro_batch,
-    )
+    seed, length = runs.derive_seed(settings.seed, "reference", 0), settings.lengths.response
+    batches = sample_in_batches(model, ingredients.tokenizer, encoded, ids, seed, length, ingredients.micro_batch)
     return [sequences for _, sequences in batches]
 
 

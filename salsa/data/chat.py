@@ -485,5 +485,4 @@ def text_of(tokenizer, ids):
 
 def decode(tokenizer, sequences):
     """Response texts, without control tokens."""
-    pairs = zip(sequences.responses.tolist(), sequences.lengths.tolist(), strict=True)
-    return [text_of(tokenizer, row[:length]) for row, length in pairs]
+    return [text_of(tokenizer, ids) for ids in sequences.response_ids()]

@@ -105,8 +105,7 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
             return engine.respond(model, prompts, seeds, temperature, settings.lengths.response)[0]
         noise = rollout.uniforms(settings.seed, 0, ids, settings.lengths.response)
         sequences, _, _ = rollout.sample(model, prompts, noise, temperature, ends, tokenizer.pad_token_id)
-        responses, lengths = sequences.responses.tolist(), sequences.lengths.tolist()
-        return [response[:length] for response, length in zip(responses, lengths, strict=True)]
+        return sequences.response_ids()
 
     order = sorted(range(len(wanted)), key=lambda i: len(first[i]))
     parts = []

@@ -27,21 +27,13 @@ ANCHOR = "reference.json"  # beside the checkpoints: what the run is anchored to
 LAYOUT = "processes.json"  # likewise: how many processes wrote them, and how
 FILES = "files.json"  # in a checkpoint: sizes of its files, and digests where that takes no minutes
 DIGESTED = 2**31  # bytes: a process that is told to stop has seconds to save
-METADATA = {  # what the index of sharded weights (torch.distributed.checkpoint) is made of
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in ("Metadata", "MetadataIndex", "TensorStorageMetadata")
-    ),
-    *(("torch.distributed.checkpoint.metadata", name) for name in ("BytesStorageMetadata", "ChunkStorageMetadata")),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in ("TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING")
-    ),
-    *(("torch.distributed.checkpoint.filesystem", name) for name in ("_StorageInfo", "_StoragePrefix")),
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
+DCP = "torch.distributed.checkpoint"
+METADATA = {  # what the index of sharded weights is made of
+    *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    *((f"{DCP}.metadata", f"{kind}StorageMetadata") for kind in ("Bytes", "Chunk", "Tensor")),
+    *((f"{DCP}.filesystem", "_StorageInfo"), (f"{DCP}.filesystem", "_StoragePrefix")),
+    *((f"{DCP}.metadata", "_MEM_FORMAT_ENCODING"), ("torch.serialization", "_get_layout")),
+    *(("torch", "Size"), ("collections", "OrderedDict"), ("pathlib", "PosixPath")),
 }
 
 

@@ -9,6 +9,7 @@ computed again in the backward pass where it would be large.
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2**24  # logits (float32) held at once
@@ -46,6 +47,11 @@ class Sequences:
         """(B,) tokens of each response."""
         return self.response_mask.sum(dim=1)
 
+    def response_ids(self):
+        """The responses as lists of token ids, without padding."""
+        rows = zip(self.responses.tolist(), self.lengths.tolist(), strict=True)
+        return [tokens[:length] for tokens, length in rows]
+
     def __len__(self):
         return len(self.tokens)
 
@@ -60,31 +66,24 @@ class Sequences:
 
 def pad_left(rows, pad_id, device=None):
     """Lists of token ids as (B, P) tokens and (B, P) attention mask, padded on the left."""
-    length = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, length - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, length - len(row) :] = 1
+    tokens, mask = _padded(rows, pad_id, "left")
     return tokens.to(device), mask.to(device)
+
+
+def _padded(rows, pad_id, side):
+    """Lists of token ids as tokens and their mask, (B, longest) each, padded on a side."""
+    tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones_like(row) for row in tokens]
+    return pad_sequence(tokens, True, pad_id, side), pad_sequence(masks, True, 0, side)
 
 
 def from_lists(prompts, responses, end_ids, pad_id, device=None):
     """Sequences from lists of prompt ids and response ids."""
-    tokens, attention = pad_left(prompts, pad_id)
-    length = max(len(row) for row in responses)
-    right = torch.full((len(responses), length), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(responses), length), dtype=torch.long)
-    for i, row in enumerate(responses):
-        right[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = 1
+    tokens, attention = _padded(prompts, pad_id, "left")
+    response_tokens, mask = _padded(responses, pad_id, "right")
     ended = torch.tensor([row[-1] in end_ids for row in responses])
-    return Sequences(
-        torch.cat([tokens, right], dim=1).to(device),
-        torch.cat([attention, mask], dim=1).to(device),
-        mask.to(device),
-        ended.to(device),
-    )
+    parts = torch.cat([tokens, response_tokens], dim=1), torch.cat([attention, mask], dim=1), mask, ended
+    return Sequences(*(part.to(device) for part in parts))
 
 
 def pad_right(values, length):

@@ -24,7 +24,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from salsa import soup
-from salsa.data.chat import set_chat_template  # noqa: F401  an old name of it
 from salsa.rl import folders
 from salsa.rl.forward import ScoreModel
 from salsa.workflow import runs, surroundings
@@ -66,17 +65,12 @@ def model_folder(parent):
 
 def check_context(parent, lengths):
     """UserError unless the model holds a prompt and a response of these lengths."""
-    limit = positions(folders.load_config(model_folder(parent)))
+    limit = folders.positions(folders.load_config(model_folder(parent)).to_dict())
     if limit and lengths.prompt + lengths.response > limit:
         raise runs.UserError(
             f"lengths.prompt={lengths.prompt} and lengths.response={lengths.response} need "
             f"{lengths.prompt + lengths.response} positions, and the model holds {limit}; make them shorter"
         )
-
-
-def positions(config):
-    """How many tokens a model of this loaded configuration holds, by whatever name; None where nothing limits them."""
-    return folders.positions(config.to_dict())
 
 
 def load_tokenizer(folder, **options):

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from salsa.data import chat
 from salsa.rl.forward import Sequences, at_least_float32, concatenate, pad_left, pad_right, positions
 
 
@@ -156,11 +157,12 @@ def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size
     return sequences, logprobs, values
 
 
-def sample_in_batches(model, prompts, prompt_ids, seed, iteration, length, temperature, end_ids, pad_id, batch_size):
-    """`sample` for many prompts, shortest together, yielding (indices, Sequences) a batch."""
+def sample_in_batches(model, tokenizer, prompts, prompt_ids, seed, length, batch_size):
+    """`sample` for many prompts at temperature 1, shortest together, yielding (indices, Sequences) a batch."""
+    end_ids, pad_id = chat.end_ids(model, tokenizer), tokenizer.pad_token_id
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        noise = uniforms(seed, iteration, [prompt_ids[i] for i in rows], length)
-        sequences, _, _ = sample(model, [prompts[i] for i in rows], noise, temperature, end_ids, pad_id)
+        noise = uniforms(seed, 0, [prompt_ids[i] for i in rows], length)
+        sequences, _, _ = sample(model, [prompts[i] for i in rows], noise, 1.0, end_ids, pad_id)
         yield rows, sequences

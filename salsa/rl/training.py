@@ -6,7 +6,6 @@ same, and losses are divided by what the whole batch holds. Accelerate averages 
 """
 
 import contextlib
-import gc
 import math
 import os
 import shutil
@@ -23,14 +22,29 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import align_special_tokens
 
 from salsa.rl import checkpoints, divergence, models, processes
-from salsa.workflow import runs, surroundings
+from salsa.workflow import runs
+from salsa.workflow.surroundings import world
 
 KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
 SAVED = "saved.json"  # likewise: the checkpoint that is whole, and the first step's loss
 EXPLODED = 10  # times the first step's loss, which no training leaves behind that learned anything
 
 
-world = surroundings.world
+def common_arguments(chosen, seed, bfloat16, output, device):
+    """What the TrainingArguments of pretraining, SFT and reward models share."""
+    return {
+        "output_dir": str(output / runs.CHECKPOINTS),
+        "num_train_epochs": chosen.epochs,
+        "learning_rate": chosen.learning_rate,
+        "warmup_steps": chosen.warmup,
+        "lr_scheduler_type": "cosine",
+        "seed": seed,
+        "use_cpu": device.type == "cpu",
+        "bf16": bfloat16,
+        "save_strategy": "no",  # `train` says when
+        "logging_nan_inf_filter": False,  # or a loss that is not finite would be left out of means
+        "dataloader_pin_memory": False,
+    }
 
 
 def arguments(section, chosen, settings, execution, output, device):
@@ -44,23 +58,12 @@ def arguments(section, chosen, settings, execution, output, device):
     micro_batch = models.even_micro_batch(share, execution.micro_batch)
     # A process that holds a part of the weights has no room for the gradients of all of them.
     sharded = "ACCELERATE_USE_FSDP" in os.environ
-    return {
-        "output_dir": str(output / runs.CHECKPOINTS),
-        "num_train_epochs": chosen.epochs,
+    return common_arguments(chosen, settings.seed, settings.mixed_precision == "bf16", output, device) | {
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": share // micro_batch,
-        "learning_rate": chosen.learning_rate,
-        "warmup_steps": chosen.warmup,
-        "lr_scheduler_type": "cosine",
-        "seed": settings.seed,
-        "use_cpu": device.type == "cpu",
-        "bf16": settings.mixed_precision == "bf16",
         "gradient_checkpointing": execution.gradient_checkpointing,
-        "save_strategy": "no",  # `train` says when
         "logging_steps": 10,
-        "logging_nan_inf_filter": False,  # or a loss that is not finite would be left out of means
         "report_to": execution.trackers or "none",
-        "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # which never change
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
@@ -109,10 +112,9 @@ class Finite:
     def __init__(self, *arguments, section, **named):
         super().__init__(*arguments, **named)
         self.section, self.output = section, Path(self.args.output_dir).parent
-        self.losses, self.gradient_norm = [], None  # of the step that is being taken
+        self.losses = []  # of the step that is being taken
         self.batch = []  # the inputs of its micro-batches, and afterwards of the last one
         self.first_loss = None
-        self.add_callback(_BeforeStep(self))
         divergence.forget(self.output)
 
     def training_step(self, model, inputs, *arguments, **named):
@@ -124,17 +126,14 @@ class Finite:
         return loss
 
     def _get_grad_norm(self, *arguments, **named):
-        self.gradient_norm = super()._get_grad_norm(*arguments, **named)
-        return self.gradient_norm
-
-    def check_step(self):
-        """UserError where the losses or the gradients of a step are not finite, before it is taken."""
-        loss, norm = sum(self.losses, torch.zeros(())), self.gradient_norm
-        self.losses, self.gradient_norm = [], None
+        """UserError where the losses or the gradients of a step are not finite: asked for last before it is taken."""
+        norm = super()._get_grad_norm(*arguments, **named)
+        loss, self.losses = sum(self.losses, torch.zeros(())), []
         self.stop_where(not torch.isfinite(loss), "the loss is not finite", taken=False)
         self.stop_where(norm is not None and not math.isfinite(norm), "gradients are not finite", taken=False)
         if self.first_loss is None:
             self.first_loss = loss.item()
+        return norm
 
     @torch.no_grad()
     def check_weights(self):
@@ -180,14 +179,6 @@ class Finite:
             },
             writes=self.accelerator.process_index == where[0],
         )
-
-
-class _BeforeStep(TrainerCallback):
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args, state, control, **_):
-        self.trainer.check_step()
 
 
 class Shared(Finite):
@@ -405,10 +396,3 @@ def _link(source, target):
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def free(device):
-    """Give back the memory of models that nothing holds any more: trainers hold themselves."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -75,7 +75,7 @@ def test_logprobs_are_those_of_a_fresh_forward_pass(sft_models, prompts, ends, t
     assert len(set(sequences.attention_mask.sum(dim=1).tolist())) > 3  # rows of different lengths
 
 
-def test_neither_order_nor_company_changes_a_response(sft_models, prompts, ends):
+def test_neither_order_nor_company_changes_a_response(sft_models, prompts, ends, tokenizer):
     ids, encoded = prompts
     sequences, logprobs = sample(sft_models[0], ids, encoded, ends)
     whole = texts(sequences)
@@ -89,7 +89,7 @@ def test_neither_order_nor_company_changes_a_response(sft_models, prompts, ends)
     longest = encoded[0] * 3
     assert texts(sample(sft_models[0], [*ids, "long"], [*encoded, longest], ends)[0])[:-1] == whole
     batched = [None] * len(ids)
-    for indices, some in rollout.sample_in_batches(sft_models[0], encoded, ids, 0, 0, LENGTH, 1.0, ends, 0, 7):
+    for indices, some in rollout.sample_in_batches(sft_models[0], tokenizer, encoded, ids, 0, LENGTH, 7):
         for index, row in zip(indices, texts(some), strict=True):
             batched[index] = row
     assert batched == whole
