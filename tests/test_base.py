@@ -484,7 +484,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch, error):
     def fails(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    monkeypatch.setattr("salsa.rl.intake.snapshot_download", fails)
     refused("someone/model", tmp_path, re.escape(str(error).split("\n")[0]))
 
 

@@ -86,10 +86,10 @@ def layout(accelerator):
 
 def check_layout(accelerator, before, saved):
     """UserError where the checkpoint in the folder `saved`, of the layout `before`, is not one of these processes."""
-    now = layout(accelerator)
+    now, of = layout(accelerator), "{processes} process(es) of {distributed_type}".format
     if before != now:
         raise runs.UserError(
-            f"{saved}: saved by {_said(before)}, and this is {_said(now)}; go on as it was started, or remove "
+            f"{saved}: saved by {of(**before)}, and this is {of(**now)}; go on as it was started, or remove "
             f"{saved.parent}"
         )
 
@@ -145,15 +145,12 @@ def load(accelerator, progress, output):
 
 def describe_files(folder):
     """Write down what a checkpoint's folder holds, which nothing will change any more."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    files.pop(FILES, None)
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    small = sum(sizes.values()) <= DIGESTED
-    described = {
-        name: {"bytes": size, **({"sha256": runs.file_sha256(files[name])} if small else {})}
-        for name, size in sizes.items()
-    }
-    runs.write_json(folder / FILES, described)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / FILES]
+    files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths}
+    if sum(file["bytes"] for file in files.values()) <= DIGESTED:
+        for name, file in files.items():
+            file["sha256"] = runs.file_sha256(folder / name)
+    runs.write_json(folder / FILES, files)
 
 
 def check_files(folder):
@@ -222,10 +219,6 @@ class _Nothing(dict):
         pass
 
     __hash__ = object.__hash__
-
-
-def _said(layout):
-    return f"{layout['processes']} process(es) of {layout['distributed_type']}"
 
 
 def _saved(output):

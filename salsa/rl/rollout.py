@@ -142,19 +142,15 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
 
 def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None):
     """`sample` for one batch, `batch_size` prompts at a time, in the order of `prompts`."""
-    sampled = []
-    for start in range(0, len(prompts), batch_size):
-        rows = slice(start, start + batch_size)
-        sampled.append(sample(model, prompts[rows], noise[rows], temperature, end_ids, pad_id, value_head))
-    if len(sampled) == 1:
-        return sampled[0]
-    sequences = concatenate([batch for batch, _, _ in sampled], pad_id)
+    slices = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+    parts = [sample(model, prompts[i], noise[i], temperature, end_ids, pad_id, value_head) for i in slices]
+    if len(parts) == 1:
+        return parts[0]
+    batches, logprobs, values = zip(*parts, strict=True)
+    sequences = concatenate(batches, pad_id)
     length = sequences.response_mask.shape[1]
-    logprobs, values = (
-        None if batches[0] is None else torch.cat([pad_right(batch, length) for batch in batches])
-        for batches in ([batch[1] for batch in sampled], [batch[2] for batch in sampled])
-    )
-    return sequences, logprobs, values
+    logprobs = torch.cat([pad_right(part, length) for part in logprobs])
+    return sequences, logprobs, torch.cat([pad_right(part, length) for part in values]) if value_head else None
 
 
 def sample_in_batches(model, tokenizer, prompts, prompt_ids, seed, length, batch_size):

@@ -18,10 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import KEYS, configurations, dictionaries
 
-from salsa import base
 from salsa.judges.language_model import client as judge_client
 from salsa.judges.language_model import verdict_text
-from salsa.rl import models
+from salsa.rl import intake, models
 from salsa.workflow import checks, compose, config, plan, policies
 from salsa.workflow.runs import UserError
 
@@ -117,7 +116,7 @@ def test_mutated_model_folders(model_files, tmp_path_factory, seed):
     else:
         (folder / name).write_bytes(mutated(model_files[name], rng))
     with planned_or_refused():
-        base.load(config.Model("m", "hub", path=str(folder)), folder / "output", EXECUTION)
+        intake.load(config.Model("m", "hub", path=str(folder)), folder / "output", EXECUTION)
         files = {path.name for path in (folder / "output" / "model").iterdir()}
         assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
         assert torch.isfinite(next(models.load_policy(folder / "output" / "model").parameters())).all()

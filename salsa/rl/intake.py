@@ -1,0 +1,210 @@
+"""Taking in a model of others: from a package's GGUF, the hub or a local folder, to the one form that stages read.
+
+Whatever later stages need of a model is asked here, before anything is trained: that its tokenizer and weights fit
+together, that a reward model can have its trunk, that sampling with a cache computes what a fresh pass does.
+"""
+
+import copy
+import math
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, file_exists, snapshot_download, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, GgufConfig
+
+from salsa.data import chat
+from salsa.rl import folders, forward, models, rollout
+from salsa.workflow import runs
+
+# Of a model on the hub, all but weights and code: what transformers reads of it.
+SMALL_FILES = {
+    "allow_patterns": ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.bpe"],
+    "ignore_patterns": ["*/*"],
+}
+LARGEST_DIFFERENCE = 0.005  # nats, of a token's log-probability in float32: rounding differs by 1e-6 to 1e-4
+
+
+def load(model, output, execution):
+    """Take a model in from a package's GGUF, the hub or a local folder, and write it in one form.
+
+    That is safetensors, a chat template, a padding token that ends nothing, and of the published generation settings
+    the token ids alone: all else stages say themselves. Whatever later stages need of a model is asked here. Raises
+    UserError where one lacks it.
+    """
+    models.prepare_process(execution)
+    commit = None
+    if model.source == "package":
+        network, tokenizer = _from_package(model.path)
+    else:
+        folder, commit = _folder(model)
+        pickled = model.pickled_weights and folders.has_pickles(folder)
+        if not pickled:  # sizes that are wrong are not made room for
+            models.check_whole(folder, AutoModelForCausalLM)
+        network = models.load_policy(folder, dtype=models.DTYPES[model.dtype], pickled=pickled)
+        tokenizer = models.load_tokenizer(folder)
+    _untie(network)
+    with folders.loading(f"model.path={model.path}: the tokenizer", "save or download it again"):
+        told = chat.prepare(network, tokenizer, model.chat_template)
+        _check_rows(network, tokenizer)
+    _rehearse(network, tokenizer)
+    for settings in (network.config, network.config.get_text_config(), network.generation_config):
+        settings.pad_token_id = tokenizer.pad_token_id
+    network.to(torch.float32 if model.source == "package" else network.dtype)
+    _save(network, tokenizer, output / "model")
+    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer), "commit": commit, **told}
+
+
+def _save(network, tokenizer, folder):
+    """Write a model's folder, or none. UserError where its tokenizer can't be read again as it was written."""
+    try:
+        with folders.loading(f"{folder}: the tokenizer, as it was written,", "mend it, or choose another model"):
+            tokenizer.save_pretrained(folder)
+            models.load_tokenizer(folder)
+        network.save_pretrained(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _folder(model):
+    """The folder of a local model, or of a snapshot of the hub's, whose commit is returned too (else None)."""
+    local = Path(model.path).expanduser()
+    if local.is_dir():
+        return local, None
+    if local.exists():
+        raise runs.UserError(f"model.path={model.path}: a file; give the model's folder")
+    remedy = (
+        "if it is gated, accept its licence on the hub and run `hf auth login`; offline, download it before, or give a "
+        "local folder"
+    )
+    with folders.loading(f"model.path={model.path}", remedy):
+        folder = Path(snapshot_download(model.path, revision=model.revision, **SMALL_FILES))
+        commit = folder.name
+        index, single = folders.INDEX, folders.SINGLE
+        if model.pickled_weights and not (folder / index).is_file() and not _has(model.path, commit, single):
+            index, single = folders.PICKLE_INDEX, folders.PICKLE
+        names = [single]
+        if (folder / index).is_file():
+            names = sorted(set(folders.read_object(folder / index)["weight_map"].values()))
+        snapshot_download(model.path, revision=commit, allow_patterns=names)
+    return folder, commit
+
+
+def _has(repository, commit, name):
+    """Whether a repository of the hub has a file."""
+    if constants.HF_HUB_OFFLINE:
+        return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
+    return file_exists(repository, name, revision=commit)
+
+
+def _from_package(package):
+    """A model from the GGUF file that a PyPI package brings. UserError names the command that installs it."""
+    spec = find_spec(package.replace("-", "_"))
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    if not files:
+        raise runs.UserError(f"the package {package} is not installed; run `make smollm2`")
+    folder, name = files[0].parent, files[0].name
+    # Without the configuration of the dequantised model, save_pretrained refuses what came from a GGUF.
+    quantized = GgufConfig(dequantize=True)
+    network = models.load_whole(
+        AutoModelForCausalLM, folder, gguf_file=name, quantization_config=quantized, dtype=torch.float32
+    )
+    return network, models.load_tokenizer(folder, gguf_file=name)
+
+
+def _untie(network):
+    """Let the configuration say so where embedding and head are two, though it ties them: as their file holds them."""
+    text = network.config.get_text_config()
+    if text.tie_word_embeddings:
+        embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
+        if head is not None and embedding.weight is not head.weight:
+            text.tie_word_embeddings = network.config.tie_word_embeddings = False
+
+
+def _check_rows(network, tokenizer):
+    """UserError where the embedding has no row of a token that may be written.
+
+    One that is never written needs none: Gemma 3's text models have no row of the token that stands for an image.
+    """
+    count = models.rows(network)
+    never = {
+        i
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content not in tokenizer.chat_template and i != tokenizer.bos_token_id
+    }
+    for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if i >= count and i not in never:
+            raise runs.UserError(
+                f"the tokenizer's token {token!r} has id {i}, and the model's embedding {count} rows: are tokenizer "
+                "and weights of one model?"
+            )
+
+
+def _rehearse(network, tokenizer):
+    """UserError unless later stages can do with a model what they will: split it, score with it and sample from it."""
+    name, before = type(network).__name__, network.dtype
+    network.eval().float()
+    try:
+        models.check_head(network)
+        _check_trunk(network)
+        difference = _sampling_error(network, tokenizer)
+    except runs.UserError:
+        raise
+    except Exception as error:
+        raise runs.UserError(
+            f"{name} can't be trained here ({type(error).__name__}: {folders.one_line(error)}); choose another model"
+        ) from None
+    network.to(before)
+    if difference > LARGEST_DIFFERENCE:
+        raise runs.UserError(
+            f"{name}: log-probabilities of tokens sampled with a cache differ from those of a fresh pass by "
+            f"{difference:.2g} nats, so PPO could not train it; choose another model"
+        )
+
+
+def _check_trunk(network):
+    """UserError where a reward model would not have this model's trunk."""
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    made = models.outline(models.classifier_class(config), config)
+    ours, theirs = (
+        {name: tensor.shape for name, tensor in model.base_model.state_dict().items()} for model in (network, made)
+    )
+    if ours != theirs or not hasattr(made, "score"):
+        first = min((name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)), default="")
+        raise runs.UserError(
+            f"{type(network).__name__}: a reward model, {type(made).__name__}, has another trunk (tensor {first}); "
+            "choose another model"
+        )
+
+
+def _sampling_error(network, tokenizer):
+    """The largest difference, in nats, between log-probabilities of sampled tokens and those of a fresh pass.
+
+    Prompts of several lengths, padded on the left, are answered with the cache that PPO uses, while rows end and are
+    dropped from it.
+    """
+    limit = folders.positions(network.config.to_dict()) or math.inf
+    length, lengths = 6, [9, 2, 5, 4]
+    if limit < length + max(lengths):
+        raise runs.UserError(f"{type(network).__name__} holds {limit} tokens, and a prompt and a response need more")
+    count = min(models.rows(network), len(tokenizer))
+    ordinary = [i for i in range(count) if i not in set(tokenizer.all_special_ids)] or list(range(count))
+    tokens = [ordinary[i * 7919 % len(ordinary)] for i in range(sum(lengths))]
+    prompts = [[tokens.pop() for _ in range(size)] for size in lengths]
+    noise = rollout.uniforms(0, 0, list(range(len(prompts))), length)
+    pad = tokenizer.pad_token_id
+    sequences, logprobs, _ = rollout.sample(network, prompts, noise, 1.0, [], pad)
+    if (difference := _from_fresh(network, sequences, logprobs)) <= LARGEST_DIFFERENCE:
+        ends = sequences.responses[[1, 3], [1, 2]].tolist()  # of which two rows end early
+        sequences, logprobs, _ = rollout.sample(network, prompts, noise, 1.0, ends, pad)
+        difference = max(difference, _from_fresh(network, sequences, logprobs))
+    return difference
+
+
+def _from_fresh(network, sequences, logprobs):
+    """How far log-probabilities are from those of a fresh pass, at most."""
+    with torch.no_grad():
+        return (forward.response_logprobs(network, sequences)[0] - logprobs).abs().max().item()
