@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What lock and environment.yml hold.
 INSTALLED = ("dev", "judge", "lora", "optuna", "reviews", "serving", "slurm", "smollm2", "trackers")
-DISTRIBUTIONS = {
+DISTRIBUTIONS = {  # where an import is named otherwise; pydantic asks for its core at one version
     "hydra": "hydra-core",
+    "pydantic_core": "pydantic",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
-}  # where an import is named otherwise
+}
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 OWN = {"salsa", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}  # what tests may import from one another
 LARGEST = 4_000_000  # bytes of a tracked file

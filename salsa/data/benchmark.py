@@ -10,7 +10,7 @@ import collections
 from salsa import data
 from salsa.data import prepare as preparation
 from salsa.data import sources
-from salsa.data.splits import first, normalised
+from salsa.data.splits import normalised
 from salsa.workflow import runs, stages
 from salsa.workflow.runs import UserError
 
@@ -31,7 +31,7 @@ def make(settings, parents, output, execution):
     known = known_prompts(parents["prepare"])
     unseen = [row for row in rows if not known & {normalised(turn) for turn in row["turns"]}]
     dropped = {**dropped, "in_training": len(rows) - len(unseen)}
-    kept = first(unseen, benchmark.prompts, f"benchmarks.{settings.name}.prompts")
+    kept = unseen[: benchmark.prompts or None]
     if not kept:
         raise UserError(f"benchmark {settings.name}: no prompts are left of {read}; dropped: {dropped}")
     if record.score:

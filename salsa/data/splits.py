@@ -8,7 +8,6 @@ import statistics
 import unicodedata
 
 from salsa.data.messages import user
-from salsa.workflow.runs import UserError
 
 
 def split_of(text, shares, salt):
@@ -35,13 +34,6 @@ def ordered(texts, seed, salt):
 def normalised(text):
     """What two texts have in common that differ in case, white space and the spelling of accents (NFC, NFD) alone."""
     return " ".join(unicodedata.normalize("NFC", text.lower()).split())
-
-
-def first(values, number, name):
-    """The first `number` of some values, 0: all. UserError for a negative number, of the setting `name`."""
-    if number < 0:
-        raise UserError(f"{name}={number}: must be at least 0")
-    return values[: number or None]
 
 
 def with_sampled_preferences(demonstrations, prompts):

@@ -65,7 +65,8 @@ def test_a_benchmark_that_nothing_is_said_of_is_none():
 
 def test_a_benchmark_that_is_scored_and_not_compared(toy, tmp_path, monkeypatch):
     runs.execute("prepare", 1, prepare.prepare, config.PrepareSettings(TASK), {}, tmp_path / "p", config.Execution())
-    settings = config.BenchmarkSettings("mine", config.Benchmark("sums", prompts=2), TASK)
+    settings = config.BenchmarkSettings("mine", config.Benchmark("two_turn", prompts=2), TASK)
+    settings.benchmark.kind = "sums"  # which is in no file, and so no choice that a schema would know
     counts = benchmark.make(settings, {"prepare": tmp_path / "p"}, tmp_path / "b", None)
     assert counts["kept"] == 2 and counts["categories"] == {"sums": 2}
     rows = generate.read_benchmarks({"benchmark/mine": tmp_path / "b"})["mine"]

@@ -122,18 +122,6 @@ def test_a_benchmark_drops_what_any_training_asks_anywhere(tmp_path):
     assert counts["dropped"]["in_training"] == 41 and [row["id"] for row in kept] == ["mt_bench-50"]
 
 
-def test_a_negative_number_of_prompts_is_refused_and_not_taken_off(tmp_path):
-    parent = prepared(STORIES, tmp_path / "prepare")
-    with pytest.raises(runs.UserError, match="0 or more"):
-        benchmark_of(config.Benchmark("two_turn", prompts=-1), STORIES, tmp_path / "a", parent)
-    (tmp_path / "h.jsonl").write_text('{"uid": 1, "cluster": "c", "prompt": "q"}\n')
-    made, task = config.Benchmark("arena_hard", -1, str(tmp_path / "h.jsonl")), config.Task(kind="ultra")
-    with pytest.raises(runs.UserError, match=r"benchmarks\.arena_hard\.prompts=-1: must be at least 0"):
-        benchmark_of(made, task, tmp_path / "b", parent)
-    with pytest.raises(runs.UserError, match="0 or more"):
-        prepared(config.Task(**{**vars(STORIES), "prompts": -1}), tmp_path / "c")
-
-
 @needs_real
 def test_real_benchmarks(tmp_path):
     feedback = REAL / "ultrafeedback"

@@ -135,7 +135,8 @@ class Judge:
 
 def put_in_cache(cache, name, identifier):
     """A model as the hub's cache has it, at the commit that its preset pins."""
-    revision = compose.compose([f"model={name}", "data=ultra", "benchmark=[]", "judge=[]"])[0]["model"]["revision"]
+    (study,) = compose.compose([f"model={name}", "data=ultra", "benchmark=[]", "judge=[]"])
+    revision = study.config.model.revision
     hub_like.write(name, cache / f"models--{identifier.replace('/', '--')}" / "snapshots" / revision)
 
 

@@ -18,7 +18,7 @@ from slurm_cluster import wait_for
 from test_study import SMALL as SMALLEST
 from test_workflow import ROOT, TINY, Place
 
-from salsa.workflow import compose, config, plan, runs
+from salsa.workflow import compose, config, plan, runs, stages
 
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 # Of jobs of seconds, on a disk that all nodes share for sure.
@@ -58,11 +58,11 @@ def ended():
         process.stdout.close()
 
 
-def finish(place, overrides, stages):
+def finish(place, overrides, names):
     """Finish a place's runs of these stages, as its stand-ins would, without a workflow."""
     results = place.folder / "results"
     for path, run in plan.plan(compose.compose([*shlex.split(overrides), f"results={results}"])).runs.items():
-        if run.stage in stages:
+        if run.stage in names:
             runs.execute(
                 run.stage,
                 stages.ALL[run.stage].version,

@@ -229,9 +229,8 @@ def test_rows_that_cannot_be_judged_are_named(parents, tmp_path, changes, words)
     assert words in refused(parents, tmp_path)
 
 
-def test_missing_model_unknown_judge_and_no_gold(parents, tmp_path, monkeypatch):
+def test_missing_model_and_no_gold(parents, tmp_path, monkeypatch):
     assert "no response of model 'sft1'" in refused(parents, tmp_path, sft0="sft1")
-    assert "is no judge" in refused(parents, tmp_path, kind="oracle")
     parents["candidate"] = folder(tmp_path / "none", [row("policy", i, None) for i in range(3)])
     assert "has no gold score" in refused(parents, tmp_path)
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)

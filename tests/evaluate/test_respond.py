@@ -193,7 +193,7 @@ def test_answers_need_no_company(sft_models, tokenizer, benchmarks):
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_temperatures(sft_models, tokenizer, temperature):
-    settings = config.RespondSettings(SEED, temperature, LENGTHS)
+    settings = config.RespondSettings(SEED, 1.0, LENGTHS)
     rows = [
         {"id": i, "turns": [text]} for i, text in enumerate(["write one sentence", "a fox", "tell me about a kite"])
     ]
@@ -207,7 +207,7 @@ def test_messages_before_the_first_turn_are_seen(sft_models, tokenizer):
     before = [generate.user("a fox"), {"role": "assistant", "content": "the fox"}]
     evaluation = [{"id": "x", "prompt": [*before, generate.user("a kite")]}, {"id": "y", "prompt": before[:1]}]
     answers = respond.evaluation_answers(
-        sft_models[0], tokenizer, evaluation, config.RespondSettings(SEED, 0, LENGTHS), EXECUTION
+        sft_models[0], tokenizer, evaluation, config.RespondSettings(SEED, 0.7, LENGTHS), EXECUTION
     )
     assert answers.conversations[0] == [row["prompt"] for row in evaluation]
     for i, row in enumerate(evaluation):

