@@ -214,11 +214,12 @@ class Tree:
 
     def build(self, monkeypatch, drawn=False):
         """Run the stage; the figures are made, but rendered only where `drawn`."""
-        if not drawn:
-            monkeypatch.setattr(style, "save", lambda figure, folder, name: self.figures.update({name: figure}))
         monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold() if self.gold else None)
         output = self.root / "studies" / "tiny_test-0123456789ab"
-        runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
+        with monkeypatch.context() as patch:  # of this study alone: the figures of the next are not this one's
+            if not drawn:
+                patch.setattr(style, "save", lambda figure, folder, name: self.figures.update({name: figure}))
+            runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
         return output
 
 
