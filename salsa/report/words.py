@@ -70,31 +70,31 @@ def markdown(text):
 
 
 def title(study):
-    return study.config["title"] or study.config["name"]
+    return study.config.title or study.config.name
 
 
 def facts(study):
     """The settings that a reader needs first: name -> text."""
     settings = study.config
-    sft, ppo = settings["sft"], settings["ppo"]
-    stop = "the epoch of lowest validation loss" if sft["stop"] == "validation" else "the last epoch"
+    sft, ppo = settings.sft, settings.ppo
+    stop = "the epoch of lowest validation loss" if sft.stop == "validation" else "the last epoch"
     return {
-        "model and data": f"{settings['model']['name']}, {settings['data']['name']}",
+        "model and data": f"{settings.model.name}, {settings.data.name}",
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
         "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
-        "SFT": f"{sft['models']} models a replicate, {sft['epochs']} epochs, kept: {stop}",
-        "PPO": f"{ppo['iterations']} iterations of {ppo['batch_size']} prompts",
-        "precision": "float32" if settings["mixed_precision"] == "no" else "float32 weights, bfloat16 arithmetic",
+        "SFT": f"{sft.models} models a replicate, {sft.epochs} epochs, kept: {stop}",
+        "PPO": f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
+        "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
         "benchmarks": ", ".join(study.benchmarks) or "none",
-        "judges": ", ".join(settings["judges"]) or "none",
-        "root seed": str(settings["seed"]),
+        "judges": ", ".join(settings.judges) or "none",
+        "root seed": str(settings.seed),
     }
 
 
 def command(study):
     """The command that runs the study again, without values that were overridden."""
-    name = study.config["name"]
+    name = study.config.name
     override = "" if name == "default" else f' --config overrides="experiment={name}"'
     return f"snakemake --cores all{override}"
 

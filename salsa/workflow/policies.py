@@ -5,7 +5,6 @@ Arms that say the same in other words are one policy. Pure: it imports no torch.
 
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from types import SimpleNamespace
 
 from salsa import anchors
 from salsa.workflow import config, runs
@@ -78,20 +77,6 @@ class Composed:
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     link: str | None = None
     point: dict[str, str] = field(default_factory=dict)
-
-
-def of_settings(values):
-    """The `Composed` of a finished study, whose settings hold its configuration as nested dictionaries.
-
-    Its `config` has no more than what says which policies there are.
-    """
-    kl_schedule = config.from_dict(config.KlSchedule, values["ppo"]["kl_schedule"])
-    study = SimpleNamespace(
-        arms={name: config.from_dict(config.Arm, arm) for name, arm in values["arms"].items()},
-        ppo=SimpleNamespace(kl_schedule=kl_schedule),
-        **{name: values[name] for name in ("alphas", "alpha_kl_coefs", "kl_coefs")},
-    )
-    return Composed(study, expanded_arms(study))
 
 
 def spec_of(arm, kl_schedule):

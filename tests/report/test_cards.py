@@ -1,6 +1,7 @@
 """Model cards, and the export of a trained policy with its card."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 from conftest import random_llama, save_model
@@ -113,8 +114,8 @@ def test_results_are_those_of_this_policy_alone(built, text):
     ],
 )
 def test_no_licence_is_given_away(model, corpus, task, expected):
-    task = {"sft_file": "", "preference_file": ""} | task
-    data = cards.metadata({"model": model, "data": {"corpus": {"kind": corpus}, "task": task}})
+    values = {"model": {"name": "m"} | model, "data": {"name": "d", "corpus": {"kind": corpus}, "task": task}}
+    data = cards.metadata(config.from_dict(config.Config, values))
     assert (data.license, data.base_model, data.datasets) == expected
 
 
@@ -122,7 +123,7 @@ def test_a_licence_is_left_to_the_user(built, monkeypatch):
     tree, _ = built
     monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
     found = study.read(tree.settings, tree.parents)
-    found.config["model"] = found.config["model"] | {"source": "hub", "path": "google/gemma-2b", "revision": "abc"}
+    found.config = replace(found.config, model=config.Model("gemma", "hub", "google/gemma-2b", "abc"))
     frames = {"arms": tables.arms(found)}
     card = ModelCard(cards.card(found, frames, found.policies[0]))
     assert card.data.license is None and card.data.base_model == "google/gemma-2b"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from tree import ARMS, Tree
 
 from salsa.evaluate import statistics
 from salsa.report import claims, formats, selection, study, tables
+from salsa.workflow import config
 
 KLS = {"ppo": {0.05: 3.0, 0.1: 1.0}, "salsa": {0.05: 6.0, 0.1: 2.0}, "other": {0.1: 9.0}}
 GOLD = {"ppo": {0.05: 0.4, 0.1: 0.5}, "salsa": {0.05: 0.7, 0.1: 0.6}, "other": {0.1: 0.5}}
@@ -42,11 +44,9 @@ def tree(folder, **options):
     return Chosen(folder, **(own | options))
 
 
-def read(made, monkeypatch, **config):
+def read(made, monkeypatch):
     monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
-    found = study.read(made.settings, made.parents)
-    found.config = found.config | config
-    return found
+    return study.read(made.settings, made.parents)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def one(found, **changes):
     """The rows of a single claim about salsa and ppo."""
     claim = {"text": "t", "measure": "gold_reward", "smallest_effect": 0.01, "origin": "control", "candidate": "salsa",
              "baseline": "ppo", "benchmarks": [], "meaning": "so"} | changes  # fmt: skip
-    own = study.Study(**(vars(found) | {"config": found.config | {"claims": {"it": claim}}}))
+    own = replace(found, config=replace(found.config, claims={"it": config.Claim(**claim)}))
     frame = claims.frame(own)
     return frame, claims.text(own, frame, tables.win_rates(own))
 
@@ -136,7 +136,7 @@ def test_one_of_several_benchmarks_refutes_by_a_wider_interval():
         (of_three - 1e-6, True, False),
         (of_three + 1e-6, True, True),
     ):
-        claim = {"measure": "reward", "smallest_effect": smallest}
+        claim = config.Claim("t", "reward", smallest)
         assert claims._decided(claim, effects, 1)[1] == refutes_alone
         found, refutes = claims._decided(claim, effects, 3)
         assert (found["verdict"] == "refuted", refutes) == (refutes_alone, refutes_of_three)
@@ -147,7 +147,7 @@ def test_one_of_several_benchmarks_refutes_by_a_wider_interval():
     [
         ({"baseline": "noise"}, "this study has no arm noise"),
         ({"candidate": "reset", "baseline": "noise"}, "this study has no arm reset and no arm noise"),
-        ({"baseline": "salsa"}, "salsa and salsa are one arm in this study"),
+        ({"measure": "stable", "baseline": "salsa"}, "salsa and salsa are one arm in this study"),
         ({"benchmarks": ["two_turn"]}, "this study has no benchmark two_turn"),
         ({"measure": "matched_gold", "baseline": "other"}, "a comparison at equal KL needs two kl_coefs of each arm"),
     ],
@@ -216,9 +216,9 @@ def test_holm_is_over_claims_by_their_largest_p(found, monkeypatch):
 
 
 def test_claims_are_ordered_by_origin_then_measure(found):
-    ordered = claims.ordered(found.config["claims"])
+    ordered = claims.ordered(found.config.claims)
     assert list(ordered)[:2] == ["larger_kl", "stable"]
-    origins = [claim["origin"] for claim in ordered.values()]
+    origins = [claim.origin for claim in ordered.values()]
     assert origins == sorted(origins)  # abstract, then control
 
 
@@ -235,8 +235,8 @@ def test_paper_table(found):
 
 def test_an_arm_goes_by_its_shown_name(found):
     assert selection.arm_of(found, "ppo") == "ppo" and selection.arm_of(found, "noise") is None
-    twin = found.config["arms"] | {"twin": found.config["arms"]["salsa"]}
-    same = study.Study(**(vars(found) | {"config": found.config | {"arms": twin}}))
+    twin = found.config.arms | {"twin": found.config.arms["salsa"]}
+    same = replace(found, config=replace(found.config, arms=twin))
     assert selection.arm_of(same, "twin") == "salsa"
 
 
@@ -252,8 +252,7 @@ def test_an_arm_goes_by_its_shown_name(found):
     ],
 )
 def test_steadiness(eos_rate, length, loss, holds):
-    wanted = {"lowest_end_rate": 0.9, "shortest_length": 0.5, "largest_gold_loss": 0.02}
-    assert selection.Steadiness(eos_rate, length, loss).holds(wanted) is holds
+    assert selection.Steadiness(eos_rate, length, loss).holds(config.Stability()) is holds
 
 
 def test_missing_whole_numbers_are_empty_cells():

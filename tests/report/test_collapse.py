@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from tree import Tree
 
 from salsa.evaluate import statistics
 from salsa.report import claims, sections, selection, study, tables
+from salsa.workflow import config
 
 
 class Collapsed(Tree):
@@ -105,12 +107,13 @@ def test_claims_say_so(built):
     if float(own["candidate_kl_coef"]) == 0.05:
         assert "salsa has collapsed in 2 of its 2 policies compared here" in own["why"]
     found = reread(tree)
-    claim = {"measure": "reward", "candidate": "salsa", "baseline": "other"}
+    claim = config.Claim("t", "reward", 0.1, candidate="salsa", baseline="other")
     notes = claims._collapsed(found, claim, selection.Pair("salsa", "other", (0.05,), 0.05, 0.05))
     assert notes[0].startswith("salsa has collapsed in 2 of its 2 policies compared here: a share of 0")
     assert notes[1] == "other has collapsed in 1 of its 2 policies compared here: its proxy reward is no finite number"
     assert (
-        claims._collapsed(found, claim | {"measure": "stable"}, selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1)) == []
+        claims._collapsed(found, replace(claim, measure="stable"), selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1))
+        == []
     )
 
 

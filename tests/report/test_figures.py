@@ -1,12 +1,14 @@
 """The figures of made-up studies: what is drawn where, what is said where nothing was measured, and that it fits."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tree import composed
 
 from salsa.report import style, tables
 from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, win_rates
@@ -22,12 +24,13 @@ BENCHMARKS = ("in_distribution", "out_of_distribution")
 
 def made(arms=THREE, kl_coefs=(0.05,), replicates=(0, 1), gold=True, only=None):
     """A study whose numbers are simple functions of arm, kl_coef, replicate and iteration; lengths go to 0 at 0.5."""
-    values = config.defaults()
-    values |= {
-        "kl_coefs": list(kl_coefs),
-        "arms": {arm: {"reference": {"kind": "soup"}} for arm in arms},
-        "benchmarks": dict.fromkeys(BENCHMARKS),
-    }
+    values = replace(
+        composed(),
+        kl_coefs=list(kl_coefs),
+        arms={arm: config.Arm() for arm in arms},
+        benchmarks={name: config.Benchmark(name) for name in BENCHMARKS},
+        claims={},
+    )
     policies = [
         policy(arm, kl_coef, replicate, place, gold)
         for replicate in replicates

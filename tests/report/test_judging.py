@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from tree import Tree
 
 from salsa.report import claims, formats, judging, sections, study, tables, words
+from salsa.workflow import config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
-CLAIM = {"text": "t", "measure": "win_rate", "smallest_effect": 0.03, "origin": "abstract", "candidate": "salsa",
-         "baseline": "ppo", "benchmarks": [], "meaning": "so"}  # fmt: skip
+CLAIM = config.Claim("t", "win_rate", 0.03, meaning="so")
 
 
 class Readable(Tree):
@@ -40,8 +41,8 @@ def judged(found, answer, kind="openai", claim=CLAIM, seed=0):
             line | {"judge": "it", "winner": answer(line, gold, generator)}
             for line, gold in zip(lines, preferred, strict=True)
         ]
-    config = found.config | {"judges": {"it": {"kind": kind, "tournament": False}}, "claims": {"c": claim}}
-    return study.Study(config, found.policies, found.landscapes, found.reward_models, verdicts, [], found.parents)
+    settings = replace(found.config, judges={"it": config.Judge(kind)}, claims={"c": claim})
+    return replace(found, config=settings, verdicts=verdicts)
 
 
 def first(line, gold, generator):
@@ -157,9 +158,9 @@ def test_a_judge_that_shows_too_little_of_an_effect(three):
     def lazy(line, gold, generator):
         return gold if line["prompt_id"].endswith("7") else "tie"
 
-    frame = claims.frame(judged(three, lazy, claim=CLAIM | {"smallest_effect": 0.06}))
+    frame = claims.frame(judged(three, lazy, claim=replace(CLAIM, smallest_effect=0.06)))
     assert "even a model that is always better need not win by more than" in frame["why"][0]
-    frame = claims.frame(judged(three, lazy, kind="gold", claim=CLAIM | {"smallest_effect": 0.06}))
+    frame = claims.frame(judged(three, lazy, kind="gold", claim=replace(CLAIM, smallest_effect=0.06)))
     assert frame["claim_verdict"][0] != "not tested"  # gold's ties are ties
 
 
@@ -184,12 +185,8 @@ def test_the_benchmark_is_named_on_which_alone_a_judge_fails(monkeypatch, overal
 
 def test_limits_are_settings(three):
     found = judged(three, cut)
-    found.config["report"] = found.config["report"] | {
-        "judges": {"largest_error_share": 0.5, "smallest_discrimination": 0.0, "smallest_kappa": 0.0}
-    }
-    assert judging.quality(found, "it").reason == ""
-    del found.config["report"]["judges"]  # of a study that was planned before they were
-    assert judging.limits(found)["largest_error_share"] == 0.1
+    limits = config.Report(judges=config.JudgeLimits(largest_error_share=0.5))
+    assert judging.quality(replace(found, config=replace(found.config, report=limits)), "it").reason == ""
 
 
 @pytest.fixture(scope="module")

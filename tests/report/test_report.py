@@ -4,12 +4,13 @@ import csv
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from tree import EVERY_ARM, Tree, presets
+from tree import EVERY_ARM, Tree, composed
 
 from salsa.evaluate import statistics
 from salsa.report import sections, study, style, tables, words
@@ -193,7 +194,7 @@ def test_judges_without_a_gold_judge_are_held_to_gold_scores(built):
     tree, output = built
     assert table(output, "judges")["gold_agreement"].isna().all()  # gold is not held to itself
     found = study.read(tree.settings, tree.parents)
-    found.config = found.config | {"judges": {"gold": {"kind": "openai"}}}
+    found.config = replace(found.config, judges={"gold": config.Judge("openai")})
     found.verdicts = {key: rows for key, rows in found.verdicts.items() if key[2:] == ("ppo-kl_0.05", "sft0")}
     frame = tables.judges(found)
     assert frame["benchmark"].tolist() == ["all", "in_distribution", "out_of_distribution"]
@@ -229,7 +230,7 @@ def test_stability(built):
     assert frame["length_relative"].tolist() == pytest.approx([22 / 25] * 3)
     assert frame["gold_loss"].tolist() == [0] * 3 and frame["stable"].tolist() == [2] * 3
     found = study.read(tree.settings, tree.parents)
-    found.config = found.config | {"stability": found.config["stability"] | {"shortest_length": 0.9}}
+    found.config = replace(found.config, stability=config.Stability(shortest_length=0.9))
     assert tables.stability(found)["stable"].tolist() == [0] * 3
 
 
@@ -376,7 +377,7 @@ def test_arms_are_described(every):
     }
     for arm, row in expected.items():
         assert tuple(frame.loc[arm, ["start", "reference", "kl_scale", "kl_schedule"]]) == row
-    assert frame.loc["ema", "description"] == presets()["ema"]["description"]
+    assert frame.loc["ema", "description"] == composed().arms["ema"].description
     report = (output / "report.md").read_text()
     assert report.index("## Arms") < report.index("| ema | sft0 | sft0, then a moving") < report.index("## Before PPO")
     assert "p{4cm}" in (output / "tables" / "arms.tex").read_text()
@@ -385,12 +386,13 @@ def test_arms_are_described(every):
 def planned(arms, *names):
     """A study of these arms, whose policies have these names."""
     policies = [study.Policy(name, None, 0.05, 0, name, i, {}, [], {}, []) for i, name in enumerate(names)]
-    return study.Study(config.defaults() | {"arms": arms}, policies, {}, {}, {}, [])
+    return study.Study(replace(composed(), arms=arms), policies, {}, {}, {}, [])
 
 
 def test_an_arm_that_is_another_is_shown_under_its_name():
-    twin = presets()["salsa"] | {"description": "once more"}
-    frame = tables.arms(planned({"again": twin, "ppo": presets()["ppo"], "salsa": presets()["salsa"]}, "salsa", "ppo"))
+    arms = {name: composed().arms[name] for name in ("ppo", "salsa")}
+    twin = replace(arms["salsa"], description="once more")
+    frame = tables.arms(planned({"again": twin} | arms, "salsa", "ppo"))
     assert frame["arm"].tolist() == ["salsa", "ppo", "again"]
     assert frame["description"].tolist()[2] == "the same as salsa, and shown under that name"
     assert frame["reference"].tolist() == ["1/2 sft0 + 1/2 sft1", "sft0", "1/2 sft0 + 1/2 sft1"]
@@ -398,8 +400,9 @@ def test_an_arm_that_is_another_is_shown_under_its_name():
 
 def test_schedules_in_words():
     assert set(tables.SCHEDULES) == set(policies.SCHEDULES)
-    found = planned({"ppo": presets()["ppo"]}, "ppo")
-    found.config["ppo"]["kl_schedule"] |= {"kind": "adaptive", "target": 3.5}
+    found = planned({"ppo": composed().arms["ppo"]}, "ppo")
+    schedule = config.KlSchedule("adaptive", target=3.5)
+    found.config = replace(found.config, ppo=replace(found.config.ppo, kl_schedule=schedule))
     frame = tables.arms(found)
     assert frame["kl_schedule"].tolist() == ["adapts to a KL of 3.5 nats, over 10000 responses"]
 

@@ -30,7 +30,7 @@ def is_clean(text):
 
 
 class Evil(Tree):
-    """A study whose title, arms, claims, prompts, responses and models' names are EVIL."""
+    """A study whose title, arms, claims, prompts, responses and model's path are EVIL; other names are letters."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -39,8 +39,7 @@ class Evil(Tree):
         told["title"] = EVIL
         told["arms"] = {name: arm | described for name, arm in told["arms"].items()}
         told["claims"] = {name: claim | claimed for name, claim in told["claims"].items()}
-        told["model"] |= {"source": "hub", "path": EVIL, "name": EVIL}
-        told["data"] |= {"name": f"@{EVIL}"}
+        told["model"] |= {"source": "hub", "path": words.plain(EVIL).split("\n")[-1]}
 
     def rows(self, model, reward, gold, text):
         return [row | {"prompt": [EVIL], "responses": [EVIL]} for row in super().rows(model, reward, gold, text)]
@@ -99,7 +98,7 @@ def test_no_cell_of_a_csv_is_a_formula(output):
     claims = pd.read_csv(folder / "tables" / "claims.csv")
     assert claims["text"].str.startswith("'+=cmd").all()
     rates = pd.read_csv(folder / "tables" / "win_rates.csv")
-    assert rates["data"].str.startswith("'@=cmd").all() and rates["adjusted_win_rate"].dtype == float
+    assert rates["adjusted_win_rate"].dtype == float
 
 
 def test_numbers_of_a_csv_stay_numbers(tmp_path):

@@ -63,13 +63,14 @@ class Tree:
         values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
         values["arms"] = {arm: presets()[arm] for arm in sorted(arms) if arm in EVERY_ARM}  # as a plan sorts them
         values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
-        values["benchmarks"] = {name: {} for name in benchmarks}
+        values["benchmarks"] = {name: {"kind": "in_distribution"} for name in benchmarks}
         values["judges"] = {name: {"kind": name, "tournament": tournament} for name in self.judges}
         values["claims"] = config.dump(composed().claims)
         values["model"] |= {"name": "tiny", "source": "pretrain"}
-        values["data"]["name"] = values["data"]["task"]["kind"] = values["data"]["corpus"]["kind"] = "stories"
+        values["data"] |= {"name": "stories", "task": {"kind": "stories"}, "corpus": {"kind": "stories"}}
         values["report"] |= {"bootstrap": 200, "samples": 2}
-        del values["execution"]
+        for name in ("execution", "results", "companions", "objective"):
+            del values[name]
         self.settings = config.StudySettings(config=values, policies=self.policies)
 
     def run(self, stage, label, parents, files, seed=0):

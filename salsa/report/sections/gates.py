@@ -50,9 +50,9 @@ def checks(study, frame):
 
 def wanted(study):
     """Column of the frame -> (what is wanted, in words; whether a number is that)."""
-    limits = study.config["evaluate"]["gates"]
-    low, high = limits["lowest_agreement"], limits["highest_agreement"]
-    kl, barrier = limits["smallest_kl"], limits["largest_barrier"]
+    limits = study.config.evaluate.gates
+    low, high = limits.lowest_agreement, limits.highest_agreement
+    kl, barrier = limits.smallest_kl, limits.largest_barrier
     agreement = "reward model agrees with gold"
     return {
         "gold_agreement": (f"{agreement} on {low:.0%} to {high:.0%} of held-out pairs", lambda x: low <= x <= high),
