@@ -2,20 +2,16 @@
 
 from salsa.judges import Judge
 from salsa.judges.common.scoring import ScoringJudge, response_name
-from salsa.workflow import runs
+from salsa.workflow.runs import UserError
 
 
 def gold(row):
     """The gold score of a row of responses.jsonl. UserError where it has none."""
-    score = row.get("gold")
+    score, name = row.get("gold"), response_name(row)
     if score is None:
-        raise runs.UserError(
-            f"judge gold: {response_name(row)} has no gold score; this data has no gold judge: choose another"
-        )
+        raise UserError(f"judge gold: {name} has no gold score; this data has no gold judge: choose another")
     if not isinstance(score, int | float) or isinstance(score, bool):
-        raise runs.UserError(
-            f"judge gold: {response_name(row)} has the gold score {score!r}, which is no number; mend it"
-        )
+        raise UserError(f"judge gold: {name} has the gold score {score!r}, which is no number; mend it")
     return score
 
 

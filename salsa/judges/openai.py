@@ -19,8 +19,9 @@ from salsa.judges import Interrupted, Judge
 from salsa.judges.common.ledger import Ledger, key
 from salsa.judges.language_model import access
 from salsa.judges.language_model.client import Client, Failed, Refused, readable
-from salsa.judges.language_model.verdict_text import CUT, GRADES, parse
+from salsa.judges.language_model.verdict_text import CUT, GRADES, parse, verdict
 from salsa.workflow import bounds, runs
+from salsa.workflow.runs import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 _ONE = ("question", "answer_a", "answer_b")
@@ -212,14 +213,6 @@ def _usable(line):
     )
 
 
-def verdict(grade, order):
-    """{"winner", "grade"} of the grade of an answer; in order 1 its A is model_b."""
-    if order == 1:
-        grade = GRADES[-1 - GRADES.index(grade)]
-    winner = "tie" if "=" in grade else "model_a" if grade.startswith("A") else "model_b"
-    return {"winner": winner, "grade": grade}
-
-
 def load_templates(folder):
     """Name -> text of the templates in `folder`; of the project's own where it is "".
 
@@ -229,15 +222,15 @@ def load_templates(folder):
     for name, placeholders in PLACEHOLDERS.items():
         path = folder / f"{name}.txt"
         if not path.is_file():
-            needed = ", ".join(f"{name}.txt" for name in PLACEHOLDERS)
-            raise runs.UserError(f"{path}: missing; a folder of judge.templates has {needed}")
+            needed = ".txt, ".join(PLACEHOLDERS)
+            raise UserError(f"{path}: missing; a folder of judge.templates has {needed}.txt")
         try:
             templates[name] = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise runs.UserError(f"{path}: can't be read ({error}); save it as UTF-8 text") from None
+            raise UserError(f"{path}: can't be read ({error}); save it as UTF-8 text") from None
         for placeholder in placeholders:
             if f"{{{placeholder}}}" not in templates[name]:
-                raise runs.UserError(f"{path}: has no {{{placeholder}}}; write it where that text shall stand")
+                raise UserError(f"{path}: has no {{{placeholder}}}; write it where that text shall stand")
     return templates
 
 
@@ -248,18 +241,18 @@ def fill(template, values):
 
 def _references(parents, comparisons):
     """(benchmark, prompt_id) -> a list of a reference answer (or None) a turn, or None."""
-    roles = {role: folder for role, folder in parents.items() if role.startswith("benchmark/")}
     references = {
         (role.removeprefix("benchmark/"), row["id"]): row["reference"]
-        for role, folder in roles.items()
+        for role, folder in parents.items()
+        if role.startswith("benchmark/")
         for row in runs.read_jsonl(folder / "benchmark.jsonl")
     }
     for comparison in comparisons:
         benchmark, prompt_id = place = comparison.row_a["benchmark"], comparison.row_a["prompt_id"]
         if place not in references:
-            raise runs.UserError(f"{benchmark}/{prompt_id}: no such prompt; give --parent benchmark/{benchmark}=FOLDER")
+            raise UserError(f"{benchmark}/{prompt_id}: no such prompt; give --parent benchmark/{benchmark}=FOLDER")
         if len(comparison.row_a["prompt"]) > MOST_TURNS:
-            raise runs.UserError(f"{benchmark}/{prompt_id}: more than two turns; an openai judge is shown one or two")
+            raise UserError(f"{benchmark}/{prompt_id}: more than two turns; an openai judge is shown one or two")
     return references
 
 
@@ -302,9 +295,9 @@ class Budget:
 
 def _check(key, judge):
     if not judge.model:
-        raise runs.UserError(f"{key}.model is missing; name the model that shall judge")
+        raise UserError(f"{key}.model is missing; name the model that shall judge")
     if judge.templates and not Path(judge.templates).is_dir():
-        raise runs.UserError(f"{key}.templates={bounds.shown(judge.templates)}: no such folder")
+        raise UserError(f"{key}.templates={bounds.shown(judge.templates)}: no such folder")
     access.check_base_url(judge.base_url, f"{key}.base_url")
 
 

@@ -194,8 +194,8 @@ def test_a_server_of_ones_own_needs_no_key(serve, parents, tmp_path, monkeypatch
 
 def test_openais_own_server_is_told_the_limit_by_its_new_name():
     def limit(url):
-        chosen = config.Judge(kind="openai", model="m", max_tokens=7, base_url=url)
-        return openai.Client(chosen, config.Execution()).limit
+        chosen = config.Judge(kind="openai", model="m", max_tokens=7, temperature=None, base_url=url)
+        return openai.Client(chosen, config.Execution()).parameters
 
     assert limit("") == {"max_completion_tokens": 7} and limit("http://127.0.0.1:9/v1") == {"max_tokens": 7}
 

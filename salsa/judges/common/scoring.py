@@ -5,7 +5,7 @@ They can't prefer a place; both orders are judged all the same, so that every ju
 
 import math
 
-from salsa.workflow import runs
+from salsa.workflow.runs import UserError
 
 
 class ScoringJudge:
@@ -24,9 +24,7 @@ class ScoringJudge:
         scores = list(self.scores(rows))
         for row, score in zip(rows, scores, strict=True):  # before the first verdict is kept
             if not math.isfinite(score):
-                raise runs.UserError(
-                    f"{response_name(row)} scores {score}, which can't be compared; mend what scores it"
-                )
+                raise UserError(f"{response_name(row)} scores {score}, which can't be compared; mend what scores it")
         for comparison, score_a, score_b in zip(comparisons, scores[::2], scores[1::2], strict=True):
             yield comparison, {"winner": winner(score_a, score_b, self.tie_margin)}
 

@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from urllib.parse import parse_qsl, urlsplit
 
-from salsa.workflow import runs
+from salsa.workflow.runs import UserError
 
 OPENAI = "https://api.openai.com/v1"
 SECRET_QUERY = re.compile(r"key|token|secret|sig|password|credential|auth", re.IGNORECASE)
@@ -22,39 +22,34 @@ def check_base_url(url, setting="judge.base_url"):
 
     A password in it, or a key in its query, is refused: settings stand in reports, manifests and logs.
     """
-    if url == "":
-        return
-    if not isinstance(url, str):
-        raise runs.UserError(f"{setting}: not text; write the server's address, such as http://localhost:8000/v1")
-    shown = f"{setting}={_without_secrets(url)}"
+
+    problem = _problem(url) if url else None
+    if problem:
+        raise UserError(f"{setting}={_without_secrets(url)}: {problem}")
+
+
+def _problem(url):
+    """Why no server can be asked at an address, and what to do; None where one can."""
     if re.search(r"[^\x21-\x7e]", url):
-        raise runs.UserError(
-            f"{shown}: has a space or a character outside ASCII; write the address as http://localhost:8000/v1"
-        )
+        return "has a space or a character outside ASCII; write the address as http://localhost:8000/v1"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise runs.UserError(f"{shown}: no address; write one such as http://localhost:8000/v1") from None
+        return "no address; write one such as http://localhost:8000/v1"
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise runs.UserError(
-            f"{shown}: no address with http:// or https://; write one such as http://localhost:8000/v1"
-        )
+        return "no address with http:// or https://; write one such as http://localhost:8000/v1"
+    secrets = [f"its query holds {name}" for name, _ in parse_qsl(parts.query) if SECRET_QUERY.search(name)]
     if "@" in parts.netloc:
-        raise runs.UserError(
-            f"{shown}: holds a user or password, which reports and manifests would show; leave it out, and export the "
-            "key in the variable that key_variable names"
-        )
-    secret = next((name for name, _ in parse_qsl(parts.query) if SECRET_QUERY.search(name)), None)
-    if secret:
-        raise runs.UserError(
-            f"{shown}: its query holds {secret}, which reports and manifests would show; leave it out, and export the "
-            "key in the variable that key_variable names"
-        )
+        secrets.insert(0, "holds a user or password")
+    if secrets:
+        remedy = "leave it out, and export the key in the variable that key_variable names"
+        return f"{secrets[0]}, which reports and manifests would show; {remedy}"
     if parts.fragment:
-        raise runs.UserError(f"{shown}: has a #fragment, which no server sees; leave it out")
+        return "has a #fragment, which no server sees; leave it out"
     if parts.path.rstrip("/").endswith("/chat/completions"):
-        raise runs.UserError(f"{shown}: leave out /chat/completions, which is added to it")
+        return "leave out /chat/completions, which is added to it"
+    return None
 
 
 def _without_secrets(url):
@@ -80,22 +75,18 @@ def access_key(judge):
 def check_access(judge):
     """UserError for a missing package, an address that is none, and a key that is missing or can't be sent."""
     if importlib.util.find_spec("openai") is None:
-        raise runs.UserError("judge.kind=openai: needs openai, of the extra salsa[judge]; pip install -e '.[judge]'")
+        raise UserError("judge.kind=openai: needs openai, of the extra salsa[judge]; pip install -e '.[judge]'")
     base_url(judge)
-    if not re.fullmatch(r"[A-Za-z_]\w*", judge.key_variable):  # which may be the key itself
-        raise runs.UserError(
-            "judge.key_variable: no name of an environment variable; write the name, such as OPENAI_API_KEY, and "
-            "export the key in it"
-        )
+
     key = access_key(judge)
     odd = re.search(r"[^\x21-\x7e]", key)
     if odd:
-        raise runs.UserError(
+        raise UserError(
             f"{judge.key_variable}: its character {odd.start() + 1} is a space, a line break or outside ASCII, "
             "which no key has; copy the key again and export it"
         )
     if not key and not judge.base_url and not os.environ.get("OPENAI_BASE_URL"):
-        raise runs.UserError(
+        raise UserError(
             f"judge.kind=openai: {judge.key_variable} is not set; export the key in it, or name another server in "
             "judge.base_url"
         )
@@ -116,7 +107,7 @@ def check_reachable(judge):
         socket.create_connection((parts.hostname, port), CONNECTING).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise runs.UserError(
+        raise UserError(
             f"judge {judge.model}: {parts.hostname}:{port} can't be reached ({reason}); start the server or mend "
             "judges.*.base_url, or set execution.judge_check=false where only the judge's job will reach it"
         ) from None

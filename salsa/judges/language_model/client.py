@@ -105,8 +105,8 @@ class Client:
         self.name = f"{judge.model} at {address.netloc}"
         # The newer models of OpenAI and Azure refuse the old name of this limit; not every other server knows the new.
         theirs = f".{address.hostname}".endswith((".api.openai.com", ".openai.azure.com"))
-        self.limit = {} if judge.max_tokens is None else {LIMITS[theirs]: judge.max_tokens}
-        self.parameters = self.limit | ({} if judge.temperature is None else {"temperature": judge.temperature})
+        parameters = {LIMITS[theirs]: judge.max_tokens, "temperature": judge.temperature}
+        self.parameters = {name: value for name, value in parameters.items() if value is not None}
         self.changed = {}  # parameters that the server refuses -> the name that it takes instead, or None
         self.taken = False  # whether it took a question of this run
         self._headers = headers = {"Authorization": f"Bearer {self.secret or 'none'}", "Accept-Encoding": "identity"}
@@ -194,7 +194,10 @@ class Client:
                 return self._taken(reply.content["choices"][0], reply.content, changed, parameters)
             refused = [name for name in parameters if changed.get(name, name) in _parameters_named(reply, sent)]
             if not refused:
-                raise self._refusal(reply)
+                reason = self._shown(reply.words)
+                if not self.taken and ABOUT_ALL.search(reply.words):
+                    raise Interrupted(f"{self.name} {reason}")
+                raise Refused(reason, self.name)
             for name in refused:  # of the limit, the other name is tried before it is left out
                 others = [other for other in LIMITS if name in LIMITS and other != name and name not in changed]
                 changed[name] = others[0] if others else None
@@ -220,13 +223,6 @@ class Client:
         }
         changes = {name: changed[name] for name in parameters if name in changed}
         return line | ({"changed_parameters": changes} if changes else {})
-
-    def _refusal(self, reply):
-        """The exception for a question that was not taken."""
-        reason = self._shown(reply.words)
-        if not self.taken and ABOUT_ALL.search(reply.words):
-            return Interrupted(f"{self.name} {reason}")
-        return Refused(reason, self.name)
 
     async def _settled(self, body, retries):
         """A reply that is an answer (status 200) or a refusal (400); Failed or Interrupted where there is none."""
@@ -291,11 +287,11 @@ class Client:
             async with asyncio.timeout(self.timeout), self._http.stream("POST", self.url, json=body) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 content = await _content(response, headers)
+            if len(content) > LARGEST:
+                return Reply(OVERSIZED, words=f"answers with more than {LARGEST >> 20} MiB")
             return Reply(response.status_code, headers, *_parsed(content))
         except TimeoutError:
             return Reply(0, words="can't be reached: Request timed out.")
-        except OverflowError as error:
-            return Reply(OVERSIZED, words=str(error))
         except Exception as error:  # the network's: the HTTP client is httpx before openai 3, and httpx2 since
             name = type(error).__name__
             return Reply(0, words=f"can't be reached: Connection error. {name}{': ' if str(error) else ''}{error}")
@@ -312,18 +308,14 @@ class Client:
 
 
 async def _content(response, headers):
-    """The bytes of a body. OverflowError, before they are in memory, for more than `LARGEST`."""
-    parts, size = [], 0
+    """The bytes of a body; of one that is larger than `LARGEST`, no more than shows that it is."""
+    content = bytearray()
     async for part in response.aiter_raw():
-        parts.append(part)
-        size += len(part)
-        if size > LARGEST:
-            raise OverflowError(f"answers with more than {LARGEST >> 20} MiB")
-    content = b"".join(parts)
-    if headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):  # though not asked
-        content = zlib.decompressobj(47).decompress(content, LARGEST + 1)
+        content += part
         if len(content) > LARGEST:
-            raise OverflowError(f"answers with more than {LARGEST >> 20} MiB")
+            return content
+    if headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):  # though not asked
+        return zlib.decompressobj(47).decompress(content, LARGEST + 1)
     return content
 
 
@@ -445,22 +437,26 @@ def asked_wait(headers, words="", now=None):
     """
     now = time.time() if now is None else now
     if "retry-after-ms" in headers:
-        return _positive(_number(headers["retry-after-ms"]), 1e-3)
-    if "retry-after" in headers:
-        return _positive(_until(headers["retry-after"], now))
-    waits = []
-    for name, value in headers.items():
-        if RESET.fullmatch(name):
-            remaining = headers.get(name.replace("reset", "remaining"), "0").strip()
-            waits += [_positive(_until(value, now))] if remaining in ("0", "") else []
-    told = AGAIN_IN.search(words)
-    return max((wait for wait in waits if wait), default=None) or (_positive(_spans(told[1])) if told else None)
+        waits = [_number(headers["retry-after-ms"]) / 1000]
+    elif "retry-after" in headers:
+        waits = [_until(headers["retry-after"], now)]
+    else:
+        limits = [name for name in headers if RESET.fullmatch(name)]
+        spent = [name for name in limits if headers.get(name.replace("reset", "remaining"), "0").strip() in ("0", "")]
+        waits = [_until(headers[name], now) for name in spent]
+        told = AGAIN_IN.search(words)
+        if told and not any(wait > 0 for wait in waits):
+            waits = [_spans(told[1])]
+    return max((wait for wait in waits if wait > 0), default=None)
 
 
 def _until(text, now):
-    """Seconds: a number ("20"), a span ("6m0s", "20ms"), a time since 1970 in seconds or milliseconds, or a date."""
+    """Seconds: a number ("20"), a span ("6m0s", "20ms"), a time since 1970 in seconds or milliseconds, or a date.
+
+    nan where it is none of these.
+    """
     number = _number(text)
-    if number is not None:
+    if not math.isnan(number):
         return number if number < 1e9 else number / (1000 if number > 1e11 else 1) - now
     if re.fullmatch(rf"\s*(?:{SPAN}\s*)+", text, re.IGNORECASE):
         return _spans(text)
@@ -468,22 +464,20 @@ def _until(text, now):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             date = read(text.strip())
             return (date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() - now
-    return None
+    return math.nan
 
 
 def _spans(text):
     """The seconds of all spans in a text."""
     spans = re.findall(r"([0-9.]+)\s*(milli|ms|s|m|h|d)", text.lower())
-    return sum((_number(value.rstrip(".")) or 0) * SECONDS[unit] for value, unit in spans)
+    numbers = [_number(value.rstrip(".")) * SECONDS[unit] for value, unit in spans]
+    return sum(number for number in numbers if not math.isnan(number))
 
 
 def _number(text):
+    """The finite number that a text is, or nan."""
     try:
         number = float(text)
     except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _positive(number, unit=1.0):
-    return number * unit if number is not None and number > 0 else None
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -87,6 +87,14 @@ class _Verdict:
     grade: str
     own: bool = True
 
+    def within(self, spans):
+        """Those of some (start, end) that the verdict stands in."""
+        return [(start, end) for start, end in spans if start < self.start and self.end <= end]
+
+    def is_alone(self, text, start, end):
+        """Whether text[start:end] holds no word beside the verdict."""
+        return not re.search(r"\w", text[start : self.start] + text[self.end : end])
+
 
 def parse(text, finish_reason=None):
     """The grade, one of `GRADES`, that an answer of a judge ends with, or None; see the module.
@@ -106,15 +114,27 @@ def parse(text, finish_reason=None):
     if not 0 < len(verdicts) <= MOST:
         return None
     _set_aside_options(text, verdicts)
-    _set_aside_quotations(text, verdicts)
+    quotations = [match.span() for match in QUOTATIONS.finditer(text)]
+    remarks = [match.span() for match in PARENTHESES.finditer(text)]
     for verdict in verdicts:
         before = re.split(r"[.!?\n]", text[max(0, verdict.start - 200) : verdict.start])[-1]
-        if ASCRIBED.search(before) or DENIED.search(before) or CONDITION.match(text, verdict.end):
+        if (
+            ASCRIBED.search(before) or DENIED.search(before) or CONDITION.match(text, verdict.end)
+            or not all(_meant(text, verdict, *span) for span in verdict.within(quotations))
+        ):  # fmt: skip
             verdict.own = False
     own = [verdict for verdict in verdicts if verdict.own]
-    remarks = _spans(PARENTHESES, text)  # "[[A>B]] (close to [[A=B]])": count only where nothing stands outside
-    outside = [verdict for verdict in own if not _remark(text, verdict, remarks)]
+    # "[[A>B]] (close to [[A=B]])": what stands in parentheses with other words counts where nothing stands outside.
+    outside = [verdict for verdict in own if all(verdict.is_alone(text, *span) for span in verdict.within(remarks))]
     return (outside or own)[-1].grade if own else None
+
+
+def verdict(grade, order):
+    """{"winner", "grade"} of the grade of an answer; in order 1 its A is model_b."""
+    if order == 1:
+        grade = GRADES[-1 - GRADES.index(grade)]
+    winner = "tie" if "=" in grade else "model_a" if grade.startswith("A") else "model_b"
+    return {"winner": winner, "grade": grade}
 
 
 def without_thinking(text):
@@ -190,18 +210,12 @@ def _disown(verdicts):
         verdict.own = False
 
 
-def _set_aside_quotations(text, verdicts):
-    """Quoted verdicts, unless the answer is one, or ends with one, called the verdict or as code of its own."""
-    spans = _spans(QUOTATIONS, text)
-    for verdict in verdicts:
-        for start, end in spans:
-            if start < verdict.start and verdict.end <= end:
-                verdict.own = verdict.own and _meant(text, verdict, start, end)
-
-
 def _meant(text, verdict, start, end):
-    """Whether a quotation, text[start:end], is the judge's way to write its verdict."""
-    if re.search(r"\w", text[start : verdict.start] + text[verdict.end : end]) or not _beside(text[end:]):
+    """Whether a quotation, text[start:end], is the judge's way to write its verdict.
+
+    It is, where the answer is nothing else, or ends with it and calls it the verdict or writes it as code of its own.
+    """
+    if not verdict.is_alone(text, start, end) or not _beside(text[end:]):
         return False
     lines = [line for line in re.split(r"[.!?;,{}()]\s|\n|[{}()]", text[max(0, start - 200) : start]) if line.strip()]
     line = lines[-1] if lines else ""
@@ -220,16 +234,3 @@ def _beside(text):
 
 def _words(text):
     return re.findall(r"[^\W_]+", text.lower())
-
-
-def _spans(pattern, text):
-    return [match.span() for match in pattern.finditer(text)]
-
-
-def _remark(text, verdict, spans):
-    """Whether a verdict stands in parentheses with other words."""
-    return any(
-        start < verdict.start and verdict.end <= end
-        and re.search(r"\w", text[start : verdict.start] + text[verdict.end : end])
-        for start, end in spans
-    )  # fmt: skip
