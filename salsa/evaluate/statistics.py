@@ -110,16 +110,11 @@ def _sortable(cluster):
     return tuple(str(part) for part in cluster)
 
 
-def prompt_scores(verdicts, candidate, baseline):
-    """(benchmark, prompt_id) -> the candidate's score in [0, 1], in an order that the lines' order does not change.
+def prompt_scores(clusters):
+    """(benchmark, prompt_id) -> the candidate's score in [0, 1], of the clusters of `battles`.
 
     A prompt's score is the mean over its replicates of the mean over its turns and orders.
     """
-    clusters, _ = battles(verdicts, candidate, baseline)
-    return _scores(clusters)
-
-
-def _scores(clusters):
     return {
         cluster: math.fsum(math.fsum(values) / len(values) for values in replicates.values()) / len(replicates)
         for cluster, replicates in clusters.items()
@@ -144,11 +139,12 @@ def bootstrap_interval(scores, seed=0, resamples=2000, level=0.95):
         return math.nan, math.nan
     if np.ptp(scores) < SAME:
         return bounds_of_few(scores, level)
-    # Prompts of one score are alike, so a resample is how many of each score it holds.
-    values, counts = np.unique(scores, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(scores.size, counts / scores.size, resamples)
-    low, high = np.quantile(drawn @ values / scores.size, [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), scores.mean(), scores, level)
+    return _widened(_resampled_sums(scores, seed, resamples) / scores.size, scores.mean(), scores, level)
+
+
+def _percentiles(samples, level):
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def bounds_of_few(scores, level=0.95):
@@ -163,13 +159,14 @@ def bounds_of_few(scores, level=0.95):
     return float(inside * np.min(scores)), float(1 - inside * (1 - np.max(scores)))
 
 
-def _widened(low, high, rate, scores, level):
-    """An interval that a bootstrap gave, and where it had few scores, at least what knows how few.
+def _widened(samples, rate, scores, level):
+    """The percentiles of a bootstrap's samples (R,), and where it had few scores, at least what knows how few.
 
     A resample never leaves the range of its sample, in which few prompts may lie by chance: 6 wins of 7 would exclude
     ½, which a sign test does not. Below SMALL scores the interval is therefore no narrower than Wilson's of that rate
     (Journal of the American Statistical Association 22, 1927), and below FEWEST than `bounds_of_few`.
     """
+    low, high = _percentiles(samples, level)
     if len(scores) < SMALL:
         z, n, mean = float(stats.norm.ppf((1 + level) / 2)), len(scores), float(rate)
         middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
@@ -214,8 +211,7 @@ def length_controlled_interval(scores, differences, seed=0, resamples=2000, leve
         _rates_at_one_length(scores[indices], differences[indices])
         for indices in _resampled(scores.size, seed, resamples)
     ]
-    low, high = np.quantile(np.concatenate(rates), [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), length_controlled(scores, differences), scores, level)
+    return _widened(np.concatenate(rates), length_controlled(scores, differences), scores, level)
 
 
 def _resampled(size, seed, resamples):
@@ -276,12 +272,6 @@ def _finite(values):
 def without_spread(values):
     """Are these finite values (R,) all the same, but for rounding? A t interval can't be made of them."""
     return np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())) if len(values) else True
-
-
-def paired_differences(first, second):
-    """first - second, by replicate, over the replicates that both mappings (replicate -> value) have; (R,)."""
-    shared = sorted(set(first) & set(second))
-    return np.array([first[replicate] - second[replicate] for replicate in shared], dtype=np.float64)
 
 
 def interquartile_mean(values):
@@ -416,12 +406,21 @@ def swap_consistency(verdicts, candidate, baseline):
 
 
 def _consistency(verdicts):
+    same = [one == other for _, (_, one), (_, other) in _both_orders(verdicts)]
+    return sum(same) / len(same) if same else math.nan
+
+
+def _both_orders(verdicts):
+    """What was judged in both orders without an error: (prompt, verdict, verdict with the models exchanged).
+
+    A prompt is (benchmark, prompt_id), a verdict (the model shown first, the model preferred or None for a tie).
+    """
     both = defaultdict(list)
-    for (first, second, *rest), verdict in latest(verdicts).items():
+    for (first, second, benchmark, prompt_id, *rest), verdict in latest(verdicts).items():
         if verdict["winner"] != "error":
-            both[frozenset((first, second)), *rest].append(verdict.get(verdict["winner"]))  # None for a tie
-    both = [winners for winners in both.values() if len(winners) == 2]
-    return sum(first == second for first, second in both) / len(both) if both else math.nan
+            winner = verdict.get(verdict["winner"])
+            both[(benchmark, prompt_id), frozenset((first, second)), *rest].append((first, winner))
+    return [(prompt, *judged) for (prompt, *_), judged in both.items() if len(judged) == 2]
 
 
 def judge_quality(verdicts):
@@ -494,13 +493,11 @@ def kappa_interval(verdicts, first_judge, second_judge, seed=0, resamples=2000, 
     if len(tables) < FEWEST or resamples < FEWEST_RESAMPLES or math.isnan(_kappa(tables.sum(axis=0) / tables.sum())[1]):
         return math.nan, math.nan
     drawn = _resampled_sums(tables.reshape(-1, 9), seed, resamples).reshape(-1, 3, 3)
-    kappas = np.nan_to_num([_kappa(table / table.sum())[1] for table in drawn])
-    low, high = np.quantile(kappas, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return _percentiles(np.nan_to_num([_kappa(table / table.sum())[1] for table in drawn]), level)
 
 
 def _resampled_sums(rows, seed, resamples):
-    """Sums over the rows (N, K), one a prompt, of bootstrap samples of them: (R, K).
+    """Sums over the rows (N,) or (N, K), one a prompt, of bootstrap samples of them: (R,) or (R, K).
 
     Prompts of equal rows are alike, so a resample is how many of each row it holds.
     """
@@ -515,15 +512,10 @@ def place_counts(verdicts):
     in which both name the model shown first, and those in which both name the model shown second. The verdicts are of
     one judge, on any pairs of models; each turn, and each replicate's answers, count by themselves.
     """
-    both = defaultdict(list)
-    for (first, second, benchmark, prompt_id, *rest), verdict in latest(verdicts).items():
-        if verdict["winner"] in ("model_a", "model_b"):
-            is_first = verdict[verdict["winner"]] == first
-            both[(benchmark, prompt_id), frozenset((first, second)), *rest].append(is_first)
     counts = defaultdict(lambda: np.zeros(3))
-    for (prompt, *_), firsts in both.items():
-        if len(firsts) == 2:
-            counts[prompt][0 if firsts[0] != firsts[1] else 1 if firsts[0] else 2] += 1
+    for prompt, (first, winner), (_, other) in _both_orders(verdicts):
+        if winner is not None and other is not None:
+            counts[prompt][0 if winner == other else 1 if winner == first else 2] += 1
     return np.array([counts[prompt] for prompt in sorted(counts, key=_sortable)]).reshape(-1, 3)
 
 
@@ -551,8 +543,8 @@ def discrimination(counts, seed=0, resamples=2000, level=0.95):
         return math.nan, math.nan, math.nan
     extra = PRIOR * counts.sum() / len(counts)
     drawn = _resampled_sums(counts, seed, max(resamples, FEWEST_RESAMPLES))
-    low, high = np.quantile(_discriminates(drawn, extra), [(1 - level) / 2, (1 + level) / 2])
-    return float(_discriminates(counts.sum(axis=0)[None], extra)[0]), float(low), float(high)
+    share = float(_discriminates(counts.sum(axis=0)[None], extra)[0])
+    return share, *_percentiles(_discriminates(drawn, extra), level)
 
 
 def _discriminates(counts, extra):
@@ -568,17 +560,12 @@ def judge_intervals(verdicts, seed=0, resamples=2000, level=0.95):
 
     Returns a dictionary of the two names with _low and _high; nan where `bootstrap_interval` has none, too.
     """
-    both, decided = defaultdict(list), defaultdict(list)
-    for (first, second, *prompt, replicate, turn, judge), verdict in latest(verdicts).items():
-        if verdict["winner"] != "error":
-            winner = verdict.get(verdict["winner"])  # None for a tie
-            both[tuple(prompt), frozenset((first, second)), replicate, turn, judge].append(winner)
-            if winner is not None:
-                decided[tuple(prompt)].append(winner == first)
-    same = defaultdict(list)
-    for (prompt, *_), winners in both.items():
-        if len(winners) == 2:
-            same[prompt].append(winners[0] == winners[1])
+    same, decided = defaultdict(list), defaultdict(list)
+    for prompt, (_, winner), (_, other) in _both_orders(verdicts):
+        same[prompt].append(winner == other)
+    for (first, _, benchmark, prompt_id, *_), verdict in latest(verdicts).items():
+        if verdict["winner"] in ("model_a", "model_b"):
+            decided[benchmark, prompt_id].append(verdict[verdict["winner"]] == first)
     found = {}
     for name, by_prompt in (("swap_consistency", same), ("first_position_share", decided)):
         low, high = _share_interval(by_prompt, seed, resamples, level)
@@ -595,14 +582,13 @@ def _share_interval(by_prompt, seed, resamples, level):
     if np.ptp(shares) < SAME:
         return bounds_of_few(shares, level)
     drawn = _resampled_sums(counts, seed, resamples)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - level) / 2, (1 + level) / 2])
-    return _widened(float(low), float(high), counts[:, 0].sum() / counts[:, 1].sum(), shares, level)
+    return _widened(drawn[:, 0] / drawn[:, 1], counts[:, 0].sum() / counts[:, 1].sum(), shares, level)
 
 
 def compare(verdicts, candidate, baseline, seed=0, resamples=2000):
     """Everything that verdicts of one judge say about a pair, as one dictionary of plain numbers."""
     clusters, errors = battles(verdicts, candidate, baseline)
-    scores = list(_scores(clusters).values())
+    scores = list(prompt_scores(clusters).values())
     low, high = bootstrap_interval(scores, seed, resamples)
     wins, ties, losses = outcomes(scores)
     return {
@@ -638,34 +624,24 @@ def select(verdicts, candidate, baseline, judge=None, source="verdicts"):
     return [v for v in chosen if judge is None or v["judge"] == judge]
 
 
-def _seed(text):
-    seed = int(text)
-    if seed < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return seed
-
-
 def main(argv=None):
     """The command line; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(prog="python -m salsa.evaluate.statistics", description=__doc__.split("\n")[0])
     parser.add_argument("verdicts", help="verdicts.jsonl of a judge run")
     parser.add_argument("--candidate", required=True)
     parser.add_argument("--baseline", required=True)
-    parser.add_argument("--seed", type=_seed, default=0, help="of the bootstrap; 0 or more")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; 0 or more")
     parser.add_argument("--judge", help="required where the file has several")
     arguments = parser.parse_args(argv)
+    if arguments.seed < 0:
+        parser.error(f"argument --seed: {arguments.seed} is negative")
     runs.print_anything()
+    pair = arguments.candidate, arguments.baseline
     try:
-        verdicts = select(
-            read_verdicts(arguments.verdicts),
-            arguments.candidate,
-            arguments.baseline,
-            arguments.judge,
-            source=arguments.verdicts,
-        )
+        verdicts = select(read_verdicts(arguments.verdicts), *pair, arguments.judge, arguments.verdicts)
     except runs.UserError as error:
         sys.exit(f"{parser.prog}: {error}")
-    result = compare(verdicts, arguments.candidate, arguments.baseline, arguments.seed)
+    result = compare(verdicts, *pair, arguments.seed)
     print(json.dumps({name: None if value != value else value for name, value in result.items()}, allow_nan=False))
 
 

@@ -54,14 +54,13 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
     bounds = np.quantile(np.concatenate(samples), [(1 - level) / 2, (1 + level) / 2], axis=0)
     if len(shares) < 2 or resamples < statistics.FEWEST_RESAMPLES:
         bounds[:] = math.nan
-    joined = _joined(pairs, len(models), place)
-    found = {
-        model: dict(zip(("score", "low", "high"), map(float, values), strict=True))
-        if joined[index]
-        else dict.fromkeys(("score", "low", "high"), math.nan)
-        for index, (model, values) in enumerate(zip(models, np.stack([score, *bounds], axis=1), strict=True))
+    values = np.stack([score, *bounds], axis=1)
+    values[~_joined(pairs, len(models), place)] = math.nan
+    table = {
+        model: dict(zip(("score", "low", "high"), row, strict=True))
+        for model, row in zip(models, values.tolist(), strict=True)
     }
-    return dict(sorted(found.items(), key=lambda item: (math.isnan(item[1]["score"]), -item[1]["score"])))
+    return dict(sorted(table.items(), key=lambda item: (math.isnan(item[1]["score"]), -item[1]["score"])))
 
 
 def _shares(verdicts):
@@ -154,20 +153,16 @@ def arena_hard(games, baseline, seed=0, resamples=100):
         if game["grade"] in GRADES:
             score, copies = GRADES[game["grade"]]
             battles[game["model"], 1 - score if game["order"] else score] += copies
-    total, found = battles.total(), {baseline: {"score": 50.0, "low": 50.0, "high": 50.0, "battles": 0}}
+    total, table = battles.total(), {baseline: {"score": 50.0, "low": 50.0, "high": 50.0, "battles": 0}}
     kinds, counts = list(battles), np.array(list(battles.values()), dtype=np.float64)
     # As many battles drawn with replacement as there are: only how many of each kind came up matters.
     samples = np.random.default_rng(seed).multinomial(total, counts / total, resamples) if total else None
     for model in {model: None for model, _ in kinds}:
-        own = np.array([kind[0] == model for kind in kinds])
+        fought = np.array([kind[0] == model for kind in kinds])
         scores = np.array([score for name, score in kinds if name == model])
         with np.errstate(invalid="ignore"):  # a model that no battle of a sample names
-            rates = samples[:, own] @ scores / samples[:, own].sum(axis=1)
-        low, high = 100 * np.nanquantile(rates, [0.025, 0.975])
-        found[model] = {
-            "score": 100 * float(counts[own] @ scores / counts[own].sum()),
-            "low": float(low),
-            "high": float(high),
-            "battles": int(counts[own].sum()),
-        }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["score"]))
+            rates = samples[:, fought] @ scores / samples[:, fought].sum(axis=1)
+        low, high = (100 * np.nanquantile(rates, [0.025, 0.975])).tolist()
+        rate = float(counts[fought] @ scores / counts[fought].sum())
+        table[model] = {"score": 100 * rate, "low": low, "high": high, "battles": int(counts[fought].sum())}
+    return dict(sorted(table.items(), key=lambda item: -item[1]["score"]))

@@ -28,6 +28,8 @@ import numpy as np
 
 from salsa.data import rows as reader
 from salsa.evaluate import statistics, tournament
+from salsa.judges.common import scoring
+from salsa.judges.language_model import verdict_text
 from salsa.workflow import runs
 
 TIE_DELTA = 0.1  # FastChat's: scores no further apart are a tie
@@ -72,13 +74,17 @@ def mt_bench_pair_leaderboard(rows, baseline=None):
         for name, model in zip(("model_1", "model_2"), models, strict=True):
             if model != baseline:
                 counts[model]["tie" if tie else "win" if games[0] == name else "loss"] += 1
-    found = {}
-    for model, own in counts.items():
-        win, loss, tie = own["win"], own["loss"], own["tie"]
-        rates = {"win_rate": win, "loss_rate": loss, "win_rate_adjusted": win + tie / 2}
-        found[model] = {"win": win, "loss": loss, "tie": tie}
-        found[model] |= {name: value / own.total() for name, value in rates.items()}
-    return dict(sorted(found.items(), key=lambda item: -item[1]["win_rate_adjusted"]))
+    table = {}
+    for model, ends in counts.items():
+        row = {end: ends[end] for end in ("win", "loss", "tie")}
+        rates = {"win_rate": row["win"], "loss_rate": row["loss"], "win_rate_adjusted": row["win"] + row["tie"] / 2}
+        table[model] = row | {name: value / ends.total() for name, value in rates.items()}
+    return _best_first(table, "win_rate_adjusted")
+
+
+def _best_first(table, measure):
+    """A leaderboard (model -> its numbers) in the order of one of its numbers."""
+    return dict(sorted(table.items(), key=lambda item: -item[1][measure]))
 
 
 def mt_bench_single(rows, baseline=None):
@@ -98,8 +104,7 @@ def mt_bench_single(rows, baseline=None):
             if baseline == model_a:  # the candidate is model_a
                 model_a, row_a, model_b, row_b = model_b, row_b, model_a, row_a
             if baseline in (None, model_b):
-                higher = row_a["score"] - row_b["score"]
-                winner = "tie" if abs(higher) <= TIE_DELTA else "model_a" if higher > 0 else "model_b"
+                winner = scoring.winner(row_a["score"], row_b["score"], TIE_DELTA)
                 verdicts.append(_verdict(row_a, "mt_bench", model_a, model_b, 0, winner))
     return verdicts, dropped
 
@@ -114,31 +119,24 @@ def mt_bench_single_leaderboard(rows, baseline=None):
     turns = defaultdict(lambda: defaultdict(list))
     for (_, turn, model), row in scores.items():
         turns[model][turn].append(row["score"])
-    found = {
-        model: {
-            "first_turn": _mean(own[1]),
-            "second_turn": _mean(own[2]),
-            "average": _mean([score for values in own.values() for score in values]),
-        }
-        for model, own in turns.items()
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1]["average"]))
+    table = {}
+    for model, by_turn in turns.items():
+        scores = by_turn[1], by_turn[2], list(itertools.chain(*by_turn.values()))
+        means = [float(np.mean(some)) if some else math.nan for some in scores]
+        table[model] = dict(zip(("first_turn", "second_turn", "average"), means, strict=True))
+    return _best_first(table, "average")
 
 
 def _last_scores(rows):
     """(question, turn, model) -> the last row that judges it, without those that have no score."""
-    found, dropped = {}, Counter()
+    last, dropped = {}, Counter()
     for row in _with(rows, "question_id", "model", "judge", "score", "turn"):
         key = row["question_id"], row["turn"], row["model"]
-        dropped["judged again later"] += key in found
-        found[key] = row
-    rated = {key: row for key, row in found.items() if row["score"] != NO_SCORE}
-    dropped["no score"] = len(found) - len(rated)
+        dropped["judged again later"] += key in last
+        last[key] = row
+    rated = {key: row for key, row in last.items() if row["score"] != NO_SCORE}
+    dropped["no score"] = len(last) - len(rated)
     return rated, dropped
-
-
-def _mean(values):
-    return float(np.mean(values)) if values else math.nan
 
 
 def arena_hard(rows, baseline="gpt-4-0314"):
@@ -153,13 +151,9 @@ def arena_hard(rows, baseline="gpt-4-0314"):
     """
     verdicts, dropped = [], Counter()
     for game in _games(rows):
-        score, _ = tournament.GRADES.get(game["grade"], (None, 0))
-        if score is None:
-            winner = "error"
-            dropped["game without a grade"] += 1
-        else:
-            a_wins = "model_b" if game["order"] else "model_a"
-            winner = {1.0: a_wins, 0.5: "tie", 0.0: "model_a" if game["order"] else "model_b"}[score]
+        graded = game["grade"] in verdict_text.GRADES
+        winner = verdict_text.verdict(game["grade"], game["order"])["winner"] if graded else "error"
+        dropped["game without a grade"] += not graded
         verdict = _verdict(game, "arena_hard", game["model"], baseline, game["order"], winner)
         verdicts.append(verdict | {"grade": game["grade"]})
     return verdicts, dropped
@@ -171,11 +165,9 @@ def arena_hard_leaderboard(rows, baseline="gpt-4-0314"):
 
 
 def _games(rows):
-    found = []
     for row in _with(rows, "question_id", "model", "judge", "games"):
         for order, game in zip((1, 0), row["games"], strict=False):
-            found.append(row | {"order": order, "grade": (game or {}).get("score")})
-    return found
+            yield row | {"order": order, "grade": (game or {}).get("score")}
 
 
 def alpaca_eval(rows, baseline=None):
@@ -195,7 +187,7 @@ def alpaca_eval(rows, baseline=None):
             dropped["not against the baseline"] += 1
             continue
         score = _alpaca_score(row)
-        winner = "error" if score is None else "tie" if score == 0.5 else "model_a" if score > 0.5 else "model_b"
+        winner = "error" if score is None else scoring.winner(score, 0.5)
         dropped["no preference"] += winner == "error"
         digest = hashlib.sha256(row["instruction"].encode()).hexdigest()[:12]
         same = row["generator_2"], row["generator_1"], digest
@@ -218,12 +210,12 @@ def alpaca_eval_leaderboard(rows, baseline=None):
     for row in _with(rows, "generator_1", "generator_2", "preference"):
         if baseline in (None, row["generator_1"]) and _alpaca_score(row) is not None:
             models[row["generator_2"]].append(row)
-    found = {}
-    for model, own in models.items():
-        scores = np.array([_alpaca_score(row) for row in own])
+    table = {}
+    for model, judged in models.items():
+        scores = np.array([_alpaca_score(row) for row in judged])
         wins, draws, losses = statistics.outcomes(scores)
         error = float(scores.std(ddof=1)) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
-        found[model] = {
+        table[model] = {
             "win_rate": 100 * float(scores.mean()),
             "standard_error": 100 * error,
             "n_wins": wins,
@@ -232,12 +224,12 @@ def alpaca_eval_leaderboard(rows, baseline=None):
             "n_total": len(scores),
             "discrete_win_rate": 100 * (wins + draws / 2) / len(scores),
         }
-        if all("output_1" in row and "output_2" in row for row in own):
-            lengths = np.array([[len(row["output_2"]), len(row["output_1"])] for row in own])
-            found[model]["avg_length"] = int(lengths[:, 0].mean())
+        if all("output_1" in row and "output_2" in row for row in judged):
+            lengths = np.array([[len(row["output_2"]), len(row["output_1"])] for row in judged])
+            table[model]["avg_length"] = int(lengths[:, 0].mean())
             rate = statistics.length_controlled(scores, lengths[:, 0] - lengths[:, 1])
-            found[model]["length_controlled"] = 100 * rate
-    return dict(sorted(found.items(), key=lambda item: -item[1]["win_rate"]))
+            table[model]["length_controlled"] = 100 * rate
+    return _best_first(table, "win_rate")
 
 
 def _alpaca_score(row):
@@ -278,11 +270,6 @@ FORMATS = {
 }
 
 
-def read(path):
-    """The rows of a published file: JSON lines, or one JSON list. UserError where it is missing or malformed."""
-    return [row for _, row in reader.read(path)]
-
-
 def main(argv=None):
     """The command line; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(prog="python -m salsa.tools.published", description=__doc__.split("\n")[0])
@@ -295,7 +282,7 @@ def main(argv=None):
     convert, leaderboard = FORMATS[arguments.format]
     options = {"baseline": arguments.baseline} if arguments.baseline else {}
     try:
-        rows = [row for path in arguments.files for row in read(path)]
+        rows = [row for path in arguments.files for _, row in reader.read(path)]
         verdicts, dropped = convert(rows, **options)
         table = leaderboard(rows, **options)
     except runs.UserError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from salsa.data import rows as reader
 from salsa.evaluate import statistics
 from salsa.tools import published
 from salsa.workflow import runs
@@ -52,7 +53,7 @@ def test_mt_bench_pairs(tmp_path, capsys):
     assert printed["leaderboard"]["m"] == {
         "win": 1, "loss": 1, "tie": 2, "win_rate": 0.25, "loss_rate": 0.25, "win_rate_adjusted": 0.5,
     }  # fmt: skip
-    assert statistics.prompt_scores(verdicts, "m", "base") == {
+    assert statistics.prompt_scores(statistics.battles(verdicts, "m", "base")[0]) == {
         ("mt_bench", 81): 0.5, ("mt_bench", 82): 0.5, ("mt_bench", 83): 0.75, ("mt_bench", 84): 1.0,
     }  # fmt: skip
     quality = statistics.judge_quality(verdicts)
@@ -122,7 +123,10 @@ def test_mt_bench_singles(tmp_path, capsys):
 def test_mt_bench_singles_against_a_baseline(tmp_path, capsys):
     _, verdicts = command(tmp_path, capsys, "mt-bench-single", SINGLES, "rows.jsonl", "--baseline", "m")
     assert {(v["model_a"], v["model_b"]) for v in verdicts} == {("n", "m"), ("o", "m")}
-    assert statistics.prompt_scores(verdicts, "n", "m") == {("mt_bench", 81): 0.25, ("mt_bench", 82): 0.0}
+    assert statistics.prompt_scores(statistics.battles(verdicts, "n", "m")[0]) == {
+        ("mt_bench", 81): 0.25,
+        ("mt_bench", 82): 0.0,
+    }
 
 
 def arena(question, first, second):
@@ -145,7 +149,7 @@ def test_arena_hard(tmp_path, capsys):
     # Won 3 + 1 + 1, lost 1 + 3 + 3, and a tie.
     assert printed["leaderboard"]["m"]["score"] == pytest.approx(100 * 5.5 / 13)
     assert printed["leaderboard"]["gpt-4-0314"]["score"] == 50
-    assert statistics.prompt_scores(verdicts, "m", "gpt-4-0314") == {
+    assert statistics.prompt_scores(statistics.battles(verdicts, "m", "gpt-4-0314")[0]) == {
         ("arena_hard", "a"): 1.0, ("arena_hard", "b"): 0.25, ("arena_hard", "c"): 0.0, ("arena_hard", "d"): 0.0,
         ("arena_hard", "e"): 1.0,
     }  # fmt: skip
@@ -222,7 +226,7 @@ def user_file(pattern):
     found = sorted(FOLDER.glob(pattern))
     if not found:
         pytest.skip(f"SALSA_PUBLISHED names no folder with {pattern}")
-    return [row for path in found for row in published.read(path)]
+    return [row for path in found for _, row in reader.read(path)]
 
 
 def test_users_mt_bench_singles():
