@@ -37,7 +37,8 @@ def benchmark_of(settings, task, folder, parent):
 def test_corpus(tmp_path):
     settings = config.CorpusSettings(config.Corpus(kind="stories", documents=20, seed=3))
     folder = execute(corpus, corpus.make, settings, tmp_path / "corpus")
-    assert [row["text"] for row in runs.read_jsonl(folder / "corpus.jsonl")] == stories.corpus(20, 3)
+    texts = stories.WORLD.corpus(settings.corpus).texts
+    assert [row["text"] for row in runs.read_jsonl(folder / "corpus.jsonl")] == texts
     assert runs.read_json(folder / "counts.json")["documents"] == 20
     with pytest.raises(runs.UserError, match="corpus is made for"):
         execute(corpus, corpus.make, config.CorpusSettings(config.Corpus(kind="none")), tmp_path / "none")

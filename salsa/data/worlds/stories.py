@@ -20,17 +20,10 @@ from salsa.data.messages import assistant, user
 from salsa.data.splits import ordered, split_of
 from salsa.workflow.runs import UserError
 
-
-def _words(text):
-    return text.split()
-
-
-CHARACTERS = _words(
-    "fox bear wolf hare deer mouse goose duck frog toad cat dog pig goat sheep horse bird fish snake lion"
-)
-OBJECTS = _words(
-    "kite boat ball drum hat cake lamp book bell cup rope sled map coin key basket flute ladder wagon mirror"
-)
+_words = str.split
+_CHARACTERS = "fox bear wolf hare deer mouse goose duck frog toad cat dog pig goat sheep horse bird fish snake lion"
+_OBJECTS = "kite boat ball drum hat cake lamp book bell cup rope sled map coin key basket flute ladder wagon mirror"
+CHARACTERS, OBJECTS = _words(_CHARACTERS), _words(_OBJECTS)
 ADJECTIVES = {
     "pleasant": _words("bright happy kind lovely gentle cheerful sweet calm cosy friendly golden merry"),
     "neutral": _words("small big tall round plain long short new red blue green wide"),
@@ -51,8 +44,8 @@ TEMPLATES = (  # the grammar: whole, and exact
 )
 TEMPLATE_WEIGHTS = (1, 2, 1, 1, 2, 2)  # short sentences are more frequent: six of them take 37 words on average
 BOTH_NOUNS = 4  # the first so many templates hold a character and an object
-PLACES = ["hill", "lake", "garden", "forest", "river", "barn", "bridge", "meadow", "tower", "village"]
-TIMES = ["night", "noon", "dawn", "dusk"]
+PLACES = _words("hill lake garden forest river barn bridge meadow tower village")
+TIMES = _words("night noon dawn dusk")
 STORY_TEMPLATES = (  # in base text alone; no part of the grammar
     "one day the CHARACTER goes to the PLACE .",
     "at TIME the CHARACTER sleeps near the PLACE .",
@@ -60,7 +53,7 @@ STORY_TEMPLATES = (  # in base text alone; no part of the grammar
     "the CHARACTER stays near the PLACE for NUMBER days .",
     "soon it is TIME .",
 )
-NUMBERS = ["one", "two", "three", "four", "five", "six"]
+NUMBERS = _words("one two three four five six")
 TRAINED_COUNTS = (1, 2, 3, 4)
 HARDER_COUNTS = (5, 6)
 PHRASINGS = (
@@ -163,30 +156,21 @@ def _compatible(nouns):
     return not any(held_out(c, o) for c in characters for o in objects)
 
 
-def _instruction(phrasing, count, first, second):
-    asked = f"{NUMBERS[count - 1]} sentence{'s' if count > 1 else ''}"
-    return phrasing.replace("COUNT", asked).replace("FIRST", first).replace("SECOND", second)
-
-
 def instructions(phrasings=PHRASINGS, counts=TRAINED_COUNTS, held=False):
     """Every instruction: phrasings x counts x pairs x both orders of the nouns."""
+    sentences = {count: f"{NUMBERS[count - 1]} sentence{'s' if count > 1 else ''}" for count in counts}
     return [
-        _instruction(phrasing, count, *nouns)
+        phrasing.replace("COUNT", sentences[count]).replace("FIRST", first).replace("SECOND", second)
         for phrasing in phrasings
         for count in counts
         for pair in pairs(held)
-        for nouns in (pair, pair[::-1])
+        for first, second in (pair, pair[::-1])
     ]
 
 
 @cache
-def _of_split(split):
-    return tuple(text for text in instructions() if split_of(text, SHARES, "stories") == split)
-
-
-@cache
-def _follow_ups_of(split):
-    return tuple(text for text in instructions([FOLLOW_UP]) if split_of(text, SHARES, "stories") == split)
+def _of_split(split, phrasings=PHRASINGS):
+    return tuple(text for text in instructions(phrasings) if split_of(text, SHARES, "stories") == split)
 
 
 def prompts(split, number, seed):
@@ -284,9 +268,10 @@ def _opinion(rng):
     return 0.8 * pleasant, 0.8 * (1 - pleasant)
 
 
-def corpus(documents, seed):
-    """Base text: `documents` stories of two to six sentences, without any instruction."""
-    return [_story(random.Random(f"story/{seed}/{i}")) for i in range(documents)]
+def _corpus(settings):
+    """Base text: stories of two to six sentences, without any instruction."""
+    texts = [_story(random.Random(f"story/{settings.seed}/{i}")) for i in range(settings.documents)]
+    return Corpus(texts, {"read": 0, "generated": len(texts), "dropped": {}}, words())
 
 
 def _story(rng):
@@ -356,7 +341,7 @@ def _conversation(split, prompt, seed):
         try:
             messages = [user(prompt), assistant(answer(rng, prompt))]
             if two_turns:
-                before = _words_of(messages)
+                before = [word for message in messages for word in message["content"].split()]
                 follow_up = pick(rng, follow_ups(split, before))
                 messages += [user(follow_up), assistant(answer(rng, follow_up, before))]
             return messages
@@ -364,15 +349,11 @@ def _conversation(split, prompt, seed):
             continue
 
 
-def _words_of(messages):
-    return [word for message in messages for word in message["content"].split()]
-
-
 def follow_ups(split, before):
     """Second instructions about two new nouns that make no held-out pair with the words `before`."""
     fresh = set(CHARACTERS + OBJECTS) - set(before)
     allowed = {noun for noun in fresh if _compatible([*before, noun])}
-    return [text for text in _follow_ups_of(split) if allowed.issuperset(parse_instruction(text)[1])]
+    return [text for text in _of_split(split, (FOLLOW_UP,)) if allowed.issuperset(parse_instruction(text)[1])]
 
 
 def questions(kind, conversations):
@@ -386,13 +367,12 @@ def questions(kind, conversations):
 
 def split_sentences(text):
     """The sentences of a text, each up to its period; a last one without a period is kept as it is."""
-    told, current = [], []
+    told = [[]]
     for word in text.split():
-        current.append(word)
+        told[-1].append(word)
         if word == ".":
-            told.append(" ".join(current))
-            current = []
-    return [*told, " ".join(current)] if current else told
+            told.append([])
+    return [" ".join(sentence) for sentence in told if sentence]
 
 
 def gold_parts(instruction, response):
@@ -446,11 +426,6 @@ def prepare(task, folder):
     save(folder, "stories")
     counts = {"read": 0, "generated": sum(map(len, rows.values())), "dropped": {}}
     return rows, counts | {"gold": splits.mean_gold(StoriesGold(), rows)}
-
-
-def _corpus(settings):
-    texts = corpus(settings.documents, settings.seed)
-    return Corpus(texts, {"read": 0, "generated": len(texts), "dropped": {}}, words())
 
 
 WORLD = World(
