@@ -46,7 +46,7 @@ def card(study, frames, policy):
     """The card of a policy as text: metadata of the hub's form, then Markdown."""
     manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
     settings, arm = study.config, frames["arms"].set_index("arm").loc[policy.arm]
-    described = metadata(settings)
+    described = metadata(settings, manifest["stage"])
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=described.to_yaml(),
         policy=policy,
@@ -73,7 +73,7 @@ def card(study, frames, policy):
     return str(ModelCard(text))
 
 
-def metadata(settings):
+def metadata(settings, algorithm):
     """What the hub reads. A licence is named only where base model and data are the project's own."""
     model, task = settings.model, settings.data.task
     files = [file.partition("@")[0] for file in (task.sft_file, task.preference_file)]  # without the revision
@@ -86,7 +86,7 @@ def metadata(settings):
         pipeline_tag="text-generation",
         base_model=model.path if model.source == "hub" and HUB_ID.fullmatch(model.path) else None,
         datasets=[name for name in files if HUB_ID.fullmatch(name)] or None,
-        tags=["rlhf", "ppo", "salsa"],
+        tags=["rlhf", algorithm, "salsa"],
     )
 
 

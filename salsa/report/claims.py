@@ -18,7 +18,6 @@ from salsa.evaluate import statistics
 from salsa.report import formats, judging, selection, words
 from salsa.report.formats import Bold, Number, Table
 
-BASELINE = selection.PPO
 VERDICTS = ("supported", "refuted", "undecided", "not tested")
 ORIGINS = {
     "abstract": "What the paper's abstract claims",
@@ -304,9 +303,9 @@ def text(study, claims, win_rates):
         origins=hypotheses(study, claims),
         numbers={origin: numbers(tested_rows(claims[claims["origin"] == origin])) for origin in ORIGINS},
         titles=ORIGINS,
-        baseline=BASELINE,
+        baseline=study.plain,
         differences=differences(study),
-        signs=signs(win_rates),
+        signs=signs(win_rates, study.plain),
         markdown=formats.markdown,
     )
 
@@ -455,7 +454,7 @@ def _difference(effects):
     return Bold(shown) if low > 0 or high < 0 else shown
 
 
-def signs(win_rates):
+def signs(win_rates, plain):
     """(how many sign tests against plain PPO stay below 0.05 after Holm's correction, of how many)."""
-    own = win_rates[win_rates["baseline"] == BASELINE]
+    own = win_rates[win_rates["baseline"] == plain]
     return int((own["holm_p"] < 0.05).sum()), len(own)

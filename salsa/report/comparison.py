@@ -136,7 +136,7 @@ def panels(frame):
 def head_to_head(study):
     """The rows of a study's win rates against plain PPO, as dictionaries."""
     rates = _table(study, "win_rates")
-    return rates[rates["baseline"] == "ppo"].to_dict("records")
+    return rates[rates["baseline"].isin(plain_arms([study]))].to_dict("records")
 
 
 def against_plain(points, studies):

@@ -16,7 +16,6 @@ from salsa import judges
 from salsa.evaluate import statistics
 from salsa.workflow import policies
 
-PPO = "ppo"  # the role; the arm that plays it is `study.plain`
 SFT0 = "sft0"
 DIRECT = "judged against each other"
 DEVELOPMENT = ("gold_reward", "reward")  # what a kl_coef is chosen by: the first that the data has
@@ -34,10 +33,13 @@ class Pair:
 
 
 def arm_of(study, name):
-    """The arm that stands for a name: an arm that is another is shown under its name, `ppo` is plain PPO. Or None."""
+    """The arm that a claim means by a name; None where the study has no such arm.
+
+    An arm that equals another is shown under that one's name, and the plain anchor (`policies.PLAIN`) under its own.
+    """
     if name in study.arms:
         return name
-    if name == PPO:
+    if name == policies.PLAIN:
         return study.plain
     specs = policies.specs(study.composed)
     same = next((names for names, _ in specs.values() if name in names), ())
@@ -142,13 +144,13 @@ def preference(study, chosen, judge, benchmark):
     rates = replicate_win_rates(study, first.name, second.name, judge, [benchmark])
     if rates:
         return {replicate: rate - 0.5 for replicate, rate in rates.items()}, DIRECT
-    for role in (PPO, SFT0):
-        opponent = first.baselines.get(role)
-        if opponent is not None and opponent == second.baselines.get(role):
+    for baseline in (study.plain, SFT0):
+        opponent = first.baselines.get(baseline)
+        if opponent is not None and opponent == second.baselines.get(baseline):
             ours = replicate_win_rates(study, first.name, opponent, judge, [benchmark])
             theirs = replicate_win_rates(study, second.name, opponent, judge, [benchmark])
             if ours.keys() & theirs.keys():
-                return by_replicate(ours, theirs), f"win rates against {role} compared"
+                return by_replicate(ours, theirs), f"win rates against {baseline} compared"
     return {}, ""
 
 

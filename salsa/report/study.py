@@ -31,7 +31,7 @@ class Policy:
     replicate: int
     name: str
     index: int
-    baselines: dict[str, str]  # sft0 and ppo -> name of the model in the verdicts
+    baselines: dict[str, str]  # sft0, and the arm of the plain anchor -> name of that model in the verdicts
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any]
     responses: list[dict[str, Any]]
@@ -79,7 +79,7 @@ class Study:
 
     @property
     def plain(self):
-        """The arm that is plain PPO (sft0 is start and reference), by whatever name; None where there is none."""
+        """The arm of the plain anchor (sft0 is its start and its reference), by its own name; None: there is none."""
         return next((policy.arm for policy in self.policies if policy.alpha == 0), None)
 
     def landscape(self, replicate):
@@ -164,6 +164,7 @@ def read(settings, parents):
     except ValueError as error:
         raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
+    plain = next((entry["arm"] for entry in settings.policies if entry["alpha"] == "0"), None)
     verdicts, known = defaultdict(list), {}
     for role, folder in parents.items():
         if role.startswith("judge/"):
@@ -171,7 +172,7 @@ def read(settings, parents):
                 verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
     return Study(
         config=study_config,
-        policies=[_policy(entry, parents, gold, known) for entry in settings.policies],
+        policies=[_policy(entry, parents, plain, gold, known) for entry in settings.policies],
         landscapes={k: _landscape(folder, known) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
@@ -205,7 +206,7 @@ def _by_replicate(parents, stage):
     return sorted(found)
 
 
-def _policy(entry, parents, gold, known):
+def _policy(entry, parents, plain, gold, known):
     policy, respond = parents[f"policy/{entry['index']}"], parents[f"respond/{entry['index']}"]
     return Policy(
         arm=entry["arm"],
@@ -214,7 +215,7 @@ def _policy(entry, parents, gold, known):
         replicate=entry["replicate"],
         name=entry["name"],
         index=entry["index"],
-        baselines=entry["baselines"],
+        baselines={plain if name == policies.PLAIN else name: model for name, model in entry["baselines"].items()},
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), known),

@@ -175,7 +175,7 @@ def arms(study):
 def win_rates(study):
     """One row a benchmark x judge x candidate arm x baseline x kl_coef; bounds: bootstrap over prompts.
 
-    holm_p corrects the sign tests over the table's rows of one baseline: all against ppo, and all against sft0.
+    holm_p corrects the sign tests over all rows of one baseline: the plain anchor, or sft0.
     """
     report, lengths, rows = study.config.report, response_lengths(study), []
     for arm in study.arms:
@@ -415,7 +415,7 @@ def salsa_arm(study):
 
 
 def _preferences(study, arms):
-    """A row an arm x benchmark: win rates of the arm against ppo, and of both against sft0, at chosen kl_coefs."""
+    """One row an arm x benchmark: win rates of the arm against the plain one, and of both against sft0."""
     rows, judge = [], selection.main_judge(study)
     for arm in arms if study.plain and judge else ():
         found = selection.pair(study, arm, study.plain)

@@ -10,6 +10,7 @@ from salsa import anchors
 from salsa.workflow import config, runs
 from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
 
+PLAIN = "ppo"  # the published name of the plain anchor as a baseline, whatever its arm is called
 SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
 
 

@@ -115,7 +115,7 @@ def test_results_are_those_of_this_policy_alone(built, text):
 )
 def test_no_licence_is_given_away(model, corpus, task, expected):
     values = {"model": {"name": "m"} | model, "data": {"name": "d", "corpus": {"kind": corpus}, "task": task}}
-    data = cards.metadata(config.from_dict(config.Config, values))
+    data = cards.metadata(config.from_dict(config.Config, values), "ppo")
     assert (data.license, data.base_model, data.datasets) == expected
 
 

@@ -13,7 +13,7 @@ import pytest
 from tree import EVERY_ARM, Tree, composed
 
 from salsa.evaluate import statistics
-from salsa.report import sections, study, style, tables, words
+from salsa.report import comparison, sections, study, style, tables, words
 from salsa.workflow import config, policies, runs
 
 
@@ -356,6 +356,22 @@ def test_every_arm_has_its_place(every):
     assert all(f"| {name} | 0.02 |" in claims for name in names - {"ppo"})
     assert set(table(output, "ablations")["arm"]) == names - {"ppo"}
     assert set(table(output, "matched_kl")["arm"]) == {"salsa", "other"}  # no other starts below ppo's largest KL, 7.5
+
+
+def test_the_plain_anchor_is_shown_under_its_own_name(tmp_path, monkeypatch):
+    tree = Tree(tmp_path, prompts=6)
+    arms = tree.settings.config["arms"]
+    arms["mine"] = arms.pop("ppo")
+    for policy in tree.settings.policies:
+        policy["arm"] = "mine" if policy["arm"] == "ppo" else policy["arm"]
+    output = tree.build(monkeypatch)
+    assert set(table(output, "win_rates")["baseline"]) == {"sft0", "mine"}
+    assert "mine" in set(table(output, "claims")["baseline"]) and set(table(output, "matched_kl")["arm"]) == set()
+    assert set(table(output, "paper_table")["salsa_vs_ppo"]) == {(1 + 5 / 2) / 6}
+    assert "## Every arm against mine" in (output / "claims.md").read_text()
+    assert comparison.against_plain([{}], [output])["arm"].unique().tolist() == ["salsa", "other"]
+    frame = study.read(tree.settings, tree.parents).frames.policies
+    assert frame["arm"].unique().tolist() == ["mine", "salsa", "other"]
 
 
 def test_arms_are_described(every):

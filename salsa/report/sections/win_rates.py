@@ -114,7 +114,7 @@ def caption(study, frames):
     return (
         f"Adjusted win rates (wins + ties/2) with 95 % intervals that resample {words.spread(frame['prompts'])} "
         f"prompts over {words.replicates(study)}, conditional on these models: {clear}; length-controlled: "
-        "at answers of one length (2404.04475); Holm's p over all rows against ppo, and over all against sft0."
+        "at answers of one length (2404.04475); Holm's p over all rows against one baseline."
     ) + words.doubts(study)
 
 
