@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from salsa.algorithms.ppo import Ppo
 from salsa.anchors import reference
 from salsa.rl import forward, models, networks, processes, trainer
 from salsa.workflow import config
@@ -164,12 +165,12 @@ def make_trainer(arguments, execution, device):
     shared = arguments.value_model == "shared"
     value_model = networks.value_model("shared", policy, None) if shared else forward.ScoreModel(classifier(llama))
     anchor = reference.Reference([sft0], {"kind": "soup", "weights": ["1"]})
-    settings = config.PpoSettings(
+    settings = config.TRAINING["ppo"](
         seed=0,
         kl_coef=0.05,
         start=["1"],
         reference=config.Reference("soup", ["1"]),
-        ppo=config.Ppo(
+        ppo=Ppo(
             iterations=arguments.updates,
             batch_size=arguments.batch,
             epochs=arguments.epochs,

@@ -9,7 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
-from salsa.workflow import config, runs, stages
+from salsa.workflow import runs, schema, stages
 
 VERSION = 2
 ASSETS = Path(__file__).parent / "assets"
@@ -18,7 +18,7 @@ ASSETS = Path(__file__).parent / "assets"
 def make(settings, parents, output, execution):
     """Write the base model's folder to `output/model`. Raises UserError when the model can't be had."""
     addresses = {role: runs.manifest_of(folder)["address"] for role, folder in parents.items()}
-    shipped = ASSETS / runs.address("base", VERSION, config.dump(settings), addresses)[:12]
+    shipped = ASSETS / runs.address("base", VERSION, schema.dump(settings), addresses)[:12]
     if execution.shipped_base and shipped.is_dir():
         shutil.copytree(shipped, output / "model", dirs_exist_ok=True)
         return {"shipped": shipped.name, **runs.read_json(shipped / "training.json")}

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from salsa import base, reward, sft, soup
+from salsa.algorithms.ppo import Ppo
 from salsa.data import chat, gold
 from salsa.data.messages import assistant, user
 from salsa.rl import folders, forward, models, trainer
@@ -416,8 +417,8 @@ def test_an_architecture_without_a_classifier_is_trained_to_the_end(bytes_tokeni
     model = config.Model("m", "hub", str(tmp_path / "m"), chat_template="roles")
     preferences = config.RewardModel(pairs=4, held_out=4, batch_size=4, normalisation_prompts=4, learning_rate=1e-3)
     weights = ["1/2", "1/2"]
-    ppo = config.PpoSettings(
-        0, 0.1, ["1"], config.Reference("soup", weights), config.Ppo(iterations=1, batch_size=4), lengths
+    ppo = config.TRAINING["ppo"](
+        0, 0.1, ["1"], config.Reference("soup", weights), Ppo(iterations=1, batch_size=4), lengths
     )
     made = {"prepare": finished("prepare", tmp_path / "prepare", prepare)}
 

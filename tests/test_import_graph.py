@@ -12,11 +12,14 @@ import salsa
 ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
     ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places", "workflow.surroundings"),
-    ("workflow.messages", "workflow.registry", "workflow.config"),
+    ("workflow.messages", "workflow.registry", "workflow.schema"),
     ("workflow.runs", "workflow.yaml_files", "workflow.weights"),
     ("anchors", "data", "judges"),
-    ("workflow.needs", "workflow.policies", "workflow.stages"),
-    ("algorithms", "data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
+    ("workflow.needs",),
+    ("algorithms",),
+    ("workflow.config",),
+    ("workflow.policies", "workflow.stages"),
+    ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
     ("base", "sft", "reward", "evaluate"),
     ("workflow.plan",),
     ("report", "tools"),

@@ -1,1 +1,62 @@
-"""The ways to train a policy: one file each."""
+"""The ways to train a policy: one file each, with a record of what there is to know of it.
+
+The stage of an algorithm bears its name, and so does its section of the configuration: a new algorithm is a new file,
+whose module has a VERSION and a command of its own, and an arm names it (`arms.<name>.algorithm`). Everything else
+knows the role `policy` alone, and what `CONTRACT` says of a trained one. This module imports no torch.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from salsa.workflow import registry, runs
+
+CONTRACT = (*runs.MODEL, "metrics.jsonl", "rollouts.jsonl")
+"""What every algorithm writes.
+
+metrics.jsonl has a line an iteration: `iteration` (from 0), `kl_to_sft0` and `kl_to_reference` in nats per response,
+and what else it logs. rollouts.jsonl has a line a kept response: `iteration`, `prompt_id`, `prompt`, `response`. A
+reference that has moved stands in `reference/`.
+"""
+
+
+def _nothing(*_):
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm:
+    """A way to train a policy against a reference.
+
+    Attributes:
+        kind: its name: that of its file, of its section and of its runs' folder.
+        title: its name in texts.
+        settings: the schema of its section, a `schema.Training`.
+        words: (its section) -> how long it trains, in words, for the report.
+        need: needs.Case -> needs.Need, of a run.
+        may_write: names of files and folders beside those of `CONTRACT` and `reference`.
+        processes: whether several processes may share a run.
+        resumes: whether an interrupted run goes on from a checkpoint, so that a failed job is tried again.
+        check: (its section, config.Execution) -> None. ValueError of one line for what no run can honour.
+    """
+
+    kind: str
+    title: str
+    settings: type
+    words: Callable
+    need: Callable
+    may_write: tuple = ()
+    processes: bool = False
+    resumes: bool = False
+    check: Callable = _nothing
+
+    @property
+    def module(self):
+        """The module of its stage."""
+        return f"{__name__}.{self.kind}"
+
+
+@functools.cache
+def kinds():
+    """Kind -> Algorithm."""
+    return registry.records(__name__, "ALGORITHM")

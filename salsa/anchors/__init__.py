@@ -10,11 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from salsa.workflow import registry, runs, weights
+from salsa.workflow import registry, runs, schema, weights
 
 
 def _nothing(*args):
     pass
+
+
+@schema.dataclass()
+class Settings(schema.Kind):
+    """What the KL penalty is measured from: the settings that every kind has."""
+
+    kind: str = "soup"
+    weights: schema.Weights = schema.listed("1")
+    """Decimals or fractions, one for each SFT model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +31,24 @@ class Reference:
     """A kind of reference. Its functions take a `config.Reference`, whose weights are canonical.
 
     Attributes:
-        build: (config.PpoSettings, rl.reference.Ingredients, earlier summary or None) -> rl.reference.Reference.
+        settings: a schema of its own settings, or None.
+        build: (config.PolicySettings, rl.reference.Ingredients, earlier summary or None) -> rl.reference.Reference.
             It imports torch when it is called.
         words: what the KL is measured from, for the table of arms.
         label: a readable name, a part of names of runs.
-        reads: the settings that it reads beside kind and weights; others have their defaults.
         moves: whether it follows the policy, so that its end is saved with the run, and all weights have to be trained.
         held_in_float32: whether it is, though other frozen models may be in bfloat16.
         starts_as_soup: whether it begins as the soup of its weights, where a policy with this start has a KL of 0.
         models: how many models it holds in memory.
         holds_sft0: whether one of them is sft0 itself, which is in memory anyway.
-        check: (key, reference, settings of the algorithm) -> None. ValueError of one line for what can't be built.
+        check: (key, reference, schema.Training) -> None. ValueError of one line for what can't be built.
     """
 
     kind: str
     build: Callable
     words: Callable
     label: Callable
-    reads: tuple = ()
+    settings: type | None = None
     moves: bool = False
     held_in_float32: bool = False
     starts_as_soup: bool = False
@@ -52,6 +61,12 @@ class Reference:
 def kinds():
     """Kind -> Reference."""
     return registry.records("salsa.anchors", "REFERENCE")
+
+
+@functools.cache
+def settings():
+    """The schema of a reference of any kind, `config.Reference`."""
+    return schema.of_kinds("Reference", Settings, kinds())
 
 
 def frozen_models(reference):
@@ -72,7 +87,7 @@ def build(settings, ingredients, earlier=None):
     """The reference of a training run.
 
     Args:
-        settings: config.PpoSettings.
+        settings: config.PolicySettings.
         ingredients: salsa.rl.reference.Ingredients.
         earlier: the summary of the run that built this reference before, to build the same again without a search.
 

@@ -4,8 +4,17 @@ reference ← (1 − rate)·reference + rate·policy after each iteration. It is
 small moves to none.
 """
 
+from typing import Annotated
+
 from salsa import anchors
+from salsa.workflow import schema
 from salsa.workflow.weights import number_label, soup_words, weights_label
+
+
+@schema.dataclass()
+class Settings:
+    rate: Annotated[schema.Share, schema.ALWAYS] = 0.0
+    """Share of the policy that is mixed in after each iteration (WARP's mu)."""
 
 
 def build(settings, ingredients, earlier):
@@ -31,7 +40,7 @@ REFERENCE = anchors.Reference(
     build=build,
     words=lambda ref: f"{soup_words(ref.weights)}, then a moving average of the policy, rate {ref.rate:g}",
     label=lambda ref: f"ema{number_label(ref.rate)}_{weights_label(ref.weights)}",
-    reads=("rate",),
+    settings=Settings,
     moves=True,
     held_in_float32=True,
     starts_as_soup=True,

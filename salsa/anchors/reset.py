@@ -1,7 +1,16 @@
 """A soup that is replaced by the policy after every `every` iterations (TR-DPO 2404.09656; 2602.18037)."""
 
+from typing import Annotated
+
 from salsa import anchors
+from salsa.workflow import schema
 from salsa.workflow.weights import number_label, soup_words, weights_label
+
+
+@schema.dataclass()
+class Settings:
+    every: Annotated[schema.Count, schema.ALWAYS] = 0
+    """Iterations between two copies of the policy."""
 
 
 def build(settings, ingredients, earlier):
@@ -21,7 +30,7 @@ def check(key, reference, training):
     every, iterations = reference.every, training.iterations
     if not 1 <= every < iterations:
         raise ValueError(
-            f"{key}.every={every}: must be at least 1 and below ppo.iterations={iterations}, or nothing is reset"
+            f"{key}.every={every}: must be at least 1 and below the {iterations} iterations, or nothing is reset"
         )
 
 
@@ -30,7 +39,7 @@ REFERENCE = anchors.Reference(
     build=build,
     words=lambda ref: f"{soup_words(ref.weights)}, then the policy, every {ref.every} iterations",
     label=lambda ref: f"reset{number_label(ref.every)}_{weights_label(ref.weights)}",
-    reads=("every",),
+    settings=Settings,
     moves=True,
     starts_as_soup=True,
     check=check,

@@ -11,11 +11,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from salsa.workflow import registry
+from salsa.workflow import registry, schema
 
 
 def _nothing(settings):
     return {}
+
+
+@schema.dataclass()
+class TaskSettings(schema.Kind):
+    """What SFT, the reward model, training and evaluation prompts are made from: the settings of every kind of world.
+
+    Sizes are upper limits for data that are read.
+    """
+
+    kind: str
+    seed: schema.Seed = 0
+    demonstrations: schema.Count = 0
+    validation: schema.Count = 0
+    preferences: schema.Count = 0
+    """Prompts (sampled preferences) or pairs (given preferences)."""
+    prompts: schema.Count = 0
+    """To train policies on."""
+    evaluation: schema.Count = 0
+    """Development prompts on which KL and rewards of final policies are reported."""
+
+
+@schema.dataclass()
+class BenchmarkSettings(schema.Kind):
+    """What policies are compared on: the settings of every kind of benchmark."""
+
+    kind: str
+    prompts: schema.Count = 0
+    """Upper limit; 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +58,7 @@ class World:
         gold: that folder -> the world's `gold.Gold`. None: there is no gold.
         corpus: config.Corpus -> `Corpus`, to pretrain on. None: there is none.
         exact: whether sizes are exact, because rows are generated; else they are upper limits, and 0 takes all.
-        reads: settings of config.Task that it reads, of those that not every world does.
+        settings: a schema of its own settings beside those of every task, or None.
         licence: of its text, where that is the project's own.
         published: whether prompts may be published with a study: text of other people may not.
         local_files: config.Task or Corpus -> (setting's name -> path) of the local files that are read.
@@ -45,7 +73,7 @@ class World:
     gold: Callable | None = None
     corpus: Callable | None = None
     exact: bool = False
-    reads: tuple = ()
+    settings: type | None = None
     licence: str | None = None
     published: bool = True
     local_files: Callable = _nothing
@@ -86,7 +114,7 @@ class Benchmark:
         questions: (config.Benchmark, config.Task) -> `Questions`.
         worlds: kinds of World beside which it can be asked; none named: any.
         exact: whether its number of prompts is exact, because they are generated; else an upper limit, and 0 takes all.
-        reads: settings of config.Benchmark that it reads, beside `prompts`.
+        settings: a schema of its own settings beside those of every benchmark, or None.
         turns: config.Benchmark -> the number of turns of each prompt; None where only the hub knows.
         local_files, check: as those of World, of a config.Benchmark.
         compared: whether judges compare policies on it. One that is not compared is scored alone, and has no gold.
@@ -98,7 +126,7 @@ class Benchmark:
     questions: Callable
     worlds: tuple = ()
     exact: bool = False
-    reads: tuple = ()
+    settings: type | None = None
     turns: Callable = lambda benchmark: 1
     local_files: Callable = _nothing
     check: Callable = _nothing
@@ -123,14 +151,18 @@ def benchmark_kinds(world=None):
     return {kind: made for kind, made in found.items() if world is None or not made.worlds or world in made.worlds}
 
 
-def read_by(kinds):
-    """Setting -> the kinds of some records that read it, of the settings that not every kind does."""
-    names = dict.fromkeys(name for record in kinds.values() for name in record.reads)
-    return {name: tuple(kind for kind, record in kinds.items() if name in record.reads) for name in names}
+@functools.cache
+def task_settings():
+    """The schema of a task of any kind of world, `config.Task`."""
+    return schema.of_kinds("Task", TaskSettings, world_kinds())
+
+
+@functools.cache
+def benchmark_settings():
+    """The schema of a benchmark of any kind, `config.Benchmark`."""
+    return schema.of_kinds("Benchmark", BenchmarkSettings, benchmark_kinds())
 
 
 def record(settings):
     """The World or Benchmark of the kind of a config.Task, Corpus or Benchmark; None of a corpus that is none."""
-    from salsa.workflow import config
-
-    return (benchmark_kinds() if isinstance(settings, config.Benchmark) else world_kinds()).get(settings.kind)
+    return (benchmark_kinds() if isinstance(settings, BenchmarkSettings) else world_kinds()).get(settings.kind)

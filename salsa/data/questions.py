@@ -7,14 +7,22 @@ and in the stage alike.
 import functools
 import itertools
 from collections import Counter
+from typing import Annotated
 
 from salsa import data
 from salsa.data import Questions, messages, rows, sources
 from salsa.data.messages import Dropped, blank
 from salsa.data.splits import normalised, ordered
+from salsa.workflow import schema
 from salsa.workflow.runs import UserError
 
 SPLITS = ("test_prefs", "test", "train")  # of a hub dataset, the first that there is
+
+
+@schema.dataclass()
+class FileSettings:
+    file: Annotated[schema.Path, schema.ALWAYS] = ""
+    """A hub dataset ORG/NAME, ORG/NAME@REVISION, or a local file."""
 
 
 def check_file_is_given(benchmark):
@@ -85,9 +93,7 @@ def turns(benchmark):
 
 @functools.cache
 def _turns(kind, file, reference_file, *files):
-    from salsa.workflow import config
-
-    benchmark = config.Benchmark(kind, file=file, reference_file=reference_file)
+    benchmark = data.benchmark_settings()(kind, file=file, reference_file=reference_file)
     made = data.benchmark_kinds()[kind].questions(benchmark, None)
     if not made.rows:
         dropped = ", ".join(f"{name} {number}" for name, number in made.dropped.items())

@@ -3,7 +3,7 @@
 How far in weight space says `geometry`, of the trained weights; how far as a policy says KL.
 
 KL is measured on fresh samples on the fixed evaluation prompts at temperature 1: to sft0, common to all arms, and to
-the arm's own reference. The reference is mixed again from its ingredients, as PPO did.
+the arm's own reference. The reference is mixed again from its ingredients, as in training.
 """
 
 from salsa import anchors
@@ -11,7 +11,7 @@ from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.evaluate import generate, geometry, score
 from salsa.rl import forward, models, reference
-from salsa.workflow import config, runs, stages
+from salsa.workflow import config, runs, schema, stages
 
 VERSION = 5
 
@@ -59,12 +59,12 @@ def respond(settings, parents, output, execution):
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
         summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
-    ppo_settings = runs.manifest_of(parents["policy"])["settings"]
-    summary["iteration"] = ppo_settings["ppo"]["iterations"]
+    metrics = runs.read_jsonl(parents["policy"] / "metrics.jsonl")
+    summary["iteration"] = metrics[-1]["iteration"] + 1 if metrics else 0
     runs.write_json(output / "evaluation.json", summary)
     sft = [models.model_folder(parents[role]) for role in ("sft0", "sft1") if role in parents]
     where = geometry.describe(models.model_folder(parents["policy"]), *sft)
-    runs.write_json(output / "geometry.json", where | {"start": ppo_settings["start"]})
+    runs.write_json(output / "geometry.json", where | {"start": _training(parents["policy"]).start})
     return summary | {"left_out": left_out}
 
 
@@ -89,11 +89,11 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
 
     Both as training held them (bfloat16 rounds weights), computed in float32.
     """
-    ppo = config.from_dict(config.PpoSettings, runs.manifest_of(parents["policy"])["settings"])
+    training = _training(parents["policy"])
     ingredients = reference.load_ingredients(
-        parents, ppo.lengths.prompt, tokenizer, device, reference.dtype(ppo), execution.micro_batch
+        parents, training.lengths.prompt, tokenizer, device, reference.dtype(training), execution.micro_batch
     )
-    own = anchors.final(parents["policy"], ppo, ingredients)
+    own = anchors.final(parents["policy"], training, ingredients)
     measured = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
     if own.models == [ingredients.sft0]:
         del measured["kl_to_sft0"]
@@ -101,6 +101,12 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
     for name, anchor in measured.items():
         kls[name] = anchor.kl(policy, batch, execution.micro_batch, _kl_in_float32).double().cpu().numpy()
     return {"kl_to_sft0": kls["kl_to_reference"], **kls}
+
+
+def _training(folder):
+    """The settings that a policy was trained with."""
+    manifest = runs.manifest_of(folder)
+    return schema.from_dict(config.TRAINING[manifest["stage"]], manifest["settings"])
 
 
 def _kl_in_float32(policy, model, sequences, micro_batch):

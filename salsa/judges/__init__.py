@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from salsa import data
-from salsa.workflow import registry
+from salsa.workflow import registry, schema
 
 
 class Interrupted(Exception):
@@ -18,6 +18,15 @@ class Interrupted(Exception):
 
 def _nothing(*_):
     return None
+
+
+@schema.dataclass()
+class Settings(schema.Kind):
+    """Who compares two responses: the settings that every kind of judge has."""
+
+    kind: str
+    tournament: schema.Switch = False
+    """Not only against sft0 and the plain anchor: every pair of policies at one kl_coef."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class Judge:
             `verdicts(comparisons)`, which yields each comparison with a dictionary of `winner` ("model_a", "model_b",
             "tie" or "error") and what else is to be said, in any order, and `finish()`, which returns counts for the
             manifest. `verdicts` raises `Interrupted` where it has to end early. Raises UserError for what it lacks.
-        reads: settings of config.Judge that it reads, of those that not every kind does.
+        settings: a schema of its own settings, or None.
         fits: data.World -> whether it can judge responses to that world's prompts.
         rank: of the judges of a study, claims are read from the one of the lowest rank.
         is_gold: whether its verdicts are the truth that those of other judges are held to.
@@ -48,7 +57,7 @@ class Judge:
 
     kind: str
     open: Callable
-    reads: tuple = ()
+    settings: type | None = None
     fits: Callable = lambda world: True
     rank: int = 10
     is_gold: bool = False
@@ -62,6 +71,12 @@ class Judge:
     check: Callable = _nothing
     check_access: Callable = _nothing
     folders: Callable = lambda judge: {}
+
+
+@functools.cache
+def settings():
+    """The schema of a judge of any kind, `config.Judge`."""
+    return schema.of_kinds("Judge", Settings, kinds())
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Gold as the judge: the score that PPO never sees, which came with each response (salsa/data/gold.py)."""
 
 from salsa.judges import Judge
-from salsa.judges.common.scoring import ScoringJudge, response_name
+from salsa.judges.common.scoring import ScoringJudge, ScoringSettings, response_name
 from salsa.workflow.runs import UserError
 
 
@@ -22,7 +22,7 @@ def _open(settings, parents, output, execution, comparisons):
 JUDGE = Judge(
     kind="gold",
     open=_open,
-    reads=("tie_margin",),
+    settings=ScoringSettings,
     fits=lambda world: world.gold is not None,
     rank=0,
     is_gold=True,

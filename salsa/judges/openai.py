@@ -14,13 +14,14 @@ import re
 import threading
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Annotated
 
 from salsa.judges import Interrupted, Judge
 from salsa.judges.common.ledger import Ledger, key
 from salsa.judges.language_model import access
 from salsa.judges.language_model.client import Client, Failed, Refused, readable
 from salsa.judges.language_model.verdict_text import CUT, GRADES, parse, verdict
-from salsa.workflow import bounds, runs
+from salsa.workflow import bounds, runs, schema
 from salsa.workflow.runs import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,6 +41,36 @@ REMINDER = (
     + f" or [[{GRADES[-1]}]]."
 )
 HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", "answer_b": "It is five."}
+
+
+@schema.dataclass()
+class Settings:
+    model: Annotated[str, schema.Text(200), schema.ALWAYS] = ""
+    """The name by which the server knows it; any server that speaks OpenAI's API."""
+    base_url: Annotated[str, schema.Text(schema.PATH, secret=True), schema.ALWAYS] = ""
+    """Nothing: the environment's OPENAI_BASE_URL, or OpenAI's own."""
+    key_variable: Annotated[
+        str,
+        schema.Text(
+            100,
+            r"[A-Za-z_][A-Za-z0-9_]*",
+            "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself",
+            empty=False,
+            secret=True,
+        ),
+        schema.ALWAYS,
+    ] = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    templates: Annotated[schema.Path, schema.ALWAYS] = ""
+    """A folder of prompts; "": the project's own, salsa/judges/templates."""
+    temperature: Annotated[float, schema.Range(0, 100), schema.ALWAYS] | None = 0.0
+    """null leaves a parameter out of what is asked, for a server that refuses it."""
+    max_tokens: Annotated[int, schema.Range(1, 2**20), schema.ALWAYS] | None = 1024
+    """Of an answer."""
+    seed: Annotated[schema.Seed, schema.ALWAYS] | None = 0
+    """Of answers that are sampled; another seed draws others."""
+    attempts: Annotated[int, schema.Range(1, 100), schema.ALWAYS] = 3
+    """Answers asked for until one holds a verdict."""
 
 
 class LanguageModelJudge:
@@ -311,7 +342,7 @@ def _check_access(judge, connect):
 JUDGE = Judge(
     kind="openai",
     open=LanguageModelJudge,
-    reads=("model", "base_url", "key_variable", "templates", "temperature", "max_tokens", "seed", "attempts"),
+    settings=Settings,
     rank=1,
     by_turn=True,
     most_turns=MOST_TURNS,

@@ -1,7 +1,7 @@
 """A reward model as the judge: one that was trained on other preferences than PPO's, with another seed."""
 
 from salsa.judges import Judge
-from salsa.judges.common.scoring import ScoringJudge
+from salsa.judges.common.scoring import ScoringJudge, ScoringSettings
 
 
 def rewards(rows, scorer, execution):
@@ -42,5 +42,5 @@ def _open(settings, parents, output, execution, comparisons):
 
 
 JUDGE = Judge(
-    kind="reward_model", open=_open, reads=("tie_margin",), rank=2, scores_alone=True, scorer=True, loads_model=True
+    kind="reward_model", open=_open, settings=ScoringSettings, rank=2, scores_alone=True, scorer=True, loads_model=True
 )

@@ -3,7 +3,7 @@
 import functools
 
 from salsa.judges import Judge
-from salsa.judges.common.scoring import ScoringJudge
+from salsa.judges.common.scoring import ScoringJudge, ScoringSettings
 from salsa.workflow import runs
 
 
@@ -24,7 +24,7 @@ def _open(settings, parents, output, execution, comparisons):
 JUDGE = Judge(
     kind="vader",
     open=_open,
-    reads=("tie_margin",),
+    settings=ScoringSettings,
     fits=lambda world: world.kind == "reviews",
     rank=3,
     scores_alone=True,

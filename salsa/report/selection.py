@@ -14,7 +14,7 @@ import pandas as pd
 
 from salsa import judges
 from salsa.evaluate import statistics
-from salsa.workflow import policies
+from salsa.workflow import config, policies
 
 SFT0 = "sft0"
 DIRECT = "judged against each other"
@@ -35,11 +35,11 @@ class Pair:
 def arm_of(study, name):
     """The arm that a claim means by a name; None where the study has no such arm.
 
-    An arm that equals another is shown under that one's name, and the plain anchor (`policies.PLAIN`) under its own.
+    An arm that equals another is shown under that one's name, and the plain anchor (`config.PLAIN`) under its own.
     """
     if name in study.arms:
         return name
-    if name == policies.PLAIN:
+    if name == config.PLAIN:
         return study.plain
     specs = policies.specs(study.composed)
     same = next((names for names, _ in specs.values() if name in names), ())

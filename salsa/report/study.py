@@ -16,7 +16,7 @@ from typing import Any
 from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, sections, style, tables, words
 from salsa.report.frames import Frames
-from salsa.workflow import config, policies, runs, stages
+from salsa.workflow import config, policies, runs, schema, stages
 
 VERSION = 5
 
@@ -160,7 +160,7 @@ def read(settings, parents):
     settings are those of another version.
     """
     try:
-        study_config = config.from_dict(config.Config, words.cleaned(settings.config))
+        study_config = schema.from_dict(config.Config, words.cleaned(settings.config))
     except ValueError as error:
         raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
@@ -215,7 +215,7 @@ def _policy(entry, parents, plain, gold, known):
         replicate=entry["replicate"],
         name=entry["name"],
         index=entry["index"],
-        baselines={plain if name == policies.PLAIN else name: model for name, model in entry["baselines"].items()},
+        baselines={plain if name == config.PLAIN else name: model for name, model in entry["baselines"].items()},
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), known),

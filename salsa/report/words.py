@@ -12,7 +12,9 @@ from pathlib import Path
 
 import jinja2
 
+from salsa import algorithms
 from salsa.report import judging, selection
+from salsa.workflow import policies
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -75,8 +77,8 @@ def title(study):
 
 def facts(study):
     """The settings that a reader needs first: name -> text."""
-    settings = study.config
-    sft, ppo = settings.sft, settings.ppo
+    settings, sft = study.config, study.config.sft
+    trained = {kind: algorithms.kinds()[kind] for kind in policies.algorithms_of(study.composed.arms)}
     stop = "the epoch of lowest validation loss" if sft.stop == "validation" else "the last epoch"
     return {
         "model and data": f"{settings.model.name}, {settings.data.name}",
@@ -84,7 +86,7 @@ def facts(study):
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
         "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
         "SFT": f"{sft.models} models a replicate, {sft.epochs} epochs, kept: {stop}",
-        "PPO": f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
+        **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
         "benchmarks": ", ".join(study.benchmarks) or "none",
         "judges": ", ".join(settings.judges) or "none",

@@ -121,7 +121,7 @@ def value_model(kind, policy, reward_model, normalised=True):
     """The value model of a run: from the reward model, from the policy's start with a head of zeros, or a head alone.
 
     Args:
-        kind: reward_model | sft | shared (config.Ppo.value_model).
+        kind: reward_model | sft | shared (`ppo.value_model`).
         reward_model: the folder of a reward model's run.
         normalised: whether the reward that it starts from is shifted and scaled as on sft0's samples.
     """

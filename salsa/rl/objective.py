@@ -60,7 +60,7 @@ def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, response
     """The kl_coef of iteration + 1.
 
     Args:
-        schedule: config.KlSchedule. fixed: `initial`; linear: from `initial` in iteration 0 to schedule.final·initial
+        schedule: schema.KlSchedule. fixed: `initial`; linear: from `initial` in iteration 0 to schedule.final·initial
             in the last; adaptive: multiplied by 1 + clip(kl/target − 1, ±0.2)·responses/horizon (1909.08593, eq. 4).
         kl_coef: that of `iteration`.
         kl: KL to the reference in `iteration`, nats a response.

@@ -24,9 +24,8 @@ from salsa import anchors
 from salsa.data import chat
 from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
 from salsa.rl.rollout import uniforms
-from salsa.workflow import runs, stages
+from salsa.workflow import runs
 
-VERSION = 3
 LARGEST_IMPORTANCE = 2.0  # truncated importance sampling, of tokens that another computation sampled
 BROKEN = {  # phase in which a number is not finite -> what to do, where nothing was learned yet
     "rollout": "look at the models that the policy starts from",
@@ -100,7 +99,7 @@ class Trainer:
     """The models of a run and the loop that trains two of them.
 
     Args:
-        settings: config.PpoSettings.
+        settings: config.PolicySettings, with the section `ppo`.
         cast: Models; those that are trained may be on any device and in float32 or float64.
         accelerator: of `make_accelerator`.
         output: the run's folder.
@@ -552,7 +551,3 @@ def _prompt_order(count, ppo, seed):
         permutation = order.permutation(count)
         batches += [permutation[i : i + ppo.batch_size] for i in range(0, count - ppo.batch_size + 1, ppo.batch_size)]
     return batches[: ppo.iterations]
-
-
-if __name__ == "__main__":
-    runs.command(stages.PPO, train, VERSION, __doc__)

@@ -133,7 +133,7 @@ class Sampler(Engine):
 
     Args:
         policy: the causal language model to be sampled from.
-        settings: config.PpoSettings.
+        settings: config.PolicySettings.
         accelerator: of the run; all its processes make their Sampler at the same time.
 
     Raises UserError where vLLM is missing, or the run is one that it can't sample for. Sharded weights are refused

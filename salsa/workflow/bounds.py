@@ -179,6 +179,7 @@ class ReadBy:
         object.__setattr__(self, "kinds", kinds)
 
 
+ALWAYS = "always"  # marks a kind's own setting that is part of the addresses of other kinds too, as it always was
 ADDED = "added"  # marks a setting that came later: it is no part of an address while it has its default
 
 
@@ -229,10 +230,11 @@ def type_hints(schema):
 
 
 def marks(hint):
-    """What `Annotated` says of a type, on all its levels."""
-    found = list(getattr(hint, "__metadata__", ()))
-    inner = hint.__origin__ if found else None
-    return found + (marks(inner) if inner else [])
+    """What `Annotated` says of a type on all its levels, `| None` left aside."""
+    if hasattr(hint, "__metadata__"):
+        return [*hint.__metadata__, *marks(hint.__origin__)]
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return [mark for inner in typing.get_args(hint) for mark in marks(inner)] if union else []
 
 
 def base_type(hint):

@@ -10,7 +10,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from salsa import anchors, data, judges
+from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
 from salsa.workflow import bounds, jobs, policies, runs, yaml_files
@@ -18,7 +18,6 @@ from salsa.workflow.runs import UserError
 
 TEMPLATES = Path(data.__file__).parent / "templates"
 MOST_POLICIES = 5000  # of a study: its plan takes a minute
-ADAPTED = ("sft", "reward_model", "ppo")  # stages that may train low-rank adapters
 LAUNCHED = ("MULTI_GPU", *jobs.SHARDED)  # for which `accelerate launch` starts several processes
 TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,20 +90,21 @@ def _check_arms(config):
     for name, arm in config.arms.items():
         for key, weights in (("start", arm.start), ("reference.weights", arm.reference.weights)):
             check_weights(f"arms.{name}.{key}", weights, config.sft.models)
-        _check_reference(f"arms.{name}.reference", arm.reference, config.ppo)
+        training = policies.section(config, arm.algorithm)
+        _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
 
 
-def _check_reference(key, reference, ppo):
+def _check_reference(key, reference, training, lora_rank):
     """Refuse a reference that can't be made, or can't move."""
     kind = anchors.kinds()[reference.kind]
     try:
-        kind.check(key, reference, ppo)
+        kind.check(key, reference, training)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if kind.moves and ppo.lora_rank:
+    if kind.moves and training.lora_rank:
         raise UserError(
-            f"{key}.kind={kind.kind}: a moving reference follows all weights, and ppo.lora_rank={ppo.lora_rank} "
-            "trains adapters; set ppo.lora_rank=0 or leave the arm out"
+            f"{key}.kind={kind.kind}: a moving reference follows all weights, and {lora_rank}={training.lora_rank} "
+            f"trains adapters; set {lora_rank}=0 or leave the arm out"
         )
 
 
@@ -124,13 +124,12 @@ def listed(items):
 
 
 def _check_execution(config):
-    execution, ppo = config.execution, config.ppo
-    size = ppo.batch_size // ppo.mini_batches
-    if size % execution.processes:
-        raise UserError(
-            f"execution.processes={execution.processes}: cannot share the {size} prompts of a mini-batch evenly; "
-            "change it, ppo.batch_size or ppo.mini_batches"
-        )
+    execution, training = config.execution, _training(config)
+    for name, section in training.items():
+        try:
+            algorithms.kinds()[name].check(section, execution)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     for stage in ("sft", "reward_model"):
         batch_size = getattr(config, stage).batch_size
         if batch_size % execution.processes:
@@ -140,19 +139,29 @@ def _check_execution(config):
             )
     if execution.rollouts == "vllm":
         _check_installed("vllm", "vllm", "execution.rollouts=vllm")
-        if ppo.lora_rank:
-            adapters = f"ppo.lora_rank={ppo.lora_rank}"
-            raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
-    for stage in ADAPTED:
-        rank = getattr(config, stage).lora_rank
-        if rank:
-            _check_installed("peft", "lora", f"{stage}.lora_rank={rank}")
+        for name, section in training.items():
+            if section.lora_rank:
+                adapters = f"{name}.lora_rank={section.lora_rank}"
+                raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
+    for stage, section in _adapted(config).items():
+        _check_installed("peft", "lora", f"{stage}.lora_rank={section.lora_rank}")
     if execution.accelerate_config:
         _check_accelerate(config)
     for tracker in execution.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"execution.trackers: {tracker} is not installed; pip install {tracker}, or leave it out")
     _check_once_each("execution.trackers", execution.trackers, execution.trackers)
+
+
+def _training(config):
+    """Algorithm -> its section, of those that train a policy of the study."""
+    return {name: policies.section(config, name) for name in policies.algorithms_of(policies.expanded_arms(config))}
+
+
+def _adapted(config):
+    """Stage -> its section, of those that train low-rank adapters."""
+    sections = {"sft": config.sft, "reward_model": config.reward_model, **_training(config)}
+    return {stage: section for stage, section in sections.items() if section.lora_rank}
 
 
 def _check_accelerate(config):
@@ -175,7 +184,7 @@ def _check_accelerate(config):
     kinds = anchors.kinds()
     moving = [f"the arm {name}" for name, arm in config.arms.items() if kinds[arm.reference.kind].moves]
     whole = moving + ["execution.rollouts=vllm"] * (execution.rollouts == "vllm")
-    whole += [f"{stage}.lora_rank" for stage in ADAPTED if getattr(config, stage).lora_rank]
+    whole += [f"{stage}.lora_rank" for stage in _adapted(config)]
     if kind in jobs.SHARDED and whole:
         raise UserError(f"{key}: {kind} shares weights out, and {whole[0]} needs them whole; leave one out")
 
@@ -214,24 +223,30 @@ def _check_data(config):
         )
 
 
+def _largest_batch(config):
+    """(setting, its value): of the algorithms of a study, the largest number of prompts that one takes at once."""
+    sizes = {f"{name}.batch_size": section.batch_size for name, section in _training(config).items()}
+    return max(sizes.items(), key=lambda item: item[1])
+
+
 def _check_sizes(config):
     """Sizes against each other, where they are exact: what is too small is known before anything is made."""
-    task, reward_model, ppo = config.data.task, config.reward_model, config.ppo
+    task, reward_model, (batch, size) = config.data.task, config.reward_model, _largest_batch(config)
     if 0 < task.preferences <= reward_model.held_out:
         raise UserError(
             f"data.task.preferences={task.preferences}: no more than reward_model.held_out="
             f"{reward_model.held_out}, so that none is left to train on; change one"
         )
-    if 0 < task.prompts < max(2, ppo.batch_size):
+    if 0 < task.prompts < max(2, size):
         raise UserError(
-            f"data.task.prompts={task.prompts}: fewer than ppo.batch_size={ppo.batch_size}, or than the two that "
-            "a reward's deviation takes; change one"
+            f"data.task.prompts={task.prompts}: fewer than {batch}={size}, or than the two that a reward's deviation "
+            "takes; change one"
         )
     worlds = data.world_kinds()
     if not worlds[task.kind].exact:
         return
     for size, smallest, needed in (
-        ("prompts", 1, "PPO"),
+        ("prompts", 1, "training"),
         ("preferences", reward_model.held_out + 1, "reward_model.held_out and a pair to train on"),
         ("demonstrations", 1, "SFT"),
         ("validation", 1, "SFT and the landscape"),
@@ -379,10 +394,10 @@ def _checked_files(settings):
 
 def _check_rows(config):
     """UserError where local files hold fewer rows of a split than are taken at once; a hub dataset's are not known."""
-    task, reward_model, ppo = config.data.task, config.reward_model, config.ppo
+    task, reward_model, (batch, size) = config.data.task, config.reward_model, _largest_batch(config)
     there = data.world_kinds()[task.kind].sizes(task) or {}
     for split, smallest, needed in (
-        ("prompts", max(2, ppo.batch_size), f"ppo.batch_size={ppo.batch_size}"),
+        ("prompts", max(2, size), f"{batch}={size}"),
         (
             "preferences",
             reward_model.held_out + reward_model.batch_size,

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from salsa import data
-from salsa.workflow import bounds, checks, config, messages, policies, runs, yaml_files
+from salsa.workflow import bounds, checks, config, messages, policies, runs, schema, yaml_files
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ UNADDRESSED = re.compile(
     r"(experiment|results|execution\.\w+|objective\.\w+)="
 )  # overrides that leave a study what its name says
 
-ConfigStore.instance().store(name="schema", node=config.defaults())
+ConfigStore.instance().store(name="schema", node=schema.defaults(config.Config))
 
 
 def compose(overrides=()):
@@ -308,13 +308,13 @@ def fill_entries(composed):
     for group in ENTRIES:
         for name, entry in composed[group].items():
             if isinstance(entry, DictConfig):
-                composed[group][name] = OmegaConf.merge(config.defaults(bounds.item_type(hints[group])), entry)
+                composed[group][name] = OmegaConf.merge(schema.defaults(bounds.item_type(hints[group])), entry)
 
 
 def validated(values, overrides=()):
     """The `config.Config` of nested dictionaries. UserError where pydantic refuses them."""
     try:
-        return config.from_dict(config.Config, values | {"arms": _chosen_arms(values.get("arms"), overrides)})
+        return schema.from_dict(config.Config, values | {"arms": _chosen_arms(values.get("arms"), overrides)})
     except messages.UnknownKey as error:
         raise UserError(_unknown(error.path)) from None
     except messages.SettingError as error:
@@ -425,7 +425,7 @@ def resolve_objective(composed):
         UserError: the study will not have the number.
     """
     study = composed.config
-    objective = config.dump(study.objective)
+    objective = schema.dump(study.objective)
     specs = policies.specs(composed).values()  # a policy has the first of its specification's names
     arms = [name for names, _ in specs for name in names]
     wanted = objective["arm"] or ("salsa" if "salsa" in arms else arms[-1])

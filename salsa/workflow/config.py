@@ -1,91 +1,64 @@
 """The schema of the whole configuration: pydantic dataclasses that name each setting, bound it, and say what it means.
 
-Every value has one home: `conf/` holds the values, this module their names, types and bounds. Rules over several
-settings of a section are its validators; what depends on several sections stands in `salsa.workflow.checks`. Stages
-receive the smallest dataclass that determines their result, so that two runs with equal settings are the same run. What
-is execution only (threads, device, micro-batch) lives in `Execution` and is never part of a run's address.
+Every value has one home: `conf/` holds the values, this module their names, types and bounds; the settings of a kind
+(of world, benchmark, judge, reference, algorithm) stand in the kind's own file. Rules over several settings of a
+section are its validators; what depends on several sections stands in `salsa.workflow.checks`. Stages receive the
+smallest dataclass that determines their result, so that two runs with equal settings are the same run. What is
+execution only (threads, device, micro-batch) lives in `Execution` and is never part of a run's address.
 
 Numerics that read these settings run where neither Hydra nor Snakemake is installed: neither is imported here.
 """
 
-import dataclasses
-import functools
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError, model_validator
+from pydantic import model_validator
 
-from salsa.workflow import bounds, messages, registry
-from salsa.workflow.bounds import ADDED, Items, Range, ReadBy, Text, fault
+from salsa import algorithms, anchors, data, judges
+from salsa.workflow import bounds, schema
+from salsa.workflow.schema import (
+    ADDED,
+    ALWAYS,
+    MOST,
+    PATH,
+    Alphas,
+    Batch,
+    EntryName,
+    Items,
+    Kind,
+    KlCoef,
+    KlCoefs,
+    KlSchedule,
+    Label,
+    Labels,
+    LearningRate,
+    LoraAlpha,
+    LoraRank,
+    Part,
+    Path,
+    Precision,
+    Prose,
+    Range,
+    ReadBy,
+    Seed,
+    Share,
+    Switch,
+    Temperature,
+    Text,
+    Tracker,
+    Weights,
+    dataclass,
+    fault,
+    listed,
+)
 
-MOST = 10**9  # of rows, and of what else is counted
-LARGEST_BATCH = 10**6
-LARGEST_SEED = 2**32 - 1  # that numpy and transformers take
 MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
-PATH = 4096  # characters of the longest path
-
-Count = Annotated[int, Range(0, MOST)]
-Batch = Annotated[int, Range(1, LARGEST_BATCH)]
-Seed = Annotated[int, Range(0, LARGEST_SEED)]
-Share = Annotated[float, Range(0, 1)]
-Part = Annotated[float, Range(0, below=1)]
-Path = Annotated[str, Text(PATH)]
-"""A file, a folder or a hub id."""
-Prose = Annotated[str, Text(2000, lines=True)]
-"""Sentences, for people."""
-Label = Annotated[str, bounds.file_name()]
-Switch = StrictBool
-Weights = Annotated[list[Annotated[str, Range(-1000, 1000, in_text=True)]], Items()]
-"""Of the models in a soup; below 0 or above 1, the soup lies beyond its ingredients."""
-Alphas = Annotated[list[Annotated[str, Range(0, 1, in_text=True)]], Items()]
-"""Places on the line from sft0 to sft1."""
-KlCoef = Annotated[float, Range(0, 10**6)]
-KlCoefs = Annotated[list[KlCoef], Items()]
-Temperature = Annotated[float, Range(0.01, 100)]
-"""Of sampling: logits are divided by it."""
-LoraRank = Annotated[int, Range(0, 2**14)]
-LoraAlpha = Annotated[float, Range(above=0, at_most=10**6)]
-LearningRate = Annotated[float, Range(above=0)]
-"""Whatever is above 0: one that is too large is found, and said, by the training that it breaks."""
-Labels = Annotated[list[Label], Items()]
-EntryName = Annotated[str, bounds.file_name(64)]
-Precision = Literal["no", "bf16"]
-Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
-"""What both Accelerate and transformers know by this name."""
-
-CHECKED = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True, defer_build=True)
-dataclass = functools.partial(pydantic.dataclasses.dataclass, config=CHECKED)
-
-
-def listed(*items):
-    """The default of a list."""
-    return field(default_factory=lambda: list(items))
-
-
-class Kind:
-    """Settings of a thing that comes in kinds: what its kind does not read may stand there with its default alone."""
-
-    @model_validator(mode="after")
-    def _reads_all(self):
-        readers = self.readers()
-        for f in dataclasses.fields(self):
-            kinds = readers.get(f.name, ())
-            if kinds and self.kind not in kinds and getattr(self, f.name) != f.default:
-                raise fault(
-                    f"read by kind {', '.join(kinds)} alone, and this is {self.kind}; leave it out", f.name, self
-                )
-        return self
-
-    @classmethod
-    def readers(cls):
-        """Setting -> the kinds that read it, of those that not all kinds read."""
-        return {
-            name: mark.kinds
-            for name, hint in bounds.type_hints(cls).items()
-            for mark in bounds.marks(hint)
-            if isinstance(mark, ReadBy)
-        }
+PLAIN = "ppo"  # what studies and claims call the plain anchor, by the arm that it is in every preset
+Task = data.task_settings()
+Benchmark = data.benchmark_settings()
+Judge = judges.settings()
+Reference = anchors.settings()
+PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
 
 
 @dataclass()
@@ -123,46 +96,9 @@ class Model:
 class Corpus(Kind):
     """Pretraining text."""
 
-    kind: Literal["stories", "reviews", "none"]
-    seed: Seed = 0
-    documents: Annotated[int, Range(0, 10**7)] = 0
-
-    @classmethod
-    def readers(cls):
-        from salsa import data
-
-        kinds = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
-        return dict.fromkeys(("seed", "documents"), kinds)
-
-
-@dataclass()
-class Task(Kind):
-    """What SFT, the reward model, PPO and evaluation prompts are made from. Sizes are upper limits for read data."""
-
-    kind: Literal[*registry.names("salsa.data.worlds")]
-    seed: Seed = 0
-    demonstrations: Count = 0
-    validation: Count = 0
-    preferences: Count = 0
-    """Prompts (sampled preferences) or pairs (given preferences)."""
-    prompts: Count = 0
-    """For PPO."""
-    evaluation: Count = 0
-    """Development prompts on which KL and rewards of final policies are reported."""
-    opening_words: Annotated[int, Range(1, 1000)] = 6
-    """reviews: words of a review that make its prompt."""
-    response_words: Annotated[int, Range(0, 10000)] = 0
-    """reviews: words of the continuation that gold and demonstrations see; 0: all."""
-    sft_file: Path = ""
-    """ultra: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)."""
-    preference_file: Path = ""
-    evaluation_file: Path = ""
-
-    @classmethod
-    def readers(cls):
-        from salsa import data
-
-        return data.read_by(data.world_kinds())
+    kind: Literal[*PRETRAINED_ON, "none"]
+    seed: Annotated[Seed, ReadBy(*PRETRAINED_ON), ALWAYS] = 0
+    documents: Annotated[int, Range(0, 10**7), ReadBy(*PRETRAINED_ON), ALWAYS] = 0
 
 
 @dataclass(kw_only=True)
@@ -175,99 +111,8 @@ class Data:
 
 
 @dataclass()
-class Benchmark(Kind):
-    kind: Literal[*registry.names("salsa.data.benchmarks")]
-    prompts: Count = 0
-    """Upper limit; 0: all."""
-    file: Path = ""
-    reference_file: Path = ""
-
-    @classmethod
-    def readers(cls):
-        from salsa import data
-
-        return data.read_by(data.benchmark_kinds())
-
-
-@dataclass()
-class Judge(Kind):
-    kind: Literal[*registry.names("salsa.judges")]
-    tie_margin: Annotated[float, Range(0, 10**6)] = 0.0
-    """Of the judges that score: a difference up to this is a tie."""
-    tournament: Switch = False
-    """Not only against sft0 and plain PPO: every pair of policies at one kl_coef."""
-    model: Annotated[str, Text(200)] = ""
-    """openai: any server that speaks the API of that name."""
-    base_url: Annotated[str, Text(PATH, secret=True)] = ""
-    """Nothing: the environment's OPENAI_BASE_URL, or OpenAI's own."""
-    key_variable: Annotated[
-        str,
-        Text(
-            100,
-            r"[A-Za-z_][A-Za-z0-9_]*",
-            "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself",
-            empty=False,
-            secret=True,
-        ),
-    ] = "OPENAI_API_KEY"
-    """The environment variable that holds the key."""
-    templates: Path = ""
-    """A folder of prompts; "": the project's own, salsa/judges/templates."""
-    temperature: Annotated[float, Range(0, 100)] | None = 0.0
-    """null leaves a parameter out of what is asked, for a server that refuses it."""
-    max_tokens: Annotated[int, Range(1, 2**20)] | None = 1024
-    """Of an answer."""
-    seed: Seed | None = 0
-    """Of answers that are sampled; another seed draws others."""
-    attempts: Annotated[int, Range(1, 100)] = 3
-    """Answers asked for until one holds a verdict."""
-
-    @classmethod
-    def readers(cls):
-        from salsa import data, judges
-
-        return data.read_by(judges.kinds())
-
-
-@dataclass()
-class Reference(Kind):
-    """What the KL penalty is measured from."""
-
-    kind: Literal[*registry.names("salsa.anchors")] = "soup"
-    """soup: the weight average of the SFT models | noise: sft0 moved at random, as far as that soup | multi_kl: each
-    SFT model with a weight, KLs averaged | ema: a soup that follows the policy slowly | reset: a soup that is
-    replaced by the policy now and then.
-    """
-    weights: Weights = listed("1")
-    """Decimals or fractions, one for each SFT model."""
-    rate: Share = 0.0
-    """ema: share of the policy that is mixed in after each iteration (WARP's mu)."""
-    every: Count = 0
-    """reset: iterations between two copies of the policy."""
-
-    @classmethod
-    def readers(cls):
-        from salsa import anchors, data
-
-        return data.read_by(anchors.kinds())
-
-
-@dataclass()
-class KlSchedule(Kind):
-    """How kl_coef changes over a run."""
-
-    kind: Literal["fixed", "linear", "adaptive"] = "fixed"
-    final: Annotated[Share, ReadBy("linear")] = 0.0
-    """linear: share of kl_coef that is left in the last iteration."""
-    target: Annotated[float, Range(above=0, at_most=10**6), ReadBy("adaptive")] = 6.0
-    """adaptive: wanted KL to the reference, nats a response."""
-    horizon: Annotated[float, Range(above=0, at_most=10**12), ReadBy("adaptive")] = 10000.0
-    """adaptive: responses in which kl_coef follows (1909.08593)."""
-
-
-@dataclass()
 class Arm:
-    """A way to run PPO: where the policy starts (weights over the SFT models) and what its reference is."""
+    """A way to train a policy: by what algorithm, from where (weights over the SFT models), against what reference."""
 
     description: Prose = ""
     start: Weights = listed("1")
@@ -275,9 +120,10 @@ class Arm:
     kl_scale: Annotated[float, Range(above=0, at_most=10**6)] = 1.0
     """Of the study's kl_coef."""
     kl_schedule: KlSchedule | None = None
-    """null: ppo.kl_schedule."""
+    """null: that of the algorithm's section."""
     kl_coefs: KlCoefs | None = None
     """Those of the study's that it is run at; null: all."""
+    algorithm: Annotated[Literal[*algorithms.kinds()], ADDED] = "ppo"
 
 
 @dataclass()
@@ -342,62 +188,6 @@ class RewardModel:
     def _a_batch_at_least(self):
         if self.batch_size > self.pairs:
             raise fault(f"more than reward_model.pairs={self.pairs}; make it smaller", "batch_size", self)
-        return self
-
-
-@dataclass()
-class Ppo:
-    iterations: Annotated[int, Range(1, 10**6)] = 40
-    batch_size: Batch = 128
-    """Prompts an iteration, over all processes."""
-    epochs: Annotated[int, Range(1, 1000)] = 2
-    mini_batches: Batch = 1
-    learning_rate: LearningRate = 0.0001
-    schedule: Literal["linear", "constant"] = "linear"
-    """linear: to 0 over the run."""
-    warmup: Annotated[int, Range(0, 10**6)] = 0
-    """Iterations."""
-    adam_beta1: Part = 0.9
-    adam_beta2: Part = 0.999
-    adam_epsilon: Annotated[float, Range(1e-30, 1)] = 1e-05
-    """Above 0 in float32, too."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    kl_in: Literal["reward", "loss"] = "reward"
-    kl_schedule: KlSchedule = field(default_factory=KlSchedule)
-    gamma: Share = 1.0
-    lam: Share = 0.95
-    clip_range: Annotated[float, Range(0, 1000)] = 0.2
-    value_clip_range: Annotated[float, Range(0, 10**6)] = 0.2
-    value_coef: Annotated[float, Range(0, 10**6)] = 0.1
-    value_model: Literal["reward_model", "sft", "shared"] = "reward_model"
-    """A network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
-    (sft), or a head of zeros on the policy's trunk (shared).
-    """
-    max_grad_norm: Annotated[float, Range(above=0, at_most=10**9)] = 1.0
-    temperature: Temperature = 1.0
-    score_normalisation: Literal["constants", "batch", "none"] = "constants"
-    """constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none."""
-    score_clip: Annotated[float, Range(0, 10**6)] = 0.0
-    """Largest absolute score that is paid, after normalisation; 0: no limit."""
-    missing_eos_penalty: Annotated[float, Range(0, 10**6)] = 1.0
-    whiten_advantages: Switch = True
-    """Rescales what is paid, but not a penalty in the loss: kl_in=loss is several times weaker with it."""
-    lora_rank: LoraRank = 0
-    """Low-rank adapters on every linear layer of policy and value model; 0: all weights are trained."""
-    lora_alpha: LoraAlpha = 16.0
-    rollouts_every: Annotated[int, Range(1, 10**6)] = 5
-    """Iterations between kept rollouts (text), from which gold trajectories are read."""
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if self.kl_estimator == "k1" and self.kl_in == "loss":
-            raise fault("of kl_in=loss, its gradient is zero on average; use kl_estimator=k2", "kl_estimator", self)
-        if self.warmup > self.iterations:
-            raise fault(f"longer than ppo.iterations={self.iterations}; make it shorter", "warmup", self)
-        if self.score_normalisation == "batch" and self.batch_size < 2:
-            raise fault("one score of a batch has no deviation; raise ppo.batch_size", "score_normalisation", self)
-        if self.batch_size % self.mini_batches:
-            raise fault(f"not divisible by ppo.mini_batches={self.mini_batches}; change one", "batch_size", self)
         return self
 
 
@@ -473,7 +263,7 @@ class Claim:
     origin: Literal["abstract", "control"] = "abstract"
     """abstract: the paper says so | control: what another explanation denies."""
     candidate: Label = "salsa"
-    baseline: Label = "ppo"
+    baseline: Label = PLAIN
     benchmarks: Labels = listed()
     """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
     meaning: Prose = ""
@@ -611,8 +401,8 @@ class Execution:
 
 
 @dataclass(kw_only=True)
-class Config:
-    """A study: its list axes, what every stage does, and how it is executed."""
+class Sections:
+    """A study: its list axes, what every stage does, and how it is executed. `Config` adds each algorithm's section."""
 
     name: Label = "default"
     title: Prose = ""
@@ -638,13 +428,21 @@ class Config:
     base: Base = field(default_factory=Base)
     sft: Sft = field(default_factory=Sft)
     reward_model: RewardModel = field(default_factory=RewardModel)
-    ppo: Ppo = field(default_factory=Ppo)
     evaluate: Evaluate = field(default_factory=Evaluate)
     report: Report = field(default_factory=Report)
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
     stability: Stability = field(default_factory=Stability)
     objective: Objective = field(default_factory=Objective)
     execution: Execution = field(default_factory=Execution)
+
+
+ALGORITHMS = {kind: algorithm.settings for kind, algorithm in algorithms.kinds().items()}
+Config = schema.extended(
+    "Config",
+    (Sections,),
+    ALGORITHMS,
+    **{kind: field(default_factory=own, kw_only=True) for kind, own in ALGORITHMS.items()},
+)
 
 
 # What each stage receives: the slice of the configuration that determines its result, and nothing else. What the plan
@@ -701,14 +499,25 @@ class RewardModelSettings:
 
 
 @dataclass()
-class PpoSettings:
+class PolicySettings:
+    """What the stage of every algorithm receives, beside its own section, the lengths and the precision."""
+
     seed: Seed
     kl_coef: KlCoef
     start: Weights
     reference: Reference
-    ppo: Ppo
-    lengths: Lengths
-    mixed_precision: Precision = "no"
+
+
+TRAINING = {
+    kind: schema.extended(
+        f"{kind.title()}Settings",
+        (PolicySettings,),
+        {kind: own, "lengths": Lengths, "mixed_precision": Precision},
+        mixed_precision="no",
+    )
+    for kind, own in ALGORITHMS.items()
+}
+"""Algorithm -> the settings of its stage, `PolicySettings` with the section of its name."""
 
 
 @dataclass()
@@ -762,52 +571,3 @@ class StudySettings:
 class ComparisonSettings:
     points: list[dict[str, str]]
     """Swept key -> its value at the point; its study is study/<place>."""
-
-
-@functools.cache
-def _adapter(schema):
-    return TypeAdapter(schema)
-
-
-def from_dict(schema, values):
-    """Build dataclass `schema` from nested dictionaries, with its defaults where they leave something out.
-
-    Raises:
-        messages.SettingError: a ValueError of one line, which names the key of an unknown or missing setting, of a
-            wrong type, or of a value that its field does not allow.
-    """
-    try:
-        return _adapter(schema).validate_python(values)
-    except ValidationError as error:
-        raise messages.refusal(error, schema, values) from None
-
-
-def dump(settings):
-    """Settings as nested dictionaries, as they are addressed: a setting that was `ADDED` is left out at its default."""
-    if isinstance(settings, dict):
-        return {name: dump(value) for name, value in settings.items()}
-    if isinstance(settings, list | tuple):
-        return [dump(value) for value in settings]
-    if not dataclasses.is_dataclass(settings):
-        return settings
-    hints = bounds.type_hints(type(settings))
-    return {
-        f.name: dump(getattr(settings, f.name))
-        for f in dataclasses.fields(settings)
-        if ADDED not in bounds.marks(hints[f.name]) or getattr(settings, f.name) != f.default
-    }
-
-
-def defaults(schema=Config):
-    """The defaults of a section as nested dictionaries, with OmegaConf's mark ??? where one has to be given."""
-    found = {}
-    hints = bounds.type_hints(schema)
-    for f in dataclasses.fields(schema):
-        hint = bounds.base_type(hints[f.name])
-        if dataclasses.is_dataclass(hint) and f.default is not None:
-            found[f.name] = defaults(hint)
-        elif f.default_factory is not dataclasses.MISSING:
-            found[f.name] = f.default_factory()
-        else:
-            found[f.name] = "???" if f.default is dataclasses.MISSING else f.default
-    return found

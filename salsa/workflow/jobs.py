@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from salsa import judges
-from salsa.workflow import config, gpus, places, runs, stages
+from salsa.workflow import config, gpus, places, runs, schema, stages
 from salsa.workflow.failures import KEPT
 
 LOG = "log.txt"
@@ -117,7 +117,7 @@ def check_judges(plan, paths):
         if run.stage == "judge" and not finished(plan, path):
             asked[runs.canonical_json(run.settings["judge"])] = run.execution.get("judge_check", False)
     for settings, connect in asked.items():
-        judge = config.from_dict(config.Judge, json.loads(settings))
+        judge = schema.from_dict(config.Judge, json.loads(settings))
         judges.find(judge.kind).check_access(judge, connect)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from salsa import anchors
-from salsa.workflow import config
 
 FLOAT, MOMENTS = 4, 8  # bytes of a number, and of Adam's two
 PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transformers
@@ -251,31 +250,6 @@ def reward_model(case):
     return Need(memory, operations, own.trunk * FLOAT, alone=measuring)
 
 
-def ppo(case):
-    settings, own, execution = case.settings["ppo"], case.shape, case.execution
-    shared = settings["value_model"] == "shared"
-    networks = 1 if shared else 2
-    trained = case.trained(settings, networks)
-    reference = config.Reference(**case.settings["reference"])
-    kind = anchors.kinds()[reference.kind]
-    frozen = (anchors.frozen_models(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
-    if kind.held_in_float32:
-        frozen += own.parameters * (FLOAT - case.frozen)
-    rows = case.share(settings["batch_size"] // settings["mini_batches"])
-    training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
-    sampling = case.sampling(min(execution["rollout_batch"], settings["batch_size"] // case.processes), case.number)
-    if case.sharded:  # the policy is whole where it samples
-        sampling += own.parameters * case.number
-    memory = {"process": PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
-    tokens = settings["batch_size"] * case.length * settings["iterations"]
-    # Sampling, the reward, the references, values where a network of their own says them, and training.
-    passes = 1 + 1 + kind.models(reference) + (0 if shared else 1) + 3 * networks * settings["epochs"]
-    state = trained["weights"] + trained["optimizer"]
-    disk = own.parameters * FLOAT + own.trunk * FLOAT * (not shared and execution["keep_value_models"])
-    disk += own.parameters * FLOAT * kind.moves
-    return Need(memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1))
-
-
 def _answering(case, answers):
     """The need of a stage that samples: two models at a time are where it computes (models.lent), in float32."""
     own = case.shape
@@ -303,7 +277,7 @@ def respond(case):
     need = _answering(case, _prompts(case))
     policy = case.runs[case.run.parents["policy"]].settings
     held = 2 if policy["mixed_precision"] == "bf16" else FLOAT
-    others = anchors.frozen_models(config.Reference(**policy["reference"])) - 1
+    others = anchors.frozen_models(anchors.settings()(**policy["reference"])) - 1
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}
     need.memory = max(need.memory, kls, key=total)
     return need

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 
 from salsa import anchors, data, judges
-from salsa.workflow import bounds, config, failures, policies, runs, stages
+from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.weights import decimal_text, used
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
@@ -147,8 +147,8 @@ def _check_run(path, run, others):
         if others[other].stage not in earlier:  # so that nothing waits for itself
             raise ValueError(f"{path}: needs {other!r}, which comes after it")
     try:
-        config.from_dict(stage.settings, run.settings)
-        config.from_dict(config.Execution, run.execution)
+        schema.from_dict(stage.settings, run.settings)
+        schema.from_dict(config.Execution, run.execution)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from None
     addresses = {role: others[parent].address for role, parent in run.parents.items()}
@@ -203,7 +203,7 @@ def _add_comparison(points, result):
     settings = {"points": [point for point, _ in points]}
     parents = {f"study/{place}": path for place, path in enumerate(paths)}
     label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
-    return add_run(result, "comparison", label, settings, parents, config.dump(config.Execution()))
+    return add_run(result, "comparison", label, settings, parents, schema.dump(config.Execution()))
 
 
 def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):
@@ -219,7 +219,7 @@ def add_run(result, stage, label, settings, parents, execution, replicate=None, 
 
 def _adapters(settings):
     """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
-    return settings if settings.lora_rank else replace(settings, lora_alpha=config.Ppo.lora_alpha)
+    return settings if settings.lora_rank else replace(settings, lora_alpha=schema.Training.lora_alpha)
 
 
 class _Study:
@@ -230,7 +230,7 @@ class _Study:
         self.files = composed.files
         self.link = composed.link
         self.result = result
-        self.execution = config.dump(self.config.execution)
+        self.execution = schema.dump(self.config.execution)
         self.names = f"{self.config.model.name}-{self.config.data.name}"
         self.policies = policies.policies(composed)
 
@@ -249,7 +249,7 @@ class _Study:
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=()):
         """`add_run`; `settings` are a dictionary of values and of dataclasses."""
-        settings = config.dump(settings)
+        settings = schema.dump(settings)
         return add_run(self.result, stage, label, settings, parents, self.execution, replicate, after)
 
     def seed(self, stage, replicate, index=0):
@@ -295,36 +295,33 @@ class _Study:
             parents[f"landscape/r{replicate}"] = landscape
         answered = []
         for policy in self.policies:
-            ppo = self.add_ppo(label, replicate, policy, sft, reward_model, landscape)
-            answered.append((policy, ppo, self.add_respond(label, replicate, policy, sft, reward_model, ppo)))
+            run = self.add_policy(label, replicate, policy, sft, reward_model, landscape)
+            answered.append((policy, run, self.add_respond(label, replicate, policy, sft, reward_model, run)))
         plain = {
-            policy["kl_coef"]: (policy["name"], respond)
+            (policy["spec"].algorithm, policy["kl_coef"]): (policy["name"], respond)
             for policy, _, respond in answered
-            if policy["spec"] == policies.plain_spec(self.config)
+            if self.is_plain(policy)
         }
-        for policy, ppo, respond in answered:
+        for policy, run, respond in answered:
             index = len(members)
-            parents[f"policy/{index}"] = ppo
+            parents[f"policy/{index}"] = run
             parents[f"respond/{index}"] = respond
             if len(sft) > 1 and self.spans_plane(policy, replicate):
-                parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, ppo)
-            baselines = self.baselines(policy, landscape, plain.get(policy["kl_coef"]))
+                parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, run)
+            baselines = self.baselines(policy, landscape, plain.get((policy["spec"].algorithm, policy["kl_coef"])))
             for judge in self.judges:
                 opponents = baselines | self.opponents(judge, policy, answered)
                 if opponents:
-                    run = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
-                    parents[f"judge/{judge}/{index}"] = run
+                    verdicts = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
+                    parents[f"judge/{judge}/{index}"] = verdicts
             members.append(
-                {
-                    "arm": policy["arm"],
-                    "alpha": policy["alpha"],
-                    "kl_coef": policy["kl_coef"],
-                    "replicate": replicate,
-                    "name": policy["name"],
-                    "index": index,
-                    "baselines": {role: name for role, (name, _, _) in baselines.items()},
-                }
+                {name: policy[name] for name in ("arm", "alpha", "kl_coef", "name")}
+                | {"replicate": replicate, "index": index}
+                | {"baselines": {role: name for role, (name, _, _) in baselines.items()}}
             )
+
+    def is_plain(self, policy):
+        return policy["spec"] == policies.plain_spec(self.config, policy["spec"].algorithm)
 
     @staticmethod
     def baselines(policy, landscape, plain):
@@ -333,7 +330,7 @@ class _Study:
         if landscape:
             found["sft0"] = ("sft0", "sft0", landscape)
         if plain and plain[0] != policy["name"]:
-            found["ppo"] = (plain[0], "policy", plain[1])
+            found[config.PLAIN] = (plain[0], "policy", plain[1])
         return found
 
     def opponents(self, judge, policy, answered):
@@ -342,11 +339,12 @@ class _Study:
             return {}
         at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
         place = [other["name"] for other, _ in at].index(policy["name"])
-        plain = policies.plain_spec(self.config)  # which is a baseline of all
+        if self.is_plain(policy):  # which is a baseline of all
+            return {}
         return {
             f"opponent{i}": (other["name"], "policy", respond)
             for i, (other, respond) in enumerate(at[:place])
-            if plain not in (other["spec"], policy["spec"])
+            if not self.is_plain(other)
         }
 
     def add_sft(self, label, replicate, index):
@@ -399,36 +397,37 @@ class _Study:
         parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1]}
         return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
 
-    def add_ppo(self, label, replicate, policy, sft, reward_model, landscape):
-        own = policy["spec"]
+    def add_policy(self, label, replicate, policy, sft, reward_model, landscape):
+        spec = policy["spec"]
         settings = {
-            "seed": self.seed("ppo", replicate),
-            "kl_coef": own.kl_coef(policy["kl_coef"]),
-            "start": list(own.start),
-            "reference": own.reference,
-            "ppo": self.ppo(own.kl_schedule),
+            "seed": self.seed(spec.algorithm, replicate),
+            "kl_coef": spec.kl_coef(policy["kl_coef"]),
+            "start": list(spec.start),
+            "reference": spec.reference,
+            spec.algorithm: self.section(spec),
             "lengths": self.config.lengths,
             "mixed_precision": self.config.mixed_precision,
         }
         parents = {"prepare": self.prepare, "reward_model": reward_model}
-        parents |= {f"sft{i}": sft[i] for i in used(own.start, own.weights)}
+        parents |= {f"sft{i}": sft[i] for i in used(spec.start, spec.weights)}
         after = (landscape,) if landscape else ()
-        return self.add_run("ppo", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate, after)
+        name = f"{label}-{spec.run_label(policy['kl_coef'])}"
+        return self.add_run(spec.algorithm, name, settings, parents, replicate, after)
 
-    def ppo(self, kl_schedule):
-        """PPO's settings as they determine a policy: what is not read there has its default."""
-        kind, *chosen = kl_schedule
-        schedule = config.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], chosen, strict=True)))
-        return _adapters(replace(self.config.ppo, kl_schedule=schedule))
+    def section(self, spec):
+        """The algorithm's settings as they determine a policy: what is not read there has its default."""
+        kind, *values = spec.kl_schedule
+        schedule = schema.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], values, strict=True)))
+        return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=schedule))
 
-    def add_respond(self, label, replicate, policy, sft, reward_model, ppo):
+    def add_respond(self, label, replicate, policy, sft, reward_model, run):
         own = policy["spec"]
         settings = {
             "seed": self.seed("respond", replicate),
             "temperature": self.config.evaluate.temperature,
             "lengths": self.config.lengths,
         }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": ppo}
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": run}
         # Where the policy went is said by the first two.
         needed = sorted({*anchors.needed(own.reference), *range(min(2, len(sft)))})
         parents |= {f"sft{i}": sft[i] for i in needed} | self.benchmarks
@@ -443,7 +442,7 @@ class _Study:
             and policy["kl_coef"] == policies.kl_coefs_of(plane.kl_coef, kl_coefs[0])
         )
 
-    def add_plane(self, label, replicate, policy, sft, reward_model, ppo):
+    def add_plane(self, label, replicate, policy, sft, reward_model, run):
         plane = self.config.evaluate.plane
         settings = {
             "seed": self.seed("respond", replicate),
@@ -452,7 +451,7 @@ class _Study:
             "prompts": plane.prompts,
             "lengths": self.config.lengths,
         }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": ppo}
+        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": run}
         name = policy["spec"].run_label(policy["kl_coef"])
         return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
 
@@ -481,7 +480,8 @@ class _Study:
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
         left_out = {"execution", "results", "companions", "objective"}
-        shown = {key: value for key, value in config.dump(self.config).items() if key not in left_out}
+        left_out |= {*config.ALGORITHMS} - {policy["spec"].algorithm for policy in self.policies}
+        shown = {key: value for key, value in schema.dump(self.config).items() if key not in left_out}
         parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
         parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}
         for part, values in parts.items():

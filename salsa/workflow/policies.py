@@ -10,7 +10,7 @@ from salsa import anchors
 from salsa.workflow import config, runs
 from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
 
-PLAIN = "ppo"  # the published name of the plain anchor as a baseline, whatever its arm is called
+DEFAULT = config.Arm.algorithm  # which names of policies leave out, and which alphas are trained by
 SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
 
 
@@ -23,6 +23,7 @@ class PolicySpec:
         kind, weights, settings: of the reference; settings as pairs of a name, which its kind reads, and a value.
         kl_scale: of the study's kl_coef.
         kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
+        algorithm: what trains it.
     """
 
     start: tuple[str, ...] = SFT0
@@ -31,6 +32,7 @@ class PolicySpec:
     settings: tuple = ()
     kl_scale: float = 1.0
     kl_schedule: tuple = ("fixed",)
+    algorithm: str = DEFAULT
 
     def kl_coef(self, kl_coef):
         """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
@@ -54,10 +56,12 @@ class PolicySpec:
 
     def name(self, kl_coef):
         """The name of its policy within a replicate, from its content alone."""
-        return f"start_{weights_label(self.start)}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+        start = weights_label(self.start)
+        name = f"start_{start}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+        return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
     def run_label(self, kl_coef):
-        """The label of its PPO run, which knows the effective kl_coef alone: two policies may share the run."""
+        """The label of its training run, which knows the effective kl_coef alone: two policies may share the run."""
         return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
 
 
@@ -80,27 +84,39 @@ class Composed:
     point: dict[str, str] = field(default_factory=dict)
 
 
-def spec_of(arm, kl_schedule):
-    """The `PolicySpec` of a `config.Arm` in a study whose ppo.kl_schedule is this."""
-    reference = arm.reference
+def section(study, algorithm):
+    """The section of the configuration that bears an algorithm's name."""
+    return getattr(study, algorithm)
+
+
+def algorithms_of(arms):
+    """The algorithms that train some arms (name -> `config.Arm`), each once, in their order."""
+    return list(dict.fromkeys(arm.algorithm for arm in arms.values()))
+
+
+def spec_of(arm, study):
+    """The `PolicySpec` of a `config.Arm` of a study."""
+    reference, readers = arm.reference, config.Reference.readers()
+    own = [name for name, kinds in readers.items() if reference.kind in kinds]
     return PolicySpec(
         canonical_weights(arm.start),
         reference.kind,
         canonical_weights(reference.weights),
-        tuple((name, getattr(reference, name)) for name in anchors.kinds()[reference.kind].reads),
+        tuple((name, getattr(reference, name)) for name in own),
         arm.kl_scale,
-        canonical_schedule(arm.kl_schedule or kl_schedule),
+        canonical_schedule(arm.kl_schedule or section(study, arm.algorithm).kl_schedule),
+        arm.algorithm,
     )
 
 
 def canonical_schedule(schedule):
-    """`config.KlSchedule` -> its kind, and the values of what that kind reads."""
+    """`schema.KlSchedule` -> its kind, and the values of what that kind reads."""
     return (schedule.kind, *(getattr(schedule, name) for name in SCHEDULES[schedule.kind]))
 
 
-def plain_spec(study):
-    """The plain anchor of a study: sft0 is start and reference, the penalty is the study's own."""
-    return PolicySpec(kl_schedule=canonical_schedule(study.ppo.kl_schedule))
+def plain_spec(study, algorithm):
+    """The plain anchor of an algorithm: sft0 is start and reference, the penalty is the study's own."""
+    return PolicySpec(kl_schedule=canonical_schedule(section(study, algorithm).kl_schedule), algorithm=algorithm)
 
 
 def expanded_arms(study):
@@ -109,13 +125,13 @@ def expanded_arms(study):
     Raises:
         runs.UserError: two alphas have one name, which has two decimals.
     """
-    arms, kl_schedule = dict(study.arms), study.ppo.kl_schedule
-    written = {spec_of(arm, kl_schedule) for arm in arms.values()}
+    arms = dict(study.arms)
+    written = {spec_of(arm, study) for arm in arms.values()}
     for alpha in study.alphas:
         reference = config.Reference(weights=list(alpha_weights(alpha)))
         arm = config.Arm(reference=reference, kl_coefs=study.alpha_kl_coefs)
         name = f"alpha_{float(Fraction(alpha)):.2f}"
-        if spec_of(arm, kl_schedule) in written:
+        if spec_of(arm, study) in written:
             continue
         if name in arms:
             raise runs.UserError(f"two alphas are both shown as {name}; remove one")
@@ -127,7 +143,7 @@ def specs(composed):
     """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs)."""
     found = {}
     for name, arm in composed.arms.items():
-        names, kl_coefs = found.setdefault(spec_of(arm, composed.config.ppo.kl_schedule), ([], []))
+        names, kl_coefs = found.setdefault(spec_of(arm, composed.config), ([], []))
         names.append(name)
         wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs)
         kl_coefs += [kl_coef for kl_coef in wanted if kl_coef not in kl_coefs]
@@ -145,11 +161,10 @@ def policies(composed):
     Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
     text, or None), spec, kl_coef (the study's, before the arm's scale), name.
     """
-    plain = plain_spec(composed.config)
     return [
         {
             "arm": names[0],
-            "alpha": _alpha_of(spec, plain),
+            "alpha": _alpha_of(spec, composed.config),
             "spec": spec,
             "kl_coef": kl_coef,
             "name": spec.name(kl_coef),
@@ -159,7 +174,7 @@ def policies(composed):
     ]
 
 
-def _alpha_of(spec, plain):
-    if replace(spec, weights=SFT0) != plain or len(spec.weights) > 2:
+def _alpha_of(spec, study):
+    if replace(spec, weights=SFT0) != plain_spec(study, DEFAULT) or len(spec.weights) > 2:
         return None
     return decimal_text(spec.weights[1]) if len(spec.weights) == 2 else "0"

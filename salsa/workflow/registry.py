@@ -18,14 +18,13 @@ def records(package, name):
         package: the name of a package. All of its modules are imported, so none may import torch at its top.
         name: of a module's record, such as "WORLD"; a module without one is no kind.
 
-    Raises RuntimeError where two modules name one kind.
+    Raises RuntimeError where a record's kind isn't the name of its file, by which a reader would look for it.
     """
-    found = {}
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        record = getattr(importlib.import_module(f"{package}.{module.name}"), name, None)
-        if record is None:
-            continue
-        if record.kind in found:
-            raise RuntimeError(f"{package}.{module.name}: another file has the kind {record.kind}, too")
-        found[record.kind] = record
-    return found
+    kinds = {}
+    for module in names(package):
+        record = getattr(importlib.import_module(f"{package}.{module}"), name, None)
+        if record is not None and record.kind != module:
+            raise RuntimeError(f"{package}.{module}: its {name} is of the kind {record.kind}; name the file so")
+        if record is not None:
+            kinds[module] = record
+    return kinds

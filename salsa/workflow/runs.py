@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa.workflow import config, failures, gpus, messages, surroundings
+from salsa.workflow import failures, gpus, messages, schema, surroundings
 from salsa.workflow.bounds import printable
 
 MANIFEST = "manifest.json"
@@ -344,7 +344,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
         addresses = {}
         for role, folder in parents.items():
             addresses[role] = _parent_address(role, Path(folder))
-        slice_ = config.dump(settings)
+        slice_ = schema.dump(settings)
         digest = address(stage, version, slice_, addresses)
         if expected and digest != expected:
             raise UserError(f"{output}: the plan expected another content of its parents; plan again")
@@ -522,6 +522,8 @@ def command(stage, function, version, description=None, argv=None):
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=FOLDER")
     parser.add_argument("--output", help="the folder to write")
     arguments = parser.parse_args(argv)
+    from salsa.workflow import config  # as planning does, it imports this module
+
     print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     gpus.keep()
@@ -534,7 +536,7 @@ def command(stage, function, version, description=None, argv=None):
         if arguments.plan:
             if not arguments.run:
                 parser.error("--plan needs --run")
-            from salsa.workflow import plan as planning  # which imports this module
+            from salsa.workflow import plan as planning
 
             plan = planning.load(arguments.plan, arguments.run)
             run = plan.runs.get(arguments.run)
@@ -596,7 +598,7 @@ def _given(text):
 def _checked(cls, values, where):
     """The settings `cls` of a dictionary. UserError, which names the key and `where` it stands, for any other."""
     try:
-        return config.from_dict(cls, values)
+        return schema.from_dict(cls, values)
     except messages.SettingError as error:
         raise UserError(f"{error} ({where})" if where and len(where) < 200 else str(error)) from None
 

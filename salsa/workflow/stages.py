@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from salsa import judges
+from salsa import algorithms, judges
 from salsa.workflow import config, needs, runs
 
 ROOT = Path(__file__).parents[2]
@@ -146,18 +146,21 @@ LANDSCAPE = Stage(
     need=needs.landscape,
     shown=True,  # its gates say before hours of training whether the study can show anything
 )
-PPO = Stage(
-    name="ppo",
-    module="salsa.rl.trainer",
-    settings=config.PpoSettings,
-    roles=("prepare", "reward_model", "sft0", "sft1", "…"),
-    writes=(*runs.MODEL, "metrics.jsonl", "rollouts.jsonl"),
-    may_write=("value_model", "reference"),
-    need=needs.ppo,
-    trains_policy=True,
-    processes=True,
-    retried=True,
-)
+POLICIES = [
+    Stage(
+        name=algorithm.kind,
+        module=algorithm.module,
+        settings=config.TRAINING[algorithm.kind],
+        roles=("prepare", "reward_model", "sft0", "sft1", "…"),
+        writes=algorithms.CONTRACT,
+        may_write=("reference", *algorithm.may_write),
+        need=algorithm.need,
+        trains_policy=True,
+        processes=algorithm.processes,
+        retried=algorithm.resumes,
+    )
+    for algorithm in algorithms.kinds().values()
+]
 PLANE = Stage(
     name="plane",
     module="salsa.evaluate.plane",
@@ -228,7 +231,7 @@ ALL = {
         SFT,
         REWARD_MODEL,
         LANDSCAPE,
-        PPO,
+        *POLICIES,
         PLANE,
         RESPOND,
         JUDGE,

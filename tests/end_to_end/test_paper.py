@@ -20,7 +20,7 @@ from salsa import soup
 from salsa.data import chat
 from salsa.judges import openai
 from salsa.rl import forward, models, rollout
-from salsa.workflow import compose, config, plan, runs, stages
+from salsa.workflow import compose, config, plan, runs, schema, stages
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
@@ -169,10 +169,10 @@ def execute(results, path, run):
         run.stage,
         module.VERSION,
         getattr(module, FUNCTIONS[run.stage]),
-        config.from_dict(stages.ALL[run.stage].settings, run.settings),
+        schema.from_dict(stages.ALL[run.stage].settings, run.settings),
         {role: results / parent for role, parent in run.parents.items()},
         results / path,
-        config.from_dict(config.Execution, run.execution),
+        schema.from_dict(config.Execution, run.execution),
         expected=run.address,
     )
 

@@ -18,7 +18,7 @@ from slurm_cluster import wait_for
 from test_study import SMALL as SMALLEST
 from test_workflow import ROOT, TINY, Place
 
-from salsa.workflow import compose, config, plan, runs, stages
+from salsa.workflow import compose, config, plan, runs, schema, stages
 
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 # Of jobs of seconds, on a disk that all nodes share for sure.
@@ -67,10 +67,10 @@ def finish(place, overrides, names):
                 run.stage,
                 stages.ALL[run.stage].version,
                 lambda settings, parents, output, execution: None,
-                config.from_dict(stages.ALL[run.stage].settings, run.settings),
+                schema.from_dict(stages.ALL[run.stage].settings, run.settings),
                 {role: results / parent for role, parent in run.parents.items()},
                 results / path,
-                config.from_dict(config.Execution, run.execution),
+                schema.from_dict(config.Execution, run.execution),
                 expected=run.address,
             )
 

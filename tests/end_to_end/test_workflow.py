@@ -64,9 +64,9 @@ def main(module, plan_file, path):
         for name in names:
             runs.write_atomically(output / name, path)
 
-    runs.execute(stage, record.version, function, config.from_dict(record.settings, run["settings"]),
+    runs.execute(stage, record.version, function, schema.from_dict(record.settings, run["settings"]),
                  {role: results / parent for role, parent in run["parents"].items()}, results / path,
-                 config.from_dict(config.Execution, run["execution"]), expected=run["address"])
+                 schema.from_dict(config.Execution, run["execution"]), expected=run["address"])
 
 arguments = [argument for argument in sys.orig_argv[1:] if argument != "-u"]  # which torch.distributed.run adds
 if arguments[:1] == ["-m"] and arguments[1].startswith("salsa.") and arguments[2] == "--plan":

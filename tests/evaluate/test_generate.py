@@ -10,6 +10,7 @@ import signal
 import pytest
 from conftest import EXECUTION
 
+from salsa.algorithms.ppo import Ppo
 from salsa.data import chat
 from salsa.data.benchmarks import two_turn
 from salsa.evaluate import generate, respond
@@ -136,7 +137,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_uninterrupted_one_ends(
         tokenizer.save_pretrained(output / "model")
 
     anchor = config.Reference("soup", ["1/2", "1/2"])
-    settings = config.PpoSettings(4, 0.1, ["1"], anchor, config.Ppo(iterations=3), LENGTHS)
+    settings = config.TRAINING["ppo"](4, 0.1, ["1"], anchor, Ppo(iterations=3), LENGTHS)
     runs.execute("ppo", 1, write, settings, parents, tmp_path / "ppo", EXECUTION)
     rows = two_turn.questions(config.Benchmark("two_turn", prompts=4), config.Task(kind="stories", seed=3)).rows
 

@@ -9,10 +9,11 @@ import torch
 from conftest import EXECUTION, move
 from torch.nn.functional import log_softmax
 
+from salsa.algorithms.ppo import Ppo
 from salsa.data import benchmark, chat, gold
 from salsa.evaluate import generate, geometry, landscape, respond, score
 from salsa.rl import models, rollout
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 LENGTHS = config.Lengths(prompt=64, response=10)
 SEED = 21
@@ -23,7 +24,7 @@ def benchmarks(prepare_run, tmp_path_factory):
     """Finished benchmark runs by role."""
     root, made = tmp_path_factory.mktemp("benchmarks"), {}
     for kind, count in (("in_distribution", 7), ("two_turn", 5)):
-        task = config.from_dict(config.Task, runs.manifest_of(prepare_run)["settings"]["task"])
+        task = schema.from_dict(config.Task, runs.manifest_of(prepare_run)["settings"]["task"])
         settings = config.BenchmarkSettings(kind, config.Benchmark(kind, count), task)
         folder = root / kind
         runs.execute(
@@ -40,13 +41,14 @@ def policy_run(parents, tokenizer, tmp_path_factory):
 
     def make(weights, kind="soup"):
         folder = root / f"{kind}-{'-'.join(weights).replace('/', '_')}"
-        ppo = config.Ppo(iterations=3)
-        settings = config.PpoSettings(4, 0.1, ["1"], config.Reference(kind, list(weights)), ppo, LENGTHS)
+        ppo = Ppo(iterations=3)
+        settings = config.TRAINING["ppo"](4, 0.1, ["1"], config.Reference(kind, list(weights)), ppo, LENGTHS)
 
         def write(settings, parents, output, execution):
             model = move(models.load_policy(parents["sft0"] / "model"), 9, 0.01)
             model.save_pretrained(output / "model")
             tokenizer.save_pretrained(output / "model")
+            runs.write_jsonl(output / "metrics.jsonl", [{"iteration": i} for i in range(settings.ppo.iterations)])
 
         runs.execute("ppo", 1, write, settings, parents, folder, EXECUTION)
         return folder

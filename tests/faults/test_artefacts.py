@@ -4,6 +4,8 @@ import random
 
 import pytest
 
+from salsa.algorithms import ppo as ppo_stage
+from salsa.algorithms.ppo import Ppo
 from salsa.workflow import runs
 
 KINDS = {
@@ -20,11 +22,10 @@ def never(*_):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_artefact_of_any_parent(parents, kind, tmp_path, execution):
-    from salsa.rl import trainer
     from salsa.workflow import config
 
     generator = random.Random(0)
-    settings = config.PpoSettings(0, 0.1, ["1"], config.Reference(), config.Ppo(), config.Lengths())
+    settings = config.TRAINING["ppo"](0, 0.1, ["1"], config.Reference(), Ppo(), config.Lengths())
     for role, folder in parents.items():
         name = generator.choice(sorted(runs.verify(folder)["artefacts"]))
         path = folder / name
@@ -35,7 +36,7 @@ def test_a_damaged_artefact_of_any_parent(parents, kind, tmp_path, execution):
             if damaged is not None:
                 path.write_bytes(damaged)
             with pytest.raises(runs.UserError) as caught:
-                runs.execute("ppo", trainer.VERSION, never, settings, parents, tmp_path / role, execution)
+                runs.execute("ppo", ppo_stage.VERSION, never, settings, parents, tmp_path / role, execution)
         finally:
             path.write_bytes(content)
         assert str(path) in str(caught.value) and "run again" in str(caught.value) and "\n" not in str(caught.value)

@@ -21,7 +21,7 @@ from mutations import KEYS, configurations, dictionaries
 from salsa.judges.language_model import client as judge_client
 from salsa.judges.language_model import verdict_text
 from salsa.rl import intake, models
-from salsa.workflow import checks, compose, config, plan, policies
+from salsa.workflow import checks, compose, config, plan, policies, schema
 from salsa.workflow.runs import UserError
 
 SEEDS = st.integers(0, 2**32)
@@ -43,7 +43,7 @@ def planned_or_refused():
 @functools.cache
 def default():
     (composed,) = compose.compose([])
-    return config.dump(composed.config)
+    return schema.dump(composed.config)
 
 
 def test_the_generator_knows_all_settings():

@@ -11,7 +11,7 @@ import numpy as np
 
 from salsa.report import comparison, study, style
 from salsa.report.sections import Section
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 DRAWN = ("claims", "frontier")  # enough: all are drawn under one style
 
@@ -32,7 +32,7 @@ def main(tree, folder, drawn):
     Section.draw = lambda section, *study: draw(section, *study) if drawn and section.name in DRAWN else None
     if not drawn:
         comparison.figure = lambda points, frame, looks: None
-    settings = config.from_dict(config.StudySettings, told["settings"])
+    settings = schema.from_dict(config.StudySettings, told["settings"])
     parents = {role: Path(path) for role, path in told["parents"].items()}
     output = folder / "study"
     study.build(settings, parents, output, config.Execution())

@@ -9,9 +9,10 @@ from huggingface_hub import ModelCard
 from tree import Tree
 
 from salsa.__main__ import main
+from salsa.algorithms.ppo import Ppo
 from salsa.evaluate import statistics
 from salsa.report import cards, study, tables
-from salsa.workflow import config, runs, studies
+from salsa.workflow import config, runs, schema, studies
 
 
 class ModelTree(Tree):
@@ -31,7 +32,7 @@ class ModelTree(Tree):
                 runs.write_atomically(output / name, text)
 
         output = self.root / stage / f"{label}-0123456789ab"
-        settings = config.PpoSettings(seed, 0.05, ["1"], config.Reference(), config.Ppo(), config.Lengths())
+        settings = config.TRAINING["ppo"](seed, 0.05, ["1"], config.Reference(), Ppo(), config.Lengths())
         runs.execute(stage, 1, write, settings, parents, output, config.Execution())
         return output
 
@@ -115,7 +116,7 @@ def test_results_are_those_of_this_policy_alone(built, text):
 )
 def test_no_licence_is_given_away(model, corpus, task, expected):
     values = {"model": {"name": "m"} | model, "data": {"name": "d", "corpus": {"kind": corpus}, "task": task}}
-    data = cards.metadata(config.from_dict(config.Config, values), "ppo")
+    data = cards.metadata(schema.from_dict(config.Config, values), "ppo")
     assert (data.license, data.base_model, data.datasets) == expected
 
 

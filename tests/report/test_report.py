@@ -14,7 +14,7 @@ from tree import EVERY_ARM, Tree, composed
 
 from salsa.evaluate import statistics
 from salsa.report import comparison, sections, study, style, tables, words
-from salsa.workflow import config, policies, runs
+from salsa.workflow import config, policies, runs, schema
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +417,7 @@ def test_an_arm_that_is_another_is_shown_under_its_name():
 def test_schedules_in_words():
     assert set(tables.SCHEDULES) == set(policies.SCHEDULES)
     found = planned({"ppo": composed().arms["ppo"]}, "ppo")
-    schedule = config.KlSchedule("adaptive", target=3.5)
+    schedule = schema.KlSchedule("adaptive", target=3.5)
     found.config = replace(found.config, ppo=replace(found.config.ppo, kl_schedule=schedule))
     frame = tables.arms(found)
     assert frame["kl_schedule"].tolist() == ["adapts to a KL of 3.5 nats, over 10000 responses"]

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from salsa.report import study, style
-from salsa.workflow import compose, config, runs
+from salsa.workflow import compose, config, runs, schema
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
 EVERY_ARM = ARMS | {name: None for name in compose.presets("arm") if name not in ARMS}
@@ -23,7 +23,7 @@ def composed():
 
 def presets():
     """The arms of conf/arm."""
-    return config.dump(composed().arms)
+    return schema.dump(composed().arms)
 
 
 @dataclasses.dataclass
@@ -59,13 +59,13 @@ class Tree:
         base = self.run("base", "b", {}, {"model/config.json": "{}"})
         for replicate in replicates:
             self.replicate(replicate, base, kl_coefs, spans_plane=replicate == replicates[0])
-        values = config.defaults()
+        values = schema.defaults(config.Config)
         values |= {"name": "tiny_test", "title": "A test", "replicates": list(replicates), "kl_coefs": list(kl_coefs)}
         values["arms"] = {arm: presets()[arm] for arm in sorted(arms) if arm in EVERY_ARM}  # as a plan sorts them
         values["alphas"] = [alpha for arm, alpha in arms.items() if arm.startswith("alpha")]
         values["benchmarks"] = {name: {"kind": "in_distribution"} for name in benchmarks}
         values["judges"] = {name: {"kind": name, "tournament": tournament} for name in self.judges}
-        values["claims"] = config.dump(composed().claims)
+        values["claims"] = schema.dump(composed().claims)
         values["model"] |= {"name": "tiny", "source": "pretrain"}
         values["data"] |= {"name": "stories", "task": {"kind": "stories"}, "corpus": {"kind": "stories"}}
         values["report"] |= {"bootstrap": 200, "samples": 2}

@@ -17,13 +17,13 @@ from accelerate.utils import DistributedType
 
 from salsa.data import chat
 from salsa.rl import models, processes, trainer
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 
 def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     """Train as a case says; with `stop_after`, the last process is told to stop after that many iterations."""
-    settings = config.from_dict(config.PpoSettings, case["settings"])
-    execution = config.from_dict(config.Execution, case["execution"])
+    settings = schema.from_dict(config.TRAINING["ppo"], case["settings"])
+    execution = schema.from_dict(config.Execution, case["execution"])
     AcceleratorState._reset_state()  # the precision is a case's
     accelerator = processes.make_accelerator(settings, torch.device(device), execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))

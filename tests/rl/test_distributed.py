@@ -17,9 +17,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from distributed_script import run
 
+from salsa.algorithms import ppo as ppo_stage
+from salsa.algorithms.ppo import Ppo
 from salsa.data import chat
 from salsa.rl import models, processes, rollout, trainer
-from salsa.workflow import config, jobs, runs
+from salsa.workflow import config, jobs, runs, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("distributed_script.py")
@@ -43,8 +45,8 @@ IN_LOSS = {"kl_in": "loss", "kl_estimator": "k2"}
 def case(reference, ppo=(), mixed_precision="no", **execution):
     """Settings and execution of a run. A share of a mini-batch has 4 sequences: micro-batches of 3 and of 1."""
     lengths = config.Lengths(prompt=64, response=10)
-    settings = config.PpoSettings(
-        11, 0.1, ["1"], config.Reference(**reference), config.Ppo(**SMALL | dict(ppo)), lengths, mixed_precision
+    settings = config.TRAINING["ppo"](
+        11, 0.1, ["1"], config.Reference(**reference), Ppo(**SMALL | dict(ppo)), lengths, mixed_precision
     )
     chosen = {"device": "cpu", "micro_batch": 3, "rollout_batch": 5, "checkpoint_every": 0, **execution}
     return {"settings": dataclasses.asdict(settings), "execution": dataclasses.asdict(config.Execution(**chosen))}
@@ -192,7 +194,7 @@ def test_fsdp2_in_bfloat16_rounds_neither_noise_nor_logprobs(results, prompts, p
     assert {tensor.dtype for tensor in found["weights"].values()} == {torch.float32}
     assert found["metrics"][0]["kl_k2"] < 1e-6  # at its reference: 1e-3 where outputs are rounded
     frozen = models.load_policy(parents["sft0"] / "model", dtype=torch.bfloat16)
-    chosen = trainer._prompt_order(len(prompts[0]), config.Ppo(iterations=1, batch_size=BATCH), 11)[0]
+    chosen = trainer._prompt_order(len(prompts[0]), Ppo(iterations=1, batch_size=BATCH), 11)[0]
     noise = rollout.uniforms(11, 0, [prompts[0][i] for i in chosen], 10)
     ends = chat.end_ids(frozen, tokenizer)
     expected, _, _ = rollout.sample_batch(
@@ -228,8 +230,8 @@ def test_accelerate_reads_the_configurations(path, kind):
 def test_a_stopped_run_goes_on_to_what_one_process_ends_with(parents, tmp_path, execution):
     """SIGTERM to the launcher: all processes end their phase, save and leave, in the 30 seconds that it gives them."""
     chosen = case(EMA, {"iterations": 10, "learning_rate": 3e-4, "rollouts_every": 1})
-    settings = config.from_dict(config.PpoSettings, chosen["settings"])
-    expected = runs.execute("ppo", trainer.VERSION, trainer.train, settings, parents, tmp_path / "one", execution)
+    settings = schema.from_dict(config.TRAINING["ppo"], chosen["settings"])
+    expected = runs.execute("ppo", ppo_stage.VERSION, trainer.train, settings, parents, tmp_path / "one", execution)
     for name in ("settings", "execution"):
         runs.write_json(tmp_path / f"{name}.json", chosen[name])
     output = tmp_path / "two"
@@ -290,7 +292,7 @@ def test_uneven_shares_are_refused_in_one_line(parents, tmp_path):
 )
 def test_what_several_processes_can_not_do_is_refused(ppo, moves, changes, message):
     usual = {"num_processes": 2, "distributed_type": DistributedType.MULTI_CPU, "is_fsdp2": True}
-    processes.check(config.Ppo(**SMALL), SimpleNamespace(**usual), SimpleNamespace(moves=True), "transformers")
+    processes.check(Ppo(**SMALL), SimpleNamespace(**usual), SimpleNamespace(moves=True), "transformers")
     accelerator, anchor = SimpleNamespace(**usual | changes), SimpleNamespace(moves=moves)
     with pytest.raises(runs.UserError, match=message):
-        processes.check(config.Ppo(**SMALL | ppo), accelerator, anchor, "transformers")
+        processes.check(Ppo(**SMALL | ppo), accelerator, anchor, "transformers")

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from salsa.algorithms.ppo import Ppo
 from salsa.rl import forward, objective, reference, trainer
 from salsa.workflow import config
 
@@ -56,8 +57,8 @@ def train(folder, references, weights=(1.0,), length=1, prompts=PROMPTS, iterati
         "rollouts_every": iterations,
     }
     kind = "soup" if len(references) == 1 else "multi_kl"
-    settings = config.PpoSettings(
-        0, KL_COEF, ["1"], config.Reference(kind, ["1"]), config.Ppo(**values | ppo), config.Lengths(3, length)
+    settings = config.TRAINING["ppo"](
+        0, KL_COEF, ["1"], config.Reference(kind, ["1"]), Ppo(**values | ppo), config.Lengths(3, length)
     )
     execution = config.Execution(device="cpu", micro_batch=256, rollout_batch=256, checkpoint_every=0)
     policy = small_llama(0)

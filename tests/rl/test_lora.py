@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from salsa.algorithms.ppo import Ppo
 from salsa.rl import forward, models, processes, trainer
 from salsa.workflow import config, runs
 
@@ -25,7 +26,7 @@ OF_RESPONSES = ("score", "kl_k1", "kl_k2", "kl_to_sft0", "response_length", "eos
 
 def make_settings(reference=("1",), kind="soup", kl_coef=0.1, **ppo):
     anchor = config.Reference(kind, list(reference), rate=0.2 if kind == "ema" else 0.0)
-    return config.PpoSettings(11, kl_coef, ["1"], anchor, config.Ppo(**SMALL | ppo), config.Lengths(64, 8))
+    return config.TRAINING["ppo"](11, kl_coef, ["1"], anchor, Ppo(**SMALL | ppo), config.Lengths(64, 8))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from salsa.rl import objective
-from salsa.workflow import config
+from salsa.workflow import schema
 
 settings.register_profile("unhurried", deadline=None)  # the first example of a kind warms up
 settings.load_profile("unhurried")
@@ -206,22 +206,22 @@ def kl_coefs(schedule, initial, kls, responses=8):
 
 
 def test_a_fixed_kl_coef_stays():
-    assert kl_coefs(config.KlSchedule(), 0.1, [3.0, 1e9, -5.0, 0.0]) == [0.1] * 4
+    assert kl_coefs(schema.KlSchedule(), 0.1, [3.0, 1e9, -5.0, 0.0]) == [0.1] * 4
 
 
 @pytest.mark.parametrize("final", [0.0, 0.1, 0.25, 1.0])
 def test_a_linear_kl_coef_begins_and_ends_exactly_where_it_shall(final):
     for iterations in (2, 3, 7, 40):
-        found = kl_coefs(config.KlSchedule("linear", final=final), 0.3, [9.0] * iterations)
+        found = kl_coefs(schema.KlSchedule("linear", final=final), 0.3, [9.0] * iterations)
         assert found[0] == 0.3 and found[-1] == 0.3 * final
         for iteration, value in enumerate(found):
             assert value == pytest.approx(0.3 + (0.3 * final - 0.3) * iteration / (iterations - 1), rel=1e-12)
-    assert kl_coefs(config.KlSchedule("linear", final=final), 0.3, [9.0]) == [0.3]
+    assert kl_coefs(schema.KlSchedule("linear", final=final), 0.3, [9.0]) == [0.3]
 
 
 def test_an_adaptive_kl_coef_by_hand():
     # Target 4, 8 responses of a horizon of 80: a tenth of the error. Errors: 0, 0.1, −0.1, then cut at ±0.2.
-    schedule = config.KlSchedule("adaptive", target=4.0, horizon=80.0)
+    schedule = schema.KlSchedule("adaptive", target=4.0, horizon=80.0)
     found = kl_coefs(schedule, 0.5, [4.0, 4.4, 3.6, 400.0, -1.0, 4.8, 3.2, 0.0])
     factors = [1.0, 1.01, 0.99, 1.02, 0.98, 1.02, 0.98]
     assert found == pytest.approx([0.5 * math.prod(factors[:i]) for i in range(8)], rel=1e-12)

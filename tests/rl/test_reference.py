@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState
 from conftest import EXECUTION, finished, move, random_llama, save_model
 
 from salsa import anchors, soup
+from salsa.algorithms import ppo as ppo_stage
+from salsa.algorithms.ppo import Ppo
 from salsa.evaluate import respond
 from salsa.rl import forward, models, reference, trainer
 from salsa.workflow import compose, config, runs
@@ -27,7 +29,7 @@ KINDS = {
 
 def ppo_settings(kind="soup", weights=("1",), start=("1",), seed=7, rate=0.0, every=0):
     anchor = config.Reference(kind, list(weights), rate, every)
-    return config.PpoSettings(seed, 0.05, list(start), anchor, config.Ppo(), config.Lengths(64, 6))
+    return config.TRAINING["ppo"](seed, 0.05, list(start), anchor, Ppo(), config.Lengths(64, 6))
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +238,8 @@ def test_references_that_stand_still_do_not_follow(make_ingredients):
 
 
 def config_of(kind, seed=7):
-    ppo = config.Ppo(iterations=3, batch_size=8, epochs=1, mini_batches=2, learning_rate=1e-3, missing_eos_penalty=0.5)
-    return config.PpoSettings(seed, 0.1, ["1"], copy.deepcopy(KINDS[kind]), ppo, config.Lengths(64, 6))
+    ppo = Ppo(iterations=3, batch_size=8, epochs=1, mini_batches=2, learning_rate=1e-3, missing_eos_penalty=0.5)
+    return config.TRAINING["ppo"](seed, 0.1, ["1"], copy.deepcopy(KINDS[kind]), ppo, config.Lengths(64, 6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -275,7 +277,7 @@ def ppo_run(parents, tmp_path, monkeypatch):
 
     def run(settings):
         folder = tmp_path / "ppo"
-        runs.execute("ppo", trainer.VERSION, trainer.train, settings, parents, folder, EXECUTION)
+        runs.execute("ppo", ppo_stage.VERSION, trainer.train, settings, parents, folder, EXECUTION)
         return folder, kept[-1]
 
     return run

@@ -20,8 +20,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from salsa.algorithms import ppo as ppo_stage
+from salsa.algorithms.ppo import Ppo
 from salsa.rl import checkpoints, models, networks, processes, rollout, trainer
-from salsa.workflow import config, runs, stages
+from salsa.workflow import config, runs, schema, stages
 
 # Most runs are forks of a process that has imported everything: start-up takes longer than they do.
 FORKS = multiprocessing.get_context("forkserver")
@@ -45,12 +47,12 @@ def make_settings(kind="ema", mixed_precision="no", seed=3, **ppo):
         "mini_batches": 2,
         "learning_rate": 1e-3,
         "schedule": "linear",
-        "kl_schedule": config.KlSchedule("adaptive", target=0.3, horizon=40.0),
+        "kl_schedule": schema.KlSchedule("adaptive", target=0.3, horizon=40.0),
         "value_model": "reward_model",
         "rollouts_every": 2,
     }
-    lengths, ppo = config.Lengths(64, 8), config.Ppo(**chosen | ppo)
-    return config.PpoSettings(seed, 0.1, ["1"], REFERENCES[kind], ppo, lengths, mixed_precision)
+    lengths, ppo = config.Lengths(64, 8), Ppo(**chosen | ppo)
+    return config.TRAINING["ppo"](seed, 0.1, ["1"], REFERENCES[kind], ppo, lengths, mixed_precision)
 
 
 SHORT = make_settings()
@@ -105,7 +107,7 @@ def stage(arguments, log, interruption):
         os.dup2(descriptor, stream)
     if interruption:
         INTERRUPTIONS[interruption]()
-    runs.command(stages.PPO, trainer.train, trainer.VERSION, argv=arguments)
+    runs.command(stages.ALL["ppo"], trainer.train, ppo_stage.VERSION, argv=arguments)
 
 
 def ended(process):

@@ -14,8 +14,10 @@ from torch.nn.functional import log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from salsa.algorithms import ppo as ppo_stage
+from salsa.algorithms.ppo import Ppo
 from salsa.rl import forward, models, objective, processes, rollout, trainer
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 SMALL = {
     "iterations": 2,
@@ -44,7 +46,7 @@ HALVES = ["1/2", "1/2"]
 def make_settings(reference=("1",), start=("1",), kl_coef=0.1, seed=11, lengths=LENGTHS, kind="soup", **ppo):
     moving = {name: ppo.pop(name) for name in ("rate", "every") if name in ppo}
     anchor = config.Reference(kind, list(reference), **moving)
-    return config.PpoSettings(seed, kl_coef, list(start), anchor, config.Ppo(**SMALL | ppo), lengths)
+    return config.TRAINING["ppo"](seed, kl_coef, list(start), anchor, Ppo(**SMALL | ppo), lengths)
 
 
 @pytest.fixture
@@ -330,11 +332,11 @@ class Naive:
         ({"kind": "multi_kl", "reference": ["0.2", "0.8"], "kl_coef": 0.5}, {"kl_in": "loss", "kl_estimator": "k3"}),
         ({"kind": "ema", "kl_coef": 2.0}, {"rate": 0.3, "iterations": 3}),
         ({"kind": "reset", "reference": HALVES, "kl_coef": 2.0}, {"every": 2, "iterations": 3}),
-        ({"reference": HALVES, "kl_coef": 2.0}, {"kl_schedule": config.KlSchedule("linear", 0.1), "iterations": 3}),
+        ({"reference": HALVES, "kl_coef": 2.0}, {"kl_schedule": schema.KlSchedule("linear", 0.1), "iterations": 3}),
         (
             {"reference": HALVES, "kl_coef": 2.0},
             {
-                "kl_schedule": config.KlSchedule("adaptive", target=0.4, horizon=16),
+                "kl_schedule": schema.KlSchedule("adaptive", target=0.4, horizon=16),
                 "iterations": 3,
                 "kl_in": "loss",
                 "kl_estimator": "k2",
@@ -586,12 +588,12 @@ def test_arms_see_the_same_prompts_and_noise(make, prompts):
 
 
 def test_every_pass_sees_every_prompt_once():
-    ppo = config.Ppo(iterations=7, batch_size=3)
+    ppo = Ppo(iterations=7, batch_size=3)
     order = trainer._prompt_order(10, ppo, 5)
     assert [len(batch) for batch in order] == [3] * 7
     for start in (0, 3):
         assert len({int(i) for batch in order[start : start + 3] for i in batch}) == 9
-    again = trainer._prompt_order(10, config.Ppo(iterations=3, batch_size=3, learning_rate=1.0), 5)
+    again = trainer._prompt_order(10, Ppo(iterations=3, batch_size=3, learning_rate=1.0), 5)
     assert all((a == b).all() for a, b in zip(order[:3], again, strict=True))
     assert any((a != b).any() for a, b in zip(order[:3], order[3:6], strict=True))
 
@@ -699,7 +701,7 @@ def test_a_learning_rate_that_explodes_ends_the_run(parents, execution, tmp_path
     settings = make_settings(learning_rate=1e30)
     execution = dataclasses.replace(execution, checkpoint_every=1)
     with pytest.raises(runs.UserError, match=r"iteration 0, optimise: .*; lower ppo\.learning_rate=1e\+30"):
-        runs.execute("ppo", trainer.VERSION, trainer.train, settings, parents, tmp_path, execution)
+        runs.execute("ppo", ppo_stage.VERSION, trainer.train, settings, parents, tmp_path, execution)
     kept = {path.name for path in tmp_path.iterdir()} - {".lock"}
     assert kept == {"checkpoints", "diverged.json", "diverged.safetensors"}
     assert not list((tmp_path / "checkpoints").glob("0*"))

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 
 from salsa import base, reward, sft
 from salsa.rl import checkpoints, models, training
-from salsa.workflow import config, jobs, runs
+from salsa.workflow import config, jobs, runs, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("training_script.py")
@@ -228,7 +228,7 @@ def uninterrupted(family, tmp_path_factory):
         }[stage]
         parents = {name: family[name] for name in ("prepare", *(["base"] if stage == "sft" else ["sft0", "sft1"]))}
         settings, execution = (
-            config.from_dict(kind, cases[stage][name])
+            schema.from_dict(kind, cases[stage][name])
             for kind, name in ((settings_class, "settings"), (config.Execution, "execution"))
         )
         return runs.execute(stage, module.VERSION, module.train, settings, parents, folder, execution)

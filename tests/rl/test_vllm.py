@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType
 from conftest import move
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from salsa.algorithms.ppo import Ppo
 from salsa.data import chat
 from salsa.evaluate import generate
 from salsa.rl import forward, processes, trainer, vllm_rollout
@@ -175,7 +176,7 @@ def vllm(monkeypatch):
 def make_settings(seed=11, lengths=LENGTHS, mixed_precision="no", **ppo):
     values = {"iterations": 2, "batch_size": 8, "epochs": 2, "mini_batches": 2, "learning_rate": 3e-3}
     anchor = config.Reference("soup", ["1/2", "1/2"])
-    return config.PpoSettings(seed, 0.1, ["1"], anchor, config.Ppo(**values | ppo), lengths, mixed_precision)
+    return config.TRAINING["ppo"](seed, 0.1, ["1"], anchor, Ppo(**values | ppo), lengths, mixed_precision)
 
 
 @pytest.fixture
@@ -342,7 +343,7 @@ def test_runs_that_vllm_cannot_sample_for_are_refused(make_sampler, monkeypatch)
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_sharded_weights_are_refused(kind):
-    ppo, sharded = config.Ppo(batch_size=8), SimpleNamespace(num_processes=2, distributed_type=kind, is_fsdp2=True)
+    ppo, sharded = Ppo(batch_size=8), SimpleNamespace(num_processes=2, distributed_type=kind, is_fsdp2=True)
     resting = SimpleNamespace(moves=False)
     processes.check(ppo, sharded, resting, "transformers")
     with pytest.raises(runs.UserError, match=r"execution\.rollouts=vllm need them whole"):

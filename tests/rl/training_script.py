@@ -16,7 +16,7 @@ from transformers import training_args
 
 from salsa import reward, sft
 from salsa.rl import checkpoints, training
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 STAGES = {"sft": (sft.train, config.SftSettings), "reward_model": (reward.train, config.RewardModelSettings)}
 
@@ -25,8 +25,8 @@ def run(case, parents, output):
     """Train as a case says; with `stop_after`, the last process is told to stop after that many steps."""
     train, settings_class = STAGES[case["stage"]]
     output.mkdir(exist_ok=True)
-    settings = config.from_dict(settings_class, case["settings"])
-    execution = config.from_dict(config.Execution, case["execution"])
+    settings = schema.from_dict(settings_class, case["settings"])
+    execution = schema.from_dict(config.Execution, case["execution"])
     (output / runs.CHECKPOINTS).mkdir(exist_ok=True)
     return train(settings, parents, output, execution)
 

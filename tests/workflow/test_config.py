@@ -12,7 +12,8 @@ from fractions import Fraction
 import pytest
 
 from salsa import anchors, data, judges
-from salsa.workflow import bounds, compose, config, policies, runs, stages
+from salsa.algorithms.ppo import Ppo
+from salsa.workflow import bounds, compose, config, policies, runs, schema, stages
 from salsa.workflow.bounds import Items, Range, Text, fraction
 from salsa.workflow.messages import SettingError
 
@@ -69,11 +70,11 @@ LEAVES = {".".join(path): (path, f, hint) for path, f, hint in leaves()}
 @pytest.fixture(scope="module")
 def values():
     (composed,) = compose.compose([])
-    return config.dump(composed.config)
+    return schema.dump(composed.config)
 
 
 def refused(values, path, value):
-    """What `config.from_dict` says of the values with another at a path, or None."""
+    """What `schema.from_dict` says of the values with another at a path, or None."""
     changed = json.loads(json.dumps(values))
     place = changed
     for name in path[:-1]:
@@ -82,7 +83,7 @@ def refused(values, path, value):
         place = place[name]
     place[path[-1]] = value
     try:
-        config.from_dict(config.Config, changed)
+        schema.from_dict(config.Config, changed)
     except SettingError as error:
         assert "\n" not in str(error) and len(str(error)) < 700
         if re.search(
@@ -170,18 +171,19 @@ def _inside(rule, value):
 
 
 def test_choices_are_those_of_the_code():
-    def choices(schema):
-        return set(rule_of(bounds.type_hints(schema)["kind"]))
+    def choices(settings):
+        return set(rule_of(bounds.type_hints(settings)["kind"]))
 
-    assert choices(config.KlSchedule) == set(policies.SCHEDULES)
+    assert choices(schema.KlSchedule) == set(policies.SCHEDULES)
     assert choices(config.Reference) == set(anchors.kinds())
     assert choices(config.Judge) == set(judges.kinds())
     assert choices(config.Benchmark) == set(data.benchmark_kinds())
     assert choices(config.Task) == set(data.world_kinds())
-    for schema in (config.KlSchedule, config.Reference, config.Judge, config.Benchmark, config.Task, config.Corpus):
-        readers = schema.readers()
-        assert set(readers) <= {f.name for f in dataclasses.fields(schema)}
-        assert set().union(*readers.values()) <= choices(schema)
+    kinds = (schema.KlSchedule, config.Reference, config.Judge, config.Benchmark, config.Task, config.Corpus)
+    for settings in kinds:
+        readers = settings.readers()
+        assert set(readers) <= {f.name for f in dataclasses.fields(settings)}
+        assert set().union(*readers.values()) <= choices(settings)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_choices_are_those_of_the_code():
         (config.SftSettings, {}, "seed: no value"),
         (config.Model, {}, "name: no value"),
         (config.Sft, {"epoch": 1}, "epoch: no such setting; did you mean epochs? Sft has batch_size,"),
-        (config.PpoSettings, {"ppo": {}}, "seed: no value"),
+        (config.TRAINING["ppo"], {"ppo": {}}, "seed: no value"),
         (
             config.BaseSettings,
             {"model": {"name": "a", "source": "hub", "layers": 1}},
@@ -199,9 +201,9 @@ def test_choices_are_those_of_the_code():
         (config.BaseSettings, {"model": {"name": "a", "source": "disk"}}, "model.source=disk: no such choice"),
         (config.BaseSettings, {"model": [1]}, "model=[1]: no group"),
         (config.Sft, {"warmup": 1}, "warmup=1: must be at least 0, and below 1"),
-        (config.Ppo, {"adam_beta1": 1}, "adam_beta1=1: must"),
-        (config.Ppo, {"epochs": True}, "epochs=True: is true or false, and has to be a whole number"),
-        (config.Ppo, {"learning_rate": math.nan}, "learning_rate=nan: must be above 0, and finite"),
+        (Ppo, {"adam_beta1": 1}, "adam_beta1=1: must"),
+        (Ppo, {"epochs": True}, "epochs=True: is true or false, and has to be a whole number"),
+        (Ppo, {"learning_rate": math.nan}, "learning_rate=nan: must be above 0, and finite"),
         (config.Arm, {"start": ["1e999999999"]}, "start: 1e999999999: no number"),
         (
             config.Arm,
@@ -217,19 +219,19 @@ def test_choices_are_those_of_the_code():
 )
 def test_settings_by_hand_are_held_to_the_same(cls, given, says):
     with pytest.raises(SettingError) as error:
-        config.from_dict(cls, given)
+        schema.from_dict(cls, given)
     assert says in str(error.value) and "\n" not in str(error.value) and "sk-secret" not in str(error.value)
 
 
 def test_settings_by_hand_become_dataclasses():
     given = {"seed": 1, "kl_coef": 0, "start": ["1"], "reference": {"weights": ["1/2", "1/2"]}, "ppo": {}}
-    made = config.from_dict(config.PpoSettings, given | {"lengths": {"prompt": 8}})
+    made = schema.from_dict(config.TRAINING["ppo"], given | {"lengths": {"prompt": 8}})
     reference = config.Reference(weights=["1/2", "1/2"])
-    assert made == config.PpoSettings(1, 0.0, ["1"], reference, config.Ppo(), config.Lengths(8))
+    assert made == config.TRAINING["ppo"](1, 0.0, ["1"], reference, Ppo(), config.Lengths(8))
     assert isinstance(made.kl_coef, float)  # so that 0 has the address of 0.0
-    for cls in (config.Ppo, config.Execution, config.Evaluate, config.Stability):
-        assert config.from_dict(cls, config.dump(cls())) == cls()
-    assert config.from_dict(config.BaseSettings, {"model": {"name": "a", "source": "hub"}, "base": None}).base is None
+    for cls in (Ppo, config.Execution, config.Evaluate, config.Stability):
+        assert schema.from_dict(cls, schema.dump(cls())) == cls()
+    assert schema.from_dict(config.BaseSettings, {"model": {"name": "a", "source": "hub"}, "base": None}).base is None
 
 
 def test_a_stage_names_the_file_of_what_it_refuses(tmp_path):

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from salsa.__main__ import main
+from salsa.algorithms.ppo import Ppo
 from salsa.workflow import compose, config, estimate, needs, plan, stages
 
 GIB = 2**30
@@ -96,14 +97,14 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
 )
 def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model, measured):
     settings = {
-        "ppo": dataclasses.asdict(config.Ppo(batch_size=batch, epochs=4, value_model=value_model)),
+        "ppo": dataclasses.asdict(Ppo(batch_size=batch, epochs=4, value_model=value_model)),
         "reference": dataclasses.asdict(config.Reference()),
         "lengths": {"prompt": 24, "response": 48},
         "mixed_precision": "no",
     }
     execution = dataclasses.asdict(config.Execution(micro_batch=micro_batch, rollout_batch=batch))
     run = plan.Run("ppo", "label", "address", settings, {}, execution)
-    found = stages.PPO.need(needs.Case(run, shape, needs.FLOAT, {}))
+    found = stages.ALL["ppo"].need(needs.Case(run, shape, needs.FLOAT, {}))
     assert found.peak / GIB == pytest.approx(measured, rel=0.15)
 
 

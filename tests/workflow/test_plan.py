@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from salsa.workflow import config, plan, policies, runs, stages
-
-SETTINGS = {name: stage.settings.__name__ for name, stage in stages.ALL.items()}
+from salsa.algorithms.ppo import Ppo
+from salsa.workflow import config, plan, policies, runs, schema, stages
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
@@ -24,7 +24,7 @@ ARMS = {"ppo": arm(), "salsa": arm(weights=["0.5", "0.50"])}
 
 def make(files=None, link=None, point=None, results="results", **changes):
     """A small configuration as `compose` returns it; `changes` are dotted keys with __ for the dots."""
-    values = config.defaults()
+    values = schema.defaults(config.Config)
     values["replicates"] = [0, 1]
     values["model"] |= {"name": "tiny", "source": "pretrain"}
     values["data"] |= {"name": "stories"}
@@ -39,7 +39,7 @@ def make(files=None, link=None, point=None, results="results", **changes):
         for part in path:
             inner = inner[part]
         inner[name] = value
-    made = config.from_dict(config.Config, values)
+    made = schema.from_dict(config.Config, values)
     made.results = results
     return policies.Composed(made, policies.expanded_arms(made), files or {}, link, point or {})
 
@@ -72,12 +72,12 @@ def test_settings_are_those_of_the_stages():
     result = plan.plan([make(seed=seed, point={"seed": str(seed)}, **changes) for seed in (0, 1)])
     assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():
-        cls = getattr(config, SETTINGS[run.stage])
+        cls = stages.ALL[run.stage].settings
         assert set(run.settings) == {f.name for f in dataclasses.fields(cls)}
-        settings = dataclasses.asdict(config.from_dict(cls, run.settings))
+        settings = schema.dump(schema.from_dict(cls, run.settings))
         addresses = {role: result.runs[path].address for role, path in run.parents.items()}
         assert runs.address(run.stage, stages.ALL[run.stage].version, settings, addresses) == run.address
-        assert config.from_dict(config.Execution, run.execution)
+        assert schema.from_dict(config.Execution, run.execution)
 
 
 def test_parents_of_each_stage():
@@ -191,7 +191,7 @@ def test_alphas_at_some_kl_coefs_only():
 
 
 HALVES = {"weights": ["1/2", "1/2"]}
-LINEAR = config.KlSchedule("linear", final=0.1)
+LINEAR = schema.KlSchedule("linear", final=0.1)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ LINEAR = config.KlSchedule("linear", final=0.1)
         ({"kl_scale": 0.5}, "start_sft0-ref_sft0-kl_0.05x0.5", "start_sft0-ref_sft0-kl_0.025"),
         ({"kl_schedule": LINEAR}, "start_sft0-ref_sft0-kl_0.05-linear0.1", None),
         (
-            {"kl_scale": 2.0, "kl_schedule": config.KlSchedule("adaptive", target=3.5)},
+            {"kl_scale": 2.0, "kl_schedule": schema.KlSchedule("adaptive", target=3.5)},
             "start_sft0-ref_sft0-kl_0.05x2-adaptive3.5_10000",
             "start_sft0-ref_sft0-kl_0.1-adaptive3.5_10000",
         ),
     ],
 )
 def test_names_and_labels_are_readable(values, name, label):
-    way = policies.spec_of(config.from_dict(config.Arm, arm(**values)), config.KlSchedule())
+    way = policies.spec_of(schema.from_dict(config.Arm, arm(**values)), SimpleNamespace(ppo=Ppo()))
     assert way.name(0.05) == name and way.run_label(0.05) == (label or name)
 
 
@@ -263,13 +263,13 @@ def test_arms_of_another_penalty_are_not_plain_ppo():
 
 
 def test_an_arms_schedule_takes_the_place_of_the_studys():
-    arms = {"ppo": arm(), "fixed": arm(kl_schedule=config.KlSchedule()), "decaying_beta": arm(kl_schedule=LINEAR)}
+    arms = {"ppo": arm(), "fixed": arm(kl_schedule=schema.KlSchedule()), "decaying_beta": arm(kl_schedule=LINEAR)}
     values = make(arms=arms, ppo__kl_schedule=dataclasses.asdict(LINEAR), replicates=[0])
     found = {policy["arm"]: policy for policy in policies.policies(values)}
     assert list(found) == ["ppo", "fixed"]  # the third says what the study says
     assert [policy["alpha"] for policy in found.values()] == ["0", None]
     schedules = [run.settings["ppo"]["kl_schedule"] for run in ppo_runs(values).values()]
-    assert schedules == [dataclasses.asdict(LINEAR), dataclasses.asdict(config.KlSchedule())]
+    assert schedules == [dataclasses.asdict(LINEAR), dataclasses.asdict(schema.KlSchedule())]
     arms = {"decaying_beta": arm(kl_schedule=LINEAR)}
     assert set(ppo_runs(make(arms=arms, replicates=[0]))) < set(ppo_runs(values))
 
@@ -295,9 +295,9 @@ def test_the_alpha_of_adapters_is_read_where_there_are_any(stage):
         {"kind": "noise", "weights": ["1/2", "1/2"]},
         {"kl_scale": 0.5},
         {"kl_schedule": LINEAR},
-        {"kl_schedule": config.KlSchedule("linear", 0.2)},
-        {"kl_schedule": config.KlSchedule("adaptive")},
-        {"kl_schedule": config.KlSchedule("adaptive", target=7.0)},
+        {"kl_schedule": schema.KlSchedule("linear", 0.2)},
+        {"kl_schedule": schema.KlSchedule("adaptive")},
+        {"kl_schedule": schema.KlSchedule("adaptive", target=7.0)},
     ],
 )
 def test_each_setting_of_an_arm_makes_a_run_of_its_own(change):
@@ -312,7 +312,7 @@ def test_the_reference_is_passed_on_whole():
     ema, plain = (run for run in result.runs.values() if run.stage == "ppo")
     assert ema.settings["reference"] == {"kind": "ema", "weights": ["1/2", "1/2"], "rate": 0.1, "every": 0}
     assert plain.settings["reference"] == {"kind": "soup", "weights": ["1"], "rate": 0.0, "every": 0}
-    assert config.from_dict(config.PpoSettings, ema.settings).reference.rate == 0.1
+    assert schema.from_dict(config.TRAINING["ppo"], ema.settings).reference.rate == 0.1
 
 
 def test_what_has_moved_is_read_from_the_folder_of_ppo():

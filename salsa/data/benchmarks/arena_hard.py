@@ -39,7 +39,7 @@ BENCHMARK = Benchmark(
     kind=KIND,
     worlds=("ultra",),
     questions=questions,
-    reads=("file",),
+    settings=files.FileSettings,
     local_files=sources.local_files("file"),
     check=files.check,
 )

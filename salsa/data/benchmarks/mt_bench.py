@@ -3,9 +3,12 @@
 `reference_file` may be FastChat's reference answers.
 """
 
+from typing import Annotated
+
 from salsa.data import Benchmark, messages, rows, sources
 from salsa.data import questions as files
 from salsa.data.messages import Dropped
+from salsa.workflow import schema
 from salsa.workflow.runs import UserError
 
 KIND = "mt_bench"
@@ -16,6 +19,12 @@ REFERENCE_FORM = sources.Form(("question_id", "choices"))
 # may have notes in its `reference`: they are no answers.
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 CHOICES = 'a list of {"turns": a list of texts}'
+
+
+@schema.dataclass()
+class Settings(files.FileSettings):
+    reference_file: Annotated[schema.Path, schema.ALWAYS] = ""
+    """Reference answers, as FastChat's."""
 
 
 def questions(benchmark, task):
@@ -114,7 +123,7 @@ BENCHMARK = Benchmark(
     worlds=("ultra",),
     questions=questions,
     turns=files.turns,
-    reads=FILES,
+    settings=Settings,
     local_files=sources.local_files(*FILES),
     check=check,
 )

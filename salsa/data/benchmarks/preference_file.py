@@ -1,7 +1,7 @@
 """Benchmark of single-turn prompts from a file of preferences; the chosen answer is the reference."""
 
 from salsa.data import Benchmark, Questions, sources
-from salsa.data.questions import SPLITS, check_file_is_given
+from salsa.data.questions import SPLITS, FileSettings, check_file_is_given
 from salsa.data.splits import ordered
 from salsa.data.worlds import ultra
 
@@ -36,5 +36,5 @@ def check(benchmark):
 
 
 BENCHMARK = Benchmark(
-    kind=KIND, worlds=("ultra",), questions=questions, reads=("file",), local_files=local_files, check=check
+    kind=KIND, worlds=("ultra",), questions=questions, settings=FileSettings, local_files=local_files, check=check
 )

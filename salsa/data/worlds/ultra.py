@@ -16,12 +16,14 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from salsa import data
 from salsa.data import World, messages, rows, sources
 from salsa.data.messages import Dropped, assistant, blank, user
 from salsa.data.sources import Form, is_hub_id
 from salsa.data.splits import normalised, ordered, split_of
+from salsa.workflow import schema
 from salsa.workflow.runs import UserError
 
 CONVERSATION = Form(("messages",))
@@ -161,12 +163,20 @@ class File(NamedTuple):
     splits: tuple
 
 
-FILES = {  # setting of config.Task
+FILES = {  # of `Settings`
     "preference_file": File(PREFERENCE, preference, _prompt_of_row, ("train_prefs", "train")),
     "evaluation_file": File(PROMPT, evaluation_prompt, _prompt_of_row, ("test_prefs", "test", "train")),
     "sft_file": File(CONVERSATION, conversation, _first_prompt, ("train_sft", "train")),
 }
 local_files = sources.local_files(*FILES)
+
+
+@schema.dataclass()
+class Settings:
+    sft_file: Annotated[schema.Path, schema.ALWAYS] = ""
+    """Conversations: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)."""
+    preference_file: Annotated[schema.Path, schema.ALWAYS] = ""
+    evaluation_file: Annotated[schema.Path, schema.ALWAYS] = ""
 
 
 def read(source, file, known=frozenset(), keep=lambda row: row):
@@ -309,9 +319,7 @@ def sizes(task):
 
 @functools.cache
 def _sizes(files):
-    from salsa.workflow import config
-
-    made, _ = _splits(config.Task(kind="ultra", **{name: path for name, path, *_ in files}), _without_answers)
+    made, _ = _splits(data.task_settings()(kind="ultra", **{name: path for name, path, *_ in files}), _without_answers)
     return {name: len(values) for name, values in made.items()}
 
 
@@ -341,7 +349,7 @@ WORLD = World(
     words="instructions with given preferences",
     preferences="given",
     prepare=prepare,
-    reads=tuple(FILES),
+    settings=Settings,
     local_files=local_files,
     check=check,
     sizes=sizes,

@@ -4,8 +4,16 @@ They can't prefer a place; both orders are judged all the same, so that every ju
 """
 
 import math
+from typing import Annotated
 
+from salsa.workflow import schema
 from salsa.workflow.runs import UserError
+
+
+@schema.dataclass()
+class ScoringSettings:
+    tie_margin: Annotated[float, schema.Range(0, 10**6), schema.ALWAYS] = 0.0
+    """A difference up to this is a tie."""
 
 
 class ScoringJudge:

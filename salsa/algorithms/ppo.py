@@ -1,0 +1,126 @@
+"""PPO with a KL penalty to any reference (1707.06347; 2403.17031 for its details in RLHF).
+
+What there is to know of it without torch. The loop itself is salsa/rl/trainer.py.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import model_validator
+
+from salsa import algorithms, anchors
+from salsa.workflow import needs, schema
+from salsa.workflow.schema import fault
+
+VERSION = 3
+
+
+@schema.dataclass()
+class Ppo(schema.Training):
+    """The section `ppo` of the configuration."""
+
+    epochs: Annotated[int, schema.Range(1, 1000)] = 2
+    mini_batches: schema.Batch = 1
+    learning_rate: schema.LearningRate = 0.0001
+    schedule: Literal["linear", "constant"] = "linear"
+    """linear: to 0 over the run."""
+    warmup: Annotated[int, schema.Range(0, 10**6)] = 0
+    """Iterations."""
+    adam_beta1: schema.Part = 0.9
+    adam_beta2: schema.Part = 0.999
+    adam_epsilon: Annotated[float, schema.Range(1e-30, 1)] = 1e-05
+    """Above 0 in float32, too."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
+    gamma: schema.Share = 1.0
+    lam: schema.Share = 0.95
+    clip_range: Annotated[float, schema.Range(0, 1000)] = 0.2
+    value_clip_range: Annotated[float, schema.Range(0, 10**6)] = 0.2
+    value_coef: Annotated[float, schema.Range(0, 10**6)] = 0.1
+    value_model: Literal["reward_model", "sft", "shared"] = "reward_model"
+    """A network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
+    (sft), or a head of zeros on the policy's trunk (shared).
+    """
+    max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
+    temperature: schema.Temperature = 1.0
+    score_normalisation: Literal["constants", "batch", "none"] = "constants"
+    """constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none."""
+    score_clip: Annotated[float, schema.Range(0, 10**6)] = 0.0
+    """Largest absolute score that is paid, after normalisation; 0: no limit."""
+    missing_eos_penalty: Annotated[float, schema.Range(0, 10**6)] = 1.0
+    whiten_advantages: schema.Switch = True
+    """Rescales what is paid, but not a penalty in the loss: kl_in=loss is several times weaker with it."""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.kl_estimator == "k1" and self.kl_in == "loss":
+            raise fault("of kl_in=loss, its gradient is zero on average; use kl_estimator=k2", "kl_estimator", self)
+        if self.warmup > self.iterations:
+            raise fault(f"longer than ppo.iterations={self.iterations}; make it shorter", "warmup", self)
+        if self.score_normalisation == "batch" and self.batch_size < 2:
+            raise fault("one score of a batch has no deviation; raise ppo.batch_size", "score_normalisation", self)
+        if self.batch_size % self.mini_batches:
+            raise fault(f"not divisible by ppo.mini_batches={self.mini_batches}; change one", "batch_size", self)
+        return self
+
+
+def train(settings, parents, output, execution):
+    """The stage; see `salsa.rl.trainer.train`."""
+    from salsa.rl import trainer
+
+    return trainer.train(settings, parents, output, execution)
+
+
+def need(case):
+    """The `needs.Need` of a run: of training, or of sampling where that is more."""
+    settings, own, execution = case.settings["ppo"], case.shape, case.execution
+    shared = settings["value_model"] == "shared"
+    networks = 1 if shared else 2
+    trained = case.trained(settings, networks)
+    reference = anchors.settings()(**case.settings["reference"])
+    kind = anchors.kinds()[reference.kind]
+    frozen = (anchors.frozen_models(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
+    if kind.held_in_float32:
+        frozen += own.parameters * (needs.FLOAT - case.frozen)
+    rows = case.share(settings["batch_size"] // settings["mini_batches"])
+    training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
+    sampling = case.sampling(min(execution["rollout_batch"], settings["batch_size"] // case.processes), case.number)
+    if case.sharded:  # the policy is whole where it samples
+        sampling += own.parameters * case.number
+    memory = {"process": needs.PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
+    tokens = settings["batch_size"] * case.length * settings["iterations"]
+    # Sampling, the reward, the references, values where a network of their own says them, and training.
+    passes = 1 + 1 + kind.models(reference) + (0 if shared else 1) + 3 * networks * settings["epochs"]
+    state = trained["weights"] + trained["optimizer"]
+    disk = own.parameters * needs.FLOAT + own.trunk * needs.FLOAT * (not shared and execution["keep_value_models"])
+    disk += own.parameters * needs.FLOAT * kind.moves
+    return needs.Need(
+        memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1)
+    )
+
+
+def check(section, execution):
+    size = section.batch_size // section.mini_batches
+    if size % execution.processes:
+        raise ValueError(
+            f"execution.processes={execution.processes}: cannot share the {size} prompts of a mini-batch evenly; "
+            "change it, ppo.batch_size or ppo.mini_batches"
+        )
+
+
+ALGORITHM = algorithms.Algorithm(
+    kind="ppo",
+    title="PPO",
+    settings=Ppo,
+    words=lambda ppo: f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
+    need=need,
+    may_write=("value_model",),
+    processes=True,
+    resumes=True,
+    check=check,
+)
+
+
+if __name__ == "__main__":
+    from salsa.workflow import runs, stages
+
+    runs.command(stages.ALL["ppo"], train, VERSION, __doc__)
