@@ -354,9 +354,9 @@ def _check_names_differ(composed):
     """Labels show two decimals: two policies that differ in the third cannot be told apart in tables and figures."""
     seen = set()
     for policy in policies.policies(composed):
-        if policy["name"] in seen:
+        if policy.name in seen:
             raise UserError(f"two arms or alphas are both shown as {policy['name']}; remove one")
-        seen.add(policy["name"])
+        seen.add(policy.name)
 
 
 def content_of_files(config):

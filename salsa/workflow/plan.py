@@ -5,12 +5,12 @@ Hydra nor Snakemake. Two studies that share a run share its address, and so its 
 here once: its settings, its parents, and how it is executed.
 """
 
-import functools
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from salsa import anchors, data, judges
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
@@ -223,196 +223,192 @@ def _adapters(settings):
 
 
 class _Study:
-    """Adds the runs of one study to a plan. One method a stage; each returns the path of the run."""
+    """Adds the runs of one study to a plan. Each `add_…` returns the path of the run."""
 
     def __init__(self, composed, result):
-        self.config = composed.config
-        self.files = composed.files
-        self.link = composed.link
-        self.result = result
+        self.config, self.files, self.link, self.result = composed.config, composed.files, composed.link, result
         self.execution = schema.dump(self.config.execution)
-        self.names = f"{self.config.model.name}-{self.config.data.name}"
         self.policies = policies.policies(composed)
-
-    def add(self):
-        """Add every run of the study; returns its entry in the plan's list of studies."""
         self.prepare = self.add_prepare()
         kinds = [data.benchmark_kinds()[benchmark.kind] for benchmark in self.config.benchmarks.values()]
-        self.judges = list(self.config.judges) if any(kind.compared for kind in kinds) else []
+        self.judges = self.config.judges if any(kind.compared for kind in kinds) else {}
         self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in self.config.benchmarks}
         self.base = self.add_base()
+
+    def add(self):
+        """Add the other runs of the study; returns its entry in the plan's list of studies."""
         members, parents = [], {"prepare": self.prepare}
-        for replicate in self.config.replicates:
-            self.add_replicate(replicate, members, parents)
-        path = self.add_study(members, parents)
+        for number in self.config.replicates:
+            _Replicate(self, number).add(members, parents)
+        path = self.add_run("study", self.config.name, config.StudySettings(self.described(), members), parents)
         return {"name": self.config.name, "path": path, "link": self.link}
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=()):
-        """`add_run`; `settings` are a dictionary of values and of dataclasses."""
-        settings = schema.dump(settings)
-        return add_run(self.result, stage, label, settings, parents, self.execution, replicate, after)
-
-    def seed(self, stage, replicate, index=0):
-        return runs.derive_seed(self.config.seed, stage, replicate, index)
+        """`add_run`, of a stage's settings as its dataclass."""
+        return add_run(self.result, stage, label, schema.dump(settings), parents, self.execution, replicate, after)
 
     def add_prepare(self):
-        data = self.config.data
-        settings = {"task": data.task, "files": self.files.get("prepare", {})}
-        return self.add_run("prepare", data.name, settings, {})
+        chosen = self.config.data
+        return self.add_run("prepare", chosen.name, config.PrepareSettings(chosen.task, self.files_of("prepare")), {})
+
+    def files_of(self, run):
+        return self.files.get(run, {})
 
     def add_benchmark(self, name):
-        data = self.config.data
-        settings = {
-            "name": name,
-            "benchmark": self.config.benchmarks[name],
-            "task": data.task,
-            "files": self.files.get("prepare", {}) | self.files.get(f"benchmark/{name}", {}),
-        }
-        return self.add_run("benchmark", f"{data.name}-{name}", settings, {"prepare": self.prepare})
+        chosen, benchmark = self.config.data, self.config.benchmarks[name]
+        files = self.files_of("prepare") | self.files_of(f"benchmark/{name}")
+        settings = config.BenchmarkSettings(name, benchmark, chosen.task, files)
+        return self.add_run("benchmark", f"{chosen.name}-{name}", settings, {"prepare": self.prepare})
 
     def add_base(self):
-        model = self.config.model
-        settings = {"model": model, "base": None, "files": self.files.get("base", {})}
-        parents = {}
-        label = model.name
-        if model.source == "pretrain":
-            corpus = self.config.data.corpus
-            content = {"corpus": corpus, "sha256": self.files.get("corpus", {}).get("sha256", "")}
-            parents["corpus"] = self.add_run("corpus", corpus.kind, content, {})
-            settings["base"] = self.config.base
-            label += f"-{corpus.kind}"
-        return self.add_run("base", label, settings, parents)
+        model, corpus = self.config.model, self.config.data.corpus
+        if model.source != "pretrain":
+            return self.add_run("base", model.name, config.BaseSettings(model, files=self.files_of("base")), {})
+        content = config.CorpusSettings(corpus, self.files_of("corpus").get("sha256", ""))
+        parents = {"corpus": self.add_run("corpus", corpus.kind, content, {})}
+        settings = config.BaseSettings(model, self.config.base, self.files_of("base"))
+        return self.add_run("base", f"{model.name}-{corpus.kind}", settings, parents)
 
-    def add_replicate(self, replicate, members, parents):
-        """Add the runs of a replicate; appends its policies to `members` and the study's parents to `parents`."""
-        label = f"{self.names}-r{replicate}"
-        sft = [self.add_sft(label, replicate, index) for index in range(self.config.sft.models)]
-        reward_model = self.add_reward_model(label, replicate, sft)
-        judging = self.add_judging_reward_model(label, replicate, sft)
-        landscape = self.add_landscape(label, replicate, sft, reward_model) if len(sft) > 1 else None
-        parents[f"reward_model/r{replicate}"] = reward_model
-        if landscape:
-            parents[f"landscape/r{replicate}"] = landscape
-        answered = []
-        for policy in self.policies:
-            run = self.add_policy(label, replicate, policy, sft, reward_model, landscape)
-            answered.append((policy, run, self.add_respond(label, replicate, policy, sft, reward_model, run)))
-        plain = {
-            (policy["spec"].algorithm, policy["kl_coef"]): (policy["name"], respond)
-            for policy, _, respond in answered
-            if self.is_plain(policy)
-        }
-        for policy, run, respond in answered:
+    def described(self):
+        """The configuration as the report shows it: without what is execution only, and local files by name."""
+        left_out = {"execution", "results", "companions", "objective"}
+        left_out |= {*config.ALGORITHMS} - {policy.spec.algorithm for policy in self.policies}
+        values = {key: value for key, value in schema.dump(self.config).items() if key not in left_out}
+        parts = {"prepare": values["data"]["task"], "base": values["model"]}
+        parts |= {f"benchmark/{name}": benchmark for name, benchmark in values["benchmarks"].items()}
+        for part, settings in parts.items():
+            for name in self.files_of(part):
+                if settings.get(name):
+                    settings[name] = Path(settings[name]).name
+        return values
+
+
+class Trained(NamedTuple):
+    """A policy of a replicate, with the paths of the runs that train it and let it answer."""
+
+    policy: policies.Policy
+    run: str
+    respond: str
+
+    @property
+    def name(self):
+        return self.policy.name
+
+
+class _Replicate:
+    """Adds the runs of one replicate: SFT models that differ in their seed alone, and all that follows from them."""
+
+    def __init__(self, study, number):
+        self.study, self.config, self.number = study, study.config, number
+        self.label = f"{self.config.model.name}-{self.config.data.name}-r{number}"
+        self.common = {"lengths": self.config.lengths, "mixed_precision": self.config.mixed_precision}
+        self.sft = [self.add_sft(index) for index in range(self.config.sft.models)]
+        self.sft_pair = {f"sft{i}": path for i, path in enumerate(self.sft[:2])}
+        self.reward_model = self.add_reward_model(self.label, 0, "")
+        self.scorer = None  # the reward model of a judge: other preferences, another seed
+        if any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
+            self.scorer = self.add_reward_model(f"{self.label}-judge", 1, "_for_judge")
+        self.landscape = self.add_landscape() if len(self.sft) > 1 else None
+
+    @property
+    def parents(self):
+        return {"prepare": self.study.prepare, "reward_model": self.reward_model}
+
+    def add(self, members, parents):
+        """Add the policies and what is made of them.
+
+        Appends the policies to `members` and to `parents` the runs that the study reads.
+        """
+        parents[f"reward_model/r{self.number}"] = self.reward_model
+        if self.landscape:
+            parents[f"landscape/r{self.number}"] = self.landscape
+        trained = [self.add_policy(policy) for policy in self.study.policies]
+        for one in trained:
             index = len(members)
-            parents[f"policy/{index}"] = run
-            parents[f"respond/{index}"] = respond
-            if len(sft) > 1 and self.spans_plane(policy, replicate):
-                parents[f"plane/{index}"] = self.add_plane(label, replicate, policy, sft, reward_model, run)
-            baselines = self.baselines(policy, landscape, plain.get((policy["spec"].algorithm, policy["kl_coef"])))
-            for judge in self.judges:
-                opponents = baselines | self.opponents(judge, policy, answered)
+            parents |= {f"policy/{index}": one.run, f"respond/{index}": one.respond}
+            if self.spans_plane(one.policy):
+                parents[f"plane/{index}"] = self.add_plane(one)
+            baselines = self.baselines(one, trained)
+            for judge in self.study.judges:
+                opponents = baselines | self.opponents(judge, one, trained)
                 if opponents:
-                    verdicts = self.add_judge(label, replicate, policy, judge, respond, opponents, judging)
-                    parents[f"judge/{judge}/{index}"] = verdicts
-            members.append(
-                {name: policy[name] for name in ("arm", "alpha", "kl_coef", "name")}
-                | {"replicate": replicate, "index": index}
-                | {"baselines": {role: name for role, (name, _, _) in baselines.items()}}
-            )
+                    parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
+            names = {role: name for role, (name, _, _) in baselines.items()}
+            members.append(one.policy.described() | {"replicate": self.number, "index": index, "baselines": names})
 
-    def is_plain(self, policy):
-        return policy["spec"] == policies.plain_spec(self.config, policy["spec"].algorithm)
-
-    @staticmethod
-    def baselines(policy, landscape, plain):
+    def baselines(self, one, trained):
         """Role -> (baseline's name, the model whose rows are its responses, the run that has them)."""
         found = {}
-        if landscape:
-            found["sft0"] = ("sft0", "sft0", landscape)
-        if plain and plain[0] != policy["name"]:
-            found[config.PLAIN] = (plain[0], "policy", plain[1])
+        if self.landscape:
+            found["sft0"] = ("sft0", "sft0", self.landscape)
+        plain = next((other for other in trained if other.policy.is_plain_anchor_of(one.policy)), None)
+        if plain and plain.name != one.name:
+            found[config.PLAIN] = (plain.name, "policy", plain.respond)
         return found
 
-    def opponents(self, judge, policy, answered):
+    def opponents(self, judge, one, trained):
         """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
-        if not self.config.judges[judge].tournament:
+        if not self.config.judges[judge].tournament or one.policy.plain:  # a plain anchor is a baseline of all
             return {}
-        at = [(other, respond) for other, _, respond in answered if other["kl_coef"] == policy["kl_coef"]]
-        place = [other["name"] for other, _ in at].index(policy["name"])
-        if self.is_plain(policy):  # which is a baseline of all
-            return {}
-        return {
-            f"opponent{i}": (other["name"], "policy", respond)
-            for i, (other, respond) in enumerate(at[:place])
-            if not self.is_plain(other)
-        }
+        at = [other for other in trained if other.policy.kl_coef == one.policy.kl_coef]
+        earlier = enumerate(at[: at.index(one)])
+        return {f"opponent{i}": (other.name, "policy", other.respond) for i, other in earlier if not other.policy.plain}
 
-    def add_sft(self, label, replicate, index):
-        settings = {
-            "seed": self.seed("sft", replicate, index),
-            "sft": self.sft,
-            "lengths": self.config.lengths,
-            "mixed_precision": self.config.mixed_precision,
-        }
-        parents = {"prepare": self.prepare, "base": self.base}
-        return self.add_run("sft", f"{label}-s{index}", settings, parents, replicate)
+    def seed(self, stage, index=0):
+        return runs.derive_seed(self.config.seed, stage, self.number, index)
 
-    @functools.cached_property
-    def sft(self):
-        """SFT's settings as they determine a model: how many others are trained beside it does not."""
-        return _adapters(replace(self.config.sft, models=config.Sft.models))
+    def add_run(self, stage, label, settings, parents, after=()):
+        return self.study.add_run(stage, label, settings, parents, self.number, after)
 
-    def add_reward_model(self, label, replicate, sft):
-        return self._reward_model(label, self.seed("reward_model", replicate), "", replicate, sft)
+    def add_sft(self, index):
+        settings = config.SftSettings(
+            seed=self.seed("sft", index),
+            sft=_adapters(
+                replace(self.config.sft, models=config.Sft.models)
+            ),  # how many others there are, changes none
+            **self.common,
+        )
+        parents = {"prepare": self.study.prepare, "base": self.study.base}
+        return self.add_run("sft", f"{self.label}-s{index}", settings, parents)
 
-    def add_judging_reward_model(self, label, replicate, sft):
-        """The reward model of a judge: other preferences, another seed. None where no judge has one."""
-        if not any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
-            return None
-        seed = self.seed("reward_model", replicate, 1)
-        return self._reward_model(f"{label}-judge", seed, "_for_judge", replicate, sft)
+    def add_reward_model(self, label, index, preferences):
+        chosen = self.config.data.preferences
+        settings = config.RewardModelSettings(
+            seed=self.seed("reward_model", index),
+            preferences=chosen + preferences,
+            reward_model=_adapters(self.config.reward_model),
+            **self.common,
+        )
+        samplers = self.sft_pair if chosen == "sampled" else {"sft0": self.sft[0]}
+        return self.add_run("reward_model", label, settings, {"prepare": self.study.prepare, **samplers})
 
-    def _reward_model(self, label, seed, preferences, replicate, sft):
-        sampled = self.config.data.preferences == "sampled"
-        settings = {
-            "seed": seed,
-            "preferences": self.config.data.preferences + preferences,
-            "reward_model": _adapters(self.config.reward_model),
-            "lengths": self.config.lengths,
-            "mixed_precision": self.config.mixed_precision,
-        }
-        parents = {"prepare": self.prepare, "sft0": sft[0]}
-        if sampled and len(sft) > 1:
-            parents["sft1"] = sft[1]
-        return self.add_run("reward_model", label, settings, parents, replicate)
+    def add_landscape(self):
+        evaluate = self.config.evaluate
+        settings = config.LandscapeSettings(
+            seed=self.seed("respond"),  # as the policies answer, so that noise is shared
+            alphas=[decimal_text(alpha) for alpha in evaluate.alphas],
+            temperature=evaluate.temperature,
+            lengths=self.config.lengths,
+            gates=evaluate.gates,
+        )
+        return self.add_run("landscape", self.label, settings, self.parents | self.sft_pair | self.study.benchmarks)
 
-    def add_landscape(self, label, replicate, sft, reward_model):
-        settings = {
-            "seed": self.seed("respond", replicate),  # as the policies answer, so that noise is shared
-            "alphas": [decimal_text(alpha) for alpha in self.config.evaluate.alphas],
-            "temperature": self.config.evaluate.temperature,
-            "lengths": self.config.lengths,
-            "gates": self.config.evaluate.gates,
-        }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1]}
-        return self.add_run("landscape", label, settings, parents | self.benchmarks, replicate)
-
-    def add_policy(self, label, replicate, policy, sft, reward_model, landscape):
-        spec = policy["spec"]
-        settings = {
-            "seed": self.seed(spec.algorithm, replicate),
-            "kl_coef": spec.kl_coef(policy["kl_coef"]),
-            "start": list(spec.start),
-            "reference": spec.reference,
-            spec.algorithm: self.section(spec),
-            "lengths": self.config.lengths,
-            "mixed_precision": self.config.mixed_precision,
-        }
-        parents = {"prepare": self.prepare, "reward_model": reward_model}
-        parents |= {f"sft{i}": sft[i] for i in used(spec.start, spec.weights)}
-        after = (landscape,) if landscape else ()
-        name = f"{label}-{spec.run_label(policy['kl_coef'])}"
-        return self.add_run(spec.algorithm, name, settings, parents, replicate, after)
+    def add_policy(self, policy):
+        """Add the runs that train a policy and let it answer; returns both as `Trained`."""
+        spec = policy.spec
+        settings = config.TRAINING[spec.algorithm](
+            seed=self.seed(spec.algorithm),
+            kl_coef=spec.kl_coef(policy.kl_coef),
+            start=list(spec.start),
+            reference=spec.reference,
+            **{spec.algorithm: self.section(spec)},
+            **self.common,
+        )
+        parents = self.parents | {f"sft{i}": self.sft[i] for i in used(spec.start, spec.weights)}
+        after = (self.landscape,) if self.landscape else ()
+        label = f"{self.label}-{policy.run_label}"
+        run = self.add_run(spec.algorithm, label, settings, parents, after)
+        return Trained(policy, run, self.add_respond(label, spec, run))
 
     def section(self, spec):
         """The algorithm's settings as they determine a policy: what is not read there has its default."""
@@ -420,72 +416,48 @@ class _Study:
         schedule = schema.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], values, strict=True)))
         return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=schedule))
 
-    def add_respond(self, label, replicate, policy, sft, reward_model, run):
-        own = policy["spec"]
-        settings = {
-            "seed": self.seed("respond", replicate),
-            "temperature": self.config.evaluate.temperature,
-            "lengths": self.config.lengths,
-        }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "policy": run}
-        # Where the policy went is said by the first two.
-        needed = sorted({*anchors.needed(own.reference), *range(min(2, len(sft)))})
-        parents |= {f"sft{i}": sft[i] for i in needed} | self.benchmarks
-        return self.add_run("respond", f"{label}-{own.run_label(policy['kl_coef'])}", settings, parents, replicate)
+    def add_respond(self, label, spec, run):
+        settings = config.RespondSettings(self.seed("respond"), self.config.evaluate.temperature, self.config.lengths)
+        mixed = {f"sft{i}": self.sft[i] for i in anchors.needed(spec.reference)}  # the reference, once more
+        parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
+        return self.add_run("respond", label, settings, parents)
 
-    def spans_plane(self, policy, replicate):
+    def spans_plane(self, policy):
         plane = self.config.evaluate.plane
-        kl_coefs = [other["kl_coef"] for other in self.policies if other["spec"] == policy["spec"]]
+        kl_coefs = [other.kl_coef for other in self.study.policies if other.spec == policy.spec]
         return (
-            policy["arm"] in plane.arms
-            and replicate in self.config.replicates[: plane.replicates]
-            and policy["kl_coef"] == policies.kl_coefs_of(plane.kl_coef, kl_coefs[0])
+            len(self.sft) > 1
+            and policy.arm in plane.arms
+            and self.number in self.config.replicates[: plane.replicates]
+            and policy.kl_coef == policies.kl_coefs_of(plane.kl_coef, kl_coefs[0])
         )
 
-    def add_plane(self, label, replicate, policy, sft, reward_model, run):
+    def add_plane(self, one):
         plane = self.config.evaluate.plane
-        settings = {
-            "seed": self.seed("respond", replicate),
-            "step": str(Fraction(plane.step)),
-            "margin": str(Fraction(plane.margin)),
-            "prompts": plane.prompts,
-            "lengths": self.config.lengths,
-        }
-        parents = {"prepare": self.prepare, "reward_model": reward_model, "sft0": sft[0], "sft1": sft[1], "policy": run}
-        name = policy["spec"].run_label(policy["kl_coef"])
-        return self.add_run("plane", f"{label}-{name}", settings, parents, replicate)
+        settings = config.PlaneSettings(
+            seed=self.seed("respond"),
+            step=str(Fraction(plane.step)),
+            margin=str(Fraction(plane.margin)),
+            prompts=plane.prompts,
+            lengths=self.config.lengths,
+        )
+        parents = self.parents | self.sft_pair | {"policy": one.run}
+        return self.add_run("plane", f"{self.label}-{one.policy.run_label}", settings, parents)
 
-    def add_judge(self, label, replicate, policy, judge, respond, baselines, judging):
-        own = self.config.judges[judge]
-        settings = {
-            "name": judge,
-            "judge": replace(own, tournament=False),  # its opponents say so
-            "replicate": replicate,
-            "candidate": policy["name"],
-            "baselines": {name: model for name, model, _ in baselines.values()},
-            "files": self.files.get(f"judge/{judge}", {}),
-        }
-        parents = {"candidate": respond} | {f"baseline/{name}": run for name, _, run in baselines.values()}
-        kind = judges.find(own.kind)
+    def add_judge(self, name, one, opponents):
+        judge = self.config.judges[name]
+        settings = config.JudgeSettings(
+            name=name,
+            judge=replace(judge, tournament=False),  # its opponents say so
+            replicate=self.number,
+            candidate=one.name,
+            baselines={opponent: model for opponent, model, _ in opponents.values()},
+            files=self.study.files_of(f"judge/{name}"),
+        )
+        parents = {"candidate": one.respond} | {f"baseline/{other}": run for other, _, run in opponents.values()}
+        kind = judges.find(judge.kind)
         if kind.shown_references:
-            parents |= self.benchmarks
+            parents |= self.study.benchmarks
         if kind.scorer:
-            parents["scorer"] = judging
-        return self.add_run("judge", f"{label}-{policy['name']}-{judge}", settings, parents, replicate)
-
-    def add_study(self, members, parents):
-        settings = {"config": self.described(), "policies": members}
-        return self.add_run("study", self.config.name, settings, parents)
-
-    def described(self):
-        """The configuration as the report shows it: without what is execution only, and local files by name."""
-        left_out = {"execution", "results", "companions", "objective"}
-        left_out |= {*config.ALGORITHMS} - {policy["spec"].algorithm for policy in self.policies}
-        shown = {key: value for key, value in schema.dump(self.config).items() if key not in left_out}
-        parts = {"prepare": shown["data"]["task"], "base": shown["model"]}
-        parts |= {f"benchmark/{name}": benchmark for name, benchmark in shown["benchmarks"].items()}
-        for part, values in parts.items():
-            for name in self.files.get(part, {}):
-                if values.get(name):
-                    values[name] = Path(values[name]).name
-        return shown
+            parents["scorer"] = self.scorer
+        return self.add_run("judge", f"{self.label}-{one.name}-{name}", settings, parents)

@@ -155,20 +155,44 @@ def kl_coefs_of(kl_coefs, otherwise):
     return otherwise if kl_coefs is None else kl_coefs
 
 
-def policies(composed):
-    """The policies of a replicate, one for each specification and kl_coef, as dictionaries.
+@dataclass(frozen=True)
+class Policy:
+    """A policy of every replicate.
 
-    Keys: arm (the name of the first arm that says so), alpha (the reference's place on the line from sft0 to sft1 as
-    text, or None), spec, kl_coef (the study's, before the arm's scale), name.
+    Attributes:
+        arm: the name of the first arm that says so.
+        kl_coef: the study's, before the arm's scale.
+        plain: whether it is the plain anchor of its algorithm.
+        alpha: the reference's place on the line from sft0 to sft1 as text, or None.
     """
+
+    arm: str
+    spec: PolicySpec
+    kl_coef: float
+    plain: bool
+    alpha: str | None
+
+    @property
+    def name(self):
+        return self.spec.name(self.kl_coef)
+
+    @property
+    def run_label(self):
+        return self.spec.run_label(self.kl_coef)
+
+    def is_plain_anchor_of(self, other):
+        return self.plain and (self.spec.algorithm, self.kl_coef) == (other.spec.algorithm, other.kl_coef)
+
+    def described(self):
+        """What the settings of a study say of it."""
+        return {"arm": self.arm, "alpha": self.alpha, "kl_coef": self.kl_coef, "name": self.name}
+
+
+def policies(composed):
+    """The policies of a replicate (`Policy`), one for each specification and kl_coef."""
+    study = composed.config
     return [
-        {
-            "arm": names[0],
-            "alpha": _alpha_of(spec, composed.config),
-            "spec": spec,
-            "kl_coef": kl_coef,
-            "name": spec.name(kl_coef),
-        }
+        Policy(names[0], spec, kl_coef, spec == plain_spec(study, spec.algorithm), _alpha_of(spec, study))
         for spec, (names, kl_coefs) in specs(composed).items()
         for kl_coef in kl_coefs
     ]

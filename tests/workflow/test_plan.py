@@ -156,7 +156,7 @@ def test_planes_of_some_policies():
 
 def test_an_arm_at_some_kl_coefs():
     values = make(kl_coefs=[0.02, 0.05], arms__salsa__kl_coefs=[0.05])
-    found = [(policy["arm"], policy["kl_coef"]) for policy in policies.policies(values)]
+    found = [(policy.arm, policy.kl_coef) for policy in policies.policies(values)]
     assert found == [("ppo", 0.02), ("ppo", 0.05), ("salsa", 0.05)]
 
 
@@ -164,7 +164,7 @@ def test_alphas_are_the_arms_they_equal():
     arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "other": arm(weights=["0", "1"])}
     values = make(arms=arms, alphas=["0", "0.25", "0.5", "0.750", "1"])
     found = policies.policies(values)
-    assert [(policy["arm"], policy["alpha"]) for policy in found] == [
+    assert [(policy.arm, policy.alpha) for policy in found] == [
         ("ppo", "0"),
         ("salsa", "0.5"),
         ("other", "1"),
@@ -176,12 +176,12 @@ def test_alphas_are_the_arms_they_equal():
 
 def test_equal_arms_are_one_run():
     values = make(arms={"salsa": arm(weights=["1/2", "1/2"]), "again": arm(weights=["0.50", "0.5", "0"])})
-    assert [policy["arm"] for policy in policies.policies(values)] == ["salsa"]
+    assert [policy.arm for policy in policies.policies(values)] == ["salsa"]
 
 
 def test_alphas_at_some_kl_coefs_only():
     values = make(kl_coefs=[0.02, 0.05], alphas=["0.25", "0.5"], alpha_kl_coefs=[0.05])
-    assert [(policy["arm"], policy["kl_coef"]) for policy in policies.policies(values)] == [
+    assert [(policy.arm, policy.kl_coef) for policy in policies.policies(values)] == [
         ("ppo", 0.02),
         ("ppo", 0.05),
         ("salsa", 0.02),
@@ -236,7 +236,7 @@ def test_a_scaled_kl_coef_shares_the_run_of_the_kl_coef_that_it_gives():
     arms = {"ppo": arm(), "smaller_beta": arm(kl_scale=0.5)}
     values = make(arms=arms, kl_coefs=[0.05, 0.025], replicates=[0])
     found = policies.policies(values)
-    assert [(policy["arm"], policy["kl_coef"], policy["name"].split("kl_")[1]) for policy in found] == [
+    assert [(policy.arm, policy.kl_coef, policy.name.split("kl_")[1]) for policy in found] == [
         ("ppo", 0.05, "0.05"),
         ("ppo", 0.025, "0.025"),
         ("smaller_beta", 0.05, "0.05x0.5"),
@@ -256,7 +256,7 @@ def test_arms_of_another_penalty_are_not_plain_ppo():
     """Neither on the line of alphas nor a baseline: they are judged against plain PPO at the study's kl_coef."""
     arms = {"smaller_beta": arm(kl_scale=0.5), "decaying_beta": arm(kl_schedule=LINEAR), "ppo": arm()}
     values = make(arms=arms | {"ema": arm(kind="ema", rate=0.1)}, replicates=[0])
-    assert [policy["alpha"] for policy in policies.policies(values)] == [None, None, "0", None]
+    assert [policy.alpha for policy in policies.policies(values)] == [None, None, "0", None]
     study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
     plain = "start_sft0-ref_sft0-kl_0.05"
     assert [policy["baselines"].get("ppo") for policy in study.settings["policies"]] == [plain, plain, None, plain]
@@ -265,9 +265,9 @@ def test_arms_of_another_penalty_are_not_plain_ppo():
 def test_an_arms_schedule_takes_the_place_of_the_studys():
     arms = {"ppo": arm(), "fixed": arm(kl_schedule=schema.KlSchedule()), "decaying_beta": arm(kl_schedule=LINEAR)}
     values = make(arms=arms, ppo__kl_schedule=dataclasses.asdict(LINEAR), replicates=[0])
-    found = {policy["arm"]: policy for policy in policies.policies(values)}
+    found = {policy.arm: policy for policy in policies.policies(values)}
     assert list(found) == ["ppo", "fixed"]  # the third says what the study says
-    assert [policy["alpha"] for policy in found.values()] == ["0", None]
+    assert [policy.alpha for policy in found.values()] == ["0", None]
     schedules = [run.settings["ppo"]["kl_schedule"] for run in ppo_runs(values).values()]
     assert schedules == [dataclasses.asdict(LINEAR), dataclasses.asdict(schema.KlSchedule())]
     arms = {"decaying_beta": arm(kl_schedule=LINEAR)}
@@ -303,7 +303,7 @@ def test_the_alpha_of_adapters_is_read_where_there_are_any(stage):
 def test_each_setting_of_an_arm_makes_a_run_of_its_own(change):
     arms = {"ppo": arm(), "salsa": arm(weights=["1/2", "1/2"]), "ema": arm(kind="ema", rate=0.3)}
     values = make(arms=arms | {"new": arm(**change)}, replicates=[0])
-    assert len(ppo_runs(values)) == 4 and len({policy["name"] for policy in policies.policies(values)}) == 4
+    assert len(ppo_runs(values)) == 4 and len({policy.name for policy in policies.policies(values)}) == 4
 
 
 def test_the_reference_is_passed_on_whole():
