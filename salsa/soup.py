@@ -33,41 +33,21 @@ PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the resu
 THREADS = 16  # at most; more would wait for the disk, each with buffers of its own
 # safetensors' names of the types that can be averaged or, without a fraction, compared.
 TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
 # Keys of config.json in which two models of one architecture may differ without changing what the weights compute.
 VOLATILE = {
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "id2label",
-    "initializer_range",
-    "label2id",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "return_dict",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "id2label", "initializer_range", "label2id",
+    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "tokenizer_class",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 DROPOUT = re.compile("dropout|pdrop")  # in keys: while training alone
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
 EXPONENT = re.compile(r"e[+-]?\d{3}", re.IGNORECASE)
 LARGEST_WEIGHT = 1000  # a soup lies between its ingredients, or not far beyond
+ALIKE = "only like models can be averaged"
 
 
 def parse_weights(weights, count):
@@ -75,23 +55,20 @@ def parse_weights(weights, count):
 
     Raises UserError unless there are `count` of them and they sum to 1 within 1e-6.
     """
+    shown = " ".join(str(weight)[:20] for weight in weights)
     try:
         if any(EXPONENT.search(str(weight)) for weight in weights):  # which would take all memory as a fraction
             raise ValueError
         parsed = [Fraction(str(weight)) for weight in weights]
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise UserError(f"weights {_shown(weights)}: each must be a decimal or a fraction") from None
+        raise UserError(f"weights {shown}: each must be a decimal or a fraction") from None
     if len(parsed) != count:
         raise UserError(f"{len(parsed)} weights for {count} models; give one for each")
     if abs(sum(parsed) - 1) > Fraction(1, 10**6):
         raise UserError(f"weights sum to {float(sum(parsed)):.6g}; they must sum to 1")
     if any(abs(weight) > LARGEST_WEIGHT for weight in parsed):
-        raise UserError(f"weights {_shown(weights)}: each must lie within ±{LARGEST_WEIGHT}")
+        raise UserError(f"weights {shown}: each must lie within ±{LARGEST_WEIGHT}")
     return [float(weight) for weight in parsed]
-
-
-def _shown(weights):
-    return " ".join(str(weight)[:20] for weight in weights)
 
 
 def check_ingredients(models, loaded=False):
@@ -102,26 +79,23 @@ def check_ingredients(models, loaded=False):
     Args:
         loaded: whether the first has been loaded, and so is known to be whole.
     """
-    models = [Path(folder) for folder in models]
-    first, aligned = models[0], _aligned(models)  # of headers alone: refused before gigabytes are read
-    for name, tensor in aligned[0].items():
+    first, *others = models = [Path(folder) for folder in models]
+    reference, *aligned = _aligned(models)  # of headers alone: refused before gigabytes are read
+    for name, tensor in reference.items():
         if tensor.dtype not in TYPES:
-            raise UserError(
-                f"{first}: tensor {name} is {tensor.dtype}, which can't be averaged; save the model in another type"
-            )
-    for other, tensors in zip(models[1:], aligned[1:], strict=True):
-        for name in sorted(set(aligned[0]) | set(tensors)):
-            mine, its = _describe(aligned[0].get(name)), _describe(tensors.get(name))
+            remedy = "which can't be averaged; save the model in another type"
+            raise UserError(f"{first}: tensor {name} is {tensor.dtype}, {remedy}")
+    for other, tensors in zip(others, aligned, strict=True):
+        for name in sorted(set(reference) | set(tensors)):
+            mine, its = _describe(reference.get(name)), _describe(tensors.get(name))
             if mine != its:
-                raise UserError(
-                    f"{other}: tensor {name} is {its}, in {first} it is {mine}; only like models can be averaged"
-                )
+                raise UserError(f"{other}: tensor {name} is {its}, in {first} it is {mine}; {ALIKE}")
         _check_configurations(first, other)
         _check_tokenizers(first, other)
     if not loaded and configuration(first).get("model_type"):
         from salsa.rl import models as loader  # which reads soups, and so this module
 
-        whole_numbers = {name for name, tensor in aligned[0].items() if not TYPES[tensor.dtype].is_floating_point}
+        whole_numbers = {name for name, tensor in reference.items() if not TYPES[tensor.dtype].is_floating_point}
         loader.check_whole(first, besides=whole_numbers)
 
 
@@ -143,13 +117,13 @@ def _aligned(models):
     stored_by_each = [stored(folder) for folder in models]
     if all(tensors.keys() == stored_by_each[0].keys() for tensors in stored_by_each):
         return stored_by_each
-    tied = _tied(models[0])  # name -> the name of the tensor that it is
+    tied = tied_names(models[0])  # name -> the name of the tensor that it is
     for folder, tensors in zip(models, stored_by_each, strict=True):
         for name, source in tied.items():
             if name in tensors and source in tensors and not _same(tensors[name], tensors[source]):
                 raise UserError(
-                    f"{folder}: tensors {name} and {source} differ, which {models[0]} ties "
-                    "(tie_word_embeddings); only like models can be averaged"
+                    f"{folder}: tensors {name} and {source} differ, which {models[0]} ties (tie_word_embeddings); "
+                    f"{ALIKE}"
                 )
     for tensors in stored_by_each[1:]:
         for name, source in tied.items():
@@ -161,7 +135,7 @@ def _aligned(models):
     return stored_by_each
 
 
-def _tied(folder):
+def tied_names(folder):
     """Names of tensors that a model's configuration makes one with another -> the other's name; none where unknown."""
     try:
         config = load_config(folder)
@@ -200,7 +174,7 @@ def _check_configurations(first, other):
     mine, its = (_compared(configuration(folder)) for folder in (first, other))
     if mine != its:
         with contextlib.suppress(UserError):  # of no class that transformers has: compared as they are written
-            mine, its = (_loaded(folder) for folder in (first, other))
+            mine, its = (_compared(_loaded(folder)) for folder in (first, other))
     for key in sorted(set(mine) | set(its)):
         if mine.get(key) != its.get(key):
             raise UserError(f"{other}: config.json has {key} = {its.get(key)!r}, {first} has {mine.get(key)!r}")
@@ -210,7 +184,7 @@ def _loaded(folder):
     """A configuration as transformers loads it, with defaults, and without the keys that its class doesn't know."""
     config = load_config(folder)
     known = type(config)().to_dict()
-    return _compared({key: value for key, value in config.to_dict().items() if key in known})
+    return {key: value for key, value in config.to_dict().items() if key in known}
 
 
 def _compared(values):
@@ -228,27 +202,21 @@ def _compared(values):
 
 def _check_tokenizers(first, other):
     """UserError, naming the first difference, where two folders' tokenizers read texts, or end them, differently."""
-    contents = [
+    mine, its = (
         {name: (folder / name).read_bytes() for name in TOKENIZERS if (folder / name).is_file()}
         for folder in (first, other)
-    ]
-    if contents[0] != contents[1]:
-        if not all(contents):
-            raise UserError(f"{first if contents[1] else other}: has no tokenizer; only like models can be averaged")
+    )
+    if mine != its:
+        if not (mine and its):
+            raise UserError(f"{first if its else other}: has no tokenizer; {ALIKE}")
         mine, its = map(_tokenizer, (first, other))
         for part in mine:
             difference = _difference(mine[part], its[part])
             if difference:
-                raise UserError(
-                    f"{other}: its tokenizer differs from that of {first} in {part}: {difference}; only like models "
-                    "can be averaged"
-                )
-    ends = [_end_token(folder) for folder in (first, other)]
-    if None not in ends and ends[0] != ends[1]:
-        raise UserError(
-            f"{other}: its tokenizer's eos_token is {ends[1]!r}, that of {first} is {ends[0]!r}; only like models can "
-            "be averaged"
-        )
+                raise UserError(f"{other}: its tokenizer differs from that of {first} in {part}: {difference}; {ALIKE}")
+    mine, its = map(_end_token, (first, other))
+    if None not in (mine, its) and mine != its:
+        raise UserError(f"{other}: its tokenizer's eos_token is {its!r}, that of {first} is {mine!r}; {ALIKE}")
 
 
 def _tokenizer(folder):
@@ -266,19 +234,15 @@ def _tokenizer(folder):
     content = json.loads(text)
     added = {token.pop("id"): token for token in content["added_tokens"]}
     model = content["model"]
+    vocabulary = model.pop("vocab", {})  # by its tokens, or (Unigram) a list
     return {
-        "vocabulary": _as_dict(model.pop("vocab", {})),
+        "vocabulary": vocabulary if isinstance(vocabulary, dict) else dict(enumerate(vocabulary)),
         "merges": model.pop("merges", []),
         "model": {**model, "dropout": None},
         "added tokens": added,
         "normalizer": content["normalizer"],
         "pre-tokenizer": content["pre_tokenizer"],
     }
-
-
-def _as_dict(vocabulary):
-    """A vocabulary by its tokens, or (Unigram) by its places."""
-    return vocabulary if isinstance(vocabulary, dict) else dict(enumerate(vocabulary))
 
 
 def _difference(mine, its):

@@ -11,10 +11,8 @@ what a policy does.
 import math
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from salsa import soup
-from salsa.rl import folders
 from salsa.workflow.runs import UserError
 
 PIECE = 2**22  # weights held in float64 at once, of each model
@@ -69,8 +67,8 @@ def _square(vector):
 
 
 def _names(folders):
-    """Names of the tensors that count, equal in all folders."""
-    tied = _tied(folders[0])
+    """Names of the tensors that count, equal in all folders: a tied one is in the folder under another name, too."""
+    tied = soup.tied_names(folders[0])
     first, *others = ({n: shape for n, shape in soup.shapes(folder).items() if n not in tied} for folder in folders)
     for folder, found in zip(folders[1:], others, strict=True):
         for name in sorted(set(first) | set(found)):
@@ -80,11 +78,3 @@ def _names(folders):
                     "only like models can be compared"
                 )
     return list(first)
-
-
-def _tied(folder):
-    """Names under which a model's folder may hold a tensor that it also holds under another."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(folders.load_config(folder))
-    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    return set(model.state_dict()) - own
