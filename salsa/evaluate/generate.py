@@ -9,7 +9,6 @@ Finished chunks can be kept, so that a run that was killed goes on: its chunks a
 for bit on a CPU.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,11 +177,12 @@ def _in_order(parts, order, rows, left_out):
 
 def _keep(path, answers, execution):
     """Write the responses of a finished chunk: a line a prompt, in the order of the chunk."""
+    responses = zip(*answers.responses, strict=True)
     lines = [
-        {"id": row["id"], "rollouts": execution.rollouts, "responses": [turn[i] for turn in answers.responses]}
-        for i, row in enumerate(answers.rows)
+        {"id": row["id"], "rollouts": execution.rollouts, "responses": list(turns)}
+        for row, turns in zip(answers.rows, responses, strict=True)
     ]
-    runs.write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    runs.write_jsonl(path, lines)
 
 
 def _finished(path, rows, execution):

@@ -66,9 +66,11 @@ def responses(folder, model):
         if problem:
             raise runs.UserError(f"{path}:{number}: {problem}; answer the benchmarks again")
         place = row["benchmark"], row["prompt_id"]
-        if row["model"] == model and place in rows:
+        if row["model"] != model:
+            continue
+        if place in rows:
             raise runs.UserError(f"{path}:{number}: {response_name(row)} stands there twice; remove one")
-        if row["model"] == model and row.get("compared", True):
+        if row.get("compared", True):
             rows[place] = row
     if not rows:
         raise runs.UserError(f"{path}: no response of model {model!r}; give the folder of a run that answered with it")
@@ -95,20 +97,19 @@ def _problem(row):
 def check(candidate, baselines, parents):
     """Refuse a prompt that the candidate answered and a baseline did not, or that was another one for the baseline."""
     for name, rows in baselines.items():
-        other = next(
-            (key for key in candidate if key in rows and rows[key]["prompt"] != candidate[key]["prompt"]), None
-        )
-        if other:
-            raise runs.UserError(
-                f"{parents[f'baseline/{name}'] / 'responses.jsonl'}: {other[0]}/{other[1]} is not the prompt that the "
-                "candidate answered; answer the same benchmarks with both"
-            )
-        missing = [key for key in candidate if key not in rows]
-        if missing:
-            raise runs.UserError(
-                f"{parents[f'baseline/{name}'] / 'responses.jsonl'}: {len(missing)} of the candidate's prompts have no "
-                f"response of {name}, first {missing[0][0]}/{missing[0][1]}; answer the same benchmarks with both"
-            )
+        different = [
+            place for place in candidate if place in rows and rows[place]["prompt"] != candidate[place]["prompt"]
+        ]
+        missing = [place for place in candidate if place not in rows]
+        problem = None
+        if different:
+            problem = f"{'/'.join(map(str, different[0]))} is not the prompt that the candidate answered"
+        elif missing:
+            first = "/".join(map(str, missing[0]))
+            problem = f"{len(missing)} of the candidate's prompts have no response of {name}, first {first}"
+        if problem:
+            path = parents[f"baseline/{name}"] / "responses.jsonl"
+            raise runs.UserError(f"{path}: {problem}; answer the same benchmarks with both")
 
 
 if __name__ == "__main__":

@@ -52,11 +52,11 @@ def triangle(step, margin):
     if (1 / step).denominator != 1:
         raise runs.UserError(f"evaluate.plane.step={step}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
     steps, beyond = int(1 / step), math.floor(margin / step)
-    found = []
-    for sft1 in range(-beyond, steps + 2 * beyond + 1):
-        for policy in range(-beyond, steps - sft1 + beyond + 1):
-            found.append((1 - (sft1 + policy) * step, sft1 * step, policy * step))
-    return found
+    return [
+        (1 - (sft1 + policy) * step, sft1 * step, policy * step)
+        for sft1 in range(-beyond, steps + 2 * beyond + 1)
+        for policy in range(-beyond, steps - sft1 + beyond + 1)
+    ]
 
 
 def line(step, margin):
