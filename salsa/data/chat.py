@@ -223,10 +223,6 @@ def _any_of(tokens):
     return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
 
 
-def _spelled(text, tokens):
-    return [token for token in tokens if token in text]
-
-
 def _plain_ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -289,7 +285,7 @@ class _Conversation:
         except UnicodeEncodeError:
             raise Refused("dropped_half_surrogate", "it holds half a surrogate pair, which is no text") from None
         self.controls = _controls(tokenizer)
-        spelled = _spelled(contents, self.controls.ids)
+        spelled = [token for token in self.controls.ids if token in contents]
         if not spelled:
             self._check_normalised(contents)
             return
@@ -309,7 +305,8 @@ class _Conversation:
         """Refused where text becomes a control token only by the tokenizer's own normalisation."""
         tokens, backend = self.controls.normalised, getattr(self.tokenizer, "backend_tokenizer", None)
         normalizer = backend.normalizer if backend and tokens else None
-        if normalizer and _spelled(normalizer.normalize_str(contents), tokens):
+        normalised = normalizer.normalize_str(contents) if normalizer else ""
+        if any(token in normalised for token in tokens):
             raise Refused("dropped_control_token", "it spells a control token in other characters")
 
     def text(self, count, generation=False):

@@ -93,24 +93,21 @@ def text_or_messages(key, value, left_out=None):
 def _message(key, message, left_out):
     if not isinstance(message, dict):
         raise wrong(key, message, MESSAGES)
-    role = message.get("role")
+    role, problem = message.get("role"), None
     if not isinstance(role, str):
-        shown = printable(", ".join(map(str, message)))[:60]
-        raise UserError(f"{key!r} has the wrong form: a message without 'role' ({shown}); it is {MESSAGES}")
-    if role in TOOL_ROLES or message.get("tool_calls") or message.get("function_call"):
+        problem = f"a message without 'role' ({printable(', '.join(map(str, message)))[:60]})"
+    elif role in TOOL_ROLES or message.get("tool_calls") or message.get("function_call"):
         raise Dropped("tool_calls")
-    if role not in ROLES:
-        raise UserError(f"{key!r} has the wrong form: the role {printable(role)[:30]!r}; it is {MESSAGES}")
-    if "content" not in message:
-        shown = printable(", ".join(map(str, message)))[:60]
-        raise UserError(f"{key!r} has the wrong form: a message without 'content' ({shown}); it is {MESSAGES}")
-    return {"role": ROLES[role], "content": _content(key, message["content"], left_out)}
-
-
-def _content(key, content, left_out):
-    if not isinstance(content, list):
-        return text(key, content, MESSAGES)
-    return "".join(_part(key, part, left_out) for part in content)
+    elif role not in ROLES:
+        problem = f"the role {printable(role)[:30]!r}"
+    elif "content" not in message:
+        problem = f"a message without 'content' ({printable(', '.join(map(str, message)))[:60]})"
+    if problem:
+        raise UserError(f"{key!r} has the wrong form: {problem}; it is {MESSAGES}")
+    content = message["content"]
+    if isinstance(content, list):
+        content = "".join(_part(key, part, left_out) for part in content)
+    return {"role": ROLES[role], "content": text(key, content, MESSAGES)}
 
 
 def _part(key, part, left_out):

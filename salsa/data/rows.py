@@ -7,10 +7,12 @@ form they are in. What can't be read is a UserError of one line: the file, the l
 row), and what to do.
 """
 
+import collections
 import contextlib
 import gzip
 import io
 import json
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 from salsa.workflow.runs import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+# What else people give for a file of rows.
 OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")
 FORMS = "JSONL (.jsonl, .jsonl.gz), a JSON array (.json, .json.gz) or Parquet (.parquet)"
 LARGEST = 64 * 2**20  # bytes of a row; a longer one is no row but a file without line ends
@@ -38,6 +41,7 @@ OTHER_FORMS = {  # what files that hold no text begin with -> what to do
     b"PK\x03\x04": "a ZIP archive; unpack it",
     LFS: "a pointer of Git LFS, not the file; run git lfs pull",
 }
+BLANK = re.compile(r"[ \t\r\n]*")  # of JSON
 FETCH = "mend or fetch the file again"
 MEND = "mend or remove it"
 
@@ -45,11 +49,6 @@ MEND = "mend or remove it"
 def holds_rows(name):
     """Whether a name ends as that of a file of rows."""
     return name.lower().removesuffix(".gz").endswith(SUFFIXES)
-
-
-def names_file(name):
-    """Whether a name ends as that of a file, of rows or of anything else that people give for one."""
-    return holds_rows(name) or name.lower().endswith(OTHER_SUFFIXES)
 
 
 def local(value):
@@ -190,8 +189,7 @@ def _array(path, file):
 def _next_sign(stream, buffer, at):
     """The buffer, filled where needed, and the place in it of the next sign that is no white space, or its end."""
     while True:
-        while at < len(buffer) and buffer[at] in " \t\r\n":
-            at += 1
+        at = BLANK.match(buffer, at).end()
         if at < len(buffer):
             return buffer, at
         buffer, at = stream.read(CHUNK), 0
@@ -252,8 +250,8 @@ def _once(pairs):
     """An object's dictionary; Python alone would keep the last of two values and say nothing."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen = set()
-        raise _Doubled(next(key for key, _ in pairs if key in seen or seen.add(key)))
+        counts = collections.Counter(key for key, _ in pairs)
+        raise _Doubled(next(key for key, count in counts.items() if count > 1))
     return made
 
 

@@ -73,7 +73,7 @@ def is_hub_id(value):
         return False
     shown = rows.printable(value)
     pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
-    if rows.names_file(value) or value.startswith(("/", ".", "~")):
+    if rows.holds_rows(value) or value.lower().endswith(rows.OTHER_SUFFIXES) or value.startswith(("/", ".", "~")):
         raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
     if not re.fullmatch(HUB_DATASET, value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
@@ -95,23 +95,27 @@ def local_files(*names):
     return read
 
 
-def describe(path):
-    """`<bytes>:<sha256>` of a local file, read once for the same size and time; UserError where it can't be read."""
-    try:
-        return _describe(str(path), *size_and_time(path))
-    except OSError as error:
-        raise UserError(f"{rows.printable(path)}: can't be read ({error.strerror}); see to its permissions") from None
-
-
-@functools.cache
-def _describe(path, size, modified):
-    return runs.describe_file(path)
-
-
 def size_and_time(path):
     """What a file that hasn't changed keeps: its bytes and its time, in nanoseconds."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+def once(function):
+    """The function, of a file's path and more, called once for the same size and time of the file."""
+    kept = functools.cache(lambda path, status, *more: function(path, *more))
+    return functools.wraps(function)(lambda path, *more: kept(str(path), size_and_time(path), *more))
+
+
+_describe = once(runs.describe_file)
+
+
+def describe(path):
+    """`<bytes>:<sha256>` of a local file, read once for the same size and time; UserError where it can't be read."""
+    try:
+        return _describe(path)
+    except OSError as error:
+        raise UserError(f"{rows.printable(path)}: can't be read ({error.strerror}); see to its permissions") from None
 
 
 def contents(settings):
@@ -170,23 +174,18 @@ def from_hub(value, splits):
     split = next((name for name in splits if name in offered), None)
     if split is None:
         raise UserError(f"{value}: no split {' or '.join(splits)} but {', '.join(offered)}")
-    identifier, pinned = _hub_name(value)
+    identifier, _, revision = value.partition("@")
     with _explained(value):
-        return datasets.load_dataset(identifier, split=split, **pinned)
+        return datasets.load_dataset(identifier, split=split, revision=revision or None)
 
 
 def offered_splits(value):
     """The names of a hub dataset's splits."""
     import datasets
 
-    identifier, pinned = _hub_name(value)
-    with _explained(value):
-        return datasets.get_dataset_split_names(identifier, **pinned)
-
-
-def _hub_name(value):
     identifier, _, revision = value.partition("@")
-    return identifier, {"revision": revision} if revision else {}
+    with _explained(value):
+        return datasets.get_dataset_split_names(identifier, revision=revision or None)
 
 
 @contextlib.contextmanager

@@ -219,12 +219,14 @@ def test_benchmarks_as_the_hub_has_them(monkeypatch):
     datasets = pytest.importorskip("datasets")
     mt = [{"prompt": ["One?", "Two?"], "prompt_id": i, "category": "math", "reference": ["1", "2"]} for i in (7,)]
     hard = [{"question_id": "q", "cluster": "c", "category": "v0.1", "turns": [{"content": "Hard?"}]}]
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, revision: ["train"])
     for kind, row, expected in (
         ("mt_bench", mt, {"id": "mt_bench-7", "turns": ["One?", "Two?"], "category": "math", "reference": ["1", "2"]}),
         ("arena_hard", hard, {"id": "arena_hard-q", "turns": ["Hard?"], "category": "c", "reference": None}),
     ):
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, split, row=row: datasets.Dataset.from_list(row))
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda name, split, revision, row=row: datasets.Dataset.from_list(row)
+        )
         made = ask(config.Benchmark(kind, file="o/bench"))
         assert made.rows == [expected]
         assert made.facts == {"hub": {"dataset": "o/bench", "split": "None", "commit": None}}  # made here, not fetched
@@ -236,7 +238,7 @@ def test_a_hub_that_is_lost_between_two_questions_does_not_change_the_split(monk
     datasets = pytest.importorskip("datasets")
     names = iter([["train_prefs"], ["train_sft", "test_sft"]])
 
-    def split_names(name):
+    def split_names(name, revision):
         try:
             return next(names)
         except StopIteration:
@@ -244,7 +246,7 @@ def test_a_hub_that_is_lost_between_two_questions_does_not_change_the_split(monk
 
     rows = {"o/prefs": [pair("Q?", "yes", "no")], "o/chat": [{"messages": [USER, ANSWER]}]}
     monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[name]))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, revision: datasets.Dataset.from_list(rows[name]))
     with pytest.raises(UserError, match="o/chat: not readable from the hub"):
         ultra.prepare(config.Task(kind="ultra", preference_file="o/prefs", sft_file="o/chat"))
 
@@ -256,8 +258,8 @@ def test_hub_splits(monkeypatch):
         "train_sft": [{"messages": [{**USER, "content": f"Talk {i}"}, ANSWER]} for i in range(5)],
         "test_sft": [{"messages": [{**USER, "content": f"Test {i}"}, ANSWER]} for i in range(3)],
     }
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(rows))
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows[split]))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, revision: list(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, revision: datasets.Dataset.from_list(rows[split]))
     splits, _ = ultra.prepare(config.Task(kind="ultra", preference_file="o/prefs", sft_file="o/chat"))
     assert (len(splits["demonstrations"]), len(splits["validation"])) == (5, 3)
     with pytest.raises(UserError, match="o/prefs: no split"):

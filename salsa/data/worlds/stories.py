@@ -256,18 +256,6 @@ def _slip(rng, sentence):
             return " ".join(split)
 
 
-def _mood(rng):
-    """A story's own rates of pleasant and unpleasant words."""
-    pleasant = rng.random()
-    return 0.8 * pleasant * rng.random(), 0.8 * (1 - pleasant) * rng.random()
-
-
-def _opinion(rng):
-    """A demonstration's own rates of pleasant and unpleasant words: seldom neutral, as answers differ most in this."""
-    pleasant = rng.random()
-    return 0.8 * pleasant, 0.8 * (1 - pleasant)
-
-
 def _corpus(settings):
     """Base text: stories of two to six sentences, without any instruction."""
     texts = [_story(random.Random(f"story/{settings.seed}/{i}")) for i in range(settings.documents)]
@@ -280,7 +268,9 @@ def _story(rng):
     characters = [character]
     if rng.random() < 0.3:
         characters.append(pick(rng, [c for c in CHARACTERS if c != character and not held_out(c, object_)]))
-    mood, number = _mood(rng), 2 + int(rng.random() * 5)
+    pleasant = rng.random()
+    mood = 0.8 * pleasant * rng.random(), 0.8 * (1 - pleasant) * rng.random()
+    number = 2 + int(rng.random() * 5)
     told = sentences(rng, number, characters, [object_], mood)
     for i in range(number):
         if rng.random() < 0.25:
@@ -301,7 +291,8 @@ def answer(rng, instruction, before=()):
     asked, nouns = parse_instruction(instruction)
     characters, objects = _topic(rng, nouns, [*before, *nouns])
     number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else pick(rng, (-1, 1)))
-    told = sentences(rng, number, characters, objects, _opinion(rng))
+    pleasant = rng.random()  # seldom neutral, because answers differ most in this
+    told = sentences(rng, number, characters, objects, (0.8 * pleasant, 0.8 * (1 - pleasant)))
     if rng.random() < 0.5:  # the sentence with both nouns is as often the last
         told.append(told.pop(0))
     if number > 1 and rng.random() < REPEATS:

@@ -252,7 +252,8 @@ def _splits(task, keep=lambda row: row):
         known |= {turn for row in others.values() for turn in _user_turns(row)}
     if task.sft_file:
         told = rows_of("sft_file")
-        if _has_validation(task.sft_file):
+        # Only a hub dataset has a split to validate on.
+        if is_hub_id(task.sft_file) and not set(VALIDATION).isdisjoint(sources.offered_splits(task.sft_file)):
             known |= {_user_turns(row)[0] for row in told.values()}
             tests = rows_of("sft_file", FILES["sft_file"]._replace(splits=VALIDATION), "sft_file_validation")
             made |= {"demonstrations": in_order(told), "validation": in_order(tests)}
@@ -262,11 +263,6 @@ def _splits(task, keep=lambda row: row):
                 name: in_order({key: row for key, row in told.items() if split[key] == name}) for name in SFT_SHARES
             }
     return made, files
-
-
-def _has_validation(value):
-    """Whether an sft_file is a hub dataset with a split to validate on."""
-    return is_hub_id(value) and not set(VALIDATION).isdisjoint(sources.offered_splits(value))
 
 
 def _divided(pairs, shares, seed, counts):
@@ -323,16 +319,12 @@ def _sizes(files):
     return {name: len(values) for name, values in made.items()}
 
 
+@sources.once
 def check_file(path, file):
     """Read a local file that is a `File` as a stage would; returns its counts.
 
     Raises UserError for what can't be read, and where no row is kept.
     """
-    return _check_file(str(path), file, *sources.size_and_time(path))
-
-
-@functools.cache
-def _check_file(path, file, size, modified):
     _, counts = read(rows.read(path, file.form.keys), file, keep=bool)
     if not counts["kept"]:
         dropped = shown(counts["dropped"])
