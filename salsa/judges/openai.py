@@ -9,10 +9,8 @@ its server is found and spoken to, and how a verdict is read, is said in salsa/j
 VERSION of salsa/evaluate/judge.py is this module's, that folder's, and its templates' too.
 """
 
-import contextlib
+import asyncio
 import re
-import threading
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +89,7 @@ class LanguageModelJudge:
         self.kept = {(key(line), line["attempt"]): line for line in self.answers.lines}
         self.budget = Budget(execution, self.answers.lines)
         self.client = self.interrupted = None
-        self.turn, self.asking, self.taken = threading.Condition(), False, False
+        self.taken = False  # whether the server took a question of this run
         for name, text in self.templates.items():
             runs.write_atomically(output / "templates" / f"{name}.txt", text)
 
@@ -104,17 +102,29 @@ class LanguageModelJudge:
         """
         if not comparisons:
             return
-        self.client = Client(self.settings.judge, self.execution)
-        try:
-            # Its threads are daemons: a process that is told to stop waits for no answer.
-            with ThreadPool(self.execution.judge_concurrency) as pool:
-                for comparison, found in pool.imap_unordered(self._judged, comparisons):
-                    if found:
-                        yield comparison, found
-        finally:
-            self.client.close()
+        judged = self._as_they_come(comparisons)
+
+        async def following():
+            return await anext(judged, None)
+
+        with asyncio.Runner() as runner:  # whose end cancels what is under way
+            while pair := runner.run(following()):
+                if pair[1]:
+                    yield pair
         if self.interrupted:
             raise self.interrupted
+
+    async def _as_they_come(self, comparisons):
+        """Yield (comparison, its verdict, or None where the judge was interrupted), several being judged at a time."""
+        left, slots = iter(comparisons), asyncio.Semaphore(self.execution.judge_concurrency)
+        async with Client(self.settings.judge, self.execution) as self.client:
+            for comparison in left:  # one at a time until the server takes one: many would be refused as one is
+                yield await self._judged(comparison, slots)
+                if self.taken:
+                    break
+            tasks = [asyncio.create_task(self._judged(comparison, slots)) for comparison in left]
+            for judged in asyncio.as_completed(tasks):
+                yield await judged
 
     def finish(self):
         """Bring answers.jsonl into the comparisons' order; returns counts over the whole run, interruptions and all."""
@@ -129,9 +139,10 @@ class LanguageModelJudge:
             "models": sorted({line["served_model"] for line in lines if line["served_model"]}),
         } | ({"changed_parameters": changed} if changed else {})
 
-    def _judged(self, comparison):
+    async def _judged(self, comparison, slots):
         try:
-            return comparison, self._verdict(comparison)
+            async with slots:
+                return comparison, await self._verdict(comparison)
         except Refused as refused:
             return comparison, {"winner": "error", "reason": str(refused)}
         except Interrupted as interrupted:
@@ -139,10 +150,10 @@ class LanguageModelJudge:
             self.client.stop()
             return comparison, None
 
-    def _verdict(self, comparison):
+    async def _verdict(self, comparison):
         attempts, cut = self.settings.judge.attempts, 0
         for attempt in range(attempts):
-            line = self.kept.get((key(comparison.question), attempt)) or self._ask(comparison, attempt)
+            line = self.kept.get((key(comparison.question), attempt)) or await self._ask(comparison, attempt)
             grade = _grade(line)
             if grade:
                 return verdict(grade, comparison.order)
@@ -152,8 +163,10 @@ class LanguageModelJudge:
             reason += f", {cut} of which max_tokens={self.settings.judge.max_tokens} cut"
         return {"winner": "error", "reason": reason}
 
-    def _ask(self, comparison, attempt):
+    async def _ask(self, comparison, attempt):
         """Ask once more; returns the line of answers.jsonl."""
+        if self.interrupted:
+            raise self.interrupted
         chosen, prompt, seed = self.settings.judge, self.prompt(comparison), None
         if chosen.temperature == 0:  # which gives the same answer to the same prompt
             prompt += REMINDER * attempt
@@ -161,49 +174,32 @@ class LanguageModelJudge:
             question = readable(runs.canonical_json(comparison.question))
             root = f"{self.settings.replicate}/{chosen.seed}" if chosen.seed else self.settings.replicate
             seed = runs.derive_seed(root, "judge", question, attempt)
-        with self._admission():
-            try:
-                answer = self._request(prompt, seed)
-            except Failed as failed:
-                self._check_others(failed, seed)
-                answer = self._request(prompt, seed, retries=0)  # what was down may have come up only now
-            except Refused as refused:
-                self._check_others(refused, seed)
-                raise
+        try:
+            answer = await self._request(prompt, seed)
+        except Failed as failed:
+            await self._check_others(failed, seed)
+            answer = await self._request(prompt, seed, retries=0)  # what was down may have come up only now
+        except Refused as refused:
+            await self._check_others(refused, seed)
+            raise
         line = comparison.question | {"attempt": attempt} | answer
         self.answers.append(line)
         return line
 
-    @contextlib.contextmanager
-    def _admission(self):
-        """Until the server has taken one question, it is asked one at a time: many would be refused as one is."""
-        with self.turn:
-            while self.asking and not self.taken:
-                self.turn.wait()
-            self.asking = True
-        try:
-            if self.interrupted:
-                raise self.interrupted
-            yield
-        finally:
-            with self.turn:
-                self.asking = False
-                self.turn.notify_all()
-
-    def _request(self, prompt, seed, **retries):
+    async def _request(self, prompt, seed, **retries):
         """What the client answers, counted."""
         self.budget.begin()
-        answer = self.client.ask(prompt, seed, **retries)
+        answer = await self.client.answer(prompt, seed, **retries)
         self.taken = True
         self.budget.count(answer)
         return answer
 
-    def _check_others(self, refused, seed):
+    async def _check_others(self, refused, seed):
         """Interrupted where a harmless question fares like this one: then the server answers none."""
         server = refused.server or self.settings.judge.model
         try:
             once = {"retries": 0} if isinstance(refused, Failed) else {}
-            self._request(fill(self.templates["single"], HARMLESS), seed, **once)
+            await self._request(fill(self.templates["single"], HARMLESS), seed, **once)
         except Failed as failed:
             raise Interrupted(f"{server} {failed}") from None
         except Refused:
@@ -299,29 +295,26 @@ class Budget:
         self.spent = {"requests": len(lines), "tokens": 0}
         self.largest = 0  # tokens of an answer; what one is taken for that came without them
         self.uncounted = False  # whether an answer came without its tokens, before any other said them
-        self._lock = threading.Lock()
         for line in lines:
             self.count(line)
 
     def begin(self):
         """Count a request. Interrupted where nothing more may be asked."""
-        with self._lock:
-            for name, limit in self.limits.items():
-                if limit and self.spent[name] >= limit:
-                    raise Interrupted(f"the budget execution.judge_{name}={limit} is used up; raise it and run again")
-            if self.limits["tokens"] and self.uncounted:
-                raise Interrupted("the server doesn't say how many tokens it used; leave out execution.judge_tokens")
-            self.spent["requests"] += 1
+        for name, limit in self.limits.items():
+            if limit and self.spent[name] >= limit:
+                raise Interrupted(f"the budget execution.judge_{name}={limit} is used up; raise it and run again")
+        if self.limits["tokens"] and self.uncounted:
+            raise Interrupted("the server doesn't say how many tokens it used; leave out execution.judge_tokens")
+        self.spent["requests"] += 1
 
     def count(self, line):
         """Count the tokens of an answer."""
         tokens = line["prompt_tokens"], line["completion_tokens"]
-        with self._lock:
-            if None not in tokens:
-                self.largest, self.uncounted = max(self.largest, sum(tokens)), False
-            elif not self.largest:
-                self.uncounted = True
-            self.spent["tokens"] += self.largest if None in tokens else sum(tokens)
+        if None not in tokens:
+            self.largest, self.uncounted = max(self.largest, sum(tokens)), False
+        elif not self.largest:
+            self.uncounted = True
+        self.spent["tokens"] += self.largest if None in tokens else sum(tokens)
 
 
 def _check(key, judge):

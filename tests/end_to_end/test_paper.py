@@ -116,12 +116,13 @@ class Judge:
     def __init__(self, judge, execution):
         pass
 
-    def stop(self):
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
         pass
 
-    close = stop
-
-    def ask(self, prompt, seed=None):
+    async def answer(self, prompt, seed=None):
         answers = re.findall(r"<answer_[ab12]>\n(.*?)\n</answer", prompt, re.DOTALL)
         text = "[[A>B]]" if len(answers[0]) > len(answers[-1]) else "[[B>A]]"
         return {

@@ -443,19 +443,10 @@ def test_where_is_asked(url, asked):
     assert Client(config.Judge(kind="openai", model="m", base_url=url), config.Execution()).url == asked
 
 
-def test_nothing_is_asked_of_a_client_that_is_closed():
-    client = Client(config.Judge(kind="openai", model="m", base_url="http://127.0.0.1:9/v1"), config.Execution())
-    client.close()
-    with pytest.raises(Interrupted, match="was not asked"):
-        client.ask("x")
-    client.stop()
-    client.close()
-
-
 def test_an_environment_that_allows_no_connections_is_one_line(monkeypatch):
     client = Client(config.Judge(kind="openai", model="m", base_url="http://127.0.0.1:9/v1"), config.Execution())
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("ALL_PROXY", "gopher://nowhere")
     with pytest.raises(runs.UserError, match="mend the environment's") as error:
-        client.ask("x")
+        asyncio.run(client.__aenter__())
     assert "\n" not in str(error.value)

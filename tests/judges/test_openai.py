@@ -1,11 +1,10 @@
 """A language model as judge: its prompts, what its answers mean, what is kept, resumed, counted and limited."""
 
+import asyncio
 import hashlib
 import importlib.util
 import json
 import re
-import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -79,17 +78,22 @@ class Fake:
     def __init__(self, change=lambda number, prompt, text: text, usage=(100, 10)):
         self.change, self.usage = change, usage
         self.asked = []  # (prompt, seed)
-        self.lock = threading.Lock()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        pass
 
     def stop(self):
         pass
 
-    close = stop
+    async def answer(self, *arguments, **options):
+        return self.ask(*arguments, **options)
 
     def ask(self, prompt, seed=None):
-        with self.lock:
-            number = len(self.asked)
-            self.asked.append((prompt, seed))
+        number = len(self.asked)
+        self.asked.append((prompt, seed))
         text = "I see. " + preferred(prompt)
         prompt_tokens, completion_tokens = self.usage
         return {
@@ -251,8 +255,7 @@ def test_an_answer_without_a_verdict_is_asked_for_again(parents, tmp_path, run):
     assert [line["attempt"] for line in answers] == [0, 1, 2] * 12
 
     def by_seed(number, prompt, text):
-        with client.lock:
-            asked = [seed for other, seed in client.asked if other == prompt]
+        asked = [seed for other, seed in client.asked if other == prompt]
         return text if len(asked) == 3 else "no verdict"
 
     client = Fake(by_seed)
@@ -550,18 +553,15 @@ def test_the_first_question_is_asked_alone(parents, tmp_path, run):
     class Slow(Fake):
         most = under_way = 0
 
-        def ask(self, prompt, seed=None):
-            with self.lock:
-                self.under_way += 1
-                self.most = max(self.most, self.under_way) if len(self.asked) else self.under_way
-                first = not self.asked
-            time.sleep(0.2 if first else 0.05)
+        async def answer(self, prompt, seed=None):
+            self.under_way += 1
+            self.most = max(self.most, self.under_way) if len(self.asked) else self.under_way
+            first = not self.asked
+            await asyncio.sleep(0.2 if first else 0.05)
             if first:
                 assert self.under_way == 1
-            answer = super().ask(prompt, seed)
-            with self.lock:
-                self.under_way -= 1
-            return answer
+            self.under_way -= 1
+            return self.ask(prompt, seed)
 
     client = Slow()
     run(parents, tmp_path / "out", client, judge_concurrency=6)

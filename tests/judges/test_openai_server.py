@@ -382,14 +382,23 @@ def test_what_is_under_way_is_cut_off_when_nobody_waits_for_it(serve_raw, parent
     baselines = {"sft0": judge.responses(parents["baseline/sft0"], "sft0")}
     comparisons = list(judge.compare(CANDIDATE, candidate, baselines, True))
     asked = openai.LanguageModelJudge(chosen, parents, tmp_path / "out", execution, comparisons)
-    with contextlib.closing(asked.verdicts(comparisons)) as verdicts:
-        next(verdicts)
-        assert server.begun.wait(10)
-        begun = time.monotonic()
+    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(143))
+
+    def stop():
+        while len(server.bodies) < 5:  # two answered, three under way
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(SystemExit), contextlib.closing(asked.verdicts(comparisons)) as verdicts:
+        while next(verdicts):
+            begun = time.monotonic()
     assert time.monotonic() - begun < 5 and server.gone.wait(5)
-    requests = len(server.bodies)
+    stopping.join()
+    signal.signal(signal.SIGUSR1, before)
     time.sleep(0.3)
-    assert len(server.bodies) == requests  # and nothing more is asked
+    assert len(server.bodies) == 5  # and nothing more is asked
 
 
 def test_odd_answers_are_kept_readable_and_judged(serve, parents, tmp_path):

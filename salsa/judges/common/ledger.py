@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import threading
 from dataclasses import dataclass
 
 from salsa.workflow import runs
@@ -46,7 +45,7 @@ def key(line):
 
 
 class Ledger:
-    """A JSONL file of answers to comparisons, written line by line as they come, by several threads.
+    """A JSONL file of answers to comparisons, written line by line as they come.
 
     A killed process loses no line that was appended: what it left is in `lines` when the file is opened again. A torn
     last line is cut off; one that can't be used, from an older version or a damaged disk, is set aside beside the file,
@@ -65,7 +64,6 @@ class Ledger:
         self.path, self._usable = path, usable
         self.places = {key(comparison.question): place for place, comparison in enumerate(comparisons)}
         self.lines = self._read() if path.exists() else []
-        self._lock = threading.Lock()
 
     def _read(self):
         content = self.path.read_bytes()
@@ -111,10 +109,9 @@ class Ledger:
         )
 
     def append(self, line):
-        text = _text(line)
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(text)
-            self.lines.append(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_text(line))
+        self.lines.append(line)
 
     def finish(self):
         """Replace the file, atomically, by its lines in the order of comparisons and attempts."""

@@ -3,13 +3,11 @@
 Whatever a server does ends in one of four ways: an answer, `Refused` (it won't take this question), `Failed` (no try of
 this question came to an answer) or `Interrupted` (nothing more can be asked for now). Faults are tried again, limits of
 rate are waited for by all questions together, a parameter that the server refuses is left out for the rest of the run.
-A request ends after `execution.judge_timeout` however slowly its answer drips, and is cut off when the judge is closed:
-requests run in an event loop, in a thread of its own. Left out: what is asked, and what an answer means
-(salsa/judges/openai.py).
+A request ends after `execution.judge_timeout`, however slowly its answer drips. Left out: what is asked, and what an
+answer means (salsa/judges/openai.py).
 """
 
 import asyncio
-import concurrent.futures
 import contextlib
 import datetime
 import email.utils
@@ -18,7 +16,6 @@ import math
 import os
 import re
 import sys
-import threading
 import time
 import unicodedata
 import zlib
@@ -91,9 +88,9 @@ class Reply:
 
 
 class Client:
-    """The server of a judge; see the module. `ask` may be called by many threads at once.
+    """The server of a judge; see the module. An asynchronous context, which closes its connections.
 
-    Raises UserError where the settings name no server that can be asked.
+    Raises UserError where the settings name no server that can be asked, or the environment allows no connections.
     """
 
     def __init__(self, judge, execution):
@@ -118,10 +115,28 @@ class Client:
         self._stopping, self._alone = asyncio.Event(), asyncio.Lock()
         self._pauses, self._resume = 0, 0.0  # pauses since the server last took a request; when the last of them ends
         self._told = False
-        self._loop, self._http, self._closed = None, None, False
-        self._starting = threading.Lock()
+        self._http = None
 
-    def ask(self, prompt, seed=None, retries=None):
+    async def __aenter__(self):
+        import openai  # whose HTTP client this is
+
+        try:  # a redirection is not followed: it would carry the key to another host
+            self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
+        except Exception as error:
+            raise runs.UserError(
+                f"judge.kind=openai: no connections can be made ({self._shown(str(error))}); mend the environment's "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
+            ) from None
+        return self
+
+    async def __aexit__(self, *_):
+        await self._http.aclose()
+
+    def stop(self):
+        """Begin nothing more: who waits for a next try gives up, what was sent is still answered."""
+        self._stopping.set()
+
+    async def answer(self, prompt, seed=None, retries=None):
         """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
 
         Where the server refused parameters, `changed_parameters` has them with the name it takes instead, or None.
@@ -132,57 +147,6 @@ class Client:
         Raises Refused where the server says that it can't take this prompt, Failed where each try ends in a fault,
         Interrupted where nothing more can be asked.
         """
-        with self._starting:
-            if self._closed:
-                raise Interrupted(f"{self.name} was not asked")
-            if self._loop is None:
-                self._start()
-        future = asyncio.run_coroutine_threadsafe(self.answer(prompt, seed, retries), self._loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise Interrupted(f"{self.name} was not waited for") from None
-
-    def _start(self):
-        import openai  # whose HTTP client this is
-
-        loop = asyncio.new_event_loop()
-        try:  # a redirection is not followed: it would carry the key to another host
-            self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
-        except Exception as error:
-            raise runs.UserError(
-                f"judge.kind=openai: no connections can be made ({self._shown(str(error))}); mend the environment's "
-                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
-            ) from None
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        self._loop = loop
-
-    def stop(self):
-        """Begin nothing more: who waits for a next try gives up, what was sent is still answered."""
-        with self._starting:
-            if self._loop:
-                self._loop.call_soon_threadsafe(self._stopping.set)
-
-    def close(self):
-        """Cut off what is under way, so that nothing goes on that nobody waits for."""
-        with self._starting:
-            loop, self._loop, self._closed = self._loop, None, True
-        if loop is None:
-            return
-        ended = asyncio.run_coroutine_threadsafe(self._end(), loop)
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            ended.result(2)
-        loop.call_soon_threadsafe(loop.stop)
-
-    async def _end(self):
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._http.aclose()
-
-    async def answer(self, prompt, seed=None, retries=None):
-        """`ask`, in an event loop."""
         retries = self.retries if retries is None else retries
         parameters, changed = self.parameters | ({} if seed is None else {"seed": seed}), dict(self.changed)
         while True:
