@@ -10,8 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from salsa.workflow import failures, jobs, places, runs, stages, surroundings
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
+
+try:
+    from salsa.workflow import failures, jobs, places, runs, stages, surroundings
+except UserError as error:  # a file that adds a kind of something has a fault
+    sys.exit(f"salsa: {error}")
 
 
 def main(argv=None):

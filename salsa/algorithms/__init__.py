@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from salsa.workflow import registry, runs
+from salsa.workflow import registry, runs, schema
 
 CONTRACT = (*runs.MODEL, "metrics.jsonl", "rollouts.jsonl")
 """What every algorithm writes.
@@ -49,6 +49,10 @@ class Algorithm:
     processes: bool = False
     resumes: bool = False
     check: Callable = _nothing
+
+    def __post_init__(self):
+        if not issubclass(self.settings, schema.Training):
+            raise ValueError(f"algorithm {self.kind}: its settings are no schema.Training")
 
     @property
     def module(self):

@@ -92,6 +92,16 @@ def _check_arms(config):
             check_weights(f"arms.{name}.{key}", weights, config.sft.models)
         training = policies.section(config, arm.algorithm)
         _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
+        _check_words(anchors.kinds()[arm.reference.kind], arm.reference)
+        _check_words(algorithms.kinds()[arm.algorithm], training)
+
+
+def _check_words(record, settings):
+    """Refuse a kind whose words for its settings fail: the report, which says them, comes after all training."""
+    try:
+        record.words(settings)
+    except Exception as error:
+        raise UserError(f"the words of kind {record.kind} fail ({error}); mend its file") from error
 
 
 def _check_reference(key, reference, training, lora_rank):

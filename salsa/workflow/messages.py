@@ -1,4 +1,4 @@
-"""What pydantic refuses, in one line: the setting's key, its value, what is allowed, and the nearest known name.
+"""A mistake of the user, in one line; of what pydantic refuses: the setting's key, its value, and what is allowed.
 
 Left out: what Hydra refuses, which `salsa.workflow.compose` says.
 """
@@ -21,6 +21,13 @@ TYPES = {
     types.NoneType: "null",
 }
 WANTED = {"int": int, "float": float, "string": str, "bool": bool, "list": list, "dict": dict}  # by pydantic's words
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: shown as one line, without a traceback, whatever text it quotes."""
+
+    def __init__(self, message):
+        super().__init__(bounds.printable(message))
 
 
 class SettingError(ValueError):

@@ -4,6 +4,8 @@ import importlib
 import importlib.util
 import pkgutil
 
+from salsa.workflow.messages import UserError
+
 
 def names(package):
     """The names of a package's modules, in their order; nothing of them is imported. A package in it is no kind."""
@@ -18,13 +20,18 @@ def records(package, name):
         package: the name of a package. All of its modules are imported, so none may import torch at its top.
         name: of a module's record, such as "WORLD"; a module without one is no kind.
 
-    Raises RuntimeError where a record's kind isn't the name of its file, by which a reader would look for it.
+    Raises UserError where a file has a fault (its record lacks a field, say), and where a record's kind isn't the name
+    of its file, by which a reader would look for it.
     """
     kinds = {}
     for module in names(package):
-        record = getattr(importlib.import_module(f"{package}.{module}"), name, None)
+        file = f"{package.replace('.', '/')}/{module}.py"
+        try:
+            record = getattr(importlib.import_module(f"{package}.{module}"), name, None)
+        except Exception as error:
+            raise UserError(f"{file}: {error}") from error
         if record is not None and record.kind != module:
-            raise RuntimeError(f"{package}.{module}: its {name} is of the kind {record.kind}; name the file so")
+            raise UserError(f"{file}: its {name} is of the kind {record.kind!r}; name the file so")
         if record is not None:
             kinds[module] = record
     return kinds

@@ -30,6 +30,7 @@ from filelock import FileLock
 
 from salsa.workflow import failures, gpus, messages, schema, surroundings
 from salsa.workflow.bounds import printable
+from salsa.workflow.messages import UserError
 
 MANIFEST = "manifest.json"
 ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in JSON, its escape is the same text
@@ -45,13 +46,6 @@ MODEL = (
 # name, no published run would be found again.
 PUBLISHED_ROLES = {"policy": "ppo"}
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: shown as one line, without a traceback, whatever text it quotes."""
-
-    def __init__(self, message):
-        super().__init__(printable(message))
 
 
 class Unreadable(UserError, ValueError):

@@ -107,7 +107,7 @@ def of_kinds(name, common, records):
         records: kind -> record, whose `settings` is a schema of the kind's own settings, or None. Kinds that share a
             setting share the class that has it.
 
-    Raises RuntimeError where two classes have one setting, for which of them counts could not be said.
+    Raises UserError where two classes have one setting, for which of them counts could not be said.
     """
     own = list(dict.fromkeys(record.settings for record in records.values() if record.settings))
     bases = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
@@ -116,7 +116,8 @@ def of_kinds(name, common, records):
         for cls in [c for c in (record.settings or Kind).__mro__ if dataclasses.is_dataclass(c)]:
             for setting in cls.__annotations__:
                 if owner.setdefault(setting, cls) is not cls:
-                    raise RuntimeError(f"{kind}: {name} has a setting {setting} already; give this one another name")
+                    both = f"{owner[setting].__module__} and {cls.__module__}"
+                    raise messages.UserError(f"{both}: both have a setting {setting}; give one of them another name")
                 readers.setdefault(setting, []).append(kind)
     readers = {setting: tuple(kinds) for setting, kinds in readers.items()}
     kinds = {"kind": Literal[*records]}

@@ -75,7 +75,7 @@ class Stage:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
                 return ast.literal_eval(node.value)
-        raise RuntimeError(f"{path} has no VERSION")
+        raise runs.UserError(f"{path.relative_to(ROOT)}: has no VERSION")
 
 
 def _data(**fields):

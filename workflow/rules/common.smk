@@ -12,9 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from salsa.workflow import failures, jobs, stages, studies
-from salsa.workflow import plan as planning
-from salsa.workflow.runs import UserError, printable
+from salsa.workflow.bounds import printable
+from salsa.workflow.messages import UserError
+
+try:
+    from salsa.workflow import failures, jobs, stages, studies
+    from salsa.workflow import plan as planning
+except UserError as error:  # a file that adds a kind of something has a fault
+    sys.exit(f"salsa: {error}")
 
 
 def read_plan():
