@@ -1,12 +1,6 @@
 """Records of worlds and benchmarks, and a benchmark that is scored and not compared, from its rows to its scores."""
 
 import dataclasses
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +11,6 @@ from salsa.data.worlds import stories
 from salsa.evaluate import generate, judge, score
 from salsa.workflow import compose, config, plan, runs
 
-ROOT = Path(__file__).parents[2]
 TASK = config.Task(kind="stories", demonstrations=4, validation=2, preferences=3, prompts=3, evaluation=2)
 
 
@@ -88,17 +81,3 @@ def test_no_judge_is_planned_where_nothing_is_compared(monkeypatch):
     monkeypatch.setattr(data, "benchmark_kinds", lambda world=None: alone)
     stages = [run.stage for run in plan.plan(compose.compose()).runs.values()]
     assert "respond" in stages and "benchmark" in stages and "judge" not in stages
-
-
-def test_the_benchmark_of_the_docs_is_a_file_and_a_preset(tmp_path):
-    for folder in ("salsa", "conf"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "assets"))
-    section = (ROOT / "docs" / "extending.md").read_text().partition("## A benchmark\n")[2].partition("\n## ")[0]
-    files = re.findall(r"`((?:salsa|conf)/[\w/]+\.\w+)`[^`]*(?:`[^`]+`:)?\s+```\w+\n(.*?)```", section, re.S)
-    assert [name for name, _ in files] == ["salsa/data/benchmarks/sums.py", "conf/benchmark/sums.yaml"]
-    for name, text in files:
-        (tmp_path / name).write_text(text)
-    command = [sys.executable, "-m", "salsa", "plan", "benchmark=[in_distribution,sums]", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "sums" in done.stdout, done.stderr
