@@ -13,7 +13,7 @@ ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
     ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places", "workflow.surroundings"),
     ("workflow.messages", "workflow.registry", "workflow.schema"),
-    ("workflow.runs", "workflow.yaml_files", "workflow.weights"),
+    ("workflow.runs", "workflow.overriding", "workflow.yaml_files", "workflow.weights"),
     ("anchors", "data", "judges"),
     ("workflow.needs",),
     ("algorithms",),
@@ -23,7 +23,14 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("base", "sft", "reward", "evaluate"),
     ("workflow.plan",),
     ("report", "tools"),
-    ("workflow.checks", "workflow.compose", "workflow.estimate", "workflow.jobs", "workflow.studies"),
+    (
+        "workflow.checks",
+        "workflow.compose",
+        "workflow.estimate",
+        "workflow.jobs",
+        "workflow.objectives",
+        "workflow.studies",
+    ),
     ("workflow.multirun", "__main__"),
 )
 

@@ -1,12 +1,10 @@
-"""From a command line to checked configurations: Hydra's composition, its sweeps, and what a schema cannot say.
+"""From overrides to checked configurations: what Hydra composes, pydantic validates and `checks` looks over.
 
 Everything that a user can get wrong in a configuration is refused here, as a `UserError` of one line, before anything
 is computed. Stages do not import this module: they receive plain settings.
 """
 
 import contextlib
-import itertools
-import math
 import re
 from pathlib import Path
 
@@ -14,37 +12,22 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa import data
-from salsa.workflow import bounds, checks, config, messages, policies, runs, schema, yaml_files
+from salsa.workflow import bounds, checks, config, messages, overriding, policies, schema, yaml_files
+from salsa.workflow.overriding import ENTRIES, ENTRY, ROOT, applied, expand, first_line, labels, parse, presets
 from salsa.workflow.runs import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
-TEMPLATES = ROOT / "salsa" / "data" / "templates"
-
-OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
-GROUPS = ("model", "data", "benchmark", "judge", "arm", "experiment")
-SEVERAL = ("arm", "benchmark", "judge")  # groups of which a study takes several presets
-MOST_SWEPT = 1000  # points of a sweep
-LONGEST_OVERRIDE = 10000  # characters
-DEEPEST_OVERRIDE = 20  # brackets in each other
 RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
 # What Hydra and OmegaConf raise for a mistake; those of Python's own where they expect none.
 HYDRAS = (
     *(HydraException, OmegaConfBaseException),
     *(ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, OSError),
 )
-ENTRIES = ("arms", "benchmarks", "judges", "claims")  # groups of things, each by its name
-ENTRY = re.compile(rf"({'|'.join(ENTRIES)})\.([\w+-]+)\.")  # the overridden key is an entry's
-UNADDRESSED = re.compile(
-    r"(experiment|results|execution\.\w+|objective\.\w+)="
-)  # overrides that leave a study what its name says
+# Overrides that leave a study what its name says.
+UNADDRESSED = re.compile(r"(experiment|results|execution\.\w+|objective\.\w+)=")
 
 ConfigStore.instance().store(name="schema", node=schema.defaults(config.Config))
 
@@ -58,7 +41,7 @@ def compose(overrides=()):
     Raises:
         UserError: one line; see `checks` for what is refused.
     """
-    check_overrides(overrides)
+    overriding.check(overrides)
     return compose_points(expand(list(overrides)))
 
 
@@ -71,12 +54,14 @@ def compose_points(points):
     Raises:
         UserError: one line; see `checks` for what is refused.
     """
-    if not CONF.is_dir():
-        raise UserError(f"{CONF}: no such folder; salsa reads its configuration from the repository (pip install -e .)")
+    if not overriding.CONF.is_dir():
+        raise UserError(
+            f"{overriding.CONF}: no such folder; salsa reads its configuration from the repository (pip install -e .)"
+        )
     composed = []
     with _hydra():
         for point, label in zip(points, labels(points), strict=True):
-            check_overrides(point)
+            overriding.check(point)
             study, choices = _compose_one(point)
             companions = _companions(study.companions, point)
             if len(points) == 1 and not companions:
@@ -96,9 +81,9 @@ def _companions(wanted, point):
     What the point itself overrides is the same for all, so that a companion which differs in nothing else is left out;
     the experiment it overrides is the one that names the companions.
     """
-    given = {override.get_key_element(): text for override, text in zip(_parse(point), point, strict=True)}
+    given = {override.get_key_element(): text for override, text in zip(parse(point), point, strict=True)}
     found = []
-    for override, text in zip(_parse(wanted), wanted, strict=True):
+    for override, text in zip(parse(wanted), wanted, strict=True):
         key = override.get_key_element()
         if override.is_sweep_override() or not re.match(r"[\w./]+=", text):
             raise UserError(f"companions: {text}: not one override; write key=value, such as experiment=reviews")
@@ -125,134 +110,20 @@ def _hydra():
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        opened = initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="salsa")
+        opened = initialize_config_dir(config_dir=str(overriding.CONF), version_base="1.3", job_name="salsa")
         with opened, yaml_files.checked():
             yield
     finally:
         GlobalHydra.instance().hydra = before
 
 
-def read_points(path):
-    """The points in a JSON file: a list of lists of overrides. UserError where it is no such file."""
-    try:
-        points = runs.read_json(path)
-    except OSError as error:
-        raise UserError(f"{path}: {_first_line(error)}; give a JSON file with a list of lists of overrides") from None
-    proper = isinstance(points, list) and points and all(isinstance(point, list) for point in points)
-    if not proper or not all(isinstance(override, str) for point in points for override in point):
-        raise UserError(f'{path}: not a list of lists of overrides, such as [["seed=0"], ["seed=1"]]; mend the file')
-    return points
-
-
-def labels(points):
-    """What sets each point apart: the overrides whose values differ between points, as key -> value.
-
-    Values are as Hydra writes them (1e-5 is 1e-05), so that a point says the same of itself wherever it comes from.
-    """
-    parsed = []
-    for point in points:
-        sweep = next((text for text, o in zip(point, _parse(point), strict=True) if o.is_sweep_override()), None)
-        if sweep:
-            raise UserError(f"{sweep}: a sweep within a point; give each of its values a point of its own")
-        pairs = ((override.get_key_element().lstrip("+"), override) for override in _parse(point))
-        parsed.append({key: "" if o.is_delete() else o.get_value_element_as_str() for key, o in pairs})
-    keys = dict.fromkeys(key for point in parsed for key in point)
-    swept = [key for key in keys if len({point.get(key) for point in parsed}) > 1]
-    return [{key: point[key] for key in swept if key in point} for point in parsed]
-
-
-def expand(overrides):
-    """The points of a sweep, each a list of overrides that are no sweeps. UserError for more than `MOST_SWEPT`."""
-    axes = []
-    for text, override in zip(overrides, _parse(overrides), strict=True):
-        if not override.is_sweep_override():
-            axes.append([text])
-            continue
-        key = override.get_key_element()
-        values = _swept(override)
-        if not values:
-            raise UserError(f"{bounds.shown(text)}: a sweep without values; give them as {key}=a,b or range(1,4)")
-        axes.append([f"{key}={value}" for value in values])
-        if math.prod(map(len, axes)) > MOST_SWEPT:
-            raise UserError(f"{bounds.shown(text)}: a sweep of more than {MOST_SWEPT} points; give fewer values")
-    return [list(point) for point in itertools.product(*axes)]
-
-
-def _swept(override):
-    """The values of a sweep as texts; of a long one no more than show that it is too long."""
-    value = override.value()
-    if isinstance(value, Glob):
-        return value.filter(presets(override.key_or_group))
-    if not override.is_discrete_sweep():
-        return []
-    if isinstance(value, RangeSweep):
-        ends = (value.start, value.stop, value.step)
-        if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends) or not value.step:
-            return []
-        value.shuffle = value.shuffle and (value.stop - value.start) / value.step <= MOST_SWEPT
-    return list(itertools.islice(override.sweep_string_iterator(), MOST_SWEPT + 1))
-
-
-def check_overrides(overrides):
-    """Refuse overrides of which something would be ignored, or is no preset. UserError, one line."""
-    seen = {}
-    for text, override in zip(overrides, _parse(overrides), strict=True):
-        key, shown = override.get_key_element().lstrip("+~"), bounds.shown(text)
-        if not key:
-            raise UserError(f"{shown}: no key stands before =; write key=value")
-        if key in seen:
-            raise UserError(f"{seen[key]} and {shown}: {bounds.shown(key)} is given twice; leave one out")
-        seen[key] = shown
-        if re.match(r"hydra(\.|/|$)", key):
-            raise UserError(f"{shown}: a setting of Hydra, which `salsa run` alone reads; leave it out")
-        if not override.is_sweep_override():
-            _check_value(override, shown)
-
-
-def _check_value(override, shown):
-    """Refuse a choice of presets that are none, or that one alone is chosen of, and a value that changes nothing."""
-    key, value = override.key_or_group, override.value()
-    if override.is_delete() and key not in GROUPS and not ENTRY.match(f"{key}."):
-        raise UserError(f"{key}: removed, and needed; leave out ~{key}")
-    if value == {} and not override.is_add():
-        raise UserError(f"{shown}: changes nothing; name the settings that it shall change")
-    if key not in GROUPS or override.package is not None:
-        return
-    chosen = value if isinstance(value, list) else [value]
-    if isinstance(value, list) and key not in SEVERAL:
-        raise UserError(f"{shown}: one {key} is chosen, not a list; write {key}=NAME")
-    for name in map(str, chosen):
-        if name not in presets(key):
-            there = ", ".join(presets(key)) or "none"
-            raise UserError(f"{key}={bounds.shown(name)}: no such preset; there are {there}")
-    if len(set(map(str, chosen))) < len(chosen):
-        raise UserError(f"{shown}: a preset stands there twice; leave one out")
-
-
 def _check_read(study, overrides):
     """Refuse overrides of what makes a model, where the model is not made but taken."""
     source = study.model.source
-    keys = [override.get_key_element().lstrip("+~") for override in _parse(overrides)]
+    keys = [override.get_key_element().lstrip("+~") for override in parse(overrides)]
     ignored = next((key for key in keys if re.match(r"(base|model\.architecture)(\.|$)", key)), None)
     if ignored and source != "pretrain":
         raise UserError(f"{ignored}: of model.source=pretrain alone, and this is {source}; leave it out")
-
-
-def _parse(overrides):
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        shown = repr(bounds.shown(text))
-        if len(text) > LONGEST_OVERRIDE:
-            raise UserError(f"override {shown}: {len(text)} characters; write it into a file of conf/experiment")
-        if _depth(text) > DEEPEST_OVERRIDE:
-            raise UserError(f"override {shown}: brackets more than {DEEPEST_OVERRIDE} deep; write it flatter")
-        try:
-            parsed.append(parser.parse_override(text))
-        except (HydraException, OmegaConfBaseException, RecursionError, ValueError, ArithmeticError) as error:
-            reason = f"{_first_line(error)}; write key=value, without spaces, or quote the value"
-            raise UserError(f"override {shown}: {reason}") from None
-    return parsed
 
 
 def _compose_one(overrides):
@@ -282,13 +153,6 @@ def configuration(composed, overrides):
     if "model.path" in keys and "model.revision" not in keys:
         values["model"]["revision"] = None  # the preset's commit is one of the preset's own path
     return validated(values, overrides)
-
-
-def applied(override):
-    """An override as Hydra applies it to a tree that lacks what only the schema knows: pydantic holds it to that."""
-    key = override.partition("=")[0]
-    plain = re.fullmatch(r"\w[\w.+-]*", key) and key not in GROUPS and not OF_HYDRA.match(override)
-    return f"++{override}" if plain else override
 
 
 def _check_entries(tree, overrides):
@@ -322,7 +186,10 @@ def validated(values, overrides=()):
 
 
 def _unknown(path):
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"accelerate", "hydra"}  # not of a study
+    groups = {path.name for path in overriding.CONF.iterdir() if path.is_dir()} - {
+        "accelerate",
+        "hydra",
+    }  # not of a study
     return messages.unknown_key(config.Config, path, groups)
 
 
@@ -354,15 +221,6 @@ def _planned(study, overrides, point):
     return policies.Composed(study, policies.expanded_arms(study), checks.content_of_files(study), link, point)
 
 
-def _depth(text):
-    """How deep the brackets of a text are nested, quoted ones too."""
-    depth = deepest = 0
-    for sign in text:
-        depth += (sign in "([{") - (sign in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
 def _check_resolvers(value, path=()):
     """Refuse values that something else makes when they are read, such as the environment: files would hold them."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -392,21 +250,10 @@ def one_line(error, overrides):
     said_key = re.search(r"(?m)^\s*full_key: (\S+)$", text)  # of an error that is none of OmegaConf's own classes
     key = getattr(cause, "full_key", None) or (said_key and said_key[1])
     if not key:
-        return f"{_first_line(error)} (overrides: {bounds.shown(' '.join(overrides) or 'none')})"
+        return f"{first_line(error)} (overrides: {bounds.shown(' '.join(overrides) or 'none')})"
     if re.search(r"Key '.*' (is )?not in|is not in struct", str(cause)):
         return _unknown(key.split("."))
-    return f"{key}: {_first_line(cause or error)}"
-
-
-def _first_line(error):
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # Hydra's "ValidationError raised while composing:"
-    return bounds.printable(said.rstrip(".")[:300])
-
-
-def presets(group):
-    """The names of a configuration group's presets."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return f"{key}: {first_line(cause or error)}"
 
 
 def _value(study, key):
@@ -414,38 +261,3 @@ def _value(study, key):
     for name in key.split("."):
         value = value[name] if isinstance(value, dict) else getattr(value, name)
     return value
-
-
-def resolve_objective(composed):
-    """What of a finished study is its objective, as a dictionary of `config.Objective` with every choice made.
-
-    `composed` is a configuration that `compose` returned; the dictionary names the judge, too.
-
-    Raises:
-        UserError: the study will not have the number.
-    """
-    study = composed.config
-    objective = schema.dump(study.objective)
-    specs = policies.specs(composed).values()  # a policy has the first of its specification's names
-    arms = [name for names, _ in specs for name in names]
-    wanted = objective["arm"] or ("salsa" if "salsa" in arms else arms[-1])
-    names, kl_coefs = next(spec for spec in specs if wanted in spec[0])
-    objective["arm"] = names[0]
-    if objective["kl_coef"] is None:
-        objective["kl_coef"] = kl_coefs[0]
-    elif objective["kl_coef"] not in kl_coefs:
-        raise UserError(
-            f"objective.kl_coef={objective['kl_coef']}: {wanted} is not run at it; choose among "
-            f"{checks.listed(kl_coefs)}"
-        )
-    objective["judge"] = next(iter(study.judges), None)
-    gold = data.world_kinds()[study.data.task.kind].gold
-    if not objective["measure"]:
-        objective["measure"] = "gold_reward" if gold else "win_rate"
-    if objective["measure"] == "gold_reward" and not gold:
-        raise UserError(f"objective.measure=gold_reward: data={study.data.name} has no gold; use win_rate")
-    if objective["measure"] == "win_rate" and not objective["judge"]:
-        raise UserError("objective.measure=win_rate: the study has no judge; choose judge=[…], or measure=reward")
-    if study.sft.models < 2:
-        raise UserError("objective: is measured against sft0, which is evaluated beside sft1; set sft.models=2")
-    return objective

@@ -24,9 +24,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from salsa.workflow import compose, jobs, places, plan, runs, studies, yaml_files
-from salsa.workflow.compose import CONF, ROOT
+from salsa.workflow import compose, jobs, objectives, overriding, places, plan, runs, yaml_files
 from salsa.workflow.jobs import snakemake_text
+from salsa.workflow.overriding import CONF, ROOT
 from salsa.workflow.runs import UserError
 
 OBJECTIVE = "objective.json"
@@ -40,7 +40,7 @@ class Refused(CompactHydraException):
 
 def is_hydras(arguments):
     """Whether the arguments of `salsa run` ask for what is Hydra's: its flags, its settings."""
-    return any(compose.OF_HYDRA.match(argument) for argument in arguments)
+    return any(overriding.OF_HYDRA.match(argument) for argument in arguments)
 
 
 def check_directory(folder):
@@ -106,11 +106,11 @@ def with_defaults(arguments):
 def _check(arguments):
     """UserError for overrides that `compose` would refuse, and for a sweep of too many points."""
     overrides = [text for text in arguments if "=" in text or text.startswith("~")]
-    task = [text for text in overrides if not compose.OF_HYDRA.match(text)]
-    compose.check_overrides(task)
+    task = [text for text in overrides if not overriding.OF_HYDRA.match(text)]
+    overriding.check(task)
     searched = any(text.startswith("hydra/sweeper=") for text in overrides)
     if {"-m", "--multirun"} & set(arguments) and not searched:
-        compose.expand(task)
+        overriding.expand(task)
 
 
 def _check_optuna():
@@ -123,11 +123,11 @@ class Loader(ConfigLoaderImpl):
 
     def load_configuration(self, config_name, overrides, run_mode, *others, **options):
         try:
-            applied = [compose.applied(override) for override in overrides]
+            applied = [overriding.applied(override) for override in overrides]
             composed = super().load_configuration(config_name, applied, run_mode, *others, **options)
             _name_overrides(composed.hydra, overrides)
             if config_name and run_mode == RunMode.RUN:  # a multirun's wait for its points
-                task = [override for override in overrides if not compose.OF_HYDRA.match(override)]
+                task = [override for override in overrides if not overriding.OF_HYDRA.match(override)]
                 compose.configuration(composed, task)
                 with open_dict(composed):
                     compose.fill_entries(composed)
@@ -140,7 +140,7 @@ class Loader(ConfigLoaderImpl):
 
 def _name_overrides(settings, overrides):
     """Let Hydra's settings name all overrides but those of Hydra itself, in their order."""
-    task = [override for override in overrides if not compose.OF_HYDRA.match(override)]
+    task = [override for override in overrides if not overriding.OF_HYDRA.match(override)]
     with open_dict(settings):
         settings.overrides.task = task
         parsed = OverridesParser.create().parse_overrides(task)
@@ -153,7 +153,7 @@ class Outcome:
 
     Attributes:
         study: its study's folder; None where the point is no configuration.
-        objective: what `studies.read_objective` returned, or None.
+        objective: what `objectives.read` returned, or None.
         reason: why there is no objective; None where there is one.
         failed: whether that is a failure.
     """
@@ -240,7 +240,7 @@ def _plan(point, searching):
             raise Refused(f"salsa: {error}") from None
         return None, None, str(error)
     try:
-        return planned, compose.resolve_objective(composed), None
+        return planned, objectives.resolve(composed), None
     except UserError as error:
         return None if searching else planned, None, str(error)
 
@@ -256,7 +256,7 @@ def _outcome(planned, objective, reason, code):
     if objective is None:
         return Outcome(study, reason=reason)
     try:
-        return Outcome(study, studies.read_objective(study, objective))
+        return Outcome(study, objectives.read(study, objective))
     except UserError as error:
         return Outcome(study, reason=str(error))
 

@@ -1,7 +1,5 @@
-"""What is made of finished studies: readable names, what is published or exported of them, their objective."""
+"""What is made of finished studies: readable names, and what is published or exported of them."""
 
-import csv
-import math
 import os
 import re
 import shutil
@@ -116,58 +114,6 @@ def _report(folder, *stages):
     if outside:
         raise runs.UserError(f"{folder}: its manifest names {outside[0]}, outside of it; remove it and run again")
     return manifest
-
-
-def read_objective(folder, objective):
-    """A finished study's objective, and what it is made of, as a dictionary.
-
-    objective = value - kl_penalty * max(0, kl_to_sft0 - kl_budget), where value is the arm's mean reward minus sft0's
-    (gold_reward, reward), or its adjusted win rate against sft0 by the first judge, mean over benchmarks (win_rate).
-
-    Args:
-        folder: the study's.
-        objective: what `compose.resolve_objective` returned.
-
-    Raises:
-        UserError: the study's tables lack the number.
-    """
-    arm, kl_coef, measure = objective["arm"], objective["kl_coef"], objective["measure"]
-    rewards = _rows(folder / "tables" / "rewards.csv")
-    own = [row for row in rewards if row["arm"] == arm and row["kl_coef"] and float(row["kl_coef"]) == kl_coef]
-    kl = _mean(own, "kl_to_sft0")
-    if measure == "win_rate":
-        key = {"judge": objective["judge"], "candidate": arm, "baseline": "sft0"}
-        lines = [
-            row
-            for row in _rows(folder / MAIN_TABLE.replace(".md", ".csv"))
-            if all(row[name] == wanted for name, wanted in key.items()) and float(row["kl_coef"]) == kl_coef
-        ]
-        value = _mean(lines, "adjusted_win_rate")
-    else:
-        value = _mean(own, measure) - _mean([row for row in rewards if row["arm"] == "sft0"], measure)
-    if math.isnan(value):
-        raise runs.UserError(f"{folder}: its tables have no {measure} of {arm} at kl_coef {kl_coef:g}; see objective")
-    penalty = 0.0
-    if objective["kl_budget"] is not None:
-        if math.isnan(kl):
-            raise runs.UserError(f"{folder}: its tables have no KL to sft0 of {arm}; leave out objective.kl_budget")
-        penalty = objective["kl_penalty"] * max(0.0, kl - objective["kl_budget"])
-    parts = {"value": value, "kl_to_sft0": None if math.isnan(kl) else kl, "penalty": penalty}
-    return {"objective": value - penalty} | parts | objective
-
-
-def _rows(path):
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise runs.UserError(f"{path}: missing; remove {path.parent.parent} and run again") from None
-
-
-def _mean(rows, column):
-    """The mean of a column; nan where there is no row, or a row without a number."""
-    values = [float(row[column] or "nan") for row in rows]
-    return sum(values) / len(values) if values else math.nan
 
 
 def export(study, arm, output, kl_coef=None, replicate=None):

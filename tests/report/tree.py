@@ -8,10 +8,10 @@ import math
 import numpy as np
 
 from salsa.report import study, style
-from salsa.workflow import compose, config, runs, schema
+from salsa.workflow import compose, config, overriding, runs, schema
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
-EVERY_ARM = ARMS | {name: None for name in compose.presets("arm") if name not in ARMS}
+EVERY_ARM = ARMS | {name: None for name in overriding.presets("arm") if name not in ARMS}
 EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
 
 

@@ -13,7 +13,7 @@ from salsa.algorithms import ppo as ppo_stage
 from salsa.algorithms.ppo import Ppo
 from salsa.evaluate import respond
 from salsa.rl import forward, models, reference, trainer
-from salsa.workflow import compose, config, runs
+from salsa.workflow import compose, config, overriding, runs
 
 HALVES = ["1/2", "1/2"]
 UNEVEN = ["1/2", "0.3", "1/5"]
@@ -363,7 +363,7 @@ ARMS = {  # start, kind of reference, its weights
 }
 
 
-@pytest.mark.parametrize("arm", compose.presets("arm"))
+@pytest.mark.parametrize("arm", overriding.presets("arm"))
 def test_every_arm_has_a_start_and_a_reference(make_ingredients, folders, arm):
     found = compose.compose([f"arm=[{arm}]", "sft.models=3"])[0].config.arms[arm]
     own = found.reference
@@ -382,7 +382,7 @@ def test_every_arm_has_a_start_and_a_reference(make_ingredients, folders, arm):
 
 
 def test_every_arm_is_known():
-    assert set(ARMS) <= set(compose.presets("arm"))
+    assert set(ARMS) <= set(overriding.presets("arm"))
 
 
 def test_folders_are_found_by_index(tmp_path):

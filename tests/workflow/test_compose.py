@@ -10,7 +10,7 @@ import sys
 import pytest
 from snakemake.cli import parse_config
 
-from salsa.workflow import checks, compose, config, plan
+from salsa.workflow import checks, compose, config, overriding, plan
 from salsa.workflow.multirun import snakemake_text
 from salsa.workflow.runs import UserError
 
@@ -27,7 +27,7 @@ def one(*overrides):
     return composed[0]
 
 
-@pytest.mark.parametrize("model", compose.presets("model"))
+@pytest.mark.parametrize("model", overriding.presets("model"))
 @pytest.mark.parametrize("data", FITTING)
 def test_models_and_data_compose_and_plan(model, data):
     if model == "tiny" and data == "ultra":
@@ -35,7 +35,7 @@ def test_models_and_data_compose_and_plan(model, data):
     assert plan.plan([one(f"model={model}", f"data={data}", *FITTING[data])]).runs
 
 
-@pytest.mark.parametrize("experiment", compose.presets("experiment"))
+@pytest.mark.parametrize("experiment", overriding.presets("experiment"))
 def test_experiments_compose_and_plan(experiment):
     composed = compose.compose([f"experiment={experiment}"])
     assert len(composed) == 1 + len(composed[0].config.companions)
@@ -44,7 +44,7 @@ def test_experiments_compose_and_plan(experiment):
     assert plan.plan(composed).studies
 
 
-@pytest.mark.parametrize("arm", compose.presets("arm"))
+@pytest.mark.parametrize("arm", overriding.presets("arm"))
 def test_arms_compose_under_their_names_and_plan(arm):
     values = one(f"arm=[{arm}]", *(["sft.models=3"] if arm == "n_soup" else []))
     assert list(values.config.arms) == [arm] and values.config.arms[arm].description
@@ -53,11 +53,11 @@ def test_arms_compose_under_their_names_and_plan(arm):
 
 
 def test_all_arms_together():
-    values = one(f"arm=[{','.join(compose.presets('arm'))}]", "sft.models=3", "replicates=[0]")
+    values = one(f"arm=[{','.join(overriding.presets('arm'))}]", "sft.models=3", "replicates=[0]")
     runs = plan.plan([values]).runs.values()
     ppo = {run.settings["reference"]["kind"]: run.settings for run in runs if run.stage == "ppo"}
     assert set(ppo) == {"soup", "noise", "multi_kl", "ema", "reset"}
-    assert sum(run.stage == "ppo" for run in runs) == len(compose.presets("arm")) == 12
+    assert sum(run.stage == "ppo" for run in runs) == len(overriding.presets("arm")) == 12
     assert (ppo["ema"]["reference"]["rate"], ppo["reset"]["reference"]["every"]) == (0.05, 10)
     penalties = {
         (run.settings["kl_coef"], run.settings["ppo"]["kl_schedule"]["kind"]) for run in runs if run.stage == "ppo"
@@ -176,11 +176,11 @@ def test_companions_by_a_value():
 def test_two_studies_of_one_name_are_refused(tmp_path, monkeypatch):
     """Companions of an experiment whose name says nothing of the model."""
     conf = tmp_path / "conf"
-    shutil.copytree(compose.CONF, conf)
+    shutil.copytree(overriding.CONF, conf)
     (conf / "experiment" / "same.yaml").write_text(
         "# @package _global_\nname: same\ncompanions: [model=smollm2_135m]\n"
     )
-    monkeypatch.setattr(compose, "CONF", conf)
+    monkeypatch.setattr(overriding, "CONF", conf)
     with pytest.raises(UserError, match="two studies are called same"):
         compose.compose(["experiment=same"])
 

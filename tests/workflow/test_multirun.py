@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from salsa.__main__ import main
-from salsa.workflow import compose, multirun, plan, runs, studies
+from salsa.workflow import compose, multirun, objectives, overriding, plan, runs
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ class Snakemake:
         self.commands.append(command)
         file = json.loads(command[-1].split("=", 1)[1])
         self.points.append(runs.read_json(file))
-        composed = compose.compose_points(compose.read_points(file))
+        composed = compose.compose_points(overriding.read_points(file))
         self.plans.append(plan.plan(composed))
         made = [self.make(plan.plan([values]), values) for values in composed]
         return 0 if all(made) else 1
@@ -284,7 +284,7 @@ def test_optuna_that_is_not_installed_is_named(monkeypatch, capsys):
 
 def chosen(**changes):
     values = compose.compose([*TINY, *(f"objective.{name}={value}" for name, value in changes.items())])[0]
-    return compose.resolve_objective(values)
+    return objectives.resolve(values)
 
 
 def test_default_objective_is_gold_of_salsa():
@@ -294,23 +294,23 @@ def test_default_objective_is_gold_of_salsa():
 
 def test_objective_of_other_data_and_arms():
     (values,) = compose.compose(["arm=[ppo,other]", "alphas=[0]", "kl_coefs=[0.1,0.05]", "arms.other.kl_coefs=[0.05]"])
-    found = compose.resolve_objective(values)
+    found = objectives.resolve(values)
     assert (found["arm"], found["kl_coef"]) == ("other", 0.05)  # alpha 0 is ppo, and no arm
     values.config.data.task.kind = "ultra"
-    assert compose.resolve_objective(values)["measure"] == "win_rate"
+    assert objectives.resolve(values)["measure"] == "win_rate"
     values.config.judges = {}
     with pytest.raises(UserError, match="no judge"):
-        compose.resolve_objective(values)
+        objectives.resolve(values)
     values.config.objective.measure = "gold_reward"
     with pytest.raises(UserError, match="no gold"):
-        compose.resolve_objective(values)
+        objectives.resolve(values)
     values.config.objective.measure, values.config.objective.kl_coef = "reward", 0.1
     with pytest.raises(UserError, match="not run at it"):
-        compose.resolve_objective(values)
+        objectives.resolve(values)
     values.config.objective.kl_coef = None
     values.config.sft.models = 1
     with pytest.raises(UserError, match="sft1"):
-        compose.resolve_objective(values)
+        objectives.resolve(values)
 
 
 def test_objective_by_hand(tmp_path):
@@ -323,16 +323,16 @@ def test_objective_by_hand(tmp_path):
     )  # fmt: skip
     wanted = {"arm": "salsa", "kl_coef": 0.05, "measure": "gold_reward", "judge": "gold"}
     wanted |= {"kl_budget": 4.0, "kl_penalty": 0.1}
-    found = studies.read_objective(tmp_path, wanted)
+    found = objectives.read(tmp_path, wanted)
     assert found["objective"] == pytest.approx(0.75 - 0.25 - 0.1 * 2) and found["value"] == 0.5
-    assert studies.read_objective(tmp_path, wanted | {"kl_budget": None})["objective"] == 0.5
-    assert studies.read_objective(tmp_path, wanted | {"kl_coef": 0.1})["penalty"] == 0
-    rate = studies.read_objective(tmp_path, wanted | {"kl_coef": 0.1, "measure": "win_rate"})
+    assert objectives.read(tmp_path, wanted | {"kl_budget": None})["objective"] == 0.5
+    assert objectives.read(tmp_path, wanted | {"kl_coef": 0.1})["penalty"] == 0
+    rate = objectives.read(tmp_path, wanted | {"kl_coef": 0.1, "measure": "win_rate"})
     assert rate["objective"] == pytest.approx((0.75 + 0.5) / 2)
     with pytest.raises(UserError, match="no gold_reward of ppo"):
-        studies.read_objective(tmp_path, wanted | {"arm": "ppo"})
+        objectives.read(tmp_path, wanted | {"arm": "ppo"})
     with pytest.raises(UserError, match="no KL"):
-        studies.read_objective(tmp_path, wanted | {"arm": "bare", "kl_coef": 0.1})
+        objectives.read(tmp_path, wanted | {"arm": "bare", "kl_coef": 0.1})
 
 
 def test_the_objective_is_part_of_no_address():
@@ -349,13 +349,13 @@ def test_points_that_are_no_list_of_lists_are_refused(tmp_path, text, says):
     file = tmp_path / "points.json"
     file.write_text(text)
     with pytest.raises(UserError, match=says):
-        compose.read_points(file)
+        overriding.read_points(file)
 
 
 def test_what_sets_points_apart():
     points = [["seed=0", "model=tiny", "+arms.x.kl_scale=1"], ["seed=1", "model=tiny"]]
-    assert compose.labels(points) == [{"seed": "0", "arms.x.kl_scale": "1"}, {"seed": "1"}]
-    assert compose.labels(points[:1]) == [{}]
+    assert overriding.labels(points) == [{"seed": "0", "arms.x.kl_scale": "1"}, {"seed": "1"}]
+    assert overriding.labels(points[:1]) == [{}]
 
 
 def test_waiting_returns_the_exit_code(tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from salsa.workflow import compose, yaml_files
+from salsa.workflow import compose, overriding, yaml_files
 from salsa.workflow.runs import UserError
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n"
@@ -76,8 +76,8 @@ def test_a_file_that_is_mended_is_read_again(tmp_path):
 @pytest.mark.parametrize("name", ["unclosed", "doubled", "bomb", "python", "list", "latin", "tab after colon"])
 def test_files_of_the_configuration_are_looked_at(name, tmp_path, monkeypatch):
     conf = tmp_path / "conf"
-    shutil.copytree(compose.CONF, conf)
-    monkeypatch.setattr(compose, "CONF", conf)
+    shutil.copytree(overriding.CONF, conf)
+    monkeypatch.setattr(overriding, "CONF", conf)
     content, line, says = MALFORMED[name]
     (conf / "experiment" / "mine.yaml").write_bytes(content)
     with pytest.raises(UserError) as error:

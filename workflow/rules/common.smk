@@ -39,10 +39,10 @@ def read_plan():
     try:
         if config.get("plan"):
             return planning.load(config["plan"]), Path(config["plan"])
-        from salsa.workflow import compose
+        from salsa.workflow import compose, overriding
 
         if config.get("points"):
-            composed = compose.compose_points(compose.read_points(config["points"]))
+            composed = compose.compose_points(overriding.read_points(config["points"]))
         else:
             composed = compose.compose(shlex.split(config.get("overrides") or ""))
         jobs.check_sections()
