@@ -1,8 +1,8 @@
 """The base model: pretrained by the project, read from a package's GGUF, or taken from the hub or a local folder.
 
-The default study's base ships with the project (`salsa/assets/`): it is copied when its address is the run's, that is
-when corpus, settings and version are the ones it was made with. `python -m salsa.base --plan … ` with
-`execution.shipped_base=false` trains it anew (`make base`). A copy needs no torch, which is imported where it is used.
+The default study's base ships with the project (`salsa/assets/`). It is copied when its address is the run's, that is,
+when corpus, settings and version are those that it was made with; `execution.shipped_base=false` trains it anew (`make
+base`). A copy needs no torch, so torch is imported where it is used.
 """
 
 import math
@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def make(settings, parents, output, execution):
-    """Write the base model's folder to `output/model`. Raises UserError when the model can't be had."""
+    """Write the base model to `output/model`. Raises UserError where there is none to be had."""
     addresses = {role: runs.manifest_of(folder)["address"] for role, folder in parents.items()}
     shipped = ASSETS / runs.address("base", VERSION, schema.dump(settings), addresses)[:12]
     if execution.shipped_base and shipped.is_dir():
@@ -30,9 +30,9 @@ def make(settings, parents, output, execution):
 
 
 def pretrain(settings, corpus, output, execution):
-    """Pretrain a small Llama on the corpus: next-token loss on blocks of concatenated documents.
+    """Pretrain a small Llama on a corpus, with the next-token loss on blocks of concatenated documents.
 
-    Raises UserError where the corpus is too small, and where a loss, a gradient or a weight is not finite.
+    Raises UserError where the corpus is too small, or where a loss, a gradient or a weight is not finite.
     """
     import torch
     from datasets import Dataset
@@ -41,7 +41,7 @@ def pretrain(settings, corpus, output, execution):
     from salsa.data import chat
     from salsa.rl import models, training
 
-    class FiniteTrainer(training.Finite, Trainer):
+    class FiniteTrainer(training.FiniteMixin, Trainer):
         pass
 
     device = models.prepare_process(execution)
@@ -90,7 +90,7 @@ def pretrain(settings, corpus, output, execution):
 
 
 def _llama(tokenizer, shape):
-    """A new Llama, for a tokenizer, of a config.Architecture."""
+    """A new Llama for a tokenizer, with the shape of a config.Architecture."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -111,7 +111,7 @@ def _llama(tokenizer, shape):
 
 
 def make_tokenizer(texts, words, shape):
-    """A word-level tokenizer where the corpus names its whole vocabulary (`words`), else byte-level BPE of `texts`."""
+    """A word-level tokenizer where the file `words` lists the vocabulary, otherwise byte-level BPE from `texts`."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as tokenizer_models
     from tokenizers.trainers import BpeTrainer
@@ -150,7 +150,7 @@ def make_tokenizer(texts, words, shape):
 
 
 def _blocks(tokenizer, texts, length):
-    """Documents, each between <bos> and <eos>, concatenated and cut into blocks of `length` tokens."""
+    """Blocks of `length` tokens, cut from the concatenation of documents, each between <bos> and <eos>."""
     ids = []
     for encoded in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         ids += [tokenizer.bos_token_id, *encoded, tokenizer.eos_token_id]

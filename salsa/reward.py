@@ -1,9 +1,9 @@
 """The reward model: the proxy that PPO maximises, trained on preference pairs with TRL's RewardTrainer.
 
 Preferences are read from the data, or sampled: two responses to a prompt, drawn equally from sft0 and sft1, of which
-gold chooses one with Bradley-Terry noise. The model starts from sft0. Its reward is shifted and scaled by constants
-fitted once, on samples of sft0, and the same for every arm. A judge's reward model is made alike, from preferences
-that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
+gold prefers one with Bradley-Terry noise. The model starts from sft0. Its reward is shifted and scaled by constants
+that are fitted once, on samples of sft0, so that a kl_coef means the same in every arm. The reward model of a judge is
+trained alike, on preferences that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
 """
 
 import numpy as np
@@ -24,24 +24,23 @@ from salsa.workflow import runs, stages
 
 VERSION = 2
 FOR_JUDGE = "_for_judge"
-ROUNDING = 1e-6  # of float32: a spread below this share of the scores is none
+ROUNDING = 1e-6  # of float32: a standard deviation below this share of the scores counts as 0
 
 
 def train(settings, parents, output, execution):
     """Write the reward model to `output/model`, its constants to normalisation.json, its quality to evaluation.json.
 
-    Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled.
-    Raises UserError where there are too few pairs or prompts, where training or scores are not finite, and where the
-    reward has no spread.
+    Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled. Raises UserError where there are too few pairs
+    or prompts, where training or scores are not finite, and where the reward has no spread.
     """
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     prompts = _check_sizes(settings, parents, tokenizer)
-    held_out, learned, counts = _share(lambda: _pairs(settings, parents, tokenizer, device, execution))
-    _fit(settings, parents, tokenizer, learned, output, device, execution)
-    clear_device_cache(garbage_collection=True)  # trainers hold themselves, and so their models
+    held_out, train_pairs, counts = _from_first_process(lambda: _pairs(settings, parents, tokenizer, device, execution))
+    _fit(settings, parents, tokenizer, train_pairs, output, device, execution)
+    clear_device_cache(garbage_collection=True)  # trainers refer to themselves, and so keep their models in memory
     if training.world()[1]:
         return None  # the first process measures and writes
 
@@ -53,20 +52,20 @@ def train(settings, parents, output, execution):
     except divergence.NotFinite as error:
         rate = f"reward_model.learning_rate={settings.reward_model.learning_rate:g}"
         divergence.stop(output, f"{rate}: {error}; lower it", {}, error.tensors)
-    runs.write_json(output / "evaluation.json", {**quality, "pairs": len(learned), "counts": counts})
+    evaluation = {**quality, "pairs": len(train_pairs), "counts": counts}
+    runs.write_json(output / "evaluation.json", evaluation)
     runs.write_json(output / "normalisation.json", constants)
-    return {**quality, "pairs": len(learned), "counts": counts}
+    return evaluation
 
 
 def _check_sizes(settings, parents, tokenizer):
-    """What is asked before anything is sampled. Returns (rows, token ids) of the prompts that the reward is fitted on.
+    """Check sizes before anything is sampled. Returns (rows, token ids) of the prompts that fit the constants.
 
-    UserError where a batch holds more pairs than there can be, where the processes can't share it, and where too few
-    prompts fit to see the reward's spread.
+    Raises UserError where the processes can't share a batch, and where too few prompts fit to see the reward's spread.
     """
     reward = settings.reward_model
     training.batch_share("reward_model", reward)
-    models.adapter_config("reward_model", reward, score=True)  # which looks for PEFT
+    models.adapter_config("reward_model", reward, score=True)  # raises where PEFT is missing
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     rows, encoded, _ = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
     count = reward.normalisation_prompts
@@ -79,14 +78,13 @@ def _check_sizes(settings, parents, tokenizer):
     return rows, encoded
 
 
-def _share(make):
-    """What the first process makes, in all of them: sampled on several GPUs, pairs might differ by rounding."""
-    made = [make() if training.world()[1] == 0 else None]
-    return broadcast_object_list(made)[0]
+def _from_first_process(make):
+    """The result of `make` in the first process, for all of them: each GPU would round its samples differently."""
+    return broadcast_object_list([make() if training.world()[1] == 0 else None])[0]
 
 
 def _pairs(settings, parents, tokenizer, device, execution):
-    """The held-out pairs, those to train on, and the counts. UserError where there are too few."""
+    """The held-out pairs, the training pairs, and counts. Raises UserError where there are too few."""
     reward = settings.reward_model
     gold = gold_data.load(parents["prepare"])
     if settings.preferences.startswith("sampled"):
@@ -94,72 +92,73 @@ def _pairs(settings, parents, tokenizer, device, execution):
     else:
         pairs, counts = read_pairs(settings, parents, tokenizer, gold)
     held_out = [pair for pair in pairs if pair["held_out"]]
-    learned = [pair for pair in pairs if not pair["held_out"]]
-    of_ppo = []  # given pairs that train PPO's reward model, and so no judge's
+    train_pairs = [pair for pair in pairs if not pair["held_out"]]
+    ppo_pairs = []  # a judge must not learn from the pairs that train PPO's reward model
     if settings.preferences == "given" + FOR_JUDGE:
-        of_ppo, learned = learned[: reward.pairs], learned[reward.pairs :]
-        both = [{tuple(pair["prompt"]) for pair in some} for some in (of_ppo, learned[: reward.pairs])]
+        ppo_pairs, train_pairs = train_pairs[: reward.pairs], train_pairs[reward.pairs :]
+        both = [{tuple(pair["prompt"]) for pair in part} for part in (ppo_pairs, train_pairs[: reward.pairs])]
         counts["shared_prompts"] = len(both[0] & both[1])
-    learned = learned[: reward.pairs]
-    if not held_out or len(learned) < reward.batch_size:
-        after = f" after PPO's {len(of_ppo)}" if of_ppo else ""
+    train_pairs = train_pairs[: reward.pairs]
+    if not held_out or len(train_pairs) < reward.batch_size:
+        after = f" after PPO's {len(ppo_pairs)}" if ppo_pairs else ""
         identical = counts.get("dropped_identical", 0)
         why = f"; {identical} pairs of two equal responses were dropped" if identical else ""
         raise runs.UserError(
-            f"{len(held_out)} held-out and {len(learned)} training pairs are left of {counts['read']} rows{after}: "
+            f"{len(held_out)} held-out and {len(train_pairs)} training pairs are left of {counts['read']} rows{after}: "
             f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}{why}"
         )
-    return held_out, learned, counts
+    return held_out, train_pairs, counts
 
 
-def _fit(settings, parents, tokenizer, learned, output, device, execution):
+def _fit(settings, parents, tokenizer, pairs, output, device, execution):
     """Train on pairs, and write `output/model`."""
 
     def load():
         return models.new_classifier(models.model_folder(parents["sft0"]), tokenizer.pad_token_id)
 
-    set_seed(settings.seed)  # of the head
-    trainer = _trainer(settings, load(), tokenizer, learned, output, device, execution)
+    set_seed(settings.seed)  # for the weights of the new head
+    trainer = _trainer(settings, load(), tokenizer, pairs, output, device, execution)
     training.train(trainer, output, load, execution.checkpoint_minutes)
 
 
-class _Trainer(training.Shared, RewardTrainer):
+class _Trainer(training.DistributedMixin, RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """A mean over the pairs of a whole batch, which micro-batches of any size, and empty pairs, leave as it is."""
+        """The mean over the pairs of a whole batch, for any size of micro-batches and any number of empty pairs."""
         pairs = len(inputs["input_ids"]) // 2
-        of_all = pairs * self.current_gradient_accumulation_steps * self.args.world_size
-        return super().compute_loss(model, inputs) * (of_all / self.in_this_step())
+        counted = pairs * self.current_gradient_accumulation_steps * self.args.world_size
+        return super().compute_loss(model, inputs) * (counted / self.in_this_step())
 
 
-def _trainer(settings, classifier, tokenizer, learned, output, device, execution):
-    nothing = [tokenizer.pad_token_id]  # of which neither is better
+def _trainer(settings, classifier, tokenizer, pairs, output, device, execution):
+    padding = [tokenizer.pad_token_id]  # as both responses of a pair, it gives no gradient
     return _Trainer(
         model=classifier,
         args=RewardConfig(
             **training.arguments("reward_model", settings.reward_model, settings, execution, output, device),
-            max_length=None,  # lengths are checked, and what is dropped counted, when pairs are made
+            max_length=None,  # pairs that are too long are dropped and counted when they are made
         ),
         train_dataset=Dataset.from_dict(
             {
-                "chosen_ids": [pair["prompt"] + pair["chosen"] for pair in learned],
-                "rejected_ids": [pair["prompt"] + pair["rejected"] for pair in learned],
+                "chosen_ids": [pair["prompt"] + pair["chosen"] for pair in pairs],
+                "rejected_ids": [pair["prompt"] + pair["rejected"] for pair in pairs],
             }
         ),
         processing_class=tokenizer,
         peft_config=models.adapter_config("reward_model", settings.reward_model, score=True),
         section="reward_model",
-        empty={"chosen_ids": nothing, "rejected_ids": nothing},
+        empty={"chosen_ids": padding, "rejected_ids": padding},
     )
 
 
 def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     """Pairs of responses drawn from sft0 and sft1 in turn (00, 01, 11, 10), labelled by noisy gold.
 
-    Returns (pairs, counts): the held-out pairs first, each of a prompt that no training pair has; prompts of training
-    pairs are used again, with other noise, where there are fewer of them than pairs. A judge's training pairs begin
-    with the last prompt instead of the first that is not held out, and its noise is of another seed; `shared_prompts`
-    counts the prompts that PPO's reward model is trained on too. A pair is {"prompt", "chosen", "rejected"} (token ids)
-    with gold of both. Pairs of two identical texts are dropped.
+    Returns (pairs, counts). A pair is {"prompt", "chosen", "rejected"} (token ids) with gold of both responses. The
+    held-out pairs come first, and no training pair has their prompts. Prompts of training pairs are used again, with
+    other noise, where there are fewer prompts than pairs. Pairs of two identical texts are dropped.
+
+    A judge's training pairs begin with the last prompt and go backwards, and its noise has another seed;
+    `shared_prompts` counts the prompts that PPO's reward model is trained on, too.
     """
     reward = settings.reward_model
     rows = runs.read_jsonl(parents["prepare"] / "preference_prompts.jsonl")
@@ -167,11 +166,11 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "preference prompts")
     if len(rows) <= reward.held_out:
         raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
-    training = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
-    of_ppo = set(training)
+    train_prompts = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
+    ppo_prompts = set(train_prompts)
     if settings.preferences.endswith(FOR_JUDGE):
-        training = [len(rows) - 1 - (place - reward.held_out) for place in training]
-    order = [*range(reward.held_out), *training]  # of prompts, one a pair
+        train_prompts = [len(rows) - 1 - (place - reward.held_out) for place in train_prompts]
+    order = [*range(reward.held_out), *train_prompts]  # the prompt of each pair
     sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(order))]
     responses = _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution)
     texts = [[chat.text_of(tokenizer, ids) for ids in pair] for pair in responses]
@@ -179,12 +178,12 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     golds = [gold.score(prompts, [pair[place] for pair in texts]) for place in (0, 1)]
     generator = np.random.default_rng(settings.seed)
     preferred = expit((golds[0] - golds[1]) / reward.gold_temperature) > generator.random(len(order))
-    # The classifier reads its score at the last token that is not padding, which a response that was cut may end with.
+    # The classifier reads its score at the last token that is not padding. A response that was cut may end with it.
     padded = [any(ids[-1] == tokenizer.pad_token_id for ids in pair) for pair in responses]
-    pairs, same = [], [a == b for a, b in texts]
-    for i, first in enumerate(preferred):
-        if not same[i] and not padded[i]:
-            best, worst = (0, 1) if first else (1, 0)
+    pairs, identical = [], [a == b for a, b in texts]
+    for i, first_is_preferred in enumerate(preferred):
+        if not identical[i] and not padded[i]:
+            best, worst = (0, 1) if first_is_preferred else (1, 0)
             pairs.append(
                 {
                     "prompt": encoded[order[i]],
@@ -194,37 +193,34 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
                     "held_out": i < reward.held_out,
                 }
             )
-    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": sum(same)} | refused
-    if dropped := len(order) - len(pairs) - sum(same):
+    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": sum(identical)} | refused
+    if dropped := len(order) - len(pairs) - sum(identical):
         counts["dropped_ends_in_padding"] = dropped
     if settings.preferences.endswith(FOR_JUDGE):
-        counts["shared_prompts"] = len(of_ppo & set(training))
+        counts["shared_prompts"] = len(ppo_prompts & set(train_prompts))
     return pairs, counts
 
 
 def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution):
-    """Two responses (token ids) for each entry of `order`, from the SFT models that `sources` names."""
+    """Two responses (token ids) to each prompt of `order`, from the SFT models that `sources` names."""
     responses = [[None, None] for _ in order]
     for which in (0, 1):
         model = models.load_policy(models.model_folder(parents[f"sft{which}"]), device)
         for place in (0, 1):
-            chosen = [i for i, source in enumerate(sources) if source[place] == which]
-            prompts = [encoded[order[i]] for i in chosen]
-            ids = [f"{rows[order[i]]['id']}/{i}" for i in chosen]
+            mine = [i for i, source in enumerate(sources) if source[place] == which]
+            prompts = [encoded[order[i]] for i in mine]
+            ids = [f"{rows[order[i]]['id']}/{i}" for i in mine]
             seed = runs.derive_seed(settings.seed, "preferences", place)
             length, size = settings.lengths.response, execution.rollout_batch
             batches = sample_in_batches(model, tokenizer, prompts, ids, seed, length, size)
             for indices, sequences in tqdm(batches, desc=f"sft{which}", mininterval=5):
                 for index, response in zip(indices, sequences.response_ids(), strict=True):
-                    responses[chosen[index]][place] = response
+                    responses[mine[index]][place] = response
     return responses
 
 
 def read_pairs(settings, parents, tokenizer, gold):
-    """Pairs of preferences.jsonl, tokenized; those that are too long, or can't be encoded, are dropped and counted.
-
-    Returns (pairs, counts).
-    """
+    """The pairs of preferences.jsonl as token ids, and counts; drops those that are too long or can't be encoded."""
     rows = runs.read_jsonl(parents["prepare"] / "preferences.jsonl")
     end = chat.ending(tokenizer, chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer))
 
@@ -248,7 +244,7 @@ def read_pairs(settings, parents, tokenizer, gold):
 
 @torch.no_grad()
 def _quality(model, pairs, tokenizer, execution):
-    """Held-out accuracy against the (noisy) labels, and agreement with gold's own order where there is gold."""
+    """Held-out accuracy for the (noisy) labels, and agreement with the order of gold, where there is gold."""
     device = next(model.parameters()).device
     scores = []
     for side in ("chosen", "rejected"):
@@ -267,18 +263,18 @@ def _quality(model, pairs, tokenizer, execution):
 
 
 def _finite_scores(model, sequences, execution, what):
-    """(B,) rewards. NotFinite where one is not."""
+    """The rewards (B,) of responses. Raises NotFinite where one is not finite."""
     scores = model.scores(sequences, execution.micro_batch)
-    wrong = divergence.first({f"the score of {what}": scores})
-    if wrong:
-        raise divergence.NotFinite(wrong, {**vars(sequences), "score": scores})
+    fault = divergence.first({f"the score of {what}": scores})
+    if fault:
+        raise divergence.NotFinite(fault, {**vars(sequences), "score": scores})
     return scores
 
 
 def normalise(model, settings, prompts, parents, tokenizer, device, execution):
-    """Mean and standard deviation of the reward over sft0's samples on some of PPO's prompts (rows, token ids).
+    """Mean and standard deviation of the reward over samples of sft0 for some of PPO's prompts (rows, token ids).
 
-    UserError where the reward has no spread: nothing could be divided by it, and PPO would learn nothing of it.
+    Raises UserError where the reward has no spread: scores can't be divided by it, and PPO could learn nothing from it.
     """
     rows, encoded = prompts
     policy = models.load_policy(models.model_folder(parents["sft0"]), device)
@@ -290,10 +286,10 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
         responses |= set(map(tuple, sequences.response_ids()))
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if std <= ROUNDING * np.abs(scores).max():
-        said = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"
+        cause = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"
         raise runs.UserError(
             f"the standard deviation of the reward on {len(scores)} samples of sft0 is {std:.3g} (mean {mean:.3g}): "
-            f"{said}, and a policy could learn nothing; look at sft0, reward_model.learning_rate and the pairs"
+            f"{cause}, and a policy could learn nothing; look at sft0, reward_model.learning_rate and the pairs"
         )
     return {"mean": mean, "std": std, "samples": len(scores)}
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning with TRL's SFTTrainer, on responses only.
 
-The SFT models of a replicate see the same demonstrations and differ in their seed: the order of the data and, where
-`sft.dropout` is above 0, the dropout. `sft.stop` chooses between two regimes, because averaging may repair
+The SFT models of a replicate see the same demonstrations and differ in their seed: in the order of the data and, where
+`sft.dropout` is above 0, in the dropout. `sft.stop` chooses between two regimes, because averaging may repair
 over-fitting: `validation` keeps the epoch of lowest validation loss, `epochs` the last one.
 """
 
@@ -14,14 +14,14 @@ from salsa.rl import models, training
 from salsa.workflow import runs, stages
 
 VERSION = 3
-IGNORED = -100  # the label of a token that is not learned
+IGNORED = -100  # the label of a token that has no loss
 
 
 def train(settings, parents, output, execution):
-    """Write the SFT model's folder to `output/model` and its losses to `log_history.json`.
+    """Write the SFT model to `output/model`, and its losses to `log_history.json`.
 
-    Parents: `prepare` (sft.jsonl, sft_validation.jsonl), `base` (model/).
-    Raises UserError when no demonstration fits the model.
+    Parents: `prepare` (sft.jsonl, sft_validation.jsonl) and `base` (model/). Raises UserError where no demonstration
+    fits the model.
     """
     sft = settings.sft
     device = models.prepare_process(execution, output)
@@ -34,7 +34,7 @@ def train(settings, parents, output, execution):
     }
     models.check_context(parents["base"], settings.lengths)
     set_seed(settings.seed)
-    # Attention layers copy the value when they are made, so that it can't be set on a loaded model.
+    # Attention layers copy the rate when they are made, so it can't be set on a loaded model.
     options = models.attention_dropout(base, sft.dropout)
     trainer = _Trainer(
         model=models.load_policy(base, **options),
@@ -60,23 +60,23 @@ def train(settings, parents, output, execution):
     if training.world()[1]:
         return None  # the first process writes
     losses = training.validation_losses(history)
-    chosen = min(losses) if validate else losses[-1]
+    loss = min(losses) if validate else losses[-1]
     runs.write_json(output / "log_history.json", training.finite_or_null(history))
     return {
-        "validation_loss": chosen,
+        "validation_loss": loss,
         "validation_losses": losses,
-        "epoch": losses.index(chosen) + 1,
+        "epoch": losses.index(loss) + 1,
         "counts": {name: counts for name, (_, counts) in data.items()},
     }
 
 
-class _Trainer(training.Shared, SFTTrainer):
+class _Trainer(training.DistributedMixin, SFTTrainer):
     def __init__(self, **named):
         super().__init__(**named)
         self.validation_tokens = sum(label != IGNORED for row in self.eval_dataset["labels"] for label in row)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """In validation, such that the mean over rows that transformers takes is the mean over tokens."""
+        """Scale the losses of validation, so that transformers' mean over rows becomes the mean over tokens."""
         if num_items_in_batch is None:
             share = len(inputs["labels"]) / len(self.eval_dataset)
             num_items_in_batch = self.validation_tokens * share * self.args.world_size
@@ -84,14 +84,13 @@ class _Trainer(training.Shared, SFTTrainer):
 
 
 def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
-    """Rows {"messages"} as a Dataset of input_ids and completion_mask, and how many were kept and dropped.
+    """A Dataset of input_ids and completion_mask from rows {"messages"}, and counts of the rows kept and dropped.
 
-    A row is dropped and counted when its prompt or its response is longer than `lengths` allows, and by reason when it
-    can't be encoded.
+    Rows are dropped, and counted, whose prompt or response is longer than `lengths` allows, or which can't be encoded.
 
     Args:
         end: the chat.Ending of responses.
-        what: what the rows are, for messages.
+        what: a name of the rows, for messages.
     """
     encoded, refused = chat.accepted(rows, lambda row: chat.encode_conversation(tokenizer, row["messages"], end))
     inputs, masks = [], []

@@ -52,7 +52,7 @@ def survey(settings, parents, output, execution):
     benchmarks = generate.read_benchmarks(parents)
     asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
     context = generate.check(sft0, tokenizer, asked, lengths)
-    with models.lent(sft0, device):
+    with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
     sft0_samples, line, rows = None, [], []
     for alpha in alphas:
@@ -61,9 +61,9 @@ def survey(settings, parents, output, execution):
         answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, kept, engine)
         if sft0_samples is None:  # alpha 0 comes first
             sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
-        with models.lent(reward_model, device):
+        with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
-        with models.lent(sft0, device):
+        with models.on_device(sft0, device):
             kl = [0.0] if alpha == 0 else forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
         kl_mean, kl_error = score.mean_and_error(kl)
         point = {"alpha": float(alpha), "loss": token_loss(model, validation, pad_id, device, execution)}
@@ -75,7 +75,7 @@ def survey(settings, parents, output, execution):
                 answers = generate.answer(
                     model, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
                 )
-                with models.lent(reward_model, device):
+                with models.on_device(reward_model, device):
                     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
                 rows += score.response_rows(answers, name, named[alpha], rewards, golds)
     runs.write_jsonl(output / "responses.jsonl", rows)

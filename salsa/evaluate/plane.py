@@ -78,7 +78,7 @@ def _measure(points, settings, parents, output, execution):
     asked = {"evaluation": generate.evaluation_rows(evaluation)}
     context = generate.check(sft0, tokenizer, asked, settings.lengths)
     kept_answers = output / runs.CHECKPOINTS / "answers"  # of sft0 alone: its samples are needed to the end
-    with models.lent(sft0, device):
+    with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
         answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution, kept_answers, engine)
     samples = score.sequences(answers, 0, end_ids, pad_id, device)
@@ -92,11 +92,11 @@ def _measure(points, settings, parents, output, execution):
         if at != SFT0:
             model = models.mix_policies(folders, at, device)
             answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, engine=engine)
-        with models.lent(reward_model, device):
+        with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         kl = 0.0
         if at != SFT0:
-            with models.lent(sft0, device):
+            with models.on_device(sft0, device):
                 kl = forward.exact_kl(sft0, model, samples, execution.micro_batch).double().mean().item()
         point = summarise(answers, rewards, golds) | {"kl_from_sft0": kl}
         kept[name] = {measure: _finite(point[measure]) for measure in MEASURES}

@@ -41,7 +41,7 @@ def respond(settings, parents, output, execution):
         answers = generate.answer(
             policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
         )
-        with models.lent(reward_model, device):
+        with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
         left_out[name] = answers.left_out
@@ -51,7 +51,7 @@ def respond(settings, parents, output, execution):
     answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
     if answers.left_out:
         left_out["evaluation"] = answers.left_out
-    with models.lent(reward_model, device):
+    with models.on_device(reward_model, device):
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
     kls = _kls(settings, parents, policy, batch, tokenizer, device, execution)

@@ -1,13 +1,12 @@
-"""Interruptions of a PPO run: checkpoints that are whole or not there, and requests to stop.
+"""Interruptions of a run: checkpoints that are whole or absent, and requests to stop.
 
 A checkpoint is what Accelerate saves (networks, optimizer, random states) and a `Progress`, in a folder that gets its
-name when everything in it is on the disk. The order of prompts, sampling noise and mini-batches follow from the seed
-and the iteration, so nothing of them is kept. A run that goes on from a checkpoint computes what it would have
-computed without the interruption; on a CPU bit for bit.
+name when everything in it is on the disk. The order of prompts, the sampling noise and the mini-batches follow from the
+seed and the iteration, so they are not kept. A run that goes on from a checkpoint computes what it would have computed
+without the interruption; on a CPU, bit for bit.
 
-What is read again is checked against what was written, and read as data: Accelerate's and transformers' files are
-pickles, and one that names anything but tensors and numbers is refused before it runs. DeepSpeed reads its own files as
-it likes.
+Files are checked against what was written, and read as data: those of Accelerate and transformers are pickles, and one
+that names anything but tensors and numbers is refused before it runs. DeepSpeed reads its own files without this check.
 """
 
 import contextlib
@@ -23,12 +22,12 @@ from accelerate.utils.other import load as load_as_data
 
 from salsa.workflow import failures, runs
 
-ANCHOR = "reference.json"  # beside the checkpoints: what the run is anchored to
-LAYOUT = "processes.json"  # likewise: how many processes wrote them, and how
-FILES = "files.json"  # in a checkpoint: sizes of its files, and digests where that takes no minutes
-DIGESTED = 2**31  # bytes: a process that is told to stop has seconds to save
+ANCHOR = "reference.json"  # beside the checkpoints: the summary of the reference that the run is anchored to
+LAYOUT = "processes.json"  # beside the checkpoints: how many processes wrote them, and how
+FILES = "files.json"  # in a checkpoint: the sizes of its files, and digests unless they are large
+DIGESTED = 2**31  # bytes; above, digests would take longer than the seconds that a process has to stop
 DCP = "torch.distributed.checkpoint"
-METADATA = {  # what the index of sharded weights is made of
+METADATA = {  # the classes that the index of sharded weights is made of
     *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
     *((f"{DCP}.metadata", f"{kind}StorageMetadata") for kind in ("Bytes", "Chunk", "Tensor")),
     *((f"{DCP}.filesystem", "_StorageInfo"), (f"{DCP}.filesystem", "_StoragePrefix")),
@@ -38,11 +37,11 @@ METADATA = {  # what the index of sharded weights is made of
 
 
 class Stopped(Exception):
-    """The run was asked to stop before it changed anything since its last whole iteration."""
+    """The run was asked to stop, and has changed nothing since its last whole iteration."""
 
 
 class Progress:
-    """Where a run stands, beside networks and optimizer. Accelerate saves and loads it."""
+    """The state of a run beside networks and optimizer. Accelerate saves and loads it."""
 
     def __init__(self, kl_coef, reference):
         self.iteration, self.steps, self.kl_coef = 0, 0, kl_coef
@@ -51,6 +50,7 @@ class Progress:
         self.saved = None  # the iteration of the last checkpoint
 
     def state_dict(self):
+        # A reference that stays is built again from its ingredients; one that moves is only here.
         moving = [model.state_dict() for model in self.reference.models] if self.reference.moves else None
         names = ("iteration", "steps", "kl_coef", "resumed_at")
         return {**{name: getattr(self, name) for name in names}, "reference": moving}
@@ -63,7 +63,7 @@ class Progress:
 
 
 class StopRequest:
-    """Notes a SIGTERM while it is entered, instead of ending the process."""
+    """A context in which a SIGTERM is noted in `asked`, and does not end the process."""
 
     def __init__(self):
         self.asked = False
@@ -80,22 +80,22 @@ class StopRequest:
 
 
 def layout(accelerator):
-    """What the layout of a checkpoint's files follows from."""
+    """What decides how the weights of a checkpoint are cut into files."""
     return {"processes": accelerator.num_processes, "distributed_type": str(accelerator.distributed_type.value)}
 
 
 def check_layout(accelerator, before, saved):
-    """UserError where the checkpoint in the folder `saved`, of the layout `before`, is not one of these processes."""
-    now, of = layout(accelerator), "{processes} process(es) of {distributed_type}".format
+    """Raise UserError where the folder `saved` has a checkpoint with another layout, `before`, than these processes."""
+    now, words = layout(accelerator), "{processes} process(es) of {distributed_type}".format
     if before != now:
         raise runs.UserError(
-            f"{saved}: saved by {of(**before)}, and this is {of(**now)}; go on as it was started, or remove "
+            f"{saved}: saved by {words(**before)}, and this is {words(**now)}; go on as it was started, or remove "
             f"{saved.parent}"
         )
 
 
 def anchored_to(output):
-    """The summary of the reference of the interrupted run in `output`, or None. UserError where it is damaged."""
+    """The summary of the reference of the interrupted run in `output`, or None. Raises UserError if it is damaged."""
     return read_object(output / runs.CHECKPOINTS / ANCHOR, "sha256") if _saved(output) else None
 
 
@@ -124,9 +124,9 @@ def save(accelerator, progress, output):
 
 
 def load(accelerator, progress, output):
-    """Go on from the last checkpoint of `output`, if there is one. Returns whether there was.
+    """Go on from the last checkpoint in `output`. Returns whether there was one.
 
-    UserError where it is damaged, or a file of it is more than data.
+    Raises UserError where it is damaged, or where a file holds more than data.
     """
     saved = _saved(output)
     if not saved:
@@ -136,7 +136,7 @@ def load(accelerator, progress, output):
     check_files(saved[-1])
     with contextlib.nullcontext() if deepspeed else reading(saved[-1]):
         for states in saved[-1].glob("random_states_*.pkl"):
-            load_as_data(states)  # Accelerate would go on without those that it can't read
+            load_as_data(states)  # Accelerate itself would go on without random states that it can't read
         accelerator.load_state(str(saved[-1]))
     progress.resumed_at.append(progress.iteration)
     progress.saved = progress.iteration
@@ -144,7 +144,7 @@ def load(accelerator, progress, output):
 
 
 def describe_files(folder):
-    """Write down what a checkpoint's folder holds, which nothing will change any more."""
+    """Write the sizes, and up to DIGESTED bytes the digests, of a checkpoint that is complete."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / FILES]
     files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size} for path in paths}
     if sum(file["bytes"] for file in files.values()) <= DIGESTED:
@@ -154,19 +154,19 @@ def describe_files(folder):
 
 
 def check_files(folder):
-    """UserError where a checkpoint is not as it was written."""
-    for name, described in read_object(folder / FILES).items():
+    """Raise UserError where a checkpoint is not as it was written."""
+    for name, file in read_object(folder / FILES).items():
         path = folder / name
-        if not path.is_file() or not isinstance(described, dict):
+        if not path.is_file() or not isinstance(file, dict):
             raise _unusable(folder, f"{name} is missing")
-        if path.stat().st_size != described.get("bytes"):
-            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {described.get('bytes')}")
-        if "sha256" in described and runs.file_sha256(path) != described["sha256"]:
+        if path.stat().st_size != file.get("bytes"):
+            raise _unusable(folder, f"{name} has {path.stat().st_size} bytes instead of {file.get('bytes')}")
+        if "sha256" in file and runs.file_sha256(path) != file["sha256"]:
             raise _unusable(folder, f"{name} was altered since it was written")
 
 
 def read_object(path, *keys):
-    """The object of a JSON file beside or in a checkpoint. UserError where it is missing, or lacks one of the keys."""
+    """The object of a JSON file of checkpoints. Raises UserError where the file, or one of the keys, is missing."""
     try:
         content = runs.read_json(path)
     except (OSError, runs.Unreadable):
@@ -183,11 +183,11 @@ def _unusable(place, reason):
 
 @contextlib.contextmanager
 def reading(folder):
-    """Within it a checkpoint's files are read as data, whatever a library asks for. UserError where one is no such."""
+    """A context in which libraries read a checkpoint's files as data. Raises UserError where one is more than that."""
     try:
         for path in folder.rglob(".metadata"):
             with open(path, "rb") as file:
-                _Inert(file).load()
+                _InertUnpickler(file).load()
         with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
             yield
     except runs.UserError:
@@ -195,22 +195,22 @@ def reading(folder):
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or failures.describe(error):
             raise
-        named = re.search(r"Unsupported (?:global|class|operand)[^,\n]*?(?= was not| is not|[,.\n]|$)", str(error))
-        reason = named[0] if named else str(error).strip().partition("\n")[0] or type(error).__name__
+        match = re.search(r"Unsupported (?:global|class|operand)[^,\n]*?(?= was not| is not|[,.\n]|$)", str(error))
+        reason = match[0] if match else str(error).strip().partition("\n")[0] or type(error).__name__
         raise _unusable(folder, f"can't be read as a checkpoint ({reason[:200]})") from error
 
 
-class _Inert(pickle.Unpickler):
-    """Reads a pickle without making anything of it. UnpicklingError where it names what is not in METADATA."""
+class _InertUnpickler(pickle.Unpickler):
+    """Reads a pickle without making its objects. Raises UnpicklingError where it names a class not in METADATA."""
 
     def find_class(self, module, name):
         if (module, name) in METADATA or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return _Nothing
+            return _Placeholder
         raise pickle.UnpicklingError(f"Unsupported global: {module}.{name}")
 
 
-class _Nothing(dict):
-    """What stands for an object of any class."""
+class _Placeholder(dict):
+    """Stands for an object of any class."""
 
     def __init__(self, *_):
         pass
@@ -226,7 +226,7 @@ def _saved(output):
 
 
 def sync(folder):
-    """Return when a folder and all that is in it are on the disk."""
+    """Return when a folder, and everything in it, is on the disk."""
     for path in [*folder.rglob("*"), folder]:
         _to_disk(path)
 

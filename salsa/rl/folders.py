@@ -1,7 +1,7 @@
-"""A model's folder before it is loaded: its configuration, its weights' files, and what goes wrong with them.
+"""Model folders before they are loaded: their configurations, the files of their weights, and what is wrong with them.
 
-Plan, base, soup and every stage that takes a model in ask here, so that a folder is refused for the same reason and in
-the same words wherever it is given. Only headers are read. Left out: loading (models.py).
+Planning, soups and every stage that loads a model ask here, so that a folder is refused for the same reason, and in the
+same words, wherever it is given. Only headers are read here; models.py loads.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from salsa.workflow.runs import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-# By the names that architectures have for how many tokens they hold. Those without any position (Mamba) have none.
+# How architectures name the number of tokens that they hold. Those without positions (Mamba) have no such limit.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
-FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the types of weights that are trained
-LARGEST_HEADER = 100 * 2**20  # bytes, as safetensors allows
+FLOATS = {"F64", "F32", "F16", "BF16"}  # the types of weights that can be trained, as safetensors names them
+LARGEST_HEADER = 100 * 2**20  # bytes that safetensors allows
 AGAIN = "save or download the model again"
 OWN_CODE = (
     "needs code of its own (trust_remote_code), and no model's code is run here; save it as a class that transformers "
@@ -29,7 +29,7 @@ OWN_CODE = (
 
 
 class Stored(NamedTuple):
-    """Where a tensor is stored: the file, the type as safetensors names it, the shape, its first byte in the file."""
+    """Where a tensor is stored: its file, its type as safetensors names it, its shape, its first byte in the file."""
 
     path: Path
     dtype: str
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def read_object(path):
-    """The object of a JSON file. UserError where it is none."""
+    """The object in a JSON file. Raises UserError where the file holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -51,7 +51,7 @@ def read_object(path):
 
 
 def configuration(folder):
-    """config.json of a model's folder, as it stands there. UserError where there is none."""
+    """The content of config.json in a model folder. Raises UserError where there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder")
@@ -63,12 +63,12 @@ def configuration(folder):
 
 
 def positions(config):
-    """How many tokens a model of this configuration (a dictionary) holds; None where nothing limits them."""
+    """The number of tokens that a model of this configuration (a dictionary) holds; None where it has no limit."""
     return limit(config)[1]
 
 
 def limit(config):
-    """The key with which a configuration says how many tokens its model holds, and the number; or Nones."""
+    """The key by which a configuration names the number of tokens that its model holds, and this number; or Nones."""
     for values in (config, config.get("text_config")):
         for name in POSITIONS if isinstance(values, dict) else ():
             number = values.get(name)
@@ -78,11 +78,11 @@ def limit(config):
 
 
 def check(folder, pickled=False, headers=True):
-    """UserError unless a folder holds, by its configuration and its files' headers, a model that can be taken in.
+    """Raise UserError unless a folder's configuration and headers are those of a model that can be used.
 
     Args:
-        pickled: whether weights may be pickles (model.pickled_weights); then none is opened here.
-        headers: whether the headers of the weights' files are read.
+        pickled: whether weights may be pickles (model.pickled_weights); pickles are not opened here.
+        headers: whether the headers of the files of weights are read.
 
     Returns the configuration.
     """
@@ -118,15 +118,15 @@ def check(folder, pickled=False, headers=True):
 
 
 def has_pickles(folder):
-    """Whether a folder's weights are pickles alone."""
+    """Whether the weights of a folder are pickles only."""
     names = {path.name for path in Path(folder).iterdir()}
     return not names & {INDEX, SINGLE} and bool(names & {PICKLE, PICKLE_INDEX})
 
 
 def shards(folder, headers=True):
-    """Tensor name -> safetensors file of a model folder. Raises UserError where there are no weights.
+    """The safetensors file of each tensor in a model folder, by name. Raises UserError where there are no weights.
 
-    Without `headers` a single file is not opened, and no tensor of it is named.
+    Without `headers`, a single file is not opened and its tensors are not named.
     """
     folder = Path(folder)
     configuration(folder)
@@ -155,7 +155,7 @@ def shards(folder, headers=True):
 
 
 def stored(folder):
-    """Tensor name -> `Stored` of a model folder, from the files' headers alone."""
+    """Where each tensor of a model folder is stored (`Stored`), by name; only headers are read."""
     tensors, files = {}, shards(folder)
     for path in sorted(set(files.values())):
         header, start = _header(path)
@@ -170,7 +170,7 @@ def stored(folder):
 
 
 def _header(path):
-    """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, and its first byte of weights."""
+    """The header of a safetensors file, {name: {dtype, shape, data_offsets}}, and the first byte of its weights."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -188,20 +188,17 @@ def _header(path):
 
 
 def one_line(error):
-    """What an error says, in one line of at most 300 characters."""
+    """The text of an error, in one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"
 
 
 @contextlib.contextmanager
 def loading(place, remedy=AGAIN):
-    """Within it, whatever goes wrong is a UserError of one line: other people's files fail in any way.
+    """A context in which any error becomes a UserError of one line: the files of others can fail in any way.
 
-    transformers' warnings are not shown: what they warn of is refused, or mended, by who loads.
-
-    Args:
-        place: what is loaded, as the message shall name it.
-        remedy: what to do.
+    transformers' warnings are hidden, since whoever loads refuses or mends what they warn of. Messages name what is
+    loaded, `place`, and end with a `remedy`.
     """
     from transformers.utils import logging
 
@@ -218,7 +215,7 @@ def loading(place, remedy=AGAIN):
             ) from None
         if "trust_remote_code" in str(error):
             raise UserError(f"{place}: {OWN_CODE}") from None
-        if failures.describe(error):  # no fault of the model: its own words say it
+        if failures.describe(error):  # the machine's fault, which is reported in words of its own
             raise
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         raise UserError(f"{place}: can't be loaded ({kind}{one_line(error)}); {remedy}") from None
@@ -227,9 +224,9 @@ def loading(place, remedy=AGAIN):
 
 
 def load_config(folder):
-    """The configuration of a model's folder as transformers understands it. UserError where it does not.
+    """The configuration of a model folder as transformers reads it. No code of the folder is run.
 
-    No code of the folder runs: what needs any is refused.
+    Raises UserError where transformers does not know the model, or needs code of its folder.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

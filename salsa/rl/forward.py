@@ -1,9 +1,9 @@
 """Forward passes: from padded token sequences to log-probabilities, entropies, values, rewards and exact KL.
 
-Sequences are prompts padded on the left and responses padded on the right, so that a response starts at column P in
-every row; forward passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is
-kept: logits are computed for response positions alone, a chunk of rows at a time, and in training each chunk is
-computed again in the backward pass where it would be large.
+Prompts are padded on the left and responses on the right, so that a response starts at column P in every row. Forward
+passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is kept: logits are
+computed for response positions alone, a chunk of rows at a time. In training, large chunks are computed again in the
+backward pass.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**24  # logits (float32) held at once
+CHUNK = 2**24  # logits (float32) in memory at once
 
 
 @dataclass
 class Sequences:
-    """Prompts and responses of one batch.
+    """The prompts and responses of one batch.
 
-    tokens (B, P + T) int64; attention_mask (B, P + T), 0 on padding; response_mask (B, T), 1 up to and with the
-    response's last token; `ended` (B,) bool: whether that token is an end-of-sequence token.
+    tokens (B, P + T) int64; attention_mask (B, P + T), 0 on padding; response_mask (B, T), 1 up to and with the last
+    token of a response; `ended` (B,) bool, whether that token is an end-of-sequence token.
     """
 
     tokens: torch.Tensor
@@ -39,12 +39,12 @@ class Sequences:
 
     @property
     def prompt_lengths(self):
-        """(B,) tokens of each prompt."""
+        """(B,) number of tokens in each prompt."""
         return self.attention_mask[:, : self.prompt_length].sum(dim=1)
 
     @property
     def lengths(self):
-        """(B,) tokens of each response."""
+        """(B,) number of tokens in each response."""
         return self.response_mask.sum(dim=1)
 
     def response_ids(self):
@@ -56,7 +56,7 @@ class Sequences:
         return len(self.tokens)
 
     def rows(self, index):
-        """The given rows, without the columns in which all of them are padding."""
+        """The sequences at `index`, without the columns in which all of them are padding."""
         tokens, attention, mask = self.tokens[index], self.attention_mask[index], self.response_mask[index]
         length = int(mask.sum(dim=1).max())
         start = int((attention[:, : self.prompt_length].sum(dim=0) == 0).sum())
@@ -65,13 +65,13 @@ class Sequences:
 
 
 def pad_left(rows, pad_id, device=None):
-    """Lists of token ids as (B, P) tokens and (B, P) attention mask, padded on the left."""
+    """Lists of token ids as tokens and attention mask, (B, P) each, padded on the left."""
     tokens, mask = _padded(rows, pad_id, "left")
     return tokens.to(device), mask.to(device)
 
 
 def _padded(rows, pad_id, side):
-    """Lists of token ids as tokens and their mask, (B, longest) each, padded on a side."""
+    """Lists of token ids as tokens and mask, (B, longest) each, padded on one side."""
     tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
     masks = [torch.ones_like(row) for row in tokens]
     return pad_sequence(tokens, True, pad_id, side), pad_sequence(masks, True, 0, side)
@@ -87,12 +87,12 @@ def from_lists(prompts, responses, end_ids, pad_id, device=None):
 
 
 def pad_right(values, length):
-    """(B, T) `values`, then zeros, (B, length)."""
+    """(B, T) `values` followed by zeros, (B, length)."""
     return torch.nn.functional.pad(values, (0, length - values.shape[1]))
 
 
 def concatenate(batches, pad_id):
-    """One Sequences of several, padded to the longest prompt and the longest response."""
+    """One Sequences made from several, padded to the longest prompt and the longest response."""
     prompt = max(batch.prompt_length for batch in batches)
     response = max(batch.response_mask.shape[1] for batch in batches)
 
@@ -109,20 +109,20 @@ def concatenate(batches, pad_id):
 
 
 def at_least_float32(values):
-    """float32 of lower precisions; float64 as it is."""
+    """Lower precisions become float32; float64 stays what it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def positions(attention_mask):
-    """Position ids (B, L): the first token that is no padding has position 0."""
+    """Position ids (B, L): the first token after the padding has position 0."""
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def hidden_states(model, sequences):
     """Hidden states (B, L, H) of `model`'s trunk, compiled where `models.compile_trunks` did that.
 
-    Each row stands at the left: its first token that is no padding in column 0. What follows a row's end needs no mask
-    then, since attention is causal, and L is the longest row's length: padding is neither masked nor, mostly, computed.
+    Rows are moved to the left, so that each begins in column 0, and L is the length of the longest row. Attention is
+    causal, so what follows the end of a row needs no mask, and most padding is not computed.
     """
     trunk = getattr(model, "compiled_trunk", model.base_model)
     prompts, length = sequences.prompt_lengths, sequences.tokens.shape[1]
@@ -133,19 +133,19 @@ def hidden_states(model, sequences):
 
 
 def before_responses(hidden, sequences):
-    """The states (B, T, H) from which each response token was sampled; anything where masked."""
+    """The states (B, T, H) from which each response token was sampled; masked places hold anything."""
     columns = _columns_before(sequences).clamp(max=hidden.shape[1] - 1)
     return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 def _columns_before(sequences):
-    """(B, T): where in `hidden_states` the state before each response token stands."""
+    """The columns (B, T) of `hidden_states` that hold the state before each response token."""
     steps = torch.arange(sequences.response_mask.shape[1], device=sequences.tokens.device)
     return sequences.prompt_lengths[:, None] - 1 + steps
 
 
 def _states_before(hidden, sequences):
-    """(N, H): of `before_responses`, those of the N tokens that are not masked."""
+    """The states (N, H) of `before_responses` for the N tokens that are not masked."""
     rows = torch.arange(len(sequences), device=hidden.device)[:, None] * hidden.shape[1]
     return hidden.flatten(0, 1).index_select(0, (rows + _columns_before(sequences))[sequences.response_mask.bool()])
 
@@ -153,11 +153,8 @@ def _states_before(hidden, sequences):
 def response_logprobs(model, sequences, temperature=1.0, hidden=None):
     """Log-probabilities and entropies of response tokens under logits / temperature.
 
-    Args:
-        model: a causal language model.
-        hidden: the trunk's hidden states, where they are at hand.
-
-    Returns (logprobs, entropies), both (B, T) of at least float32, zero where masked. Entropies carry no gradient.
+    `hidden` are the trunk's hidden states, where they are computed already. Returns (logprobs, entropies), both (B, T)
+    of at least float32 and zero where masked. Entropies carry no gradient.
     """
     hidden = hidden_states(model, sequences) if hidden is None else hidden
     mask = sequences.response_mask.bool()
@@ -165,8 +162,8 @@ def response_logprobs(model, sequences, temperature=1.0, hidden=None):
     states, tokens = _states_before(hidden, sequences), sequences.responses[mask]  # (N, H), (N,)
     rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(states) > rows
-    for some, chosen in zip(states.split(rows), tokens.split(rows), strict=True):
-        arguments = (model.get_output_embeddings(), some, chosen, temperature)
+    for chunk, chunk_tokens in zip(states.split(rows), tokens.split(rows), strict=True):
+        arguments = (model.get_output_embeddings(), chunk, chunk_tokens, temperature)
         logprob, entropy = (
             checkpoint(_chunk_logprobs, *arguments, use_reentrant=False) if recompute else _chunk_logprobs(*arguments)
         )
@@ -189,37 +186,35 @@ def _chunk_logprobs(head, states, tokens, temperature):
 
 @torch.no_grad()
 def exact_kl(model, reference, sequences, micro_batch):
-    """KL(model ‖ reference) of each response, in nats, (B,): exact over the vocabulary at each sampled prefix.
+    """KL(model ‖ reference) (B,) in nats per response, exact over the vocabulary at each sampled prefix.
 
-    `sequences` must be samples of `model` at temperature 1. The expectation over prefixes is sampled; at each prefix
-    the sum over the vocabulary is exact, which has the same mean as k1 and far less variance.
+    `sequences` must be samples of `model` at temperature 1. The expectation over prefixes is sampled, and at each
+    prefix the sum over the vocabulary is exact: this has the same mean as k1, and far less variance.
     """
     per_response = []
     for rows in torch.arange(len(sequences)).split(micro_batch):
-        some = sequences.rows(rows)
-        mask = some.response_mask.bool()
-        ours, theirs = (_states_before(hidden_states(m, some), some) for m in (model, reference))
+        batch = sequences.rows(rows)
+        mask = batch.response_mask.bool()
+        ours, theirs = (_states_before(hidden_states(m, batch), batch) for m in (model, reference))
         size = max(1, CHUNK // model.config.get_text_config().vocab_size)
-        pieces = [
-            _chunk_kl(model.get_output_embeddings()(a), reference.get_output_embeddings()(b))
-            for a, b in zip(ours.split(size), theirs.split(size), strict=True)
-        ]
-        kls = torch.cat(pieces)
+        chunks = zip(ours.split(size), theirs.split(size), strict=True)
+        heads = model.get_output_embeddings(), reference.get_output_embeddings()
+        kls = torch.cat([_chunk_kl(heads[0](a), heads[1](b)) for a, b in chunks])
         per_token = torch.zeros(mask.shape, dtype=kls.dtype, device=mask.device)
         per_response.append(per_token.masked_scatter(mask, kls).sum(dim=1))
     return torch.cat(per_response)
 
 
 def _chunk_kl(logits, reference_logits):
-    ours, theirs = (at_least_float32(each).log_softmax(dim=-1) for each in (logits, reference_logits))
-    return (ours.exp() * (ours - theirs)).sum(dim=-1)
+    logprobs, reference_logprobs = (at_least_float32(x).log_softmax(dim=-1) for x in (logits, reference_logits))
+    return (logprobs.exp() * (logprobs - reference_logprobs)).sum(dim=-1)
 
 
 class ScoreModel(torch.nn.Module):
-    """A sequence classifier with one label, read by position, with a constant shift and scale.
+    """A sequence classifier with one output, read by position, and a constant shift and scale.
 
-    transformers' own classifier reads the last token that is not the padding *id*, and so never sees an end token
-    that equals it. Here a score is read at the response's last token, whatever its id.
+    transformers' own classifier reads the last token whose id is not the padding's, and so never sees an end token
+    that shares this id. Here a score is read at the last token of the response, whatever its id.
     """
 
     def __init__(self, classifier, mean=0.0, std=1.0):
@@ -231,16 +226,16 @@ class ScoreModel(torch.nn.Module):
         return (at_least_float32(self.classifier.score(states)).squeeze(-1) - self.mean) / self.std
 
     def values(self, sequences):
-        """Value (B, T) of the state before each response token."""
+        """The value (B, T) of the state before each response token."""
         return self._head(before_responses(hidden_states(self.classifier, sequences), sequences))
 
     @torch.no_grad()
     def scores(self, sequences, micro_batch):
-        """Reward (B,) of each response."""
+        """The reward (B,) of each response."""
         scores = []
         for rows in torch.arange(len(sequences)).split(micro_batch):
-            some = sequences.rows(rows)
-            last = some.prompt_lengths + some.lengths - 1
-            hidden = hidden_states(self.classifier, some)
-            scores.append(self._head(hidden[torch.arange(len(some), device=last.device), last]))
+            batch = sequences.rows(rows)
+            last = batch.prompt_lengths + batch.lengths - 1
+            hidden = hidden_states(self.classifier, batch)
+            scores.append(self._head(hidden[torch.arange(len(batch), device=last.device), last]))
         return torch.cat(scores)

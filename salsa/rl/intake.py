@@ -1,7 +1,7 @@
-"""Taking in a model of others: from a package's GGUF, the hub or a local folder, to the one form that stages read.
+"""Taking in a model from a package's GGUF, the hub or a local folder, and writing it in the form that stages read.
 
-Whatever later stages need of a model is asked here, before anything is trained: that its tokenizer and weights fit
-together, that a reward model can have its trunk, that sampling with a cache computes what a fresh pass does.
+What later stages need of a model is checked here, before anything is trained: its tokenizer and weights fit together, a
+reward model can have its trunk, and sampling with a cache computes what a fresh forward pass does.
 """
 
 import copy
@@ -18,20 +18,19 @@ from salsa.data import chat
 from salsa.rl import folders, forward, models, rollout
 from salsa.workflow import runs
 
-# Of a model on the hub, all but weights and code: what transformers reads of it.
+# The files of a model on the hub that transformers reads beside weights; code is not downloaded.
 SMALL_FILES = {
     "allow_patterns": ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.bpe"],
     "ignore_patterns": ["*/*"],
 }
-LARGEST_DIFFERENCE = 0.005  # nats, of a token's log-probability in float32: rounding differs by 1e-6 to 1e-4
+LARGEST_DIFFERENCE = 0.005  # nats per token in float32; rounding makes differences of 1e-6 to 1e-4
 
 
 def load(model, output, execution):
-    """Take a model in from a package's GGUF, the hub or a local folder, and write it in one form.
+    """Take a model in, and write it to `output/model`. Raises UserError where it lacks what later stages need.
 
-    That is safetensors, a chat template, a padding token that ends nothing, and of the published generation settings
-    the token ids alone: all else stages say themselves. Whatever later stages need of a model is asked here. Raises
-    UserError where one lacks it.
+    It is written as safetensors, with a chat template, a padding token that ends no response, and no generation
+    settings but special token ids: stages set all others themselves.
     """
     models.prepare_process(execution)
     commit = None
@@ -40,24 +39,24 @@ def load(model, output, execution):
     else:
         folder, commit = _folder(model)
         pickled = model.pickled_weights and folders.has_pickles(folder)
-        if not pickled:  # sizes that are wrong are not made room for
+        if not pickled:  # checked before memory is taken for weights of a wrong size
             models.check_whole(folder, AutoModelForCausalLM)
         network = models.load_policy(folder, dtype=models.DTYPES[model.dtype], pickled=pickled)
         tokenizer = models.load_tokenizer(folder)
     _untie(network)
     with folders.loading(f"model.path={model.path}: the tokenizer", "save or download it again"):
-        told = chat.prepare(network, tokenizer, model.chat_template)
+        preparation = chat.prepare(network, tokenizer, model.chat_template)
         _check_rows(network, tokenizer)
     _rehearse(network, tokenizer)
     for settings in (network.config, network.config.get_text_config(), network.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
     network.to(torch.float32 if model.source == "package" else network.dtype)
     _save(network, tokenizer, output / "model")
-    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer), "commit": commit, **told}
+    return {"parameters": network.num_parameters(), "vocabulary": len(tokenizer), "commit": commit, **preparation}
 
 
 def _save(network, tokenizer, folder):
-    """Write a model's folder, or none. UserError where its tokenizer can't be read again as it was written."""
+    """Write a model folder, or nothing. Raises UserError where the written tokenizer can't be read again."""
     try:
         with folders.loading(f"{folder}: the tokenizer, as it was written,", "mend it, or choose another model"):
             tokenizer.save_pretrained(folder)
@@ -69,7 +68,7 @@ def _save(network, tokenizer, folder):
 
 
 def _folder(model):
-    """The folder of a local model, or of a snapshot of the hub's, whose commit is returned too (else None)."""
+    """The folder of a model that is local (and None), or in a snapshot of the hub (and its commit)."""
     local = Path(model.path).expanduser()
     if local.is_dir():
         return local, None
@@ -93,20 +92,20 @@ def _folder(model):
 
 
 def _has(repository, commit, name):
-    """Whether a repository of the hub has a file."""
+    """Whether a repository on the hub has a file."""
     if constants.HF_HUB_OFFLINE:
         return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
     return file_exists(repository, name, revision=commit)
 
 
 def _from_package(package):
-    """A model from the GGUF file that a PyPI package brings. UserError names the command that installs it."""
+    """The model in the GGUF file of a PyPI package. UserError names the command that installs the package."""
     spec = find_spec(package.replace("-", "_"))
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
     if not files:
         raise runs.UserError(f"the package {package} is not installed; run `make smollm2`")
     folder, name = files[0].parent, files[0].name
-    # Without the configuration of the dequantised model, save_pretrained refuses what came from a GGUF.
+    # save_pretrained refuses a model from a GGUF unless its configuration says that it was dequantised.
     quantized = GgufConfig(dequantize=True)
     network = models.load_whole(
         AutoModelForCausalLM, folder, gguf_file=name, quantization_config=quantized, dtype=torch.float32
@@ -115,7 +114,7 @@ def _from_package(package):
 
 
 def _untie(network):
-    """Let the configuration say so where embedding and head are two, though it ties them: as their file holds them."""
+    """Where a configuration ties embedding and head, and the file holds two, let the configuration say so."""
     text = network.config.get_text_config()
     if text.tie_word_embeddings:
         embedding, head = network.get_input_embeddings(), network.get_output_embeddings()
@@ -124,18 +123,18 @@ def _untie(network):
 
 
 def _check_rows(network, tokenizer):
-    """UserError where the embedding has no row of a token that may be written.
+    """Raise UserError where the embedding has no row for a token that can occur in a text.
 
-    One that is never written needs none: Gemma 3's text models have no row of the token that stands for an image.
+    Special tokens that nothing writes need none: Gemma 3's text models have no row for the token of an image.
     """
     count = models.rows(network)
-    never = {
+    unwritten = {
         i
         for i, token in tokenizer.added_tokens_decoder.items()
         if token.special and token.content not in tokenizer.chat_template and i != tokenizer.bos_token_id
     }
     for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        if i >= count and i not in never:
+        if i >= count and i not in unwritten:
             raise runs.UserError(
                 f"the tokenizer's token {token!r} has id {i}, and the model's embedding {count} rows: are tokenizer "
                 "and weights of one model?"
@@ -143,8 +142,8 @@ def _check_rows(network, tokenizer):
 
 
 def _rehearse(network, tokenizer):
-    """UserError unless later stages can do with a model what they will: split it, score with it and sample from it."""
-    name, before = type(network).__name__, network.dtype
+    """Raise UserError unless a model can be split into trunk and head, have a reward model, and be sampled from."""
+    name, dtype = type(network).__name__, network.dtype
     network.eval().float()
     try:
         models.check_head(network)
@@ -156,7 +155,7 @@ def _rehearse(network, tokenizer):
         raise runs.UserError(
             f"{name} can't be trained here ({type(error).__name__}: {folders.one_line(error)}); choose another model"
         ) from None
-    network.to(before)
+    network.to(dtype)
     if difference > LARGEST_DIFFERENCE:
         raise runs.UserError(
             f"{name}: log-probabilities of tokens sampled with a cache differ from those of a fresh pass by "
@@ -165,26 +164,27 @@ def _rehearse(network, tokenizer):
 
 
 def _check_trunk(network):
-    """UserError where a reward model would not have this model's trunk."""
+    """Raise UserError where a reward model would have another trunk than this model."""
     config = copy.deepcopy(network.config)
     config.num_labels = 1
-    made = models.outline(models.classifier_class(config), config)
+    classifier = models.outline(models.classifier_class(config), config)
     ours, theirs = (
-        {name: tensor.shape for name, tensor in model.base_model.state_dict().items()} for model in (network, made)
+        {name: tensor.shape for name, tensor in model.base_model.state_dict().items()}
+        for model in (network, classifier)
     )
-    if ours != theirs or not hasattr(made, "score"):
+    if ours != theirs or not hasattr(classifier, "score"):
         first = min((name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)), default="")
         raise runs.UserError(
-            f"{type(network).__name__}: a reward model, {type(made).__name__}, has another trunk (tensor {first}); "
-            "choose another model"
+            f"{type(network).__name__}: a reward model, {type(classifier).__name__}, has another trunk "
+            f"(tensor {first}); choose another model"
         )
 
 
 def _sampling_error(network, tokenizer):
-    """The largest difference, in nats, between log-probabilities of sampled tokens and those of a fresh pass.
+    """The largest difference, in nats per token, between log-probabilities from sampling and from a fresh pass.
 
-    Prompts of several lengths, padded on the left, are answered with the cache that PPO uses, while rows end and are
-    dropped from it.
+    Prompts of several lengths, padded on the left, are answered with the cache that PPO uses. In a second pass, two
+    responses end early and are dropped from the cache.
     """
     limit = folders.positions(network.config.to_dict()) or math.inf
     length, lengths = 6, [9, 2, 5, 4]
@@ -197,14 +197,14 @@ def _sampling_error(network, tokenizer):
     noise = rollout.uniforms(0, 0, list(range(len(prompts))), length)
     pad = tokenizer.pad_token_id
     sequences, logprobs, _ = rollout.sample(network, prompts, noise, 1.0, [], pad)
-    if (difference := _from_fresh(network, sequences, logprobs)) <= LARGEST_DIFFERENCE:
-        ends = sequences.responses[[1, 3], [1, 2]].tolist()  # of which two rows end early
+    if (difference := _difference(network, sequences, logprobs)) <= LARGEST_DIFFERENCE:
+        ends = sequences.responses[[1, 3], [1, 2]].tolist()
         sequences, logprobs, _ = rollout.sample(network, prompts, noise, 1.0, ends, pad)
-        difference = max(difference, _from_fresh(network, sequences, logprobs))
+        difference = max(difference, _difference(network, sequences, logprobs))
     return difference
 
 
-def _from_fresh(network, sequences, logprobs):
-    """How far log-probabilities are from those of a fresh pass, at most."""
+def _difference(network, sequences, logprobs):
+    """The largest absolute difference of log-probabilities from those of a fresh forward pass."""
     with torch.no_grad():
         return (forward.response_logprobs(network, sequences)[0] - logprobs).abs().max().item()

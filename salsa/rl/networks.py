@@ -1,7 +1,7 @@
 """The two networks that PPO trains, as one module: what Accelerate wraps, shards and saves.
 
-Everything is computed through `forward`, because that is where a wrapper (DDP, FSDP, DeepSpeed) gathers weights and
-gradients. The networks stay in evaluation mode: dropout is off in PPO.
+Everything is computed through `forward`, because there a wrapper (DDP, FSDP, DeepSpeed) gathers weights and gradients.
+The networks stay in evaluation mode: with dropout, the ratio would not start at 1.
 """
 
 import shutil
@@ -16,9 +16,9 @@ from salsa.workflow import runs
 
 
 class ActorCritic(torch.nn.Module):
-    """A policy and its value model: a ScoreModel of its own, or a linear head on the policy's trunk.
+    """A policy and its value model, which is a ScoreModel, or a linear head on the policy's trunk.
 
-    `networks("evaluate", sequences)` calls a method below; all of them return tensors with a row for each sequence.
+    `networks("evaluate", sequences)` calls the method of this name. Tensors have a row for each sequence.
     """
 
     def __init__(self, policy, value_model, temperature, gradient_checkpointing=False):
@@ -31,28 +31,27 @@ class ActorCritic(torch.nn.Module):
 
     @property
     def trunks(self):
-        """The transformers models in it."""
+        """The models of transformers that are trained."""
         return [self.policy] if self.shared else [self.policy, self.value_model.classifier]
 
     @property
     def _no_split_modules(self):
-        """Names of the classes of their layers, which Accelerate shards each by itself.
+        """Names of the classes of layers, each of which Accelerate shards by itself.
 
-        All else is one unit: what is tied (embeddings and head) has to be in one.
+        All else is one unit, because tied weights (embedding and head) have to be in the same one.
         """
         return sorted({name for trunk in self.trunks for name in trunk._no_split_modules})
 
     def parameter_groups(self):
-        """Trained parameters: a group for each network, the policy's first."""
-        chosen = [self] if self.shared else [self.policy, self.value_model]
-        return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in chosen]
+        """Trained parameters, a group for each network, the policy's first."""
+        # Gradients are clipped in each group, so that a large value loss does not shrink the policy's steps.
+        groups = [self] if self.shared else [self.policy, self.value_model]
+        return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in groups]
 
     def recompute(self, on):
-        """Whether backward passes compute activations again. Does nothing without gradient_checkpointing.
-
-        transformers does so, and can't sample, where a layer is in training mode. Only the layers' own mark is set:
-        what is in them would switch dropout on.
-        """
+        """Switch the recomputation of activations in backward passes, where gradient_checkpointing asks for it."""
+        # transformers recomputes, and can't sample, while a layer is in training mode. Only the layers' own flags are
+        # set: those of the modules in them would switch dropout on.
         layers = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)] if self.recomputing else []
         for layer in layers:
             layer.training = on
@@ -66,7 +65,7 @@ class ActorCritic(torch.nn.Module):
         return isinstance(self.value_model, torch.nn.Linear)
 
     def evaluate(self, sequences):
-        """Log-probabilities, entropies and values of response tokens, (B, T) each."""
+        """The log-probabilities, entropies and values of response tokens, (B, T) each."""
         hidden = forward.hidden_states(self.policy, sequences) if self.shared else None
         logprobs, entropies = forward.response_logprobs(self.policy, sequences, self.temperature, hidden)
         if not self.shared:
@@ -82,16 +81,16 @@ class ActorCritic(torch.nn.Module):
         return self._head(forward.before_responses(forward.hidden_states(self.policy, sequences), sequences))
 
     def sample(self, prompts, noise, end_ids, pad_id, batch_size):
-        """Sequences, their log-probabilities, and with a shared trunk their values (or None)."""
+        """Sequences, their log-probabilities and, with a shared trunk, their values; otherwise None."""
         head = self._head if self.shared else None
         return rollout.sample_batch(self.policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head)
 
     def save(self, output, state=None, value_model=True):
-        """Write `output/model`, and `output/value_model` as a reward model's run has its model, or the head's tensors.
+        """Write `output/model`, and `output/value_model` in the form of a reward model's run, or the head's tensors.
 
         Args:
             state: the whole state dictionary, where this process holds a part of the weights.
-            value_model: whether the second is written.
+            value_model: whether the value model is written.
         """
         models.save(self.policy, output / "model", _below("policy", state))
         folder = output / "value_model"
@@ -112,27 +111,29 @@ class ActorCritic(torch.nn.Module):
 
 
 def _below(prefix, state):
-    """The part of a state dictionary below `prefix`; None of None."""
+    """The part of a state dictionary below `prefix`, or None where there is no dictionary."""
     names = [name for name in state or () if name.startswith(f"{prefix}.")]
     return {name.removeprefix(f"{prefix}."): state[name] for name in names} or None
 
 
 def value_model(kind, policy, reward_model, normalised=True):
-    """The value model of a run: from the reward model, from the policy's start with a head of zeros, or a head alone.
+    """The value model that a run starts from.
 
     Args:
-        kind: reward_model | sft | shared (`ppo.value_model`).
+        kind: reward_model, sft (the policy's start below a head of zeros), or shared (a head on the policy's trunk).
         reward_model: the folder of a reward model's run.
-        normalised: whether the reward that it starts from is shifted and scaled as on sft0's samples.
+        normalised: whether rewards are shifted and scaled as on sft0's samples.
     """
     if kind == "shared":
         return _zeros(torch.nn.Linear(policy.config.get_text_config().hidden_size, 1))
-    made = models.load_score_model(reward_model, normalised=normalised)
+    # The reward of a whole response is a fair guess at the value of its prefixes, so that a value model that starts
+    # from the reward model gives useful advantages in the first iterations already (2403.17031).
+    value_model = models.load_score_model(reward_model, normalised=normalised)
     if kind == "sft":
-        made.mean, made.std = 0.0, 1.0
-        made.classifier.base_model.load_state_dict(policy.base_model.state_dict())
-        _zeros(made.classifier.score)
-    return made
+        value_model.mean, value_model.std = 0.0, 1.0
+        value_model.classifier.base_model.load_state_dict(policy.base_model.state_dict())
+        _zeros(value_model.classifier.score)
+    return value_model
 
 
 def _zeros(head):
@@ -142,14 +143,14 @@ def _zeros(head):
 
 
 def adapters(policy, value_model, ppo):
-    """Low-rank adapters in both networks, where `ppo.lora_rank` asks for them; `merge_and_unload()` each in the end."""
-    plain = models.adapter_config("ppo", ppo)
-    if plain is None:
+    """Low-rank adapters of both networks, where `ppo.lora_rank` asks for them; they are merged when training ends."""
+    config = models.adapter_config("ppo", ppo)
+    if config is None:
         return []
-    from peft import get_peft_model  # an extra, which adapter_config has asked for
+    from peft import get_peft_model  # an optional dependency, which adapter_config has looked for
 
-    made = [get_peft_model(policy, plain).eval()]
+    wrapped = [get_peft_model(policy, config).eval()]
     if isinstance(value_model, ScoreModel):
-        classifier = models.adapter_config("ppo", ppo, score=True)
-        made.append(get_peft_model(value_model.classifier, classifier).eval())
-    return made
+        config = models.adapter_config("ppo", ppo, score=True)
+        wrapped.append(get_peft_model(value_model.classifier, config).eval())
+    return wrapped

@@ -1,7 +1,7 @@
 """What PPO optimises, as pure functions of tensors.
 
-Shapes: B responses of up to T tokens. A mask is a prefix of ones in each row: 1 up to and with the response's last
-token. Masked places may hold anything finite; they change no result and get no gradient.
+Shapes: B responses of up to T tokens. A mask is 1 up to and with the last token of each response, then 0. Places where
+it is 0 may hold anything finite; they change no result and get no gradient.
 
 Sources: PPO (1707.06347), GAE (1506.02438), the estimators k1, k2, k3 (Schulman, "Approximating KL divergence"),
 N+ implementation details of RLHF with PPO (2403.17031).
@@ -9,19 +9,19 @@ N+ implementation details of RLHF with PPO (2403.17031).
 
 import torch
 
-# (estimator, place) whose expected gradient, at each prefix, is that of KL(policy ‖ reference). Others pull elsewhere.
-# Whitened advantages rescale a penalty in the reward along with the score, but not one in the loss: kl_coef there
-# counts in standard deviations of the advantages.
+# (estimator, place) with the expected gradient, at each prefix, of KL(policy ‖ reference). The others are biased.
+# Whitening rescales a penalty in the reward along with the score, but not a penalty in the loss: there, kl_coef is in
+# standard deviations of the advantages.
 UNBIASED = frozenset({("k1", "reward"), ("k2", "loss")})
 
 
 def masked_mean(values, mask):
-    """Mean of (B, T) `values` where `mask` is 1."""
+    """The mean of `values` (B, T) where `mask` is 1."""
     return torch.where(mask.bool(), values, 0.0).sum() / mask.sum()
 
 
 def kl_estimate(logprobs, reference_logprobs, estimator):
-    """Per-token estimate (B, T), in nats, of KL(policy ‖ reference) from tokens that the policy sampled.
+    """Estimate of KL(policy ‖ reference) from tokens that the policy sampled, (B, T), in nats per token.
 
     With Δ = log π − log ref: k1 = Δ (unbiased), k2 = Δ²/2 (biased; its gradient is the reverse KL's),
     k3 = exp(−Δ) − 1 + Δ (unbiased, never negative). Raises ValueError for another `estimator`.
@@ -37,23 +37,17 @@ def kl_estimate(logprobs, reference_logprobs, estimator):
 
 
 def kl_gradient(estimator, place):
-    """`unbiased` or `biased`: what the expected gradient of this estimator is, in the `reward` or in the `loss`."""
+    """Whether the expected gradient of an estimator in the `reward` or in the `loss` is `unbiased` or `biased`."""
     return "unbiased" if (estimator, place) in UNBIASED else "biased"
 
 
 def kl_penalty(logprobs, reference_logprobs, weights, estimator):
-    """Σ wᵢ·KL estimate towards reference i, (B, T).
+    """The penalty Σ wᵢ·KL estimate to reference i, (B, T), in nats per token.
 
-    Args:
-        logprobs: (B, T) of the policy.
-        reference_logprobs: (B, R, T) of R references.
-        weights: R numbers.
+    `logprobs` (B, T) are the policy's, `reference_logprobs` (B, R, T) those of R references with R weights.
     """
-    references = reference_logprobs.unbind(dim=1)
-    return sum(
-        weight * kl_estimate(logprobs, reference, estimator)
-        for weight, reference in zip(weights, references, strict=True)
-    )
+    references = zip(weights, reference_logprobs.unbind(dim=1), strict=True)
+    return sum(weight * kl_estimate(logprobs, reference, estimator) for weight, reference in references)
 
 
 def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, responses):
@@ -62,9 +56,9 @@ def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, response
     Args:
         schedule: schema.KlSchedule. fixed: `initial`; linear: from `initial` in iteration 0 to schedule.final·initial
             in the last; adaptive: multiplied by 1 + clip(kl/target − 1, ±0.2)·responses/horizon (1909.08593, eq. 4).
-        kl_coef: that of `iteration`.
-        kl: KL to the reference in `iteration`, nats a response.
-        responses: how many `iteration` had.
+        kl_coef: its value in `iteration`.
+        kl: KL to the reference in `iteration`, in nats per response.
+        responses: the number of responses in `iteration`.
     """
     if schedule.kind == "linear":
         share = (iteration + 1) / max(1, iterations - 1)
@@ -76,13 +70,13 @@ def next_kl_coef(schedule, initial, kl_coef, iteration, iterations, kl, response
 
 
 def paid_scores(scores, ended, normalisation, clip, missing_eos_penalty):
-    """What each response is paid, (B,): its score, normalised over the batch if wanted, clipped, fined without an end.
+    """What each response is paid, (B,): its score, perhaps normalised and clipped, minus a penalty without an end.
 
     Args:
         scores: (B,) of the reward model.
-        ended: (B,) bool.
-        normalisation: `batch` gives the scores mean 0 and standard deviation 1; another leaves them.
-        clip: largest absolute score; 0: no limit.
+        ended: (B,) bool, whether the response has an end token.
+        normalisation: `batch` gives the scores mean 0 and standard deviation 1; other values leave them as they are.
+        clip: the largest absolute score; 0 for no limit.
     """
     if normalisation == "batch":
         scores = (scores - scores.mean()) * torch.rsqrt(scores.var(unbiased=False) + 1e-8)
@@ -98,8 +92,8 @@ def gae(rewards, values, mask, gamma, lam):
         rewards, values, mask: (B, T); values[:, t] is the value of the state before token t.
         gamma, lam: discount and GAE's λ.
 
-    Returns (advantages, returns), both (B, T), zero where masked. The value after a response's last token is 0,
-    also where the response was cut: an episode is one response.
+    Returns (advantages, returns), both (B, T), zero where masked. The value after the last token is 0, also where a
+    response was cut: an episode is one response.
     """
     mask = mask.bool()
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
@@ -109,22 +103,22 @@ def gae(rewards, values, mask, gamma, lam):
         next_value = values[:, t + 1] if t + 1 < values.shape[1] else torch.zeros_like(following)
         following = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * following
         advantages[:, t] = following
-    # Rows shorter than T start their recursion with zeros, since rewards and values are zero after the mask.
+    # Shorter rows start their recursion with zeros, since rewards and values are zero after the mask.
     return torch.where(mask, advantages, 0.0), torch.where(mask, advantages + values, 0.0)
 
 
 def whiten(values, mask):
-    """(B, T) `values` shifted and scaled to mean 0 and standard deviation 1 over the mask; zero where masked."""
+    """`values` (B, T) with mean 0 and standard deviation 1 over the mask, and zero where masked."""
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)
     return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range):
-    """PPO's clipped loss (1707.06347, eq. 7): mean over the mask of max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)).
+    """PPO's clipped loss (1707.06347, eq. 7): the mean over the mask of max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)).
 
-    All (B, T). Returns (loss, clip_fraction): the share of masked tokens whose clipped loss strictly exceeds the
-    unclipped one.
+    All tensors are (B, T). Returns (loss, clip_fraction), the latter the share of masked tokens whose clipped loss is
+    strictly above the unclipped one.
     """
     mask = mask.bool()
     ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0.0))
@@ -134,11 +128,11 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range):
 
 
 def value_loss(values, old_values, returns, mask, clip_range):
-    """Clipped value loss: mean over the mask of ½·max((V − R)², (V_clip − R)²), V_clip within ε of the old value.
+    """Clipped value loss: the mean over the mask of ½·max((V − R)², (V_clip − R)²), V_clip within ε of the old value.
 
-    All (B, T). Returns (loss, clip_fraction) as `policy_loss` does.
+    All tensors are (B, T). Returns (loss, clip_fraction) as `policy_loss` does.
     """
-    # Garbage is removed before it is squared: an overflow there would give masked places NaN as their gradient.
+    # Masked places are zeroed before the squares: an overflow there would make their gradient NaN.
     values, old_values, returns = (torch.where(mask.bool(), x, 0.0) for x in (values, old_values, returns))
     within = torch.minimum(torch.maximum(values, old_values - clip_range), old_values + clip_range)
     unclipped, clipped = (values - returns).square(), (within - returns).square()
@@ -147,7 +141,7 @@ def value_loss(values, old_values, returns, mask, clip_range):
 
 
 def token_rewards(kl, score, mask, kl_coef):
-    """Rewards (B, T): −kl_coef·kl at each token, plus `score` (B,) at each response's last token."""
+    """Rewards (B, T): −kl_coef·kl at each token, plus `score` (B,) at the last token of each response."""
     mask = mask.bool()
     rewards = torch.where(mask, -kl_coef * kl, 0.0)
     last = mask.sum(dim=1) - 1

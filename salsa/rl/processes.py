@@ -1,7 +1,7 @@
-"""Several processes that train one policy: what each does, and what all of them know.
+"""Several processes that train one policy.
 
-Accelerate starts them, averages gradients (DDP) or shards weights (FSDP2, DeepSpeed's ZeRO-3). Each samples and reads
-its share of the batch; `gather` then gives all of them the whole of it.
+Accelerate averages their gradients (DDP) or shards weights (FSDP2, DeepSpeed's ZeRO-3). Each process samples and reads
+its share of the batch, and `gather` then gives all of them the whole batch.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 def make_accelerator(settings, device, execution, output):
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        # Weights are the same everywhere, and buffers never change.
+        # Buffers never change, so that DDP need not send them at each step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         mixed_precision=settings.mixed_precision,
         log_with=execution.trackers or None,
@@ -28,27 +28,27 @@ def make_accelerator(settings, device, execution, output):
     )
     keep_precision(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        chosen = accelerator.state.deepspeed_plugin.deepspeed_config
-        chosen["train_micro_batch_size_per_gpu"] = execution.micro_batch
-        chosen["gradient_clipping"] = settings.ppo.max_grad_norm  # of both networks together
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = execution.micro_batch
+        config["gradient_clipping"] = settings.ppo.max_grad_norm  # DeepSpeed clips both networks together
         unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
     return accelerator
 
 
 def keep_precision(accelerator):
-    """Where FSDP2 shards weights and bfloat16 computes, sum gradients in float32, and leave inputs as they are."""
+    """Where FSDP2 shards weights and computes in bfloat16, sum gradients in float32, and do not round inputs."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin and plugin.mixed_precision_policy:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Accelerate's would round noise and log-probabilities too.
+        # Accelerate's policy would round sampling noise and log-probabilities, too.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
 
 
 def check_batch(ppo, accelerator):
-    """UserError where the processes can't share a batch evenly."""
+    """Raise UserError where the processes can't share a batch evenly."""
     processes = accelerator.num_processes
     if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
         raise runs.UserError(
@@ -58,7 +58,7 @@ def check_batch(ppo, accelerator):
 
 
 def check(ppo, accelerator, anchor, rollouts):
-    """UserError where the run's settings do not fit how it was started."""
+    """Raise UserError where the settings of a run do not fit how it was started."""
     check_batch(ppo, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
@@ -75,13 +75,13 @@ def sharded(accelerator):
 
 
 def share(accelerator, count):
-    """The rows of a batch of `count` that are this process's to sample and read."""
+    """The rows of a batch of `count` that this process samples and reads."""
     size = count // accelerator.num_processes
     return slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
 
 
 def gather(accelerator, sequences, tensors, pad_id):
-    """The whole batch, of the shares of all processes: Sequences and tensors with a row for each of them."""
+    """The whole batch, from the shares of all processes: Sequences, and tensors with a row for each."""
     if accelerator.num_processes == 1:
         return sequences, tensors
     width = sequences.prompt_length
@@ -100,26 +100,26 @@ def gather(accelerator, sequences, tensors, pad_id):
 
 
 def gradients_kept(accelerator, networks, last):
-    """A context in which gradients are added up in each process alone, but for a mini-batch's last micro-batch.
+    """A context in which each process adds up its own gradients, until the last micro-batch of a mini-batch.
 
-    Not where weights are sharded: a process does not hold the gradients of all of them.
+    Sharded gradients are always exchanged, because no process has room for the gradients of all weights.
     """
-    accelerator.sync_gradients = last  # DeepSpeed takes its step then
+    accelerator.sync_gradients = last  # when DeepSpeed takes its step
     return contextlib.nullcontext() if last or sharded(accelerator) else accelerator.no_sync(networks)
 
 
 @contextlib.contextmanager
-def whole(networks):
-    """Hold together what samples, where `networks` is sharded over processes.
+def gathered(networks):
+    """A context in which each process holds all weights that it samples with, though `networks` is sharded.
 
-    Each layer is gathered once then instead of at every token. It has to be: each process samples until its own
-    responses have ended, and gathering takes all of them.
+    Layers are gathered once instead of at every token. They have to be: each process samples until its own responses
+    have ended, and gathering takes all processes.
     """
     if hasattr(networks, "zero_optimization_partition_weights"):  # DeepSpeed's engine
         with _gathered_by_deepspeed(networks):
             yield
         return
-    # By what FSDP2's modules can do: to import their class takes a second.
+    # FSDP2's modules are known by a method: the import of their class takes a second.
     layers = [m for m in networks.modules() if hasattr(m, "set_reshard_after_forward") and m is not networks]
     for layer in layers:
         layer.set_reshard_after_forward(False, recurse=False)
@@ -133,11 +133,11 @@ def whole(networks):
 
 @contextlib.contextmanager
 def _gathered_by_deepspeed(engine):
-    """The weights that ZeRO-3 has sharded, without the hooks that would shard each layer again after its pass."""
+    """A context with all weights of ZeRO-3, without the hooks that would shard each layer again after its pass."""
     if not engine.zero_optimization_partition_weights():
         yield
         return
-    import deepspeed  # an extra: needed here alone
+    import deepspeed  # an optional dependency
 
     networks, shards = engine.module, engine.optimizer.parameter_offload
     sampling = networks if networks.shared else networks.policy

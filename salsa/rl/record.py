@@ -1,4 +1,4 @@
-"""What a PPO run writes about itself: metrics, kept rollouts, seconds and memory."""
+"""The records of a PPO run: metrics, kept rollouts, seconds and memory."""
 
 import resource
 import time
@@ -10,15 +10,15 @@ from salsa.workflow import runs
 
 
 class Record:
-    """The rows of metrics.jsonl (one an iteration) and of rollouts.jsonl (the responses of some iterations, as text).
+    """The rows of metrics.jsonl (one per iteration) and of rollouts.jsonl (the responses of some iterations, as text).
 
     Args:
         output: the run's folder.
-        iteration: the one that the run goes on with; what is recorded of later ones is dropped.
+        iteration: the iteration with which the run goes on; rows of it and of later ones are dropped.
         writes: whether this process writes.
         rollouts_every: iterations between kept rollouts.
 
-    UserError where what earlier iterations recorded is not there.
+    Raises UserError where rows of earlier iterations are missing.
     """
 
     def __init__(self, output, iteration, writes, rollouts_every):
@@ -26,18 +26,19 @@ class Record:
         self.metrics, self.rollouts = (
             _before(output / name, iteration) for name in ("metrics.jsonl", "rollouts.jsonl")
         )
-        recorded = [row["iteration"] for row in self.metrics]
-        lacking = "metrics.jsonl" if recorded != list(range(iteration)) else None
+        incomplete = None
         if not {row["iteration"] for row in self.rollouts} >= set(range(0, iteration, rollouts_every)):
-            lacking = lacking or "rollouts.jsonl"
-        if lacking:
+            incomplete = "rollouts.jsonl"
+        if [row["iteration"] for row in self.metrics] != list(range(iteration)):
+            incomplete = "metrics.jsonl"
+        if incomplete:
             raise runs.UserError(
-                f"{output / lacking}: lacks rows before iteration {iteration}, with which the checkpoint goes on; "
+                f"{output / incomplete}: lacks rows before iteration {iteration}, with which the checkpoint goes on; "
                 f"remove {output} and run again"
             )
 
     def add(self, metrics, rollouts=()):
-        """Write an iteration's metrics, and its rollouts where they are kept."""
+        """Write the metrics of an iteration, and its rollouts where they are kept."""
         self.metrics.append(metrics)
         self.rollouts += rollouts
         if not self.writes:
@@ -48,13 +49,13 @@ class Record:
 
 
 def _before(path, iteration):
-    """The rows of a file that were recorded before an iteration."""
+    """The rows of a file that belong to iterations before the given one."""
     rows = runs.read_jsonl(path) if iteration and path.is_file() else []
     return [row for row in rows if isinstance(row, dict) and row.get("iteration", iteration) < iteration]
 
 
 def rollout_rows(iteration, rows, sequences, per_response, tokenizer):
-    """Rows of rollouts.jsonl: the responses of one iteration as text."""
+    """The rows of rollouts.jsonl for the responses of one iteration."""
     numbers = {name: per_response[name].tolist() for name in ("score", "kl_to_reference", "kl_to_sft0")}
     return [
         {
@@ -70,20 +71,20 @@ def rollout_rows(iteration, rows, sequences, per_response, tokenizer):
 
 def explained_variance(values, returns, mask):
     """1 − Var(returns − values) / Var(returns) over the mask: 1 is a perfect value model, 0 a constant one."""
-    chosen = mask.bool()
-    variance = returns[chosen].var(unbiased=False)
-    return (1 - (returns - values)[chosen].var(unbiased=False) / variance.clamp(min=1e-8)).item()
+    mask = mask.bool()
+    variance = returns[mask].var(unbiased=False)
+    return (1 - (returns - values)[mask].var(unbiased=False) / variance.clamp(min=1e-8)).item()
 
 
 def peak_memory(device):
-    """Peak memory of this process in MiB: the device's, or resident memory on a CPU."""
+    """The peak memory of this process in MiB, on a GPU or (resident) on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Clock:
-    """Seconds by phase."""
+    """Measures the seconds of each phase of an iteration."""
 
     def __init__(self, device):
         self.device, self.laps = device, {}
@@ -91,7 +92,7 @@ class Clock:
 
     def lap(self, name):
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # kernels run on after their call returns
         now = time.perf_counter()
         self.laps[f"seconds_{name}"], self.last = now - self.last, now
 

@@ -1,11 +1,11 @@
 """Sampling responses from the policy.
 
-Each token is drawn by inverting the cumulative distribution at one uniform number, which depends on the seed, the
-iteration, the prompt and the position alone. So neither the order of a batch, nor what else is in it, nor the number
-of processes changes a response (beyond rounding), and two policies see the same noise on the same prompt.
+Each token is drawn by inverting the cumulative distribution at one uniform number, which depends only on the seed, the
+iteration, the prompt and the position. So a response does not change (beyond rounding) with the order of a batch, with
+the other prompts in it or with the number of processes, and two policies see the same noise on the same prompt.
 
-Left out: top-p, top-k, penalties. PPO's ratio needs the probabilities that were sampled from, so the model's own
-generation_config is ignored.
+There is no top-p, top-k or penalty: PPO's ratio needs the probabilities that tokens were sampled from, so the
+generation_config of a model is ignored.
 """
 
 import hashlib
@@ -20,24 +20,25 @@ from salsa.rl.forward import Sequences, at_least_float32, concatenate, pad_left,
 
 
 def uniforms(seed, iteration, prompt_ids, length):
-    """Uniform numbers in [0, 1), (B, length) float64: one a prompt and position."""
+    """Uniform numbers in [0, 1), (B, length) float64: one for each prompt and position."""
     noise = np.empty((len(prompt_ids), length))
     for row, prompt_id in zip(noise, prompt_ids, strict=True):
+        # Keyed by prompt, not drawn in turn: no other prompt, and no other process, can shift a prompt's noise.
         key = hashlib.sha256(f"{seed}/{iteration}/{prompt_id}".encode()).digest()
         row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
     return torch.from_numpy(noise)
 
 
 def draw(logits, uniform):
-    """Tokens (B,) from logits (B, V) at uniforms (B,), by inversion in float64. Temperature 0 is `argmax` instead."""
+    """Tokens (B,) from logits (B, V) at uniforms (B,), by inversion in float64."""
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    # Scaled to the last sum, which rounding keeps from being 1, so that every uniform finds a token.
+    # The last sum is 1 only up to rounding. Uniforms are scaled to it, so that each of them finds a token.
     threshold = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one attention layer, in a buffer made once: concatenation would copy them at every token."""
+    """Keys and values of an attention layer, in one buffer: concatenation would copy them at every token."""
 
     def __init__(self, capacity):
         super().__init__()
@@ -65,7 +66,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def make_cache(model, capacity):
-    """A cache of keys and values for `capacity` tokens; transformers' own where a layer's attention has a window."""
+    """A cache of keys and values for `capacity` tokens; transformers' own where the attention has a window."""
     cache = DynamicCache(config=model.config)
     if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
         cache.layers = [GrowingLayer(capacity) for _ in cache.layers]
@@ -79,13 +80,13 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     Args:
         model: a causal language model.
         prompts: lists of token ids.
-        noise: (B, T) from `uniforms`; T is the largest length of a response.
+        noise: (B, T) from `uniforms`, where T is the largest length of a response.
         temperature: logits are divided by it; 0 takes the likeliest token.
-        end_ids: token ids of which each ends a response.
-        value_head: a function of the trunk's hidden states (n, H) that gives the values (n,) of those states.
+        end_ids: token ids, each of which ends a response.
+        value_head: a function from hidden states of the trunk (n, H) to their values (n,).
 
-    Returns (Sequences, logprobs, values): logprobs and values (B, T), at least float32, zero where masked; logprobs of
-    the sampled tokens, values of the states before them (None without a `value_head`).
+    Returns (Sequences, logprobs, values): the log-probabilities of the sampled tokens and the values of the states
+    before them, (B, T) of at least float32 and zero where masked. values is None without a `value_head`.
     """
     device = next(model.parameters()).device
     tokens, prompt_attention = pad_left(prompts, pad_id, device)
@@ -96,9 +97,9 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     per_token = {}  # name -> (B, T)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
 
-    rows = torch.arange(count, device=device)  # whose cache and attention are held: those that may still go on
+    rows = torch.arange(count, device=device)  # the responses that are still in the cache
     cache, inputs = make_cache(model, width + length), tokens
-    droppable = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # not of linear attention
+    droppable = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # linear attention has no rows
     attention = prompt_attention
     position, place = attention.sum(dim=1, keepdim=True), positions(attention)
     noise = noise.to(device)
@@ -117,8 +118,8 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
         if value_head:
             step["values"] = value_head(hidden)
         for name, values in step.items():
-            kept = per_token.setdefault(name, torch.zeros((count, length), dtype=values.dtype, device=device))
-            kept[rows, t] = torch.where(alive, values, 0.0)
+            recorded = per_token.setdefault(name, torch.zeros((count, length), dtype=values.dtype, device=device))
+            recorded[rows, t] = torch.where(alive, values, 0.0)
         token = torch.where(alive, token, pad_id)
         sampled[rows, t], mask[rows, t] = token, alive.long()
         alive = alive & ~torch.isin(token, ends)
@@ -127,12 +128,13 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
         if remaining == 0:
             break
         inputs, place = token[:, None], position + t
-        # Ended rows go on with padding that nothing reads, until half of the rows are such and are dropped.
+        # Responses that have ended go on with padding that nothing reads. To drop them from the cache copies it, so
+        # they are dropped when they are half of its rows.
         attention = torch.cat([attention, mask[rows, t : t + 1]], dim=1)
         if remaining <= len(rows) // 2 and droppable:
-            (kept,) = alive.nonzero(as_tuple=True)
-            cache.batch_select_indices(kept)
-            rows, inputs, place, position, attention = (x[kept] for x in (rows, inputs, place, position, attention))
+            (going_on,) = alive.nonzero(as_tuple=True)
+            cache.batch_select_indices(going_on)
+            rows, inputs, place, position, attention = (x[going_on] for x in (rows, inputs, place, position, attention))
     longest = int(mask.sum(dim=1).max())
     sampled, mask = sampled[:, :longest], mask[:, :longest]
     attention = torch.cat([prompt_attention, mask], dim=1)
@@ -141,7 +143,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
 
 
 def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None):
-    """`sample` for one batch, `batch_size` prompts at a time, in the order of `prompts`."""
+    """Apply `sample` to one batch, `batch_size` prompts at a time, in the order of `prompts`."""
     slices = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
     parts = [sample(model, prompts[i], noise[i], temperature, end_ids, pad_id, value_head) for i in slices]
     if len(parts) == 1:
@@ -154,7 +156,7 @@ def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size
 
 
 def sample_in_batches(model, tokenizer, prompts, prompt_ids, seed, length, batch_size):
-    """`sample` for many prompts at temperature 1, shortest together, yielding (indices, Sequences) a batch."""
+    """Sample from many prompts at temperature 1, shortest together; yields (indices, Sequences) for each batch."""
     end_ids, pad_id = chat.end_ids(model, tokenizer), tokenizer.pad_token_id
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):

@@ -312,7 +312,7 @@ class Trainer:
         else:
             noise = uniforms(self.settings.seed, iteration, prompt_ids, length)
             batch = self.execution.rollout_batch
-            with torch.no_grad(), processes.whole(self.networks):
+            with torch.no_grad(), processes.gathered(self.networks):
                 sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
             if self.settings.mixed_precision == "no":
                 return sequences, sampled, values, torch.zeros_like(sampled)

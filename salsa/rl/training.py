@@ -1,8 +1,8 @@
-"""What SFT and reward models share around TRL's trainers: processes, adapters, what is kept, and interruptions.
+"""What SFT and reward models share around TRL's trainers: processes, adapters, checkpoints and interruptions.
 
-Any number of processes, and micro-batches of any size, take the steps of one process: the rows of a batch are the
-same, and losses are divided by what the whole batch holds. Accelerate averages gradients (DDP) or shards weights
-(FSDP2, DeepSpeed's ZeRO-3); what is written is whole. A run that is told to stop saves what it needs to go on.
+Any number of processes, with micro-batches of any size, takes the steps that one process would take: the rows of a
+batch are the same, and losses are divided by the size of the whole batch. Accelerate averages gradients (DDP) or shards
+weights (FSDP2, DeepSpeed's ZeRO-3); models are written whole. A run that is told to stop saves what it needs to go on.
 """
 
 import contextlib
@@ -25,40 +25,39 @@ from salsa.rl import checkpoints, divergence, models, processes
 from salsa.workflow import runs
 from salsa.workflow.surroundings import world
 
-KEPT = "kept"  # in the folder of checkpoints: the model, or its adapters, that is the run's result so far
-SAVED = "saved.json"  # likewise: the checkpoint that is whole, and the first step's loss
-EXPLODED = 10  # times the first step's loss, which no training leaves behind that learned anything
+KEPT = "kept"  # beside the checkpoints: the model, or its adapters, that is the result so far
+SAVED = "saved.json"  # beside the checkpoints: which of them is complete, and the loss of the first step
+EXPLODED = 10  # times the loss of the first step: no training that learned anything ends above
 
 
-def common_arguments(chosen, seed, bfloat16, output, device):
-    """What the TrainingArguments of pretraining, SFT and reward models share."""
+def common_arguments(section, seed, bfloat16, output, device):
+    """The TrainingArguments that pretraining, SFT and reward models have in common."""
     return {
         "output_dir": str(output / runs.CHECKPOINTS),
-        "num_train_epochs": chosen.epochs,
-        "learning_rate": chosen.learning_rate,
-        "warmup_steps": chosen.warmup,
+        "num_train_epochs": section.epochs,
+        "learning_rate": section.learning_rate,
+        "warmup_steps": section.warmup,
         "lr_scheduler_type": "cosine",
         "seed": seed,
         "use_cpu": device.type == "cpu",
         "bf16": bfloat16,
-        "save_strategy": "no",  # `train` says when
-        "logging_nan_inf_filter": False,  # or a loss that is not finite would be left out of means
+        "save_strategy": "no",  # the callback of `train` says when
+        "logging_nan_inf_filter": False,  # or means would leave out a loss that is not finite
         "dataloader_pin_memory": False,
     }
 
 
-def arguments(section, chosen, settings, execution, output, device):
-    """What the TrainingArguments of both stages share. UserError where the processes can't share a batch evenly.
+def arguments(name, section, settings, execution, output, device):
+    """The TrainingArguments that SFT and reward models have in common.
 
-    Args:
-        section: sft or reward_model.
-        chosen: its settings, config.Sft or config.RewardModel.
+    `section` are the settings of the stage that stand under `name`. Raises UserError where the processes can't share a
+    batch evenly.
     """
-    share = batch_share(section, chosen)
+    share = batch_share(name, section)
     micro_batch = models.even_micro_batch(share, execution.micro_batch)
     # A process that holds a part of the weights has no room for the gradients of all of them.
     sharded = "ACCELERATE_USE_FSDP" in os.environ
-    return common_arguments(chosen, settings.seed, settings.mixed_precision == "bf16", output, device) | {
+    return common_arguments(section, settings.seed, settings.mixed_precision == "bf16", output, device) | {
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": share // micro_batch,
         "gradient_checkpointing": execution.gradient_checkpointing,
@@ -70,25 +69,21 @@ def arguments(section, chosen, settings, execution, output, device):
     }
 
 
-def batch_share(section, chosen):
-    """How many rows of a batch are each process's. UserError where they can't share it evenly."""
+def batch_share(name, section):
+    """The number of rows of a batch for each process. Raises UserError where they can't share it evenly."""
     count, _ = world()
-    if chosen.batch_size % count:
+    if section.batch_size % count:
         raise runs.UserError(
-            f"{count} processes can't share {section}.batch_size={chosen.batch_size} evenly; make it a multiple of "
+            f"{count} processes can't share {name}.batch_size={section.batch_size} evenly; make it a multiple of "
             f"{count}"
         )
-    return chosen.batch_size // count
+    return section.batch_size // count
 
 
-class Order(Sampler):
-    """The rows of a dataset in the order of an epoch, then an empty one until they can be dealt out evenly.
+class EpochSampler(Sampler):
+    """The `rows` of a dataset in the order of an epoch, then the empty row after them, up to a `multiple` of rows.
 
     The order is the one that Accelerate gives a random sampler, and so the same in all processes.
-
-    Args:
-        rows: how many there are; the empty row comes after them.
-        multiple: of which the number of rows dealt out has to be.
     """
 
     def __init__(self, rows, multiple, seed):
@@ -103,17 +98,17 @@ class Order(Sampler):
         yield from [self.rows] * self.empty
 
 
-class Finite:
-    """A trainer of transformers that stops where a number is not finite; stands before its class.
+class FiniteMixin:
+    """Makes a trainer of transformers stop where a number is not finite.
 
-    `section`: where the settings of the stage stand: base, sft or reward_model.
+    `section` is the name of the stage's settings, for messages: base, sft or reward_model.
     """
 
     def __init__(self, *arguments, section, **named):
         super().__init__(*arguments, **named)
         self.section, self.output = section, Path(self.args.output_dir).parent
-        self.losses = []  # of the step that is being taken
-        self.batch = []  # the inputs of its micro-batches, and afterwards of the last one
+        self.losses = []  # those of the current step's micro-batches
+        self.batch = []  # the inputs of the micro-batches of the current step, or of the last one
         self.first_loss = None
         divergence.forget(self.output)
 
@@ -126,7 +121,7 @@ class Finite:
         return loss
 
     def _get_grad_norm(self, *arguments, **named):
-        """UserError where the losses or the gradients of a step are not finite: asked for last before it is taken."""
+        """Raise UserError where losses or gradients are not finite: a step asks for its norm before it is taken."""
         norm = super()._get_grad_norm(*arguments, **named)
         loss, self.losses = sum(self.losses, torch.zeros(())), []
         self.stop_where(not torch.isfinite(loss), "the loss is not finite", taken=False)
@@ -137,54 +132,53 @@ class Finite:
 
     @torch.no_grad()
     def check_weights(self):
-        """UserError where weights, or what the model makes of its last batch, are not finite; asked before saving."""
+        """Raise UserError where weights, or outputs for the last batch, are not finite; before it is saved."""
         model = self.model_wrapped
         self.stop_where(not divergence.finite_weights(model), "weights are not finite")
+        # Finite weights can still be so large that the model's outputs overflow.
         for inputs in self.batch[-1:]:
             names = ("input_ids", "attention_mask", "position_ids")
-            given = self._prepare_inputs({name: inputs[name] for name in names if name in inputs})
+            inputs = self._prepare_inputs({name: inputs[name] for name in names if name in inputs})
             was_training = model.training
-            output = model.eval()(**given).logits  # (B, T, V), or (B, labels)
+            output = model.eval()(**inputs).logits  # (B, T, V), or (B, labels)
             model.train(was_training)
-            if output.dim() == 3 and "attention_mask" in given:
-                output = output[given["attention_mask"].bool()]
+            if output.dim() == 3 and "attention_mask" in inputs:
+                output = output[inputs["attention_mask"].bool()]
             self.stop_where(not torch.isfinite(output).all(), "what the model computes is not finite")
 
     def stop_where(self, flag, what, taken=True):
-        """UserError in all processes where `flag` is set in one of them, which keeps its batch.
+        """Raise UserError in all processes where `flag` is true in one of them, which keeps its batch.
 
-        Args:
-            what: is wrong, as a sentence.
-            taken: whether the step of which that is so was taken.
+        `what` is a sentence that says what is wrong; `taken`, whether the step with this fault was taken.
         """
-        where = divergence.anywhere(self.accelerator, flag)
-        if not where:
+        ranks = divergence.anywhere(self.accelerator, flag)
+        if not ranks:
             return
         rate, step = f"{self.section}.learning_rate={self.args.learning_rate:g}", self.state.global_step + (not taken)
-        said = f"{what} at step {step} of {self.state.max_steps}"
-        message = f"{rate}: {said}; lower it"
+        fault = f"{what} at step {step} of {self.state.max_steps}"
+        message = f"{rate}: {fault}; lower it"
         if step == 1 and not taken:
             message = (
-                f"{self.section}: {said}, before anything was learned; look at the model it starts from, and the data"
+                f"{self.section}: {fault}, before anything was learned; look at the model it starts from, and the data"
             )
         divergence.stop(
             self.output,
             message,
-            {"step": step, "process": where[0]},
+            {"step": step, "process": ranks[0]},
             {
                 f"{place}.{name}": tensor
                 for place, inputs in enumerate(self.batch)
                 for name, tensor in inputs.items()
                 if isinstance(tensor, torch.Tensor)
             },
-            writes=self.accelerator.process_index == where[0],
+            writes=self.accelerator.process_index == ranks[0],
         )
 
 
-class Shared(Finite):
-    """A trainer of TRL whose steps do not depend on how many processes take them; stands before its class.
+class DistributedMixin(FiniteMixin):
+    """Makes the steps of a trainer of TRL independent of the number of processes that take them.
 
-    `empty` is a row, as the trainer prepares rows, that adds nothing to a loss.
+    `empty` is a row, in the form in which the trainer prepares rows, that adds nothing to a loss.
     """
 
     def __init__(self, *arguments, empty, **named):
@@ -194,7 +188,7 @@ class Shared(Finite):
         self.batch_size = count * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self.steps_an_epoch = -(-self.rows // self.batch_size)
         multiple = count * self.args.per_device_train_batch_size if count > 1 else 1
-        self.order = Order(self.rows, multiple, self.args.seed)
+        self.epoch_sampler = EpochSampler(self.rows, multiple, self.args.seed)
         if count > 1:
             self.train_dataset = _with_rows(self.train_dataset, empty, 1)
             if self.eval_dataset is not None:
@@ -203,13 +197,13 @@ class Shared(Finite):
 
     def create_accelerator_and_postprocess(self):
         if self.args.deepspeed_plugin is not None:
-            chosen = self.args.deepspeed_plugin.hf_ds_config.config
-            chosen |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}  # the trainer's
+            config = self.args.deepspeed_plugin.hf_ds_config.config
+            config |= {"gradient_accumulation_steps": "auto", "gradient_clipping": "auto"}  # take the trainer's
         super().create_accelerator_and_postprocess()
         processes.keep_precision(self.accelerator)
 
     def _get_train_sampler(self, train_dataset=None):
-        return self.order
+        return self.epoch_sampler
 
     def _load_from_checkpoint(self, checkpoint, *arguments, **named):
         with checkpoints.reading(Path(checkpoint)):
@@ -224,7 +218,7 @@ class Shared(Finite):
             return super()._load_rng_state(checkpoint)
 
     def in_this_step(self):
-        """How many rows of the training data the batch of this step holds, over all processes."""
+        """The number of rows of data, over all processes, in the batch of this step."""
         done = self.state.global_step % self.steps_an_epoch
         return min(self.batch_size, self.rows - done * self.batch_size)
 
@@ -234,8 +228,8 @@ def _with_rows(dataset, row, count):
     return concatenate_datasets([dataset, Dataset.from_dict(more, features=dataset.features)])
 
 
-class _Watch(TrainerCallback):
-    """Deals out each epoch in its own order, keeps the best model, saves now and then, and stops where `stop` asks."""
+class CheckpointCallback(TrainerCallback):
+    """Gives each epoch its own order, keeps the best model, saves checkpoints, and stops where `stop` asks for it."""
 
     def __init__(self, trainer, output, stop, best, minutes):
         self.trainer, self.output, self.stop, self.best = trainer, output, stop, best
@@ -243,16 +237,16 @@ class _Watch(TrainerCallback):
         self.stopped = False
 
     def on_epoch_begin(self, args, state, control, **_):
-        self.trainer.order.shuffled.set_epoch(state.global_step // self.trainer.steps_an_epoch)
+        self.trainer.epoch_sampler.shuffled.set_epoch(state.global_step // self.trainer.steps_an_epoch)
 
     def on_step_end(self, args, state, control, **_):
         if state.global_step % self.trainer.steps_an_epoch:
             self._save_or_stop(control)
 
     def on_epoch_end(self, args, state, control, **_):
-        if self.stopped:  # within the epoch, which has not ended
+        if self.stopped:  # within the epoch, so that there is nothing to evaluate yet
             control.should_evaluate = control.should_log = control.should_save = False
-        else:  # saved after its evaluation
+        else:  # the checkpoint comes after the evaluation
             self._save_or_stop(control)
 
     def on_evaluate(self, args, state, control, **_):
@@ -262,22 +256,22 @@ class _Watch(TrainerCallback):
             keep(self.trainer, self.output)
 
     def on_save(self, args, state, control, **_):
-        self.trainer.accelerator.wait_for_everyone()  # each has written its part
+        self.trainer.accelerator.wait_for_everyone()  # each process writes its part
         self.saved = time.monotonic()
         if state.is_world_process_zero:
             path = self.output / runs.CHECKPOINTS / SAVED
             name = f"checkpoint-{state.global_step}"
-            (path.with_name(name) / "training_args.bin").unlink(missing_ok=True)  # a pickle, of which nothing is read
+            (path.with_name(name) / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
             checkpoints.describe_files(path.with_name(name))
             checkpoints.sync(path.with_name(name))
             layout = checkpoints.layout(self.trainer.accelerator)
             runs.write_json(path, {"checkpoint": name, "first_loss": self.trainer.first_loss, **layout})
-            for other in path.parent.glob("checkpoint-*"):  # whole or not, of which nothing speaks any more
+            for other in path.parent.glob("checkpoint-*"):  # complete or not, they are not named any more
                 if other.name != name:
                     shutil.rmtree(other, ignore_errors=True)
 
     def _save_or_stop(self, control):
-        """What any process was asked to do, or has to, all of them do."""
+        """Let all processes save or stop as soon as one of them has to."""
         accelerator = self.trainer.accelerator
         late = time.monotonic() - self.saved > self.seconds
         wanted = torch.tensor([self.stop.asked, late], dtype=torch.float32, device=accelerator.device)
@@ -290,12 +284,12 @@ class _Watch(TrainerCallback):
 
 
 def validation_losses(history):
-    """The loss after each epoch, nats a response token, of a trainer's log history."""
+    """The loss after each epoch, in nats per response token, from a trainer's log history."""
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
 def finite_or_null(history):
-    """A trainer's log history, with null for what is not finite (an entropy, say): JSON has no other word for it."""
+    """A trainer's log history with None for numbers that are not finite (an entropy, say), which JSON can't hold."""
     return [
         {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
         for row in history
@@ -303,23 +297,23 @@ def finite_or_null(history):
 
 
 def train(trainer, output, load, minutes, best=False):
-    """Train, and write `output/model`: whole, with adapters merged. Returns the log history. Called by every process.
+    """Train, and write `output/model` with adapters merged. Returns the log history. Called by every process.
 
-    Goes on from the last checkpoint of a run that was interrupted; told to stop, it saves one and exits with 143.
-    UserError, with the batch kept, where losses, gradients or weights are not finite: nothing of them is saved.
+    An interrupted run goes on from its last checkpoint; a run that is told to stop saves one, and exits with 143.
+    Raises UserError, with the batch kept, where losses, gradients or weights are not finite; these are never saved.
 
     Args:
-        trainer: a `Shared` one.
+        trainer: a trainer with the DistributedMixin.
         load: a function that returns the model as it was before training, on a CPU in float32.
-        minutes: between checkpoints; 0: only when it is told to stop.
-        best: whether the result is the model of lowest validation loss, not the last.
+        minutes: minutes between checkpoints; 0 for a checkpoint only when the run is told to stop.
+        best: whether the result is the model of lowest validation loss, and not the last.
     """
     with checkpoints.StopRequest() as stop:
-        watch = _Watch(trainer, output, stop, best, minutes)
-        trainer.add_callback(watch)
+        callback = CheckpointCallback(trainer, output, stop, best, minutes)
+        trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=_saved(trainer, output))
-        if watch.stopped and trainer.state.global_step < trainer.state.max_steps:
-            trainer.accelerator.wait_for_everyone()  # the launcher gives those that are left 30 seconds
+        if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
+            trainer.accelerator.wait_for_everyone()  # after the first exit, the launcher gives the others 30 seconds
             trainer.accelerator.print(f"stopped after step {trainer.state.global_step}; run again to go on")
             sys.exit(143)
         _check_explosion(trainer, best)
@@ -327,12 +321,12 @@ def train(trainer, output, load, minutes, best=False):
             keep(trainer, output)
     if world()[1] == 0:
         _finish(trainer, output, load)
-    unset_hf_deepspeed_config()  # or transformers would shard what is loaded from here on
+    unset_hf_deepspeed_config()  # or transformers would shard the models that are loaded from here on
     return trainer.state.log_history
 
 
 def _check_explosion(trainer, best):
-    """UserError where what is kept predicts worse by far than what training began with; it is finite all the same."""
+    """Raise UserError where the result is finite, but predicts far worse than the model that training began with."""
     losses = validation_losses(trainer.state.log_history)
     loss = (min(losses) if best else losses[-1]) if losses else 0.0
     first = trainer.first_loss
@@ -343,7 +337,7 @@ def _check_explosion(trainer, best):
 
 
 def _saved(trainer, output):
-    """The folder of the checkpoint to go on from, or None. UserError where other processes wrote it."""
+    """The folder of the checkpoint to go on from, or None. Raises UserError where other processes wrote it."""
     path = output / runs.CHECKPOINTS / SAVED
     if not path.exists():
         return None
@@ -356,7 +350,7 @@ def _saved(trainer, output):
 
 
 def keep(trainer, output):
-    """Write the model, or its adapters, as it is now. Called by every process. UserError where it has diverged."""
+    """Write the current model, or its adapters. Called by every process. Raises UserError where it has diverged."""
     trainer.check_weights()
     accelerator = trainer.accelerator
     state = accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded(accelerator) else None
@@ -374,20 +368,20 @@ def keep(trainer, output):
 
 
 def _finish(trainer, output, load):
-    """Make `output/model` of what was kept."""
+    """Make `output/model` from the model, or the adapters, that was kept."""
     kept, folder = output / runs.CHECKPOINTS / KEPT, output / "model"
     checkpoints.check_files(kept)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed after this
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed here may have left it incomplete
     tokenizer = trainer.processing_class
     if (kept / "adapter_config.json").exists():
-        from peft import PeftModel  # an extra, which adapter_config has asked for
+        from peft import PeftModel  # an optional dependency, which adapter_config has looked for
 
         merged = PeftModel.from_pretrained(load(), kept).merge_and_unload()
-        align_special_tokens(merged, tokenizer)  # as the trainer has aligned its own
+        align_special_tokens(merged, tokenizer)  # as the trainer did with its own model
         merged.save_pretrained(folder)
     else:
-        others = shutil.ignore_patterns(checkpoints.FILES)
-        shutil.copytree(kept, folder, copy_function=_link, ignore=others)  # which stays, until the run is finished
+        # Linked, not moved: a run that is killed from here on finds what was kept, and a large model is not copied.
+        shutil.copytree(kept, folder, copy_function=_link, ignore=shutil.ignore_patterns(checkpoints.FILES))
     tokenizer.save_pretrained(folder)
 
 

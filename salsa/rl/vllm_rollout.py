@@ -1,15 +1,15 @@
 """Sampling responses with vLLM instead of rollout.py, in the process and on the GPU that hold the policy.
 
-vLLM is started with weights that mean nothing and asleep. To sample it is woken, given the policy's weights as they
-are now, and put to sleep again, which frees its memory. `Engine` does this for any policy of one architecture, and
-answers benchmarks; `Sampler` is PPO's. With several processes each has an engine of its own for its share of the
-prompts; none of them communicate.
+vLLM is started asleep, with meaningless weights. To sample, it is woken, given the current weights of the policy, and
+put to sleep again, which frees its memory. `Engine` does this for any policy of one architecture, and answers
+benchmarks; `Sampler` is PPO's. Each of several processes has an engine for its share of the prompts; the engines do not
+communicate.
 
-Every request has a seed of its own, from the run's seed, the iteration and the prompt, as rollout.py's noise has; the
-numbers drawn are others. What vLLM calls a token's log-probability is that of its own computation at the sampling
-temperature; the trainer computes it afresh and weighs tokens by the difference.
+Every request has its own seed, from the run's seed, the iteration and the prompt, as the noise of rollout.py has; the
+numbers drawn are others. vLLM's log-probabilities are those of its own computation, at the sampling temperature; the
+trainer computes them afresh, and weights tokens by the difference.
 
-Left out: adapters, weights that are sharded over processes, a policy too large for one GPU.
+Adapters, sharded weights and a policy that is too large for one GPU are not supported.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from salsa.rl import forward
 from salsa.workflow import runs
 
 SETTING = "execution.rollouts=vllm"
-MEMORY_SHARE = 0.3  # of the GPU's memory, while vLLM is awake: its weights and cache of keys and values (TRL's default)
+MEMORY_SHARE = 0.3  # of the GPU's memory, for weights and cache while vLLM is awake (TRL's default)
 DEVICES = ("cuda",)  # on which vLLM can give its memory back
 DTYPES = {"no": "float32", "bf16": "bfloat16"}
 
@@ -33,13 +33,13 @@ class Engine:
     """A vLLM engine that samples from policies of one architecture.
 
     Args:
-        policy: a causal language model; its configuration is read here, its weights are not.
-        dtype: what vLLM computes in, a torch dtype's name.
-        context: the most tokens that a prompt and its response have together.
+        policy: a causal language model, of which only the configuration is read here.
+        dtype: the name of the torch dtype that vLLM computes in.
+        context: the largest number of tokens in a prompt and its response.
         device: where the policies are.
         processes: how many processes make such an engine at the same time.
 
-    Raises UserError where vLLM is missing or the device is no GPU.
+    Raises UserError where vLLM is missing, or the device is no GPU.
     """
 
     def __init__(self, policy, tokenizer, dtype, context, device, processes=1):
@@ -56,24 +56,24 @@ class Engine:
             self.llm = self.vllm.LLM(
                 model=self.folder.name,
                 load_format="dummy",
-                generation_config="vllm",  # not the model's: what is sampled from is the policy as it is
+                generation_config="vllm",  # not the model's: PPO samples from the policy's own distribution
                 dtype=dtype,
                 seed=0,  # every request has its own
                 max_model_len=context,
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
                 gpu_memory_utilization=MEMORY_SHARE,
                 enable_sleep_mode=True,
-                enable_prefix_caching=False,  # what it keeps would be of older weights
+                enable_prefix_caching=False,  # cached keys and values would be those of older weights
                 distributed_executor_backend="external_launcher",  # in this process
                 tensor_parallel_size=1,
             )
         self._sleep()
 
     def respond(self, policy, prompts, seeds, temperature, length):
-        """One response, of up to `length` tokens, to each prompt (a list of token ids) from `policy` as it is now.
+        """Sample a response of up to `length` tokens to each prompt (a list of token ids) from `policy` as it is now.
 
-        Returns (responses, logprobs): lists of token ids up to and with an end token, and of their log-probabilities
-        as vLLM computed them.
+        Returns (responses, logprobs): for each prompt a list of token ids, with the end token, and a list of their
+        log-probabilities as vLLM computed them.
         """
         self._wake(policy)
         outputs = self.llm.generate(
@@ -86,7 +86,7 @@ class Engine:
         return list(responses), list(logprobs)
 
     def _parameters(self, seed, temperature, length):
-        """The SamplingParams of one request: from the policy's own distribution, up to and with an end token."""
+        """The SamplingParams of a request for a sample of the policy's own distribution, with its end token."""
         return self.vllm.SamplingParams(
             temperature=temperature,
             top_p=1.0,
@@ -96,13 +96,13 @@ class Engine:
             seed=seed,
             max_tokens=length,
             stop_token_ids=self.end_ids,
-            logprobs=0,  # of the sampled token alone
+            logprobs=0,  # of the sampled token only
             detokenize=False,
             skip_special_tokens=False,
         )
 
     def _read(self, output, limit):
-        """Token ids of a response and their log-probabilities."""
+        """The token ids of a response, and their log-probabilities."""
         (response,) = output.outputs
         tokens = list(response.token_ids)
         if tokens[-1] not in self.end_ids and len(tokens) < limit:
@@ -125,19 +125,14 @@ class Engine:
         self.llm.wake_up(tags=["kv_cache"])
 
     def _sleep(self):
-        self.llm.sleep(level=2)  # weights are dropped, not kept in the CPU's memory: the next sample loads newer ones
+        self.llm.sleep(level=2)  # drops the weights, since the next sample needs newer ones
 
 
 class Sampler(Engine):
     """The engine of a PPO run.
 
-    Args:
-        policy: the causal language model to be sampled from.
-        settings: config.PolicySettings.
-        accelerator: of the run; all its processes make their Sampler at the same time.
-
-    Raises UserError where vLLM is missing, or the run is one that it can't sample for. Sharded weights are refused
-    where the trainer starts.
+    All processes of the run make their Sampler at the same time. Raises UserError where vLLM is missing, or can't
+    sample for the run.
     """
 
     def __init__(self, policy, tokenizer, settings, accelerator):
@@ -151,9 +146,9 @@ class Sampler(Engine):
         super().__init__(policy, tokenizer, dtype, context, accelerator.device, accelerator.num_processes)
 
     def sample(self, policy, prompts, prompt_ids, iteration, device):
-        """Sample one response to each prompt (a list of token ids) from `policy` as it is now.
+        """Sample a response to each prompt (a list of token ids) from `policy` as it is now.
 
-        Returns (Sequences, logprobs): logprobs (B, T) float32 as vLLM computed them, zero where masked.
+        Returns (Sequences, logprobs): the log-probabilities as vLLM computed them, (B, T) float32, zero where masked.
         """
         seeds = [runs.derive_seed(self.settings.seed, "rollout", iteration, prompt_id) for prompt_id in prompt_ids]
         length = self.settings.lengths.response
@@ -165,17 +160,17 @@ class Sampler(Engine):
 
 
 def _load(model, weights):
-    """Give vLLM's model the weights of the policy. Returns the names of its own that are none of those."""
+    """Load the policy's weights into vLLM's model. Returns the names of its weights that got none."""
     loaded = model.load_weights(weights)
-    if loaded is None:  # an architecture that doesn't tell
+    if loaded is None:  # some architectures do not say
         return []
     return sorted({name for name, _ in model.named_parameters()} - loaded)
 
 
 def _imported():
-    """The package vllm."""
+    """The package vllm. Raises UserError where it is not installed."""
     try:
-        import vllm  # an extra
+        import vllm  # an optional dependency
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
@@ -184,7 +179,7 @@ def _imported():
 
 
 def _launched(processes):
-    """A context with the environment variables that vLLM expects of a launcher, where one process runs without one."""
+    """A context with the environment variables of a launcher, which vLLM expects for a single process, too."""
     if processes > 1:
         return contextlib.nullcontext()
     return patch_environment(rank=0, local_rank=0, world_size=1, master_addr="127.0.0.1", master_port=get_free_port())

@@ -251,7 +251,7 @@ def reward_model(case):
 
 
 def _answering(case, answers):
-    """The need of a stage that samples: two models at a time are where it computes (models.lent), in float32."""
+    """The need of a stage that samples: two models at a time are where it computes (models.on_device), in float32."""
     own = case.shape
     memory = {"process": PROCESS, "frozen models": 2 * own.parameters * FLOAT}
     memory["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)

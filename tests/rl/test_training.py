@@ -199,7 +199,7 @@ def interrupt(monkeypatch):
     """A function that lets a training do something behind its step of a number; returns the steps that were taken."""
 
     def at(step, act):
-        step_end, steps = training._Watch.on_step_end, []
+        step_end, steps = training.CheckpointCallback.on_step_end, []
 
         def watched(watch, args, state, control, **named):
             steps.append(state.global_step)
@@ -207,7 +207,7 @@ def interrupt(monkeypatch):
             if len(steps) == step:
                 act()
 
-        monkeypatch.setattr(training._Watch, "on_step_end", watched)
+        monkeypatch.setattr(training.CheckpointCallback, "on_step_end", watched)
         return steps
 
     return at
@@ -342,7 +342,7 @@ def test_what_is_broken_before_anything_is_learned_is_said(family, tmp_path, tok
 
 def test_weights_that_are_not_finite_are_not_saved(family, tmp_path, monkeypatch):
     """Nor is a checkpoint of them: the one before stays, and a run goes on from it."""
-    step_end = training._Watch.on_step_end
+    step_end = training.CheckpointCallback.on_step_end
 
     def explode(watch, args, state, control, model, **named):
         if state.global_step == 2:
@@ -351,7 +351,7 @@ def test_weights_that_are_not_finite_are_not_saved(family, tmp_path, monkeypatch
 
     case, folder = sft_case(execution={"checkpoint_minutes": 1e-9}), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(runs.UserError, match="weights are not finite at step 2 of 6"):
-        patch.setattr(training._Watch, "on_step_end", explode)
+        patch.setattr(training.CheckpointCallback, "on_step_end", explode)
         run(case, family, folder)
     assert runs.read_json(folder / runs.CHECKPOINTS / training.SAVED)["checkpoint"] == "checkpoint-1"
     assert (folder / "diverged.json").exists()
