@@ -235,7 +235,7 @@ def test_a_stopped_run_goes_on_to_what_one_process_ends_with(parents, tmp_path, 
     for name in ("settings", "execution"):
         runs.write_json(tmp_path / f"{name}.json", chosen[name])
     output = tmp_path / "two"
-    arguments = ["-m", "salsa.rl.trainer", "--output", output]
+    arguments = ["-m", "salsa.algorithms.ppo", "--output", output]
     arguments += ["--settings", tmp_path / "settings.json", "--execution", tmp_path / "execution.json"]
     arguments += [text for role, folder in parents.items() for text in ("--parent", f"{role}={folder}")]
     metrics = output / "metrics.jsonl"
@@ -272,11 +272,11 @@ def test_a_stopped_run_goes_on_to_what_one_process_ends_with(parents, tmp_path, 
 
 def test_uneven_shares_are_refused_in_one_line(parents, tmp_path):
     runs.write_json(tmp_path / "settings.json", case(SOUP, {"mini_batches": 16})["settings"])
-    arguments = ["-m", "salsa.rl.trainer", "--settings", tmp_path / "settings.json", "--output", tmp_path / "run"]
+    arguments = ["-m", "salsa.algorithms.ppo", "--settings", tmp_path / "settings.json", "--output", tmp_path / "run"]
     arguments += [text for role, folder in parents.items() for text in ("--parent", f"{role}={folder}")]
     refused = launched(*arguments)
     assert refused.returncode == 1
-    said = "python -m salsa.rl.trainer: 2 processes can't share ppo.batch_size=16 in ppo.mini_batches=16"
+    said = "python -m salsa.algorithms.ppo: 2 processes can't share ppo.batch_size=16 in ppo.mini_batches=16"
     assert refused.output.count(said) == refused.output.count("python -m salsa") == 1, refused.output
     assert not (tmp_path / "run" / "manifest.json").exists()
 

@@ -244,7 +244,7 @@ INTERRUPTIONS = {name: how for name, (how, *_) in (KILLS | REQUESTS).items()} | 
 def start_command(run):
     """The real command, in a process of its own."""
     with open(run.log, "w") as log:
-        command = [sys.executable, "-m", "salsa.rl.trainer", *run.arguments]
+        command = [sys.executable, "-m", "salsa.algorithms.ppo", *run.arguments]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
