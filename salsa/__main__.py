@@ -1,4 +1,4 @@
-"""What people type: `salsa plan`, `run`, `verify`, `soup`, `publish`, `export`, `base` (or `python -m salsa …`)."""
+"""What people type: `salsa plan`, `run`, `verify`, `soup`, `publish`, … (or `python -m salsa …`)."""
 
 import argparse
 import json
@@ -99,6 +99,8 @@ def _parser():
     export.set_defaults(function=export_command)
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
     base.set_defaults(function=base_command)
+    schema = commands.add_parser("schema", help="print the JSON schema of presets, which conf/schema.json holds")
+    schema.set_defaults(function=schema_command)
     return parser
 
 
@@ -187,6 +189,14 @@ def base_command(arguments, _):
         shutil.rmtree(base.ASSETS, ignore_errors=True)
         shutil.copytree(Path(results) / name / "model", shipped)
     print(shipped)
+    return 0
+
+
+def schema_command(*_):
+    """Print the JSON schema of presets, from which an editor completes and checks them."""
+    from salsa.workflow import json_schema
+
+    print(json.dumps(json_schema.of_presets(), indent=1))
     return 0
 
 

@@ -31,7 +31,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.objectives",
         "workflow.studies",
     ),
-    ("workflow.multirun", "__main__"),
+    ("workflow.json_schema", "workflow.multirun", "__main__"),
 )
 
 

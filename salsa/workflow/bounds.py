@@ -21,6 +21,7 @@ LONGEST_NUMBER = 100  # characters of a weight that is written as text
 LARGEST_EXPONENT = 50  # of a weight in text: Fraction("1e999999999") would take hours and all memory
 LONGEST_SHOWN = 60  # characters of a value in a message
 FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+INTERPOLATION = r"\$\{"  # in a file of Hydra's, where ${ppo.temperature} may stand for a value
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, half surrogates
 FAULT = "fault"  # the type of pydantic's error for what this module refuses
 
@@ -139,7 +140,8 @@ class Text(Rule):
         return _as_text(super().__get_pydantic_core_schema__(source, handler))
 
     def json_schema(self):
-        return {"maxLength": self.longest} | ({"pattern": f"^{self.pattern}$"} if self.pattern else {})
+        pattern = rf"^({self.pattern})$|{INTERPOLATION}"
+        return {"maxLength": self.longest} | ({"pattern": pattern} if self.pattern else {})
 
     def problem(self, value):
         if value == "":
