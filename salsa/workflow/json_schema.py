@@ -54,7 +54,7 @@ def of_presets():
     for name, group in schema["properties"].items():
         if "patternProperties" in group:
             group["additionalProperties"] = False
-            ((_, entry),) = group["patternProperties"].items()
+            (entry,) = group["patternProperties"].values()
             sections[name] = _with(sections[entry["$ref"].rpartition("/")[2]], defaults=DEFAULTS)
     return {"$schema": DIALECT} | _with(schema, defaults=DEFAULTS, hydra=HYDRA)
 
