@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 import yaml
 
-from salsa.workflow import compose, yaml_files
+from salsa.workflow import overriding, yaml_files
 
-SCHEMA = compose.CONF / "schema.json"
-PRESETS = [path for path in sorted(compose.CONF.rglob("*.yaml")) if path.parent.name != "accelerate"]
+SCHEMA = overriding.CONF / "schema.json"
+PRESETS = [path for path in sorted(overriding.CONF.rglob("*.yaml")) if path.parent.name != "accelerate"]
 LINE = re.compile(
     r"(# @package (?P<package>[\w.]+)\n)?# yaml-language-server: \$schema=(?P<file>[\w./]+)(?P<place>\S*)\n"
 )
@@ -79,7 +79,7 @@ def test_presets_name_the_schema_that_they_hold_to(path):
     ],
 )
 def test_what_no_setting_allows_is_seen_by_an_editor(preset, keys, value, says):
-    line, values = read(compose.CONF / preset)
+    line, values = read(overriding.CONF / preset)
     place = values
     for key in keys[:-1]:
         place = place[key]
