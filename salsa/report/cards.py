@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from salsa import data
 from salsa.evaluate import statistics
-from salsa.report import formats, judging, selection, tables, words
+from salsa.report import formats, judging, selection, words
 from salsa.report.formats import Number, Table
 from salsa.workflow import runs
 from salsa.workflow.weights import number_label
@@ -20,8 +20,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DEVELOPMENT = {  # key of evaluation.json -> words
     "reward": "proxy reward (normalised)",
     "gold_reward": "gold reward",
-    "kl_to_sft0": "KL(policy ‖ sft0), nats a response",
-    "kl_to_reference": "KL(policy ‖ own reference), nats a response",
+    "kl_to_sft0": "KL(policy ‖ sft0), nats per response",
+    "kl_to_reference": "KL(policy ‖ own reference), nats per response",
     "response_length": "response length, tokens",
     "eos_rate": "share of responses that end by themselves",
 }
@@ -31,21 +31,21 @@ PREFERENCES = {  # data.preferences -> words
 }
 
 
-def write(study, frames, output):
+def write(study, tables, output):
     """Write cards/<arm>-kl<kl_coef>-r<replicate>.md into the study's folder, one for each policy."""
     for policy in study.policies:
         name = file_name(policy.arm, policy.kl_coef, policy.replicate)
-        runs.write_atomically(output / "cards" / name, card(study, frames, policy))
+        runs.write_atomically(output / "cards" / name, card(study, tables, policy))
 
 
 def file_name(arm, kl_coef, replicate):
     return f"{arm}-kl{number_label(kl_coef)}-r{replicate}.md"
 
 
-def card(study, frames, policy):
+def card(study, tables, policy):
     """The card of a policy as text: metadata of the hub's form, then Markdown."""
     manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
-    settings, arm = study.config, frames["arms"].set_index("arm").loc[policy.arm]
+    settings, arm = study.config, tables["arms"].set_index("arm").loc[policy.arm]
     described = metadata(settings, manifest["stage"])
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=described.to_yaml(),
@@ -134,7 +134,7 @@ def win_rates(study, policy):
     """The adjusted win rates of this policy against sft0 and plain PPO of its replicate, by benchmark and judge."""
     report, rows = study.config.report, []
     for baseline, name in policy.baselines.items():
-        for judge, benchmark in tables.judged(study):
+        for judge, benchmark in judging.judged(study):
             scores = list(study.scores(judge, benchmark, policy.name, name).get(policy.replicate, {}).values())
             if scores:
                 bounds = statistics.bootstrap_interval(scores, report.seed, report.bootstrap)

@@ -116,10 +116,8 @@ class Frames:
     @functools.cached_property
     def policies(self):
         """One row a policy, by arm and kl_coef in the study's order."""
-        study = self._study
-        places = {arm: place for place, arm in enumerate(study.arms)}
-        policies = sorted(study.policies, key=lambda p: (places[p.arm], study.kl_coefs.index(p.kl_coef)))
-        return pd.DataFrame([_policy(study, policy) for policy in policies], columns=list(COLUMNS["policies"]))
+        rows = [_policy(self._study, policy) for policy in self._study.ordered]
+        return pd.DataFrame(rows, columns=list(COLUMNS["policies"]))
 
     @functools.cached_property
     def soups(self):
@@ -135,7 +133,7 @@ class Frames:
         for replicate in study.replicates:
             for row in study.landscape(replicate).responses:
                 rows.append(_response(row, replicate, row["model"], "", math.nan))
-        for policy in study.policies:
+        for policy in study.ordered:
             for row in policy.responses:
                 rows.append(_response(row, policy.replicate, policy.name, policy.arm, policy.kl_coef))
         return pd.DataFrame(rows, columns=list(COLUMNS["responses"])).astype({"reward": float, "gold": float})
@@ -168,8 +166,8 @@ def _policy(study, policy):
     row |= {"iteration": policy.evaluation.get("iteration")}
     row |= {name: number_or_nan(policy.evaluation.get(name)) for name in MEASURES}
     row |= {name: number_or_nan(policy.geometry.get(name)) for name in GEOMETRY}
-    steady = asdict(selection.steadiness(study, policy))
-    row |= {column: steady[name] for name, column in STABILITY.items()}
+    steadiness = asdict(selection.steadiness(study, policy))
+    row |= {column: steadiness[name] for name, column in STABILITY.items()}
     row |= {"stable": selection.stable(study, policy), "collapse": selection.collapse(study, policy)}
     judge = selection.main_judge(study)
     rates = selection.replicate_win_rates(study, policy.name, selection.SFT0, judge, study.benchmarks)
@@ -177,9 +175,9 @@ def _policy(study, policy):
 
 
 def _response(row, replicate, model, arm, kl_coef):
-    known = {name: row.get(name) for name in COLUMNS["responses"]}
-    known |= {"replicate": replicate, "model": model, "arm": arm, "kl_coef": kl_coef}
-    return known | {"tokens": sum(row["tokens"]), "scores": row.get("scores", {})}
+    response = {name: row.get(name) for name in COLUMNS["responses"]}
+    response |= {"replicate": replicate, "model": model, "arm": arm, "kl_coef": kl_coef}
+    return response | {"tokens": sum(row["tokens"]), "scores": row.get("scores", {})}
 
 
 def _iteration(policy, line):
@@ -187,6 +185,11 @@ def _iteration(policy, line):
     row |= {name: number_or_nan(row.get(name)) for name in MEASURES}
     kept, gold = line["iteration"] in policy.gold, policy.gold.get(line["iteration"], math.nan)
     return row | _arm(policy) | {"kept": kept, "gold_reward": gold}
+
+
+def identity(study):
+    """The columns that tell the tables of two studies apart: model and data."""
+    return {"model": study.config.model.name, "data": study.config.data.name}
 
 
 def interval(name, values):

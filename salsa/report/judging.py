@@ -34,15 +34,14 @@ class Quality:
 
 
 def quality(study, judge, benchmark=ALL):
-    """`Quality` of a judge on a benchmark, or on all; found once and kept."""
+    """`Quality` of a judge on a benchmark, or on all; measured once and kept."""
     if (judge, benchmark) not in study.known_qualities:
-        study.known_qualities[judge, benchmark] = _measure(study, judge, lines_of(study, judge).get(benchmark, []))
-        if benchmark != ALL and not study.known_qualities[judge, benchmark].row["verdicts"]:
+        measured = _measure(study, judge, lines_of(study, judge).get(benchmark, []))
+        if benchmark != ALL and not measured.row["verdicts"]:
             overall = quality(study, judge)
             if not overall.row["verdicts"]:
-                study.known_qualities[judge, benchmark] = dataclasses.replace(
-                    study.known_qualities[judge, benchmark], reason=overall.reason
-                )
+                measured = dataclasses.replace(measured, reason=overall.reason)
+        study.known_qualities[judge, benchmark] = measured
     return study.known_qualities[judge, benchmark]
 
 
@@ -52,26 +51,32 @@ def asked(study):
     return [judge for judge in study.config.judges if judge in present]
 
 
+def judged(study):
+    """The (judge, benchmark) pairs that have verdicts, in the configuration's order."""
+    present = {key[:2] for key in study.verdicts}
+    return [(judge, name) for judge in study.config.judges for name in study.benchmarks if (judge, name) in present]
+
+
 def unfit(study):
     """Sentences: each judge from which no claim can be read, on all benchmarks together or on some, and why."""
-    found, present = [], {key[:2] for key in study.verdicts}
+    sentences = []
     for judge in asked(study):
         reasons = [quality(study, judge).reason]
         if not reasons[0]:
-            named = {name: quality(study, judge, name).reason for name in study.benchmarks if (judge, name) in present}
+            named = {name: quality(study, judge, name).reason for other, name in judged(study) if other == judge}
             reasons = [f"on {name}, {reason}" for name, reason in named.items() if reason]
-        found += [f"{reason}: no claim is read from it" for reason in reasons if reason]
-    return found
+        sentences += [f"{reason}: no claim is read from it" for reason in reasons if reason]
+    return sentences
 
 
 def lines_of(study, judge):
     """benchmark -> all lines of a judge on it, `all` first."""
-    found = {ALL: []}
+    by_benchmark = {ALL: []}
     for (name, benchmark, *_), lines in study.verdicts.items():
         if name == judge:
-            found[ALL] += lines
-            found.setdefault(benchmark, []).extend(lines)
-    return {name: found[name] for name in (ALL, *study.benchmarks) if name in found}
+            by_benchmark[ALL] += lines
+            by_benchmark.setdefault(benchmark, []).extend(lines)
+    return {name: by_benchmark[name] for name in (ALL, *study.benchmarks) if name in by_benchmark}
 
 
 def _measure(study, judge, lines):
@@ -89,29 +94,29 @@ def _measure(study, judge, lines):
 
 
 def _reason(study, judge, row, scores_alone):
-    wanted, number = study.config.report.judges, selection.number
+    limits, number = study.config.report.judges, selection.number
     answers = row["verdicts"] + row["errors"]
     if not answers:
         return ""
     if not row["verdicts"]:
         return f"{answers:,} answers of judge {judge} held no verdict"
-    if row["errors"] > wanted.largest_error_share * answers:
+    if row["errors"] > limits.largest_error_share * answers:
         return (
             f"{row['errors']:,} of {answers:,} answers of judge {judge} held no verdict, more than a share of "
-            f"{wanted.largest_error_share:g} (report.judges.largest_error_share)"
+            f"{limits.largest_error_share:g} (report.judges.largest_error_share)"
         )
     if row["ties"] == 1:
         return f"judge {judge} called all of its {row['verdicts']:,} verdicts a tie"
     if not scores_alone:
         if math.isnan(row["swap_consistency"]):
             return f"judge {judge} gave a verdict in both orders on no pair of answers"
-        if not row["discrimination_low"] > wanted.smallest_discrimination:
+        if not row["discrimination_low"] > limits.smallest_discrimination:
             return (
                 f"the verdicts of judge {judge} can't be told from those of a judge that ignores the answers: both "
                 f"orders came to the same end in a share of {number(row['swap_consistency'])} of the pairs, and "
                 f"a share of {number(row['first_position_share'])} of the decided verdicts names the answer shown first"
             )
-    if row["gold_kappa_low"] <= wanted.smallest_kappa:
+    if row["gold_kappa_low"] <= limits.smallest_kappa:
         return (
             f"the verdicts of judge {judge} can't be shown to agree with gold beyond chance: Cohen's kappa "
             f"{number(row['gold_kappa'])} [{number(row['gold_kappa_low'])}, {number(row['gold_kappa_high'])}]"
@@ -122,18 +127,17 @@ def _reason(study, judge, row, scores_alone):
 def _agreement(study, judge, lines):
     """The columns gold_… of a judge: agreement with gold on these lines; nan where there is no gold beside it."""
     gold, report = gold_judge(study), study.config.report
-    found = {"comparisons": math.nan, "agreement": math.nan, "kappa": math.nan, "kappa_low": math.nan}
-    found |= {"kappa_high": math.nan}
+    numbers = dict.fromkeys(("comparisons", "agreement", "kappa", "kappa_low", "kappa_high"), math.nan)
     if gold == GOLD_SCORES:
         lines = lines + gold_verdicts(study, lines)
     elif gold not in (None, judge):
         benchmarks = {line["benchmark"] for line in lines}
         lines = lines + [line for line in lines_of(study, gold)[ALL] if line["benchmark"] in benchmarks]
     if gold not in (None, judge):
-        found |= statistics.agreement(lines, judge, gold)
+        numbers |= statistics.agreement(lines, judge, gold)
         low, high = statistics.kappa_interval(lines, judge, gold, report.seed, report.bootstrap)
-        found |= {"kappa_low": low, "kappa_high": high}
-    return {f"gold_{name}": number for name, number in found.items()}
+        numbers |= {"kappa_low": low, "kappa_high": high}
+    return {f"gold_{name}": number for name, number in numbers.items()}
 
 
 def gold_judge(study):
@@ -150,16 +154,13 @@ def gold_verdicts(study, lines):
 
     A comparison of which a score is unknown, or not finite, is an error.
     """
-    answered = {(policy.replicate, policy.name): policy.responses for policy in study.policies}
-    answered |= {(k, selection.SFT0): selection.sft0_responses(study, k) for k in study.replicates}
-    gold = {
-        (*model, row["benchmark"], row["prompt_id"]): row["gold"] for model, rows in answered.items() for row in rows
-    }
-    found = []
+    responses, verdicts = study.frames.responses, []
+    gold = responses.set_index(["replicate", "model", "benchmark", "prompt_id"])["gold"].to_dict()
     for line in lines:
         prompt = line["benchmark"], line["prompt_id"]
-        ours, theirs = (gold.get((line["replicate"], line[side], *prompt)) for side in ("model_a", "model_b"))
-        known = all(score is not None and math.isfinite(score) for score in (ours, theirs))
-        winner = "error" if not known else "tie" if ours == theirs else "model_a" if ours > theirs else "model_b"
-        found.append(line | {"winner": winner, "judge": GOLD_SCORES})
-    return found
+        models = ((line["replicate"], line[side]) for side in ("model_a", "model_b"))
+        first, second = (gold.get((*model, *prompt), math.nan) for model in models)
+        winner = "tie" if first == second else "model_a" if first > second else "model_b"
+        winner = winner if math.isfinite(first) and math.isfinite(second) else "error"
+        verdicts.append(line | {"winner": winner, "judge": GOLD_SCORES})
+    return verdicts

@@ -32,49 +32,49 @@ class Exhibit:
     table: formats.Table | None
 
 
-def write(study, frames, output):
-    """Write the pages into the study's folder, whose figures are there already; frames: table name -> data frame."""
-    values = report(study, frames)
+def write(study, tables, output):
+    """Write the pages into the study's folder, whose figures are there already; tables: table name -> data frame."""
+    values = report(study, tables)
     runs.write_atomically(output / "report.md", markdown(values))
     runs.write_atomically(output / "report.html", html(study, values, output / "figures"))
-    runs.write_atomically(output / "claims.md", claims.text(study, frames["claims"], frames["win_rates"]))
+    runs.write_atomically(output / "claims.md", claims.text(study, tables["claims"], tables["win_rates"]))
     runs.write_atomically(output / "samples.md", samples(study))
 
 
-def report(study, frames):
+def report(study, tables):
     """What report.md and report.html say, by the names that their templates have for it."""
-    gold = frames["gates"].dropna(subset="gold_sft0").to_dict("records")
+    gold = tables["gates"].dropna(subset="gold_sft0").to_dict("records")
     return {
         "title": words.title(study),
         "question": words.QUESTION,
         "facts": words.facts(study),
-        "summary": claims.summary(study, frames["claims"]),
+        "summary": claims.summary(study, tables["claims"]),
         "warnings": claims.warnings(study),
-        "origins": claims.hypotheses(study, frames["claims"]),
+        "origins": claims.hypotheses(study, tables["claims"]),
         "titles": claims.ORIGINS,
-        "effects": claims.numbers(claims.tested_rows(frames["claims"])),
+        "effects": claims.numbers(claims.tested_rows(tables["claims"])),
         "gold": gold,
-        "checks": gates.checks(study, frames["gates"]),
-        "before": formats.readable(frames["gates"].drop(columns=list(gates.AFTER_PPO))),
-        **{name: exhibit(study, frames, sections()[name]) for name in ALONE},
-        "parts": parts(study, frames),
+        "checks": gates.checks(study, tables["gates"]),
+        "before": formats.readable(tables["gates"].drop(columns=list(gates.AFTER_PPO))),
+        **{name: exhibit(study, tables, sections()[name]) for name in ALONE},
+        "parts": parts(study, tables),
         "runs": study.runs,
         "command": words.command(study),
     }
 
 
-def parts(study, frames):
+def parts(study, tables):
     """heading -> the exhibits below it; a section whose table has no rows is left out with its figure."""
     found = {}
     for name, section in sections().items():
-        if name not in ALONE and (name not in frames or len(frames[name])):
-            found.setdefault(section.heading, []).append(exhibit(study, frames, section))
+        if name not in ALONE and (name not in tables or len(tables[name])):
+            found.setdefault(section.heading, []).append(exhibit(study, tables, section))
     return found
 
 
-def exhibit(study, frames, section):
-    table = section.shown(frames[section.name]) if section.table else None
-    return Exhibit(section.name, section.title, section.words(study, frames), section.figure is not None, table)
+def exhibit(study, tables, section):
+    table = section.shown(tables[section.name]) if section.table else None
+    return Exhibit(section.name, section.title, section.words(study, tables), section.figure is not None, table)
 
 
 def markdown(values):

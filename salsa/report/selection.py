@@ -3,10 +3,11 @@
 Two arms are compared each at the kl_coef that does best on the development prompts (`evaluation.json`), chosen from
 the kl_coefs that both were run at, so that neither has more tries than the other. What is compared there was measured
 elsewhere, on the benchmarks; only KL, which nothing was chosen for, is that of the development prompts. Nothing is
-tested or worded here: `tables` and `claims` do that.
+tested or worded here: `claims` and the sections do that.
 """
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,8 @@ def arm_of(study, name):
 
 def grid(study, arm):
     """The kl_coefs at which an arm was run, in the study's order."""
-    own = {policy.kl_coef for policy in study.of(arm=arm)}
-    return tuple(kl_coef for kl_coef in study.kl_coefs if kl_coef in own)
+    present = {policy.kl_coef for policy in study.of(arm=arm)}
+    return tuple(kl_coef for kl_coef in study.kl_coefs if kl_coef in present)
 
 
 def measured_by(study):
@@ -69,10 +70,8 @@ def choose(study, arm, kl_coefs):
 
     One whose mean is not finite (a replicate has diverged) is chosen only where all are such.
     """
-    values = {kl_coef: development(study, arm, kl_coef) for kl_coef in kl_coefs}
-    return max(
-        kl_coefs, key=lambda kl_coef: (values[kl_coef] if math.isfinite(values[kl_coef]) else -math.inf, kl_coef)
-    )
+    values = [(development(study, arm, kl_coef), kl_coef) for kl_coef in kl_coefs]
+    return max((value if math.isfinite(value) else -math.inf, kl_coef) for value, kl_coef in values)[1]
 
 
 def pair(study, candidate, baseline):
@@ -89,8 +88,8 @@ def main_judge(study):
 
     Of several judges of one rank, the first by name.
     """
-    asked = sorted({key[0] for key in study.verdicts})
-    return min(asked, key=lambda judge: kind_of(study, judge).rank, default=None)
+    judges_asked = sorted({key[0] for key in study.verdicts})
+    return min(judges_asked, key=lambda judge: kind_of(study, judge).rank, default=None)
 
 
 def kind_of(study, judge):
@@ -125,22 +124,22 @@ def replicate_win_rates(study, candidate, baseline, judge, benchmarks):
 
     It does not matter which of the two was judged as model_a.
     """
-    scores = {}
+    scores = defaultdict(list)
     for benchmark in benchmarks:
         for replicate, by_prompt in study.scores(judge, benchmark, candidate, baseline).items():
-            scores.setdefault(replicate, []).extend(by_prompt.values())
-    return {replicate: statistics.adjusted_win_rate(found) for replicate, found in sorted(scores.items())}
+            scores[replicate] += by_prompt.values()
+    return {replicate: statistics.adjusted_win_rate(scores[replicate]) for replicate in sorted(scores)}
 
 
-def preference(study, chosen, judge, benchmark):
+def preference(study, pair, judge, benchmark):
     """(replicate -> how much the candidate is preferred, how that was judged), by one judge on one benchmark.
 
     Where the two were judged against each other: the win rate minus ½. Otherwise the difference of their win rates
     against a model that both were judged against: plain PPO where both met the same policy of it, else sft0. Empty
     where neither.
     """
-    first = study.of(arm=chosen.candidate, kl_coef=chosen.candidate_kl_coef)[0]
-    second = study.of(arm=chosen.baseline, kl_coef=chosen.baseline_kl_coef)[0]
+    first = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)[0]
+    second = study.of(arm=pair.baseline, kl_coef=pair.baseline_kl_coef)[0]
     rates = replicate_win_rates(study, first.name, second.name, judge, [benchmark])
     if rates:
         return {replicate: rate - 0.5 for replicate, rate in rates.items()}, DIRECT
@@ -161,18 +160,18 @@ def by_replicate(first, second):
 
 def evaluated(study, arm, kl_coef, name):
     """replicate -> a number of evaluation.json, where it is known."""
-    found = {policy.replicate: policy.evaluation.get(name) for policy in study.of(arm=arm, kl_coef=kl_coef)}
-    return {replicate: value for replicate, value in found.items() if value is not None}
+    numbers = {policy.replicate: policy.evaluation.get(name) for policy in study.of(arm=arm, kl_coef=kl_coef)}
+    return {replicate: number for replicate, number in numbers.items() if number is not None}
 
 
 def benchmark_means(study, arm, kl_coef, name, benchmark):
     """replicate -> mean of `reward` or `gold` over a benchmark's responses, where every response has it."""
-    found = {}
+    means = {}
     for policy in study.of(arm=arm, kl_coef=kl_coef):
         values = [row[name] for row in policy.responses if row["benchmark"] == benchmark]
         if values and None not in values:
-            found[policy.replicate] = float(np.mean(values))
-    return found
+            means[policy.replicate] = float(np.mean(values))
+    return means
 
 
 def gold_of(study):
@@ -194,23 +193,25 @@ def matched(study, candidate, baseline, values):
     A curve goes through an arm's trained policies, one point a kl_coef, and takes two of them at least. sft0 itself, at
     KL 0, is no point of it: a straight line from there to the first policy was measured by nobody.
     """
-    curves = []
-    for arm in (candidate, baseline):
-        points = {}
-        for kl_coef in grid(study, arm):
-            found = values(arm, kl_coef)
-            for replicate, kl in evaluated(study, arm, kl_coef, "kl_to_sft0").items():
-                if replicate in found:
-                    points.setdefault(replicate, []).append((kl, found[replicate]))
-        curves.append({replicate: listed for replicate, listed in points.items() if len(listed) > 1})
-    first, second = curves
-    found = {k: statistics.matched_difference(first[k], second[k]) for k in sorted(first.keys() & second.keys())}
-    return {replicate: difference for replicate, difference in found.items() if not math.isnan(difference)}
+    first, second = _curves(study, candidate, values), _curves(study, baseline, values)
+    differences = {k: statistics.matched_difference(first[k], second[k]) for k in sorted(first.keys() & second.keys())}
+    return {replicate: difference for replicate, difference in differences.items() if not math.isnan(difference)}
+
+
+def _curves(study, arm, values):
+    """replicate -> its points (KL to sft0, value), one a kl_coef, where it has two of them at least."""
+    points = defaultdict(list)
+    for kl_coef in grid(study, arm):
+        by_replicate = values(arm, kl_coef)
+        for replicate, kl in evaluated(study, arm, kl_coef, "kl_to_sft0").items():
+            if replicate in by_replicate:
+                points[replicate].append((kl, by_replicate[replicate]))
+    return {replicate: curve for replicate, curve in points.items() if len(curve) > 1}
 
 
 @dataclass(frozen=True)
 class Steadiness:
-    """How a policy's responses stand to sft0's, and what gold lost; nan where it is unknown."""
+    """How a policy's responses compare with sft0's, and how much gold it lost; nan where that is unknown."""
 
     eos_rate: float  # share of development responses that end, by sft0's
     response_length: float  # their mean length, by sft0's
@@ -230,22 +231,27 @@ class Steadiness:
 
 def steadiness(study, policy):
     """`Steadiness` of a policy; sft0's responses are those of its replicate's landscape, on the same prompts."""
-    line = next((row for row in study.landscape(policy.replicate).line if row["alpha"] == 0), {})
+    start = sft0_measures(study, policy.replicate) or {}
     gold = list(policy.gold.values())  # by iteration
 
     def relative(name):
-        base = line.get(name, math.nan)
+        base = start.get(name, math.nan)
         return number_or_nan(policy.evaluation.get(name)) / base if base else math.nan
 
     return Steadiness(relative("eos_rate"), relative("response_length"), max(gold) - gold[-1] if gold else math.nan)
 
 
+def sft0_measures(study, replicate):
+    """What was measured of sft0 on the development prompts, as a dictionary; None where it was not."""
+    return next((row for row in study.landscape(replicate).line if row["alpha"] == 0), None)
+
+
 def stable(study, policy):
     """Is a policy stable, by `Steadiness.holds` and without having collapsed? None where nothing is known of it."""
-    steady = steadiness(study, policy)
     if collapse(study, policy):
         return False
-    return steady.holds(study.config.stability) if steady.known() else None
+    measures = steadiness(study, policy)
+    return measures.holds(study.config.stability) if measures.known() else None
 
 
 MUST_BE_FINITE = {  # key of evaluation.json -> words
@@ -262,32 +268,31 @@ def collapse(study, policy):
     """Why a policy counts as collapsed by `config.Stability`, in words with its numbers; "" where it does not.
 
     It hardly ends its responses, or hardly writes any, by what sft0 does on the same prompts (or, where sft0 was not
-    measured, by what the policy did before its first update); it says what sft0 would not, at so many nats a token; or
-    a number of it is not finite. Losing gold while all this holds is over-optimisation, and no collapse.
+    measured, by what the policy did before its first update); it says what sft0 would not, at so many nats per token;
+    or a number of it is not finite. Losing gold while all this holds is over-optimisation, and no collapse.
     """
-    wanted, own = study.config.stability, policy.evaluation
+    limits, end = study.config.stability, policy.evaluation
     for name, words in MUST_BE_FINITE.items():
-        if own.get(name) is not None and not math.isfinite(own[name]):
+        if end.get(name) is not None and not math.isfinite(end[name]):
             return f"its {words} is no finite number"
-    line = next((row for row in study.landscape(policy.replicate).line if row["alpha"] == 0), None)
-    start, reasons = line or (policy.metrics[0] if policy.metrics else {}), []
-    whose = "sft0's" if line else "before training"
-    base, now = (number_or_nan(side.get("eos_rate")) for side in (start, own))
-    if now < wanted.collapsed_end_rate * base:
-        reasons.append(f"a share of {number(now)} of its responses end by themselves ({number(base)} {whose})")
-    base, now = (number_or_nan(side.get("response_length")) for side in (start, own))
-    if now < wanted.collapsed_length * base:
-        reasons.append(f"its responses have {number(now)} tokens ({number(base)} {whose})")
-    kl = number_or_nan(own.get("kl_to_sft0"))
-    if now > 0 and kl / now > wanted.collapsed_kl:
-        reasons.append(f"its KL to sft0 is {number(kl)} nats a response, {number(kl / now)} a token")
+    sft0, reasons = sft0_measures(study, policy.replicate), []
+    start = sft0 or (policy.metrics[0] if policy.metrics else {})
+    whose = "sft0's" if sft0 else "before training"
+    base, share = (number_or_nan(measures.get("eos_rate")) for measures in (start, end))
+    if share < limits.collapsed_end_rate * base:
+        reasons.append(f"a share of {number(share)} of its responses end by themselves ({number(base)} {whose})")
+    base, length = (number_or_nan(measures.get("response_length")) for measures in (start, end))
+    if length < limits.collapsed_length * base:
+        reasons.append(f"its responses have {number(length)} tokens ({number(base)} {whose})")
+    kl = number_or_nan(end.get("kl_to_sft0"))
+    if length > 0 and kl / length > limits.collapsed_kl:
+        reasons.append(f"its KL to sft0 is {number(kl)} nats a response, {number(kl / length)} a token")
     return ", ".join(reasons)
 
 
 def collapses(study, arm, kl_coef=None, replicate=None):
     """(number of collapsed policies, number of all) of an arm, at one kl_coef or all, of one replicate or all."""
-    wanted = {"arm": arm} | ({} if kl_coef is None else {"kl_coef": kl_coef})
-    policies = study.of(**wanted | ({} if replicate is None else {"replicate": replicate}))
+    policies = [p for p in study.of(arm=arm) if kl_coef in (None, p.kl_coef) and replicate in (None, p.replicate)]
     return sum(bool(collapse(study, policy)) for policy in policies), len(policies)
 
 

@@ -13,8 +13,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from salsa.evaluate import statistics
-from salsa.report import cards, formats, pages, sections, style, tables, words
+from salsa.report import cards, formats, pages, sections, style, words
 from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 
@@ -90,15 +92,26 @@ class Study:
     def kl_coefs(self):
         """The study's values, in its own order: the first is the one that a figure of one value shows."""
         present = {policy.kl_coef for policy in self.policies}
-        named = [value for value in self.config.kl_coefs if value in present]
-        return named + sorted(present - set(named))
+        configured = [value for value in self.config.kl_coefs if value in present]
+        return configured + sorted(present - set(configured))
 
     @property
     def arms(self):
         """Arms in the configuration's order, then the alphas that are no arm, by alpha."""
-        present = {policy.arm: policy.alpha for policy in self.policies}
-        named = [arm for arm in present if arm in self.config.arms]  # the policies' order is the configuration's
-        return named + sorted(set(present) - set(named), key=lambda arm: (present[arm] is None, present[arm], arm))
+        alphas = {policy.arm: policy.alpha for policy in self.policies}  # in the configuration's order
+        configured = [arm for arm in alphas if arm in self.config.arms]
+        return configured + sorted(alphas.keys() - configured, key=lambda arm: (alphas[arm] is None, alphas[arm], arm))
+
+    @property
+    def ordered(self):
+        """The policies by arm, then kl_coef, in the study's orders."""
+        arms, kl_coefs = self.arms, self.kl_coefs
+        return sorted(self.policies, key=lambda p: (arms.index(p.arm), kl_coefs.index(p.kl_coef)))
+
+    def groups(self, kl_coefs=None):
+        """(arm, kl_coef) -> its replicates' policies, in the study's order of arms, for these kl_coefs or all."""
+        groups = {(arm, k): self.of(arm=arm, kl_coef=k) for arm in self.arms for k in kl_coefs or self.kl_coefs}
+        return {key: policies for key, policies in groups.items() if policies}
 
     @property
     def benchmarks(self):
@@ -113,9 +126,9 @@ class Study:
         }
         return [name for name in self.benchmarks if name not in alone]
 
-    def of(self, **wanted):
+    def of(self, **fields):
         """The policies whose fields have these values."""
-        return [p for p in self.policies if all(getattr(p, name) == value for name, value in wanted.items())]
+        return [p for p in self.policies if all(getattr(p, name) == value for name, value in fields.items())]
 
     def lines(self, judge, benchmark, candidate, baseline):
         """The verdicts on two models, whichever of them they call model_a."""
@@ -124,31 +137,31 @@ class Study:
         return verdicts.get(one, []) + verdicts.get(other, [])
 
     def scores(self, judge, benchmark, candidate, baseline):
-        """replicate -> prompt's id -> the candidate's score in [0, 1]; found once and kept."""
+        """replicate -> prompt's id -> the candidate's score in [0, 1]; computed once and kept."""
         key = (judge, benchmark, candidate, baseline)
         if key not in self.known_scores:
-            found = defaultdict(dict)
+            scores = defaultdict(dict)
             battles, _ = statistics.battles(self.lines(*key), candidate, baseline)
             for (_, prompt), replicates in battles.items():
                 for replicate, values in replicates.items():
-                    found[replicate][prompt] = math.fsum(values) / len(values)
-            self.known_scores[key] = dict(found)
+                    scores[replicate][prompt] = math.fsum(values) / len(values)
+            self.known_scores[key] = dict(scores)
         return self.known_scores[key]
 
 
 def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
     study = read(settings, parents)
-    frames = sections.frames_of(study)
-    formats.write_csv(tables.runs_frame(study), output / "runs.csv")
+    tables = sections.tables_of(study)
+    formats.write_csv(pd.DataFrame(study.runs).astype({"replicate": "Int64", "seed": "Int64"}), output / "runs.csv")
     for name, section in sections.sections().items():
         if section.table:
-            caption = section.caption(study, frames)
-            formats.write(frames[name], section.shown(frames[name]), output / "tables", name, caption)
+            caption = section.caption(study, tables)
+            formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
         if section.figure:
-            style.save(section.draw(study, frames), output / "figures", name)
-    pages.write(study, frames, output)
-    cards.write(study, frames, output)
+            style.save(section.draw(study, tables), output / "figures", name)
+    pages.write(study, tables, output)
+    cards.write(study, tables, output)
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
 
 
@@ -165,15 +178,15 @@ def read(settings, parents):
         raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
     plain = next((entry["arm"] for entry in settings.policies if entry["alpha"] == "0"), None)
-    verdicts, known = defaultdict(list), {}
+    verdicts, texts = defaultdict(list), {}
     for role, folder in parents.items():
         if role.startswith("judge/"):
-            for row in _compact(runs.read_jsonl(folder / "verdicts.jsonl"), known):
+            for row in _compact(runs.read_jsonl(folder / "verdicts.jsonl"), texts):
                 verdicts[row["judge"], row["benchmark"], row["model_a"], row["model_b"]].append(row)
     return Study(
         config=study_config,
-        policies=[_policy(entry, parents, plain, gold, known) for entry in settings.policies],
-        landscapes={k: _landscape(folder, known) for k, folder in _by_replicate(parents, "landscape")},
+        policies=[_policy(entry, parents, plain, gold, texts) for entry in settings.policies],
+        landscapes={k: _landscape(folder, texts) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
         runs=all_runs(settings.policies, parents),
@@ -181,16 +194,16 @@ def read(settings, parents):
     )
 
 
-def _compact(value, known):
+def _compact(value, texts):
     """The same rows with equal texts held once, and `plain`: hundreds of thousands of verdicts have few prompts."""
     if isinstance(value, str):
-        if value not in known:
-            known[value] = words.plain(value)
-        return known[value]
+        if value not in texts:
+            texts[value] = words.plain(value)
+        return texts[value]
     if isinstance(value, list):
-        return [_compact(item, known) for item in value]
+        return [_compact(item, texts) for item in value]
     if isinstance(value, dict):
-        return {_compact(name, known): _compact(item, known) for name, item in value.items()}
+        return {_compact(name, texts): _compact(item, texts) for name, item in value.items()}
     return value
 
 
@@ -202,11 +215,11 @@ def gold_judge(prepare):
 
 
 def _by_replicate(parents, stage):
-    found = [(int(role.split("/r")[1]), folder) for role, folder in parents.items() if role.startswith(f"{stage}/r")]
-    return sorted(found)
+    roles = {role: role.removeprefix(f"{stage}/r") for role in parents if role.startswith(f"{stage}/r")}
+    return sorted((int(replicate), parents[role]) for role, replicate in roles.items())
 
 
-def _policy(entry, parents, plain, gold, known):
+def _policy(entry, parents, plain, gold, texts):
     policy, respond = parents[f"policy/{entry['index']}"], parents[f"respond/{entry['index']}"]
     return Policy(
         arm=entry["arm"],
@@ -218,7 +231,7 @@ def _policy(entry, parents, plain, gold, known):
         baselines={plain if name == config.PLAIN else name: model for name, model in entry["baselines"].items()},
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
-        responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), known),
+        responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), texts),
         gold=rollout_gold(runs.read_jsonl(policy / "rollouts.jsonl"), gold),
         geometry=runs.read_json(respond / "geometry.json"),
         plane=_csv(parents[f"plane/{entry['index']}"] / "plane.csv") if f"plane/{entry['index']}" in parents else [],
@@ -236,9 +249,9 @@ def rollout_gold(rollouts, gold):
     return {iteration: sum(values) / len(values) for iteration, values in sorted(by_iteration.items())}
 
 
-def _landscape(folder, known):
+def _landscape(folder, texts):
     line = sorted(_csv(folder / "line.csv"), key=lambda row: row["alpha"])
-    responses = _compact(runs.read_jsonl(folder / "responses.jsonl"), known)
+    responses = _compact(runs.read_jsonl(folder / "responses.jsonl"), texts)
     return Landscape(line, runs.read_json(folder / "gates.json"), responses)
 
 
@@ -255,25 +268,25 @@ def _number(text):
 
 def all_runs(policies, parents):
     """Every run that the study stands on, ancestors included, once: what runs.csv says of each."""
-    rows, found = {}, {}
-    known = {entry["index"]: entry for entry in policies}
+    rows, folders = {}, {}
+    entries = {entry["index"]: entry for entry in policies}
     for role, folder in parents.items():
-        _collect(folder, _labels(role, known), rows, found)
+        _collect(folder, _labels(role, entries), rows, folders)
     return sorted(rows.values(), key=lambda row: (row["started"] or "", row["folder"]))
 
 
-def _labels(role, known):
-    """What a role of the study says of its run: replicate, arm and kl_coef, as far as they are known."""
+def _labels(role, entries):
+    """What a role of the study says of its run: replicate, arm and kl_coef, where it has them."""
     kind, *rest = role.split("/")
     if kind in ("landscape", "reward_model"):
         return {"replicate": int(rest[0][1:])}
     if kind in ("policy", "respond", "judge", "plane"):
-        entry = known[int(rest[-1])]
+        entry = entries[int(rest[-1])]
         return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
     return {}
 
 
-def _collect(folder, labels, rows, found):
+def _collect(folder, labels, rows, folders):
     """Add the run in `folder` and, through its manifest, its parents: they lie in folders beside it, under results."""
     manifest = runs.manifest_of(folder)
     if manifest is None:
@@ -287,11 +300,11 @@ def _collect(folder, labels, rows, found):
     inherited = {"replicate": labels.get("replicate")}
     for parent in manifest["parents"].values():
         name = parent["folder"]
-        if name not in found:
-            found[name] = next((path for path in sorted(results.glob(f"*/{name}")) if path.is_dir()), None)
-        if found[name] is not None:
-            stage = found[name].parent.name
-            _collect(found[name], inherited if stage in ("sft", "reward_model") else {}, rows, found)
+        if name not in folders:
+            folders[name] = next((path for path in sorted(results.glob(f"*/{name}")) if path.is_dir()), None)
+        if folders[name] is not None:
+            stage = folders[name].parent.name
+            _collect(folders[name], inherited if stage in ("sft", "reward_model") else {}, rows, folders)
 
 
 def _run_row(manifest, folder, labels):

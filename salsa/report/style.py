@@ -46,7 +46,7 @@ SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
 MARKERS = "os^Dv<>P"
 LINES = ("-", "--", ":", "-.")
 ALARM = "#B00020"
-DARK, GREY, PALE = "#444444", "#777777", "#c8c8c8"  # what is no arm: marks, words, the other arms behind one
+DARK, GREY, PALE = "#444444", "#777777", "#c8c8c8"  # what is no arm: marks, words, the other arms in one's panel
 NEUTRAL = Look(DARK, "o", "-")
 STYLE = {
     "font.size": 8,
@@ -70,8 +70,8 @@ WIDTH = 7.0  # inches: the text of a printed page
 TALLEST = 9.0  # inches
 CUT = "a bar that reaches the frame goes on beyond it"
 FEW = 5  # arms that one panel can show with all their replicates
-KL_SFT0 = "KL(policy ‖ sft0), nats a response"
-KL_OWN = "KL(policy ‖ own reference), nats a response"
+KL_SFT0 = "KL(policy ‖ sft0), nats per response"
+KL_OWN = "KL(policy ‖ own reference), nats per response"
 PROXY = "proxy reward (normalised)"
 GOLD = "gold reward"
 
@@ -85,10 +85,10 @@ def own_style():
         yield
 
 
-def drawn(function, study, frames):
+def drawn(function, study, tables):
     """A figure in the project's style; of a study with collapsed policies, it says above all panels which."""
     with own_style():
-        figure, marks = function(study, frames), collapsed_policies(study)
+        figure, marks = function(study, tables), collapsed_policies(study)
         if marks:
             text = textwrap.fill(f"Collapsed policies: {'; '.join(marks)}", int(20 * figure.get_figwidth()))
             figure.suptitle(text, fontsize=7.5, color=ALARM)
@@ -110,10 +110,10 @@ def look(arm, alpha=None):
         return LOOKS[arm]
     if alpha is not None and arm.startswith("alpha"):
         place = min(max(alpha, 0), 1)
-        place = place**2 * (3 - 2 * place)  # towards the ends, away from the blue of ppo and the green of other
+        place = place**2 * (3 - 2 * place)  # towards the ends, away from the arms' blue and green
         return Look(matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)), "8", "-")
-    chosen = random.Random(arm)  # by the name alone, so that other arms change nothing
-    return Look(chosen.choice(SPARE), chosen.choice(MARKERS), chosen.choice(LINES))
+    generator = random.Random(arm)  # by the name alone, so that other arms change nothing
+    return Look(*map(generator.choice, (SPARE, MARKERS, LINES)))
 
 
 def looks(study):
@@ -123,13 +123,12 @@ def looks(study):
 
 def collapsed_policies(study):
     """Of which arms and kl_coefs policies have collapsed, and how many of how many."""
-    found = []
-    for arm in study.arms:
-        for kl_coef in selection.grid(study, arm):
-            count, total = selection.collapses(study, arm, kl_coef)
-            if count:
-                found.append(f"{arm} at kl_coef {kl_coef:g}" + (f" ({count} of {total})" if count < total else ""))
-    return found
+    marks = []
+    for arm, kl_coef in study.groups():
+        count, total = selection.collapses(study, arm, kl_coef)
+        if count:
+            marks.append(f"{arm} at kl_coef {kl_coef:g}" + (f" ({count} of {total})" if count < total else ""))
+    return marks
 
 
 def arm_label(study, arm, kl_coef=None):
@@ -137,9 +136,9 @@ def arm_label(study, arm, kl_coef=None):
     return arm + selection.collapsed(study, arm, kl_coef)
 
 
-def sizes(study):
+def sizes(kl_coefs):
     """kl_coef -> how large its markers are and how thick its lines, 1 where it is the only one."""
-    ordered = sorted(study.kl_coefs)
+    ordered = sorted(kl_coefs)
     return dict(zip(ordered, np.linspace(0.65, 1.5, len(ordered)) if len(ordered) > 1 else [1.0], strict=True))
 
 
@@ -158,15 +157,9 @@ def spread_kl_coefs(study):
     return ordered if len(ordered) <= 3 else sorted({ordered[0], drawn_kl_coefs(study)[0], ordered[-1]})
 
 
-def groups(study, kl_coefs):
-    """(arm, kl_coef) -> its replicates' policies, for these kl_coefs."""
-    found = {(arm, k): study.of(arm=arm, kl_coef=k) for arm in study.arms for k in kl_coefs}
-    return {key: policies for key, policies in found.items() if policies}
-
-
-def measured(frames, name, *columns):
-    """The rows of a frame in which all these columns are known; empty where the frame or a column is missing."""
-    frame = frames.get(name)
+def measured(tables, name, *columns):
+    """The rows of a table in which all these columns are known; empty where the table or a column is missing."""
+    frame = tables.get(name)
     if frame is None or not set(columns) <= set(frame.columns):
         return pd.DataFrame()
     return frame.dropna(subset=list(columns))
@@ -204,21 +197,17 @@ def say_nothing(axis, text="not measured"):
 def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, extra=()):
     """One legend below all panels: colours, markers and line styles say the arm, sizes the kl_coef."""
 
-    def handle(label, shown, size):
-        own = {"marker": shown.marker if markers else None, "markersize": 5 * size}
-        own |= {"linestyle": shown.line if lines else "none", "linewidth": 1.4 * size}
-        return Line2D([], [], color=shown.colour, label=label, **own)
+    def handle(label, look, size=1):
+        marker, line = look.marker if markers else None, look.line if lines else "none"
+        return mark(label, marker, 5 * size, color=look.colour, linestyle=line, linewidth=1.4 * size)
 
-    handles = [
-        handle(arm_label(study, arm), shown, 1) for arm, shown in looks(study).items() if arms is None or arm in arms
-    ]
+    names = study.arms if arms is None else [arm for arm in study.arms if arm in arms]
+    handles = [handle(arm_label(study, arm), looks(study)[arm]) for arm in names]
     if len(study.kl_coefs) > 1:
-        drawn = study.kl_coefs if kl_coefs is None else kl_coefs
-        handles += [handle(f"kl_coef {kl_coef:g}", NEUTRAL, sizes(study)[kl_coef]) for kl_coef in sorted(drawn)]
-    handles += extra
-    if not handles:
-        return
-    below(figure, handles, handlelength=2.6 if lines else 1.8)
+        kl_coefs, size = study.kl_coefs if kl_coefs is None else kl_coefs, sizes(study.kl_coefs)
+        handles += [handle(f"kl_coef {kl_coef:g}", NEUTRAL, size[kl_coef]) for kl_coef in sorted(kl_coefs)]
+    if handles or extra:
+        below(figure, [*handles, *extra], handlelength=2.6 if lines else 1.8)
 
 
 def below(figure, handles, **options):
@@ -277,10 +266,10 @@ def _spread(ticks, top, gap):
 
 def limits(values, margin=0.08):
     """(low, high) around values, so that no interval, however wide, decides what is seen; None where none is known."""
-    values = [float(v) for v in values if math.isfinite(v)]
-    if not values:
+    finite = [float(value) for value in values if math.isfinite(value)]
+    if not finite:
         return None
-    low, high = min(values), max(values)
+    low, high = min(finite), max(finite)
     room, size = margin * (high - low), max(abs(low), abs(high))
     if room <= 1e-9 * size:  # no spread beyond rounding
         room = 0.05 * size or 0.05

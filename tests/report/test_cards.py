@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from conftest import random_llama, save_model
 from huggingface_hub import ModelCard
-from tree import Tree
+from tree import Tree, table_of
 
 from salsa.__main__ import main
 from salsa.algorithms.ppo import Ppo
 from salsa.evaluate import statistics
-from salsa.report import cards, study, tables
+from salsa.report import cards, study
 from salsa.workflow import config, runs, schema, studies
 
 
@@ -43,7 +43,7 @@ class ModelTree(Tree):
             with pytest.MonkeyPatch.context() as monkeypatch:
                 monkeypatch.setattr(study, "gold_judge", lambda prepare: None)  # of rollouts, which no card shows
                 found = study.read(settings, parents)
-            cards.write(found, {"arms": tables.arms(found)}, output)
+            cards.write(found, {"arms": table_of(found, "arms")}, output)
 
         output = self.root / "studies" / "tiny_test-0123456789ab"
         runs.execute("study", study.VERSION, write, self.settings, self.parents, output, config.Execution())
@@ -90,7 +90,7 @@ def test_what_the_policy_was_made_from(built, text):
 def test_results_are_those_of_this_policy_alone(built, text):
     gain, kl = built[0].final(1, "salsa", 0.05)
     assert (round(gain, 3), kl) == (1.35, 5)
-    assert "| proxy reward (normalised) | 1.35 |" in text and "| KL(policy ‖ sft0), nats a response | 5 |" in text
+    assert "| proxy reward (normalised) | 1.35 |" in text and "| KL(policy ‖ sft0), nats per response | 5 |" in text
     assert "| gold reward | 0.435 ± 0.01 |" in text and "On the 40 development prompts" in text
     low, high = statistics.bootstrap_interval([0, 1, 1] * 4, seed=0, resamples=200)  # every third prompt is lost
     assert f"| in_distribution | gold | sft0 | 0.667 [{low:.3g}, {high:.3g}] | 12 |" in text
@@ -125,8 +125,8 @@ def test_a_licence_is_left_to_the_user(built, monkeypatch):
     monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
     found = study.read(tree.settings, tree.parents)
     found.config = replace(found.config, model=config.Model("gemma", "hub", "google/gemma-2b", "abc"))
-    frames = {"arms": tables.arms(found)}
-    card = ModelCard(cards.card(found, frames, found.policies[0]))
+    tables = {"arms": table_of(found, "arms")}
+    card = ModelCard(cards.card(found, tables, found.policies[0]))
     assert card.data.license is None and card.data.base_model == "google/gemma-2b"
     assert "base model: google/gemma-2b, revision abc" in card.text and "Not stated here" in card.text
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from tree import ARMS, Tree
+from tree import ARMS, Tree, table_of
 
 from salsa.evaluate import statistics
-from salsa.report import claims, formats, selection, study, tables
+from salsa.report import claims, formats, selection, study
 from salsa.workflow import config
 
 KLS = {"ppo": {0.05: 3.0, 0.1: 1.0}, "salsa": {0.05: 6.0, 0.1: 2.0}, "other": {0.1: 9.0}}
@@ -61,13 +61,13 @@ def one(found, **changes):
              "baseline": "ppo", "benchmarks": [], "meaning": "so"} | changes  # fmt: skip
     own = replace(found, config=replace(found.config, claims={"it": config.Claim(**claim)}))
     frame = claims.frame(own)
-    return frame, claims.text(own, frame, tables.win_rates(own))
+    return frame, claims.text(own, frame, table_of(own, "win_rates"))
 
 
 def test_each_arm_is_taken_at_its_best_development_gold(found):
     pair = selection.pair(found, "salsa", "ppo")
     assert (pair.grid, pair.candidate_kl_coef, pair.baseline_kl_coef) == ((0.05, 0.1), 0.05, 0.1)
-    frame = tables.chosen(found).set_index(["candidate", "baseline"])
+    frame = table_of(found, "chosen").set_index(["candidate", "baseline"])
     assert frame.loc[("salsa", "ppo"), "candidate_value"] == pytest.approx(0.7 + 0.005)
 
 
@@ -75,7 +75,7 @@ def test_grids_are_of_equal_size(found):
     """other was run at 0.1 alone, so salsa is compared with it there, although it does better at 0.05."""
     pair = selection.pair(found, "salsa", "other")
     assert (pair.grid, pair.candidate_kl_coef) == ((0.1,), 0.1)
-    row = tables.chosen(found).set_index(["candidate", "baseline"]).loc[("salsa", "other")]
+    row = table_of(found, "chosen").set_index(["candidate", "baseline"]).loc[("salsa", "other")]
     assert (row["grid"], row["candidate_kl_coef"], row["baseline_kl_coef"]) == ("0.1", 0.1, 0.1)
 
 
@@ -184,7 +184,7 @@ def test_equal_kl(found):
     """
     frame, _ = one(found, measure="matched_gold")
     assert frame["effect"].tolist() == pytest.approx([0.1875 + 0.005])
-    row = tables.matched_kl(found).set_index(["arm", "measure"])
+    row = table_of(found, "matched_kl").set_index(["arm", "measure"])
     assert row.loc[("salsa", "gold_reward"), "difference"] == pytest.approx(0.1925)
     assert row.loc[("salsa", "win_rate_vs_sft0"), "difference"] == pytest.approx(0)
     assert set(row.index.get_level_values("arm")) == {"salsa"}  # other has one kl_coef
@@ -224,12 +224,12 @@ def test_claims_are_ordered_by_origin_then_measure(found):
 
 def test_paper_table(found):
     """salsa at 0.05 and ppo at 0.1 never met: ½ plus the difference of their rates against sft0, 2/4 each."""
-    frame = tables.paper_table(found).set_index("benchmark")
+    frame = table_of(found, "paper_table").set_index("benchmark")
     row = frame.loc["in_distribution"]
     assert (row["model"], row["salsa_kl_coef"], row["ppo_kl_coef"]) == ("tiny", 0.05, 0.1)
     assert (row["salsa_vs_ppo"], row["salsa_vs_sft0"], row["ppo_vs_sft0"]) == (0.5, 0.5, 0.5)
     assert row["how"] == "win rates against sft0 compared" and len(frame) == 2
-    other = tables.ablations(found).set_index(["arm", "benchmark"]).loc[("other", "in_distribution")]
+    other = table_of(found, "ablations").set_index(["arm", "benchmark"]).loc[("other", "in_distribution")]
     assert (other["kl_coef"], other["ppo_kl_coef"], other["how"]) == (0.1, 0.1, selection.DIRECT)
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from tree import Tree
+from tree import Tree, table_of
 
 from salsa.evaluate import statistics
-from salsa.report import claims, sections, selection, study, tables
+from salsa.report import claims, sections, selection, study
 from salsa.workflow import config
 
 
@@ -155,6 +155,6 @@ def test_a_study_without_collapse_has_no_mark(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
     tree = Tree(tmp_path, replicates=(0,), prompts=2, arms={"ppo": "0"}, planes=())
     found = study.read(tree.settings, tree.parents)
-    frames = {"rewards": tables.rewards(found)}
-    assert sections.marked(found, frames) is frames and claims.collapses(found) == []
+    tables = {"rewards": table_of(found, "rewards")}
+    assert sections.marked(found, tables) is tables and claims.collapses(found) == []
     assert sections.sections()["loss_line"].draw(found, {}).get_suptitle() == ""

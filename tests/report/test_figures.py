@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tree import composed
+from tree import composed, table_of
 
-from salsa.report import style, tables
+from salsa.report import style
 from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, win_rates
 from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
@@ -65,8 +65,8 @@ def bounded(name, value, half):
     return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
 
 
-def frames_of(study, gold=True):
-    """Frames as `tables` makes them, of hand-made numbers where it would need judges or weights."""
+def tables_of(study, gold=True):
+    """Tables as the sections make them, of hand-made numbers where those would need judges or weights."""
     pairs = [(arm, k) for arm in study.arms for k in study.kl_coefs if study.of(arm=arm, kl_coef=k)]
     win_rates = [
         {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline, "kl_coef": k,
@@ -92,7 +92,7 @@ def frames_of(study, gold=True):
     scores = [{"judge": "gold", "model": "sft0", "score": 0.0}]
     scores += [{"judge": "gold", "model": f"{arm}, kl_coef {k:g}"} | bounded("score", 1, 0.1) for arm, k in pairs]
     return {
-        "frontier": tables.frontier(study), "rewards": tables.rewards(study), "alpha_curve": tables.alpha_curve(study),
+        **{name: table_of(study, name) for name in ("frontier", "rewards", "alpha_curve")},
         "gates": pd.DataFrame({"barrier": [0.01]}), "win_rates": pd.DataFrame(win_rates),
         "geometry": pd.DataFrame(geometry), "plane": plane_frame(gold), "claims": pd.DataFrame(claims),
         "matched_kl": pd.DataFrame([{"arm": "salsa", "baseline": "ppo", "measure": "gold_reward"}
@@ -124,7 +124,7 @@ def texts(figure):
 @pytest.fixture(scope="module")
 def small():
     study = made()
-    return study, frames_of(study)
+    return study, tables_of(study)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def every():
     """All arms that have a look of their own, half of them at one kl_coef alone."""
     arms = tuple(style.LOOKS)
     study = made(arms, (0.02, 0.05, 0.5), (0, 1, 2), only={arm: (0.05,) for arm in arms[6:]})
-    return study, frames_of(study)
+    return study, tables_of(study)
 
 
 def tight(figure):
@@ -171,28 +171,28 @@ NEEDED = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_or_empty_frame_is_said_in_words(name, small):
-    study, frames = small
+    study, tables = small
     needed = NEEDED.get(name)
-    for frames_ in ({}, frames | {needed: frames[needed][:0]} if needed else {}):
-        figure = sections()[name].draw(study, frames_)
+    for some in ({}, tables | {needed: tables[needed][:0]} if needed else {}):
+        figure = sections()[name].draw(study, some)
         assert name not in NEEDED or any("not measured" in text for text in texts(figure))
         reading = sections()[name].reading
-        assert reading is None or name not in NEEDED or reading(study, frames_) == ""
+        assert reading is None or name not in NEEDED or reading(study, some) == ""
 
 
 def test_without_gold_the_proxy_is_drawn_alone():
     study = made(gold=False)
-    frames = frames_of(study, gold=False)
-    assert any("gold: not measured" in text for text in texts(sections()["over_optimisation"].draw(study, frames)))
-    assert texts(sections()["plane"].draw(study, frames)).count("not measured") == 2
-    assert len(sections()["frontier"].draw(study, frames).axes) == 2
-    assert "gold" not in sections()["over_optimisation"].reading(study, frames)
+    tables = tables_of(study, gold=False)
+    assert any("gold: not measured" in text for text in texts(sections()["over_optimisation"].draw(study, tables)))
+    assert texts(sections()["plane"].draw(study, tables)).count("not measured") == 2
+    assert len(sections()["frontier"].draw(study, tables).axes) == 2
+    assert "gold" not in sections()["over_optimisation"].reading(study, tables)
 
 
 @pytest.mark.parametrize(("replicates", "drawn"), [((0,), False), ((0, 1), False), ((0, 1, 2), True)])
 def test_intervals_over_replicates_need_three(replicates, drawn):
     study = made(replicates=replicates)
-    assert ("95 % t interval" in texts(sections()["frontier"].draw(study, frames_of(study)))) == drawn
+    assert ("95 % t interval" in texts(sections()["frontier"].draw(study, tables_of(study)))) == drawn
 
 
 def test_equal_input_gives_equal_bytes(small, tmp_path):
@@ -226,21 +226,21 @@ def test_a_collapse_at_the_largest_kl_coef_is_seen(every):
 
 
 def test_many_arms_have_a_panel_each(every):
-    study, frames = every
-    figure = sections()["frontier"].draw(study, frames)
+    study, tables = every
+    figure = sections()["frontier"].draw(study, tables)
     assert [axis.get_title() for axis in figure.axes] == ["", "", *study.arms]
     assert len({axis.get_ylim() for axis in figure.axes[2:]}) == len({axis.get_xlim() for axis in figure.axes[2:]}) == 1
-    assert [axis.get_title() for axis in sections()["over_optimisation"].draw(study, frames).axes] == study.arms
-    caption = sections()["training_curves"].reading(study, frames)
+    assert [axis.get_title() for axis in sections()["over_optimisation"].draw(study, tables).axes] == study.arms
+    caption = sections()["training_curves"].reading(study, tables)
     assert caption == "Of 12 curves, the ranges of ppo and salsa alone are shown."
-    assert len(sections()["training_curves"].draw(study, frames).axes[0].collections) == 2
+    assert len(sections()["training_curves"].draw(study, tables).axes[0].collections) == 2
 
 
 def test_trajectories_are_means_over_replicates(small):
-    study, frames = small
-    means = over_optimisation.trajectories(frames["frontier"])
+    study, tables = small
+    means = over_optimisation.trajectories(tables["frontier"])
     for row in means.to_dict("records"):
-        own = [r for r in frames["frontier"].to_dict("records")
+        own = [r for r in tables["frontier"].to_dict("records")
                if (r["arm"], r["iteration"]) == (row["arm"], row["iteration"])]  # fmt: skip
         assert len(own) == 2 and row["is_final"] == (row["iteration"] == 10)
         for name in ("kl_to_sft0", "reward", "gold_reward"):
@@ -250,7 +250,7 @@ def test_trajectories_are_means_over_replicates(small):
     assert (start, largest) == pytest.approx((0.2, 0.3))
     ppo = over_optimisation.scaled(study, means, "gold_reward")[means["arm"] == "ppo"]
     assert list(ppo) == pytest.approx([0, 0.8, 0.16 / 0.3, 1])
-    assert "gold ends below its peak in 3 of 3 curves" in sections()["over_optimisation"].reading(study, frames)
+    assert "gold ends below its peak in 3 of 3 curves" in sections()["over_optimisation"].reading(study, tables)
 
 
 def test_an_iteration_that_a_replicate_lacks_is_left_out():
@@ -279,25 +279,25 @@ def test_corners_keep_the_distances_of_weight_space(vectors):
 
 
 def test_the_plane_is_drawn_where_its_weights_are(small):
-    study, frames = small
-    figure = sections()["plane"].draw(study, frames)
+    study, tables = small
+    figure = sections()["plane"].draw(study, tables)
     proxy, gold = (next(a for a in figure.axes if a.get_title() == f"{name} reward") for name in ("proxy", "gold"))
     points = proxy.lines[0].get_xydata()
-    assert len(points) == len(frames["plane"].query("kind == 'plane'")) == 66
+    assert len(points) == len(tables["plane"].query("kind == 'plane'")) == 66
     # sft1 lies 4 from sft0, the policy 0.375 of the way to it and 2 off the line: at (1.5, 2)
     for place in ((0, 0), (4, 0), (1.5, 2), (-2, 0), (1.5 * 1.5, 3), (4 * 1.5 - 0.75, -1)):
         assert np.abs(points - place).sum(axis=1).min() == pytest.approx(0, abs=1e-9), place
     assert {"sft0", "sft1", "policy"} == {text.get_text() for text in gold.texts}
     line = next(a for a in figure.axes if a.get_ylabel() == "gold reward")
     assert len(line.lines[0].get_xdata()) == 17 and line.lines[0].get_xdata()[0] == -0.5
-    assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in sections()["plane"].reading(study, frames)
+    assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in sections()["plane"].reading(study, tables)
 
 
 def test_points_that_are_no_number_are_left_out(small):
     frame = plane_frame()
     frame.loc[[0, 3], "reward"] = [math.inf, -math.inf]
     again = frame.assign(replicate=1, reward=frame["reward"] + 1)
-    means = plane.over_replicates(pd.concat([frame, again])[lambda f: f["kind"] == "plane"], "reward")
+    means = plane.means_of(pd.concat([frame, again])[lambda f: f["kind"] == "plane"], "reward")
     assert len(means) == 64
     best = means.loc[means["reward"].idxmax()]
     assert best[plane.WEIGHTS].tolist() == [0, 0.5, 0.5] and best["reward"] == pytest.approx(0.5)
@@ -305,8 +305,8 @@ def test_points_that_are_no_number_are_left_out(small):
 
 
 def test_lines_of_the_claims(small):
-    study, frames = small
-    lines = [(label, words) for label, words, _ in claims_section.claim_lines(frames["claims"])]
+    study, tables = small
+    lines = [(label, words) for label, words, _ in claims_section.claim_lines(tables["claims"])]
     assert lines == [
         ("higher gold", "supported, p 0.02"),
         ("preferred, on all of:", "undecided, p 0.02"),
@@ -314,27 +314,27 @@ def test_lines_of_the_claims(small):
         ("· out of distribution", "undecided, needs 9 replicates"),
         ("soup not noise", "not tested"),
     ]
-    axis = sections()["claims"].draw(study, frames).axes[0]
+    axis = sections()["claims"].draw(study, tables).axes[0]
     marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
     assert marks == [("^", pytest.approx(2), 0), ("^", pytest.approx(0.5), 2), ("o", pytest.approx(0.5), 3)]
-    assert "3 effects in units of the smallest that would matter, 2 " in sections()["claims"].reading(study, frames)
+    assert "3 effects in units of the smallest that would matter, 2 " in sections()["claims"].reading(study, tables)
 
 
 def test_length_controlled_rates_are_hollow(small):
-    study, frames = small
-    panel = sections()["win_rates"].draw(study, frames).axes[0]
+    study, tables = small
+    panel = sections()["win_rates"].draw(study, tables).axes[0]
     marks = [line for line in panel.lines if line.get_marker() not in ("None", None)]
     hollow = [line for line in marks if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata()[0] for line in hollow] == [0.58] * 3 and len(marks) == 6
-    raw = frames["win_rates"].drop(columns="length_controlled")
-    assert "length-controlled" not in texts(sections()["win_rates"].draw(study, frames | {"win_rates": raw}))
-    assert "moves a rate by at most 0.02." in sections()["win_rates"].reading(study, frames)
+    raw = tables["win_rates"].drop(columns="length_controlled")
+    assert "length-controlled" not in texts(sections()["win_rates"].draw(study, tables | {"win_rates": raw}))
+    assert "moves a rate by at most 0.02." in sections()["win_rates"].reading(study, tables)
 
 
 def test_win_rates_that_fill_a_page_are_of_the_shared_kl_coef(every, small):
-    frame, kl_coefs = win_rates.shown_win_rates(every[0], every[1]["win_rates"])
+    frame, kl_coefs = win_rates.drawn_rows(every[0], every[1]["win_rates"])
     assert kl_coefs == [0.05] and set(frame["kl_coef"]) == {0.05} and set(frame["candidate"]) == set(style.LOOKS)
-    frame, kl_coefs = win_rates.shown_win_rates(small[0], small[1]["win_rates"])
+    frame, kl_coefs = win_rates.drawn_rows(small[0], small[1]["win_rates"])
     assert len(frame) == len(small[1]["win_rates"])
 
 
@@ -355,10 +355,10 @@ def test_limits_hold_all_values(values):
 
 
 def test_bars_end_where_the_interval_does(small):
-    study, frames = small
-    axis = sections()["geometry"].draw(made(replicates=(0, 1, 2)), frames).axes[0]
+    study, tables = small
+    axis = sections()["geometry"].draw(made(replicates=(0, 1, 2)), tables).axes[0]
     ends = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
     assert (pytest.approx(0.365), pytest.approx(0.385)) in [tuple(end) for end in ends]
-    axis = sections()["matched_kl"].draw(study, frames).axes[0]
+    axis = sections()["matched_kl"].draw(study, tables).axes[0]
     assert any(list(line.get_xdata()) == pytest.approx([0.02, 0.04]) for line in axis.lines)
     assert any(line.get_marker() == style.LOOKS["salsa"].marker for line in axis.lines)

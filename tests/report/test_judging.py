@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tree import Tree
+from tree import Tree, table_of
 
-from salsa.report import claims, formats, judging, sections, study, tables, words
+from salsa.report import claims, formats, judging, sections, study, words
 from salsa.workflow import config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
@@ -118,16 +118,16 @@ def test_claims_are_not_read_from_it(three, answer, why, kind):
     assert frame["claim_verdict"].tolist() == ["not tested"]
     assert why in frame["why"][0]
     assert f"Not tested** here: {frame['why'][0].split(',')[0]}"[:60] in claims.text(
-        found, frame, tables.win_rates(found)
+        found, frame, table_of(found, "win_rates")
     )
-    assert why in tables.judges(found)["cannot_measure"][0]
+    assert why in table_of(found, "judges")["cannot_measure"][0]
     assert any(why in line for line in claims.warnings(found))
 
 
 def test_a_judge_that_follows_gold_measures(three):
     """By gold, salsa's answers are all worse than ppo's: -½ in each replicate, which three alike can't decide."""
     found = judged(three, good)
-    row = tables.judges(found).iloc[0]
+    row = table_of(found, "judges").iloc[0]
     assert (
         row["cannot_measure"] == ""
         and row["gold_kappa"] > 0.99
@@ -166,9 +166,9 @@ def test_a_judge_that_shows_too_little_of_an_effect(three):
 
 def test_errors_alone_are_said_wherever_verdicts_would_stand(three):
     found = judged(three, error)
-    frames = sections.frames_of(found)
+    tables = sections.tables_of(found)
     for name in ("win_rates", "bradley_terry", "judges", "paper_table"):
-        caption = sections.sections()[name].caption(found, frames)
+        caption = sections.sections()[name].caption(found, tables)
         assert "1,080 answers of judge it held no verdict" in caption and "has no judge" not in caption
     found.verdicts = {}
     assert words.no_verdicts(found) == "No verdicts: this study has no judge."
@@ -227,6 +227,6 @@ def test_gold_verdicts_of_unknown_scores_are_errors(three):
 
 
 def test_the_table_of_judges_is_json_and_csv(three, tmp_path):
-    formats.write_csv(tables.judges(judged(three, error)), tmp_path / "judges.csv")
+    formats.write_csv(table_of(judged(three, error), "judges"), tmp_path / "judges.csv")
     assert "nan" not in (tmp_path / "judges.csv").read_text().lower()
     assert json.dumps(judging.quality(judged(three, good), "it").reason, allow_nan=False) == '""'

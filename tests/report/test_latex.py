@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(study, "gold_judge", lambda prepare: LengthGold())
         found, output = study.read(tree.settings, tree.parents), tree.root / "study"
-    frames = sections.frames_of(found)
+    frames = sections.tables_of(found)
     for name, frame in frames.items():
         section = sections.sections()[name]
         formats.write(frame, section.shown(frame), output / "tables", name, section.caption(found, frames))

@@ -10,10 +10,12 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from tree import EVERY_ARM, Tree, composed
+from tree import EVERY_ARM, Tree, composed, table_of
 
 from salsa.evaluate import statistics
-from salsa.report import comparison, sections, study, style, tables, words
+from salsa.report import comparison, sections, study, style, words
+from salsa.report.sections import arms as arms_section
+from salsa.report.sections import win_rates
 from salsa.workflow import config, policies, runs, schema
 
 
@@ -180,9 +182,9 @@ def test_length_controlled_rates_are_of_answers_of_one_length(built):
     rate = frame.loc[("salsa", "sft0", "in_distribution"), "length_controlled"]
     assert rate == pytest.approx(8 / 12)  # all answers are equally long
     found = study.read(tree.settings, tree.parents)
-    lengths = tables.response_lengths(found)
-    lengths[0, "salsa-kl_0.05"]["in_distribution", "in_distribution-1"] += 90  # two replicates' mean: 45 longer
-    row = tables.length_controlled(found, "gold", "in_distribution", "salsa-kl_0.05", "sft0", lengths)
+    lengths = win_rates.response_lengths(found)
+    lengths[0, "salsa-kl_0.05", "in_distribution", "in_distribution-1"] += 90  # two replicates' mean: 45 longer
+    row = win_rates.length_controlled(found, "gold", "in_distribution", "salsa-kl_0.05", "sft0", lengths)
     scores = [float(i % 3 > 0) for i in range(12)]
     differences = [45.0 * (i == 1) for i in range(12)]
     assert row["length_controlled"] == pytest.approx(statistics.length_controlled(scores, differences))
@@ -196,7 +198,7 @@ def test_judges_without_a_gold_judge_are_held_to_gold_scores(built):
     found = study.read(tree.settings, tree.parents)
     found.config = replace(found.config, judges={"gold": config.Judge("openai")})
     found.verdicts = {key: rows for key, rows in found.verdicts.items() if key[2:] == ("ppo-kl_0.05", "sft0")}
-    frame = tables.judges(found)
+    frame = table_of(found, "judges")
     assert frame["benchmark"].tolist() == ["all", "in_distribution", "out_of_distribution"]
     assert frame["verdicts"].tolist() == [96, 48, 48]
     assert frame["gold_agreement"].tolist() == pytest.approx([8 / 12] * 3)
@@ -206,7 +208,7 @@ def test_bradley_terry_of_two_models_is_their_log_odds(built):
     tree, _ = built
     found = study.read(tree.settings, tree.parents)
     found.verdicts = {key: rows for key, rows in found.verdicts.items() if key[2:] == ("ppo-kl_0.05", "sft0")}
-    frame = tables.bradley_terry(found).set_index("model")
+    frame = table_of(found, "bradley_terry").set_index("model")
     assert frame.loc["sft0", "score"] == 0
     assert frame.loc["ppo, kl_coef 0.05", "score"] == pytest.approx(math.log(2), abs=0.01)  # 8 wins, 4 losses
 
@@ -231,7 +233,7 @@ def test_stability(built):
     assert frame["gold_loss"].tolist() == [0] * 3 and frame["stable"].tolist() == [2] * 3
     found = study.read(tree.settings, tree.parents)
     found.config = replace(found.config, stability=config.Stability(shortest_length=0.9))
-    assert tables.stability(found)["stable"].tolist() == [0] * 3
+    assert table_of(found, "stability")["stable"].tolist() == [0] * 3
 
 
 def test_model_text_cannot_break_the_samples(built):
@@ -285,7 +287,7 @@ def test_one_replicate(tmp_path, monkeypatch):
 def test_without_gold_and_judges(tmp_path, monkeypatch):
     output = Tree(tmp_path, gold=False).build(monkeypatch)
     assert table(output, "frontier")["gold_reward"].isna().all()
-    assert list(table(output, "win_rates").columns) == tables.WIN_RATES and table(output, "win_rates").empty
+    assert list(table(output, "win_rates").columns) == win_rates.COLUMNS and table(output, "win_rates").empty
     assert "no gold judge" in (output / "report.md").read_text()
     why = table(output, "claims").set_index("claim")["why"]
     assert why["higher_gold"] == "this data has no gold reward" and why["preferred"] == "this study has no judge"
@@ -408,18 +410,18 @@ def planned(arms, *names):
 def test_an_arm_that_is_another_is_shown_under_its_name():
     arms = {name: composed().arms[name] for name in ("ppo", "salsa")}
     twin = replace(arms["salsa"], description="once more")
-    frame = tables.arms(planned({"again": twin} | arms, "salsa", "ppo"))
+    frame = table_of(planned({"again": twin} | arms, "salsa", "ppo"), "arms")
     assert frame["arm"].tolist() == ["salsa", "ppo", "again"]
     assert frame["description"].tolist()[2] == "the same as salsa, and shown under that name"
     assert frame["reference"].tolist() == ["1/2 sft0 + 1/2 sft1", "sft0", "1/2 sft0 + 1/2 sft1"]
 
 
 def test_schedules_in_words():
-    assert set(tables.SCHEDULES) == set(policies.SCHEDULES)
+    assert set(arms_section.SCHEDULES) == set(policies.SCHEDULES)
     found = planned({"ppo": composed().arms["ppo"]}, "ppo")
     schedule = schema.KlSchedule("adaptive", target=3.5)
     found.config = replace(found.config, ppo=replace(found.config.ppo, kl_schedule=schedule))
-    frame = tables.arms(found)
+    frame = table_of(found, "arms")
     assert frame["kl_schedule"].tolist() == ["adapts to a KL of 3.5 nats, over 10000 responses"]
 
 

@@ -32,7 +32,7 @@ def found(tmp_path_factory):
 
 
 def test_scores_are_means_over_prompts_and_replicates(found):
-    frame = sections.frames_of(found)["scores"]
+    frame = sections.tables_of(found)["scores"]
     assert set(frame["benchmark"]) == {"sums"} and set(frame["measure"]) == {"exact"}
     assert list(frame["arm"]) == ["sft0", "sft1", "soup", *found.arms]
     assert (frame["prompts"] == 12).all() and (frame["replicates"] == 2).all()
@@ -45,4 +45,4 @@ def test_what_is_scored_alone_is_no_part_of_claims(found):
     assert found.benchmarks == ["in_distribution", "sums"] and found.compared == ["in_distribution"]
     tested = claims.frame(found)
     assert "sums" not in set(tested["benchmark"]) and "in_distribution" in set(tested["benchmark"])
-    assert math.isfinite(sections.frames_of(found)["win_rates"]["adjusted_win_rate"].iloc[0])
+    assert math.isfinite(sections.tables_of(found)["win_rates"]["adjusted_win_rate"].iloc[0])

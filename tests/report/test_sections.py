@@ -48,7 +48,7 @@ def test_a_file_of_ones_own_is_part_of_the_report(folder, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ("    caption=lambda study, frames: f\"{words.spread(frames['word_counts']['words'])} words per response.\",\n",
+        ("    caption=lambda study, tables: f\"{words.spread(tables['word_counts']['words'])} words per response.\",\n",
          "", "own_words.py: Section.__init__() missing 1 required positional argument: 'caption'"),
         ('"Training and stability"', '""', "own_words.py: section word_counts: a section has a heading and a caption"),
         ("    table=word_counts,\n    figure=bars,\n", "", "word_counts: a section has a table, a figure or both"),

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from salsa.report import study, style
+from salsa.report import sections, study, style
 from salsa.workflow import compose, config, overriding, runs, schema
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
@@ -222,6 +222,11 @@ class Tree:
                 patch.setattr(style, "save", lambda figure, folder, name: self.figures.update({name: figure}))
             runs.execute("study", study.VERSION, study.build, self.settings, self.parents, output, config.Execution())
         return output
+
+
+def table_of(study, name):
+    """A table of the report as a data frame."""
+    return sections.sections()[name].table(study)
 
 
 def lines(rows):

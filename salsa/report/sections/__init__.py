@@ -53,10 +53,10 @@ class Section:
     Attributes:
         name: of the files tables/<name>.csv and figures/<name>.png, and of the place in the page.
         heading: the part of the report that it stands in.
-        caption: (study, frames) -> a sentence that states what the numbers say; `frames` is table name -> data frame.
+        caption: (study, tables) -> a sentence that states what the numbers say; `tables` is name -> data frame.
         table: study -> data frame; bounds of a column x are columns x_low and x_high.
-        figure: (study, frames) -> matplotlib Figure; frames may lack a table, and the figure then says so in words.
-        reading: (study, frames) -> a sentence on how the figure is to be read; "" where nothing is drawn.
+        figure: (study, tables) -> matplotlib Figure; where a table is missing, the figure says so in words.
+        reading: (study, tables) -> a sentence on how the figure is to be read; "" where nothing is drawn.
         place: its place under the heading; of equals, by name.
         left_out: columns that readers find in the CSV alone.
         rows: frame -> the rows that readers see; the CSV has all.
@@ -87,9 +87,9 @@ class Section:
     def title(self):
         return self.name.replace("_", " ").capitalize()
 
-    def draw(self, study, frames):
+    def draw(self, study, tables):
         """The figure in the project's style; above it, which policies have collapsed."""
-        return style.drawn(self.figure, study, frames)
+        return style.drawn(self.figure, study, tables)
 
     def shown(self, frame):
         """The `formats.Table` that readers see of the section's frame, first of all which policies have collapsed."""
@@ -98,10 +98,10 @@ class Section:
             frame = frame[[COLLAPSED, *frame.columns.drop(COLLAPSED)]]
         return formats.readable(frame)
 
-    def words(self, study, frames):
+    def words(self, study, tables):
         """The caption, and how the figure is to be read."""
-        reading = self.reading(study, frames) if self.reading else ""
-        return " ".join(text for text in (self.caption(study, frames), reading) if text)
+        reading = self.reading(study, tables) if self.reading else ""
+        return " ".join(text for text in (self.caption(study, tables), reading) if text)
 
 
 @functools.cache
@@ -126,21 +126,20 @@ def _order(section):
     return place, section.heading, section.place, section.name
 
 
-def frames_of(study):
+def tables_of(study):
     """name -> data frame of every section's table; a column `collapsed` where rows show collapsed policies."""
-    frames = {section.name: section.table(study) for section in sections().values() if section.table}
-    return marked(study, frames)
+    return marked(study, {name: section.table(study) for name, section in sections().items() if section.table})
 
 
-def marked(study, frames):
+def marked(study, tables):
     """Tables with a column `collapsed`, where a row shows a collapsed policy: which arm, and how many of its policies.
 
     Tables that show none are as they were.
     """
     if not any(selection.collapse(study, policy) for policy in study.policies):
-        return frames
+        return tables
     mark = functools.cache(functools.partial(selection.collapsed, study))
-    return {name: _marked(study, sections()[name], frame, mark) for name, frame in frames.items()}
+    return {name: _marked(study, sections()[name], frame, mark) for name, frame in tables.items()}
 
 
 def _marked(study, section, frame, mark):

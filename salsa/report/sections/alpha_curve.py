@@ -2,28 +2,47 @@
 
 import math
 
+import pandas as pd
 from matplotlib.lines import Line2D
 
-from salsa.report import selection, style, tables, words
+from salsa.report import selection, style, words
+from salsa.report.frames import over_replicates
 from salsa.report.sections import Section, sides
 
+MEASURES = {
+    "reward": style.PROXY,
+    "gold_reward": style.GOLD,
+    "win_rate_vs_sft0": "win rate against sft0",
+    "loss": "validation loss, nats per token",
+}
 
-def alpha_curve(study, frames):
+
+def table(study):
+    """By alpha: SFT soups before PPO; after it, policies from sft0 with the soup of that alpha as reference.
+
+    loss is the validation loss of an SFT soup, nats per token.
+    """
+    policies = study.frames.policies.dropna(subset="alpha").assign(kind="policy")
+    order = {kl_coef: place for place, kl_coef in enumerate(study.kl_coefs)}
+    policies = policies.sort_values("alpha").sort_values("kl_coef", key=lambda column: column.map(order), kind="stable")
+    rows = pd.concat([study.frames.soups.sort_values("alpha").assign(kind="sft_soup"), policies])
+    return over_replicates(rows, ["kind", "alpha", "kl_coef"], MEASURES)
+
+
+def figure(study, tables):
     """By alpha: proxy and gold reward and win rate against sft0, of SFT soups before PPO and policies after it; and the
     soups' validation loss."""
-    frame = style.measured(frames, "alpha_curve", "alpha")
-    wanted = (("reward", style.PROXY), ("gold_reward", style.GOLD), ("win_rate_vs_sft0", "win rate against sft0"),
-              ("loss", "validation loss, nats a token"))  # fmt: skip
-    shown = [(name, label) for name, label in wanted if style.known(frame, name)]
-    if not shown:
+    frame = style.measured(tables, "alpha_curve", "alpha")
+    measures = {name: label for name, label in MEASURES.items() if style.known(frame, name)}
+    if not measures:
         return style.not_measured("reward and loss by alpha")
-    columns = len(shown) if len(shown) < 4 else 2
-    figure, axes = style.panels(math.ceil(len(shown) / columns), columns, height=2.3)
-    for axis, (name, label) in zip(axes.flat, shown, strict=True):
-        _soups(axis, study, frame[frame["kind"] == "sft_soup"].dropna(subset=name), name)
-        for index, kl_coef in enumerate(study.kl_coefs):
-            some = frame[(frame["kind"] == "policy") & (frame["kl_coef"] == kl_coef)]
-            _alpha_policies(axis, study, some, name, index)
+    columns = len(measures) if len(measures) < 4 else 2
+    figure, axes = style.panels(math.ceil(len(measures) / columns), columns, height=2.3)
+    for axis, (name, label) in zip(axes.flat, measures.items(), strict=True):
+        rows = frame.dropna(subset=name)
+        _draw_soups(axis, study, rows[rows["kind"] == "sft_soup"], name)
+        for kl_coef in study.kl_coefs:
+            _draw_policies(axis, study, rows[(rows["kind"] == "policy") & (rows["kl_coef"] == kl_coef)], name, kl_coef)
         if name == "win_rate_vs_sft0":
             axis.axhline(0.5, color=style.DARK, linewidth=0.9, linestyle="--")
             axis.set_ylim(0, 1)  # an interval over few replicates may reach beyond what a rate can be
@@ -38,48 +57,44 @@ def alpha_curve(study, frames):
     return figure
 
 
-def _soups(axis, study, frame, name):
-    axis.plot(frame["alpha"], frame[name], color=style.DARK, linestyle="-", marker=".", markersize=6)
+def _draw_soups(axis, study, frame, name):
+    alphas = frame["alpha"]
+    axis.plot(alphas, frame[name], color=style.DARK, linestyle="-", marker=".", markersize=6)
     if style.has_intervals(study) and f"{name}_low" in frame:
-        axis.fill_between(
-            frame["alpha"], frame[f"{name}_low"], frame[f"{name}_high"], color=style.DARK, alpha=0.15, lw=0
-        )
+        axis.fill_between(alphas, frame[f"{name}_low"], frame[f"{name}_high"], color=style.DARK, alpha=0.15, lw=0)
 
 
-def _alpha_policies(axis, study, frame, name, index):
-    frame = frame.dropna(subset=name)
-    count = len(study.kl_coefs)
-    x = frame["alpha"] + (index - (count - 1) / 2) * 0.03  # so that bars of several kl_coefs stay apart
-    size = style.sizes(study)[study.kl_coefs[index]]
+def _draw_policies(axis, study, frame, name, kl_coef):
+    offset = study.kl_coefs.index(kl_coef) - (len(study.kl_coefs) - 1) / 2
+    x = frame["alpha"] + offset * 0.03  # so that bars of several kl_coefs stay apart
+    size = style.sizes(study.kl_coefs)[kl_coef]
     axis.plot(x, frame[name], color=style.GREY, linewidth=0.9 * size, zorder=2)
     for place, row in zip(x, frame.to_dict("records"), strict=True):
-        arm = next(p.arm for p in study.of(alpha=row["alpha"], kl_coef=row["kl_coef"]))
-        shown = style.look(arm, row["alpha"])
+        arm = next(p.arm for p in study.of(alpha=row["alpha"], kl_coef=kl_coef))
+        look, at = style.look(arm, row["alpha"]), (place, math.nan, math.nan)
         if style.has_intervals(study):
-            style.bars(
-                axis, (place, math.nan, math.nan), style.triple(row, name), shown.colour, linewidth=1.2 * size, zorder=3
-            )
-        axis.plot(place, row[name], color=shown.colour, marker=shown.marker, markersize=5 * size, zorder=4)
+            style.bars(axis, at, style.triple(row, name), look.colour, linewidth=1.2 * size, zorder=3)
+        axis.plot(place, row[name], color=look.colour, marker=look.marker, markersize=5 * size, zorder=4)
 
 
-def caption(study, frames):
-    kinds = frames["alpha_curve"]["kind"]
+def caption(study, tables):
+    kinds = tables["alpha_curve"]["kind"]
     return (
         "Reward, and the soups' validation loss, from sft0 (alpha 0) to sft1 (alpha 1), before PPO at "
-        f"{(kinds == 'sft_soup').sum()} soups and after it at {(kinds == 'policy').sum()} settings of alpha and "
+        f"{(kinds == 'sft_soup').sum()} soups and after PPO at {(kinds == 'policy').sum()} settings of alpha and "
         f"kl_coef, {words.replicates(study)}; {words.band(study)}."
     )
 
 
-def reading(study, frames):
-    frame = style.measured(frames, "alpha_curve", "loss")
+def reading(study, tables):
+    frame = style.measured(tables, "alpha_curve", "loss")
     soups = frame[frame["kind"] == "sft_soup"] if len(frame) else frame
     if soups.empty:
         return ""
     best = soups.loc[soups["loss"].idxmin()]
     return (
         f"Of the soups, the one at alpha {best['alpha']:g} has the lowest loss, {selection.number(best['loss'])} nats "
-        "a token."
+        "per token."
     )
 
 
@@ -94,8 +109,8 @@ SECTION = Section(
     name="alpha_curve",
     heading="The space of weights",
     place=1,
-    table=tables.alpha_curve,
-    figure=alpha_curve,
+    table=table,
+    figure=figure,
     caption=caption,
     reading=reading,
     sides=policies_at,

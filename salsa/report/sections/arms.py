@@ -1,15 +1,45 @@
 """The arms of a study: start, reference and strength of the penalty."""
 
-from salsa.report import tables
+import pandas as pd
+
+from salsa import anchors
 from salsa.report.sections import Section, sides_at_all_kl_coefs
+from salsa.workflow import policies
+from salsa.workflow.weights import soup_words
+
+SCHEDULES = {
+    "fixed": "fixed",
+    "linear": "falls linearly to {0:g} × kl_coef",
+    "adaptive": "adapts to a KL of {0:g} nats, over {1:g} responses",
+}
 
 
-def caption(study, frames):
+def table(study):
+    """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
+    rows, order = [], study.arms
+    for spec, (names, _) in policies.specs(study.composed).items():
+        first = next(arm for arm in order if arm in names)  # the configuration of a plan is sorted by name
+        row = {
+            "start": soup_words(spec.start),
+            "reference": anchors.kinds()[spec.kind].words(spec.reference),
+            "kl_scale": spec.kl_scale,
+            "kl_schedule": SCHEDULES[spec.kl_schedule[0]].format(*spec.kl_schedule[1:]),
+        }
+        written = study.config.arms.get(first)
+        for name in names:
+            description = f"the same as {first}, and shown under that name"
+            if name == first:
+                description = written.description if written else "on the line from sft0 to sft1"
+            rows.append({"arm": name} | row | {"description": description})
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["arm"]) if row["arm"] in order else len(order)))
+
+
+def caption(study, tables):
     return (
-        f"{len(frames['arms'])} arms: where the policy starts, what its KL penalty is measured from, and the "
-        "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says; the kl_coef that "
-        "tables and figures show is the study's, before the scale."
+        f"{len(tables['arms'])} arms: where the policy starts, what its KL penalty is measured from, and the "
+        "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says. The kl_coef in "
+        "tables and figures is the study's, before the scale."
     )
 
 
-SECTION = Section(name="arms", heading="Arms", table=tables.arms, caption=caption, sides=sides_at_all_kl_coefs)
+SECTION = Section(name="arms", heading="Arms", table=table, caption=caption, sides=sides_at_all_kl_coefs)

@@ -1,11 +1,47 @@
 """The kl_coefs at which arms are compared."""
 
-from salsa.report import tables
+import pandas as pd
+
+from salsa.report import selection, words
 from salsa.report.sections import Section
 
+COLUMNS = [
+    "candidate",
+    "baseline",
+    "grid",
+    "candidate_kl_coef",
+    "baseline_kl_coef",
+    "by",
+    "candidate_value",
+    "baseline_value",
+]
 
-def caption(study, frames):
-    frame = frames["chosen"]
+
+def table(study):
+    """One row a pair of arms that is compared: every arm and plain PPO, and the pairs of the study's claims.
+
+    The grid, the kl_coef chosen for each, and what it has on the development prompts (`by`).
+    """
+    plain, rows = study.plain, []
+    pairs = [(arm, plain) for arm in study.arms]
+    for claim in study.config.claims.values():
+        pairs.append((selection.arm_of(study, claim.candidate), selection.arm_of(study, claim.baseline)))
+    for candidate, baseline in dict.fromkeys(pairs):
+        if None in (candidate, baseline) or candidate == baseline:
+            continue
+        pair = selection.pair(study, candidate, baseline)
+        if pair:
+            values = (
+                selection.development(study, candidate, pair.candidate_kl_coef),
+                selection.development(study, baseline, pair.baseline_kl_coef),
+            )
+            grid, by = words.listed(pair.grid), selection.measured_by(study)
+            rows.append((candidate, baseline, grid, pair.candidate_kl_coef, pair.baseline_kl_coef, by, *values))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def caption(study, tables):
+    frame = tables["chosen"]
     if frame.empty:
         return "No two arms to compare."
     same = int((frame["candidate_kl_coef"] == frame["baseline_kl_coef"]).sum())
@@ -16,4 +52,4 @@ def caption(study, frames):
     )
 
 
-SECTION = Section(name="chosen", heading="Claims", place=2, table=tables.chosen, caption=caption)
+SECTION = Section(name="chosen", heading="Claims", place=2, table=table, caption=caption)

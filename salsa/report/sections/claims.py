@@ -6,13 +6,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from salsa.report import claims as decisions
-from salsa.report import selection, style
+from salsa.report import claims, selection, style
 from salsa.report.sections import Section, sides_at_all_kl_coefs
 
 PART = "· "  # before a benchmark of a claim
-
-
 VERDICTS = {  # verdict -> marker, colour, filled
     "supported": ("^", style.LOOKS["ppo"].colour, True),
     "refuted": ("v", style.LOOKS["salsa"].colour, True),
@@ -20,12 +17,12 @@ VERDICTS = {  # verdict -> marker, colour, filled
 }
 
 
-def claims(study, frames):
+def figure(study, tables):
     """A forest plot of the claims: effects with intervals in units of the smallest effect of interest, and verdicts.
 
     A claim of several benchmarks has a line of its own, with its verdict, above theirs.
     """
-    frame = style.measured(frames, "claims", "verdict")
+    frame = style.measured(tables, "claims", "verdict")
     if frame.empty:
         return style.not_measured("claims")
     lines = claim_lines(frame)
@@ -52,7 +49,7 @@ def claims(study, frames):
 
 
 def _claim_mark(study, row):
-    """(collapsed) behind a claim that compares such a policy."""
+    """What stands after a claim that compares a collapsed policy."""
     sides = ((row[side], row.get(f"{side}_kl_coef", math.nan)) for side in ("candidate", "baseline")) if row else ()
     marks = [selection.collapsed(study, arm, None if kl_coef != kl_coef else kl_coef) for arm, kl_coef in sides]
     return " (collapsed policy)" if any(marks) and row["verdict"] != "not tested" else ""
@@ -61,12 +58,12 @@ def _claim_mark(study, row):
 def claim_lines(frame):
     """(label, words on the right, row or None) of each line of the forest, downwards."""
     lines = []
-    for name, own in frame.groupby("claim", sort=False):
-        rows, label = own.to_dict("records"), name.replace("_", " ")
+    for name, tests in frame.groupby("claim", sort=False):
+        rows, label = tests.to_dict("records"), name.replace("_", " ")
         if len(rows) == 1:
             benchmark = (rows[0].get("benchmark") or "").replace("_", " ")
-            own_label = label if benchmark in ("", label) else f"{label} ({benchmark})"
-            lines.append((own_label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
+            label += "" if benchmark in ("", label) else f" ({benchmark})"
+            lines.append((label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
             continue
         verdict = rows[0].get("claim_verdict", "")
         lines.append((f"{label}, on all of:", _words(rows[0], verdict, p=bool(verdict)), None))
@@ -102,8 +99,8 @@ def in_units(row):
 def _symlog(axis, rows):
     """Linear where effects are of the size of interest, logarithmic beyond: one wide interval hides no other."""
     axis.set_xscale("symlog", linthresh=2, linscale=1.2)
-    found = [x for row in rows for x in in_units(row) if math.isfinite(x)]
-    low, high = min([*found, -1]), max([*found, 2])
+    numbers = [x for row in rows for x in in_units(row) if math.isfinite(x)]
+    low, high = min([*numbers, -1]), max([*numbers, 2])
     axis.set_xlim(low * (1.2 if low < -2 else 1.3), high * 1.2)
     ticks = [-1000, -100, -10, -2, -1, 0, 1, 2, 10, 100, 1000]
     axis.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low * 1.2 <= tick <= high * 1.2]))
@@ -111,8 +108,8 @@ def _symlog(axis, rows):
     axis.xaxis.set_major_formatter("{x:g}")
 
 
-def caption(study, frames):
-    frame = frames["claims"]
+def caption(study, tables):
+    frame = tables["claims"]
     if frame.empty:
         return "This study makes no claims."
     verdicts = frame.drop_duplicates("claim")["claim_verdict"].value_counts()
@@ -123,8 +120,8 @@ def caption(study, frames):
     )
 
 
-def reading(study, frames):
-    frame = style.measured(frames, "claims", "effect")
+def reading(study, tables):
+    frame = style.measured(tables, "claims", "effect")
     if frame.empty:
         return ""
     inside = sum(abs(in_units(row)[0]) < 1 for row in frame.to_dict("records"))
@@ -139,9 +136,9 @@ SECTION = Section(
     name="claims",
     heading="Claims",
     place=1,
-    table=decisions.frame,
+    table=claims.frame,
     left_out=("origin", "text", "measure", "judge", "how"),
-    figure=claims,
+    figure=figure,
     caption=caption,
     reading=reading,
     sides=sides_at_all_kl_coefs,

@@ -3,144 +3,163 @@
 import math
 
 import numpy as np
-from matplotlib.lines import Line2D
+import pandas as pd
 
-from salsa.report import style, tables, words
+from salsa.report import style, words
+from salsa.report.frames import identity
 from salsa.report.sections import Section
 
-BEHIND = style.NEUTRAL._replace(colour=style.PALE)  # the look of the other arms behind one
+KEY = ["name", "replicate"]  # of a policy, in every frame
+COLUMNS = [
+    "model",
+    "data",
+    "arm",
+    "kl_coef",
+    "replicate",
+    "iteration",
+    "kl_to_reference",
+    "kl_to_sft0",
+    "reward",
+    "gold_reward",
+    "response_length",
+    "eos_rate",
+]
+REWARDS = {"gold_reward": style.GOLD, "reward": style.PROXY}
+BACKGROUND = style.NEUTRAL._replace(colour=style.PALE)  # the look of the other arms in the panel of one
 
 
-def frontier(study, frames):
+def table(study):
+    """Trajectory rows at the iterations whose rollouts were kept, then the final policy on evaluation prompts."""
+    policies, rows = study.frames.policies.set_index(KEY), study.frames.trajectories
+    rows = rows.join(policies["iteration"].rename("last"), on=KEY)
+    training = dict(list(rows[rows["kept"] & (rows["iteration"] < rows["last"])].groupby(KEY)))
+    keys = [(policy.name, policy.replicate) for policy in study.policies]
+    parts = [part for key in keys for part in (training.get(key), policies.loc[[key]].reset_index())]
+    return pd.concat(parts).assign(**identity(study))[COLUMNS].reset_index(drop=True)
+
+
+def final(frame):
+    """The rows of final policies: the last iteration of each (arm, kl_coef, replicate)."""
+    keys = ["arm", "kl_coef", "replicate"]
+    return frame[frame["iteration"] == frame.groupby(keys)["iteration"].transform("max")]
+
+
+def figure(study, tables):
     """Final policies: gold and proxy reward against KL to sft0.
 
     With few arms, beside it against KL to the own reference, every replicate shown. With many, one panel with the
     means of all, then one panel an arm with its replicates before the means of the others.
     """
-    frame = style.measured(frames, "frontier", "kl_to_sft0")
-    last = tables.final(frame) if len(frame) else frame
-    rewards = [
-        (name, label)
-        for name, label in (("gold_reward", style.GOLD), ("reward", style.PROXY))
-        if style.known(last, name)
-    ]
+    frame = style.measured(tables, "frontier", "kl_to_sft0")
+    last = final(frame) if len(frame) else frame
+    rewards = {name: label for name, label in REWARDS.items() if style.known(last, name)}
     if not rewards:
         return style.not_measured("reward and KL of final policies")
-    figure = _few(study, last, rewards) if len(study.arms) <= style.FEW else _many(study, last, rewards)
+    figure = (_of_few_arms if len(study.arms) <= style.FEW else _of_many_arms)(study, last, rewards)
     entries = [style.mark("sft0", "*", 9, color="black"), style.mark("a replicate", size=4, alpha=0.4)]
     entries.append(style.mark("their mean", size=7, markeredgecolor="white"))
     if style.has_intervals(study):
-        entries.append(
-            Line2D([], [], color=style.DARK, linewidth=1.0, marker="+", markersize=9, label="95 % t interval")
-        )
+        entries.append(style.mark("95 % t interval", "+", 9, linestyle="-", linewidth=1.0))
     style.legend(figure, study, extra=entries)
     return figure
 
 
-def _few(study, last, rewards):
+def _of_few_arms(study, last, rewards):
     figure, axes = style.panels(len(rewards), 2, sharey="row")
-    for row, (reward, label) in enumerate(rewards):
-        for column, (kl, kl_label) in enumerate((("kl_to_sft0", style.KL_SFT0), ("kl_to_reference", style.KL_OWN))):
-            axis = axes[row, column]
-            for arm, shown in style.looks(study).items():
-                _replicates(axis, study, last[last["arm"] == arm], kl, reward, shown)
-                _means(axis, study, last[last["arm"] == arm], kl, reward, shown, crosses=True)
-            if kl == "kl_to_sft0":
-                _start_point(axis, study, reward)
-            style.sqrt_axis(axis, last[kl])
-            axis.set_ylim(style.limits([*last[reward], *_start(study, reward)]))
+    for row, (reward, label) in enumerate(rewards.items()):
+        for axis, kl, kl_label in zip(
+            axes[row], ("kl_to_sft0", "kl_to_reference"), (style.KL_SFT0, style.KL_OWN), strict=True
+        ):
+            for arm, look in style.looks(study).items():
+                rows = last[last["arm"] == arm]
+                _draw_replicates(axis, study, rows, kl, reward, look)
+                _draw_means(axis, study, rows, kl, reward, look, crosses=True)
+            _finish(axis, study, last, kl, reward)
             axis.set_xlabel(kl_label + "  (√ scale)")
         axes[row, 0].set_ylabel(label)
     return figure
 
 
-def _many(study, last, rewards):
-    columns = 5
-    rows = math.ceil(len(study.arms) / columns)
+def _of_many_arms(study, last, rewards):
+    columns, looks = 5, style.looks(study)
+    rows = math.ceil(len(looks) / columns)
     figure = style.blank(style.WIDTH, 2.5 + 1.35 * rows + 1.1)
     top, bottom = figure.add_gridspec(2, 1, height_ratios=[2.4, 1.35 * rows])
-    places = top.subgridspec(1, len(rewards))
-    for place, (reward, label) in enumerate(rewards):
-        axis = figure.add_subplot(places[place])
-        for arm, shown in style.looks(study).items():
-            _means(axis, study, last[last["arm"] == arm], "kl_to_sft0", reward, shown)
-        _finish(axis, study, last, reward)
+    for cell, (reward, label) in zip(top.subgridspec(1, len(rewards)), rewards.items(), strict=True):
+        axis = figure.add_subplot(cell)
+        for arm, look in looks.items():
+            _draw_means(axis, study, last[last["arm"] == arm], "kl_to_sft0", reward, look)
+        _finish(axis, study, last, "kl_to_sft0", reward)
         axis.set_ylabel(label)
         axis.set_xlabel(style.KL_SFT0 + "  (√ scale)")
-    reward, label = rewards[0]
+    reward, label = next(iter(rewards.items()))
     grid, labels = bottom.subgridspec(rows, columns), ("KL to sft0, nats", label)
     for arm, axis in style.arm_grid(figure, grid, study.arms, columns, labels).items():
         for other in study.arms:
-            _means(axis, study, last[last["arm"] == other], "kl_to_sft0", reward, BEHIND, small=0.4)
-        own, shown = last[last["arm"] == arm], style.looks(study)[arm]
-        _replicates(axis, study, own, "kl_to_sft0", reward, shown, small=0.7)
-        _means(axis, study, own, "kl_to_sft0", reward, shown, crosses=True, small=0.7)
-        _finish(axis, study, last, reward, gap=0.25)
+            _draw_means(axis, study, last[last["arm"] == other], "kl_to_sft0", reward, BACKGROUND, scale=0.4)
+        policies = last[last["arm"] == arm]
+        _draw_replicates(axis, study, policies, "kl_to_sft0", reward, looks[arm], scale=0.7)
+        _draw_means(axis, study, policies, "kl_to_sft0", reward, looks[arm], crosses=True, scale=0.7)
+        _finish(axis, study, last, "kl_to_sft0", reward, gap=0.25)
     return figure
 
 
-def _finish(axis, study, last, reward, gap=0.13):
-    _start_point(axis, study, reward)
-    style.sqrt_axis(axis, last["kl_to_sft0"], gap)
-    axis.set_ylim(style.limits([*last[reward], *_start(study, reward)]))
+def _finish(axis, study, last, kl, reward, gap=0.13):
+    """The axes' limits, and a star where sft0 is, at KL 0 to itself."""
+    soups = study.frames.soups
+    start = soups[np.isclose(soups["alpha"], 0, atol=1e-6)][reward].dropna()
+    if len(start) and kl == "kl_to_sft0":
+        axis.plot(0, start.mean(), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
+    style.sqrt_axis(axis, last[kl], gap)
+    axis.set_ylim(style.limits([*last[reward], *start]))
 
 
-def _replicates(axis, study, frame, kl, reward, shown, small=1.0):
+def _draw_replicates(axis, study, frame, kl, reward, look, scale=1.0):
     """Each replicate's final policies, joined over kl_coef: what an interpolation within a replicate would follow."""
-    for _, own in frame.sort_values(kl).groupby("replicate"):
-        axis.plot(own[kl], own[reward], color=shown.colour, linewidth=0.6, alpha=0.35, zorder=2)
-    for kl_coef, size in style.sizes(study).items():
-        some = frame[frame["kl_coef"] == kl_coef]
-        axis.scatter(some[kl], some[reward], s=13 * (size * small) ** 2, color=shown.colour, marker=shown.marker,
+    for _, rows in frame.sort_values(kl).groupby("replicate"):
+        axis.plot(rows[kl], rows[reward], color=look.colour, linewidth=0.6, alpha=0.35, zorder=2)
+    for kl_coef, size in style.sizes(study.kl_coefs).items():
+        rows = frame[frame["kl_coef"] == kl_coef]
+        axis.scatter(rows[kl], rows[reward], s=13 * (size * scale) ** 2, color=look.colour, marker=look.marker,
                      alpha=0.4, linewidths=0)  # fmt: skip
 
 
-def _means(axis, study, frame, kl, reward, shown, crosses=False, small=1.0):
+def _draw_means(axis, study, frame, kl, reward, look, crosses=False, scale=1.0):
     means = []
-    for kl_coef, size in style.sizes(study).items():
-        some = frame[frame["kl_coef"] == kl_coef]
-        if len(some):
-            means.append((some[kl].mean(), some[reward].mean(), size * small))
+    for kl_coef, size in style.sizes(study.kl_coefs).items():
+        rows = frame[frame["kl_coef"] == kl_coef]
+        if len(rows):
+            means.append((rows[kl].mean(), rows[reward].mean(), size * scale))
             if crosses and style.has_intervals(study):
-                style.cross(axis, some[kl], some[reward], shown.colour, zorder=3)
+                style.cross(axis, rows[kl], rows[reward], look.colour, zorder=3)
     means.sort(key=lambda point: point[0])
-    axis.plot([m[0] for m in means], [m[1] for m in means], color=shown.colour, linestyle=shown.line, linewidth=1.1,
-              zorder=3)  # fmt: skip
+    axis.plot([x for x, _, _ in means], [y for _, y, _ in means], color=look.colour, linestyle=look.line,
+              linewidth=1.1, zorder=3)  # fmt: skip
     for x, y, size in means:
-        axis.plot(x, y, marker=shown.marker, markersize=7 * size, color=shown.colour, markeredgecolor="white",
-                  markeredgewidth=0.8 * small, zorder=4)  # fmt: skip
+        axis.plot(x, y, marker=look.marker, markersize=7 * size, color=look.colour, markeredgecolor="white",
+                  markeredgewidth=0.8 * scale, zorder=4)  # fmt: skip
 
 
-def _start(study, reward):
-    return [line[reward] for line in tables.line_rows(study, 0.0) if line[reward] == line[reward]]
-
-
-def _start_point(axis, study, reward):
-    values = _start(study, reward)
-    if values:
-        axis.plot(0, np.mean(values), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
-
-
-def caption(study, frames):
-    last = tables.final(frames["frontier"])
+def caption(study, tables):
+    last = final(tables["frontier"])
     return (
         f"{len(last)} final policies of {words.replicates(study)}: KL(policy ‖ sft0) from "
-        f"{words.spread(last['kl_to_sft0'])} nats a response, gold reward {words.spread(last['gold_reward'])}, proxy "
+        f"{words.spread(last['kl_to_sft0'])} nats per response, gold reward {words.spread(last['gold_reward'])}, proxy "
         f"reward {words.spread(last['reward'])}; KL to the own reference is not comparable between references."
     )
 
 
-def reading(study, frames):
-    frame = style.measured(frames, "frontier", "kl_to_sft0")
+def reading(study, tables):
+    frame = style.measured(tables, "frontier", "kl_to_sft0")
     if frame.empty:
         return ""
-    last = tables.final(frame)
+    last = final(frame)
     farthest = last.loc[last["kl_to_sft0"].idxmax()]
     text = f"The farthest policy is of {farthest['arm']} at kl_coef {farthest['kl_coef']:g}"
     if style.has_intervals(study):
         text += f"; crosses are 95 % t intervals of the means of KL and reward, and {style.CUT}"
     if len(study.arms) > style.FEW:
-        text += "; above, the means of all arms, below, each arm and its replicates before the means of the others"
+        text += "; above are the means of all arms, below each arm and its replicates before the means of the others"
     return text + "."
 
 
@@ -148,10 +167,10 @@ SECTION = Section(
     name="frontier",
     heading="Rewards and KL",
     place=2,
-    table=tables.frontier,
-    rows=tables.final,
+    table=table,
+    rows=final,
     left_out=("model", "data", "iteration"),
-    figure=frontier,
+    figure=figure,
     caption=caption,
     reading=reading,
 )

@@ -7,35 +7,33 @@ from salsa.report import style, words
 from salsa.report.sections import Section
 
 
-def loss_line(study, frames):
+def figure(study, tables):
     """Validation loss along the line between the SFT models, with the straight line that a barrier rises above."""
     figure, axes = style.panels(1, 1, width=3.5, height=2.4)
     axis, count = axes[0, 0], len(study.replicates)
     for index, replicate in enumerate(study.replicates):
         line = study.landscape(replicate).line
-        c = matplotlib.colormaps["cividis"](0.1 + 0.75 * index / max(count - 1, 1))
+        colour = matplotlib.colormaps["cividis"](0.1 + 0.75 * index / max(count - 1, 1))
         alphas = [row["alpha"] for row in line]
         marker = style.MARKERS[index % len(style.MARKERS)]
-        axis.plot(alphas, [row["loss"] for row in line], color=c, marker=marker, markersize=4,
+        axis.plot(alphas, [row["loss"] for row in line], color=colour, marker=marker, markersize=4,
                   label=f"replicate {replicate}")  # fmt: skip
-        axis.plot(alphas, [row["loss_interpolated"] for row in line], color=c, linestyle="--", linewidth=0.9)
+        axis.plot(alphas, [row["loss_interpolated"] for row in line], color=colour, linestyle="--", linewidth=0.9)
     axis.plot([], [], color=style.GREY, linestyle="--", linewidth=0.9, label="interpolated")
-    barriers = style.measured(frames, "gates", "barrier").get("barrier", pd.Series(dtype=float))
-    title = (
-        f"{'largest ' * (count > 1)}barrier: {barriers.max():.2g} nats a token" if len(barriers) else "no barrier known"
-    )
-    axis.set_title(title, loc="left")
+    barriers = style.measured(tables, "gates", "barrier").get("barrier", pd.Series(dtype=float))
+    largest = f"{'largest ' * (count > 1)}barrier: {barriers.max():.2g} nats per token"
+    axis.set_title(largest if len(barriers) else "no barrier known", loc="left")
     axis.set_xlabel("alpha (0: sft0, 1: sft1)")
-    axis.set_ylabel("validation loss, nats a token")
+    axis.set_ylabel("validation loss, nats per token")
     figure.legend(loc="outside lower center", ncols=3, handlelength=1.8, columnspacing=1.2)
     return figure
 
 
-def caption(study, frames):
+def caption(study, tables):
     return (
         "Validation loss along the line between the first two SFT models: the barrier is "
-        f"{words.spread(frames['gates']['barrier'])} nats a token over {words.replicates(study)}."
+        f"{words.spread(tables['gates']['barrier'])} nats per token over {words.replicates(study)}."
     )
 
 
-SECTION = Section(name="loss_line", heading="The space of weights", place=4, figure=loss_line, caption=caption)
+SECTION = Section(name="loss_line", heading="The space of weights", place=4, figure=figure, caption=caption)

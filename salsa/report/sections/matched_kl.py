@@ -1,27 +1,60 @@
 """Each arm against plain PPO where both are as far from sft0."""
 
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from salsa.report import selection, style, tables, words
+from salsa.report import selection, style, words
+from salsa.report.frames import interval
 from salsa.report.sections import Section, sides_at_all_kl_coefs
 
+COLUMNS = [
+    "arm",
+    "baseline",
+    "measure",
+    "judge",
+    "kl_coefs",
+    "replicates",
+    "difference",
+    "difference_low",
+    "difference_high",
+]
 
-def matched_kl(study, frames):
+
+def table(study):
+    """One row an arm x measure: the arm minus plain PPO at equal KL to sft0, over the KL that both reach.
+
+    Measures: gold reward on the development prompts; the win rate against sft0 over all benchmarks' prompts. Of the
+    arms that were run at two kl_coefs at least; bounds: t over replicates.
+    """
+    rows, main, plain = [], selection.main_judge(study), study.plain
+    measures = [("gold_reward", "", selection.gold_of(study))]
+    if main:
+        measures.append(("win_rate_vs_sft0", main, selection.rate_of(study, main, study.benchmarks)))
+    for arm in study.arms if plain else ():
+        for measure, judge, values in measures if arm != plain else ():
+            differences = selection.matched(study, arm, plain, values)
+            if differences:
+                row = {"arm": arm, "baseline": plain, "measure": measure, "judge": judge}
+                row |= {"kl_coefs": words.listed(selection.grid(study, arm)), "replicates": len(differences)}
+                rows.append(row | interval("difference", list(differences.values())))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def figure(study, tables):
     """Each arm minus its baseline at equal KL to sft0: a panel a measure, t intervals over replicates, a line at 0."""
-    frame = style.measured(frames, "matched_kl", "difference")
+    frame = style.measured(tables, "matched_kl", "difference")
     if frame.empty:
         return style.not_measured("differences at equal KL")
-    shown = list(dict.fromkeys(zip(frame["measure"], frame["baseline"], strict=True)))
-    arms = [arm for arm in study.arms if arm in set(frame["arm"])]
-    width = max(3.5, min(style.WIDTH, 3.5 * len(shown)))
-    figure, axes = style.panels(1, len(shown), height=0.7 + 0.2 * len(arms), width=width, sharey=True)
-    for axis, (measure, baseline) in zip(axes[0], shown, strict=True):
-        own = frame[(frame["measure"] == measure) & (frame["baseline"] == baseline)]
+    panels = list(frame.groupby(["measure", "baseline"], sort=False))
+    arms, looks = [arm for arm in study.arms if arm in set(frame["arm"])], style.looks(study)
+    width = max(3.5, min(style.WIDTH, 3.5 * len(panels)))
+    figure, axes = style.panels(1, len(panels), height=0.7 + 0.2 * len(arms), width=width, sharey=True)
+    for axis, ((measure, baseline), rows) in zip(axes[0], panels, strict=True):
         axis.axvline(0, color=style.DARK, linewidth=0.9, linestyle="--")
-        for row in own.to_dict("records"):
-            look = style.looks(study)[row["arm"]]
-            style.whisker(axis, style.triple(row, "difference"), arms.index(row["arm"]), look.colour, linewidth=1.4)
-            axis.plot(row["difference"], arms.index(row["arm"]), color=look.colour, marker=look.marker, markersize=5)
+        for row in rows.to_dict("records"):
+            look, y = looks[row["arm"]], arms.index(row["arm"])
+            style.whisker(axis, style.triple(row, "difference"), y, look.colour, linewidth=1.4)
+            axis.plot(row["difference"], y, color=look.colour, marker=look.marker, markersize=5)
         axis.set_xlabel(f"{measure.replace('_', ' ')},\narm minus {baseline} at equal KL")
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.grid(axis="y", visible=False)
@@ -30,8 +63,8 @@ def matched_kl(study, frames):
     return figure
 
 
-def caption(study, frames):
-    frame = frames["matched_kl"]
+def caption(study, tables):
+    frame = tables["matched_kl"]
     if frame.empty:
         return "No arm beside plain PPO was run at two kl_coefs, or none reaches the same KL."
     spread = frame["difference_high"] > frame["difference_low"]  # equal replicates have no interval
@@ -44,8 +77,8 @@ def caption(study, frames):
     )
 
 
-def reading(study, frames):
-    frame = style.measured(frames, "matched_kl", "difference")
+def reading(study, tables):
+    frame = style.measured(tables, "matched_kl", "difference")
     if frame.empty:
         return ""
     largest = frame.loc[frame["difference"].abs().idxmax()]
@@ -59,8 +92,8 @@ SECTION = Section(
     name="matched_kl",
     heading="Rewards and KL",
     place=3,
-    table=tables.matched_kl,
-    figure=matched_kl,
+    table=table,
+    figure=figure,
     caption=caption,
     reading=reading,
     sides=sides_at_all_kl_coefs,

@@ -1,23 +1,73 @@
 """Win rates of arms at their chosen kl_coefs: SALSA as the paper's table has it, and every other arm."""
 
-from salsa.report import selection, tables, words
+import pandas as pd
+
+from salsa.report import selection, words
+from salsa.report.frames import bounded, identity, interval
 from salsa.report.sections import Section, sides
 
+COLUMNS = [
+    *["model", "data", "benchmark", "judge", "arm", "alpha", "kl_coef", "ppo_kl_coef"],
+    *bounded("arm_vs_ppo", "arm_vs_sft0", "ppo_vs_sft0"),
+    "how",
+    "replicates",
+]
 
-def preferred(study, frame, subject, column):
+
+def paper_table(study):
+    """The shape of a table of preferences: a row a benchmark; SALSA against PPO, each against sft0; t over replicates.
+
+    Each arm at its chosen kl_coef, judged by the main judge.
+    """
+    arm = salsa_arm(study)
+    frame = preferences(study, [arm] if arm else []).drop(columns=["arm", "alpha"])
+    return frame.rename(columns=lambda name: "salsa_kl_coef" if name == "kl_coef" else name.replace("arm_", "salsa_"))
+
+
+def ablations(study):
+    """As `paper_table`, a row an arm x benchmark: alphas by alpha, then the controls."""
+    alphas = {policy.arm: policy.alpha for policy in study.policies}
+    arms = [arm for arm in study.arms if arm != study.plain]
+    return preferences(study, sorted(arms, key=lambda arm: (alphas[arm] is None, alphas[arm] or 0.0)))
+
+
+def salsa_arm(study):
+    """The arm that is SALSA: of that name, or from sft0 with the soup of alpha ½ as its reference. Or None."""
+    return selection.arm_of(study, "salsa") or next((p.arm for p in study.policies if p.alpha == 0.5), None)
+
+
+def preferences(study, arms):
+    """One row an arm x benchmark, at chosen kl_coefs: the arm against plain PPO, and both against sft0."""
+    rows, judge, plain = [], selection.main_judge(study), study.plain
+    for arm in arms if plain and judge else ():
+        pair = selection.pair(study, arm, plain)
+        for benchmark in study.compared if pair else ():
+            effects, how = selection.preference(study, pair, judge, benchmark)
+            rate = selection.rate_of(study, judge, [benchmark])
+            row = identity(study) | {"benchmark": benchmark, "judge": judge, "arm": arm}
+            row |= {"alpha": selection.number_or_nan(study.of(arm=arm)[0].alpha)}
+            row |= {"kl_coef": pair.candidate_kl_coef, "ppo_kl_coef": pair.baseline_kl_coef}
+            row |= interval("arm_vs_ppo", [0.5 + effect for effect in effects.values()])
+            row |= interval("arm_vs_sft0", list(rate(arm, pair.candidate_kl_coef).values()))
+            row |= interval("ppo_vs_sft0", list(rate(plain, pair.baseline_kl_coef).values()))
+            rows.append(row | {"how": how, "replicates": len(effects)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def caption(study, frame, subject, column):
     """What the win rates against PPO of a table say."""
     if frame.empty:
         return "No arm here that was judged against plain PPO or sft0." + words.doubts(study)
-    direct = int((frame["how"] == selection.DIRECT).sum())
+    indirect = int((frame["how"] != selection.DIRECT).sum())
     other = (
-        f"; {len(frame) - direct} of {len(frame)} cells against PPO are of arms at two kl_coefs, which no judge "
-        "compared: ½ plus the difference of their win rates against sft0"
-        if direct < len(frame)
+        f"; {indirect} of {len(frame)} cells against PPO are of arms at two kl_coefs, which no judge compared: ½ plus "
+        "the difference of their win rates against sft0"
+        if indirect
         else ""
     )
     return (
         f"{subject} against PPO, each at its chosen kl_coef: adjusted win rates of {words.spread(frame[column])} by "
-        f"benchmark, judge {frame['judge'].iloc[0]}, beside both against sft0; {len(study.replicates)} replicates, "
+        f"benchmark, judge {frame['judge'].iloc[0]}, beside both against sft0; {words.replicates(study)}, "
         f"{words.band(study)}{other}; measured here, none of them the paper's."
     ) + words.doubts(study)
 
@@ -26,19 +76,16 @@ PAPER_TABLE = Section(
     name="paper_table",
     heading="Preferences",
     place=1,
-    table=tables.paper_table,
+    table=paper_table,
     left_out=("data",),
-    caption=lambda study, frames: preferred(study, frames["paper_table"], "SALSA", "salsa_vs_ppo"),
-    sides=lambda study, row: [
-        (tables.salsa_arm(study), row["salsa_kl_coef"]),
-        (study.plain, row["ppo_kl_coef"]),
-    ],
+    caption=lambda study, tables: caption(study, tables["paper_table"], "SALSA", "salsa_vs_ppo"),
+    sides=lambda study, row: [(salsa_arm(study), row["salsa_kl_coef"]), (study.plain, row["ppo_kl_coef"])],
 )
 ABLATIONS = Section(
     name="ablations",
     heading="Preferences",
     place=2,
-    table=tables.ablations,
-    caption=lambda study, frames: preferred(study, frames["ablations"], "Alphas and controls", "arm_vs_ppo"),
+    table=ablations,
+    caption=lambda study, tables: caption(study, tables["ablations"], "Alphas and controls", "arm_vs_ppo"),
     sides=lambda study, row: [*sides(study, row), (study.plain, row["ppo_kl_coef"])],
 )

@@ -1,14 +1,26 @@
 """Rewards, KL, lengths and ends of the SFT models, their soup and every arm."""
 
-from salsa.report import tables, words
+import numpy as np
+import pandas as pd
+
+from salsa.report import words
+from salsa.report.frames import BEFORE, MEASURES, over_replicates
 from salsa.report.sections import Section
 
 
-def caption(study, frames):
+def table(study):
+    """Mean and t interval over replicates, of the SFT models and the soup, then of every arm at every kl_coef."""
+    soups = study.frames.soups
+    at = {name: np.isclose(soups["alpha"], alpha, rtol=0, atol=1e-6) for alpha, name in BEFORE.items()}
+    rows = [soups[places].assign(arm=name) for name, places in at.items()]
+    return over_replicates(pd.concat([*rows, study.frames.policies]), ["arm", "kl_coef"], MEASURES)
+
+
+def caption(study, tables):
     return (
-        f"Mean over {words.replicates(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 and their "
-        "soup before PPO."
+        f"Means over {words.replicates(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 and their "
+        "soup are those before PPO."
     )
 
 
-SECTION = Section(name="rewards", heading="Rewards and KL", place=1, table=tables.rewards, caption=caption)
+SECTION = Section(name="rewards", heading="Rewards and KL", place=1, table=table, caption=caption)

@@ -1,17 +1,33 @@
 """Which policies are stable, and which have collapsed."""
 
-from salsa.report import tables, words
+import pandas as pd
+
+from salsa.report import words
+from salsa.report.frames import STABILITY, bounded, over_replicates
 from salsa.report.sections import Section
 
 
-def caption(study, frames):
-    frame, wanted = frames["stability"], study.config.stability
+def table(study):
+    """One row an arm x kl_coef: responses by sft0's, gold's loss from its peak, and in how many replicates that holds.
+
+    Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
+    configuration's `stability`, `collapsed` those whose policy has collapsed (`selection.collapse`).
+    """
+    policies, by, measures = study.frames.policies, ["arm", "kl_coef"], STABILITY.values()
+    holds = policies.assign(stable=[x is not False for x in policies["stable"]], collapsed=policies["collapse"] != "")
+    counts = holds.groupby(by, sort=False)[["stable", "collapsed"]].sum().reset_index(drop=True)
+    frame = pd.concat([over_replicates(policies, by, measures), counts], axis=1)
+    return frame[[*by, "replicates", "stable", *bounded(*measures), "collapsed"]]
+
+
+def caption(study, tables):
+    frame, limits = tables["stability"], study.config.stability
     collapsed, total = int(frame["collapsed"].sum()), frame["replicates"].sum()
     return (
         f"{frame['stable'].sum()} of {total} policies are stable: of their development responses "
-        f"at least {wanted.lowest_end_rate:g} of sft0's share end, they are at least "
-        f"{wanted.shortest_length:g} times as long, and gold of the last kept rollouts is at most "
-        f"{wanted.largest_gold_loss:g} below its peak; {words.band(study)}. {collapsed} of {total} have "
+        f"at least {limits.lowest_end_rate:g} of sft0's share end, they are at least "
+        f"{limits.shortest_length:g} times as long, and gold of the last kept rollouts is at most "
+        f"{limits.largest_gold_loss:g} below its peak; {words.band(study)}. {collapsed} of {total} have "
         "collapsed: they hardly end or write their responses, or write what sft0 would not; both are counted by arm."
     )
 
@@ -20,7 +36,7 @@ SECTION = Section(
     name="stability",
     heading="Training and stability",
     place=2,
-    table=tables.stability,
+    table=table,
     caption=caption,
     sides=None,
 )

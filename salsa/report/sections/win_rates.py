@@ -1,37 +1,106 @@
 """How often judges prefer each arm to plain PPO and to sft0."""
 
 import math
+from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import MultipleLocator
 
-from salsa.report import selection, style, tables, words
+from salsa.evaluate import statistics
+from salsa.report import judging, selection, style, words
+from salsa.report.frames import identity
 from salsa.report.sections import Section
 
+COLUMNS = [
+    "model",
+    "data",
+    "benchmark",
+    "judge",
+    "candidate",
+    "baseline",
+    "kl_coef",
+    "adjusted_win_rate",
+    "ci_low",
+    "ci_high",
+    "prompts",
+    "replicates",
+    "length_controlled",
+    "length_controlled_low",
+    "length_controlled_high",
+    "wins",
+    "ties",
+    "losses",
+    "swap_consistency",
+    "sign_test_p",
+    "holm_p",
+]
 
-def win_rates(study, frames):
+
+def table(study):
+    """One row a benchmark x judge x candidate arm x baseline x kl_coef; bounds: bootstrap over prompts.
+
+    holm_p corrects the sign tests over all rows of one baseline: the plain anchor, or sft0.
+    """
+    report, lengths, rows = study.config.report, response_lengths(study), []
+    for (arm, kl_coef), (policy, *_) in study.groups().items():
+        for baseline, name in policy.baselines.items():
+            for judge, benchmark in judging.judged(study):
+                lines = study.lines(judge, benchmark, policy.name, name)
+                rate = statistics.compare(lines, policy.name, name, report.seed, report.bootstrap)
+                if rate["prompts"]:
+                    row = {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline}
+                    row |= {"kl_coef": kl_coef, "replicates": len({line["replicate"] for line in lines})}
+                    row |= length_controlled(study, judge, benchmark, policy.name, name, lengths)
+                    rows.append(identity(study) | row | rate)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    for _, p in frame.groupby("baseline")["sign_test_p"]:
+        frame.loc[p.index, "holm_p"] = statistics.holm(p)
+    return frame
+
+
+def response_lengths(study):
+    """(replicate, model's name in verdicts, benchmark, prompt's id) -> tokens of its answers, all turns."""
+    return study.frames.responses.set_index(["replicate", "model", "benchmark", "prompt_id"])["tokens"].to_dict()
+
+
+def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
+    """The length-controlled win rate of a pair and its bounds, as columns; a prompt's numbers are replicates' means."""
+    pairs = defaultdict(list)
+    for replicate, scores in study.scores(judge, benchmark, candidate, baseline).items():
+        for prompt, score in scores.items():
+            tokens, others = (lengths[replicate, model, benchmark, prompt] for model in (candidate, baseline))
+            pairs[prompt].append((score, tokens - others))
+    scores, differences = np.array([np.mean(values, axis=0) for values in pairs.values()]).reshape(-1, 2).T
+    report = study.config.report
+    few = min(report.bootstrap, statistics.FEWEST_RESAMPLES)
+    resamples = max(few, report.bootstrap // 4)  # each is a fit
+    low, high = statistics.length_controlled_interval(scores, differences, report.seed, resamples)
+    rate = statistics.length_controlled(scores, differences)
+    return {"length_controlled": rate, "length_controlled_low": low, "length_controlled_high": high}
+
+
+def figure(study, tables):
     """Adjusted win rates of arms, a panel a benchmark and baseline, with bootstrap intervals and a line at ½.
 
     Beside each, hollow, the length-controlled rate. Where all kl_coefs would not fit on a page, only those that curves
     show.
     """
-    frame = style.measured(frames, "win_rates", "adjusted_win_rate")
+    frame = style.measured(tables, "win_rates", "adjusted_win_rate")
     if frame.empty:
         return style.not_measured("win rates")
-    frame, kl_coefs = shown_win_rates(study, frame)
-    rows = _comparisons(frame)
+    frame, kl_coefs = drawn_rows(study, frame)
+    panels = list(frame.groupby(["judge", "baseline"], sort=False))
     names = [name for name in study.benchmarks if name in set(frame["benchmark"])]
-    slots = {row: _slots(study, frame[_is(frame, *row)], kl_coefs) for row in rows}
-    heights = [_height(slots[row]) for row in rows]
-    figure, axes = style.panels(len(rows), len(names), width=max(3.5, min(style.WIDTH, 1.2 + 2.1 * len(names))),
-                          height=sum(heights) / len(rows) + 0.1, sharex=True, sharey="row",
-                          gridspec_kw={"height_ratios": heights})  # fmt: skip
-    for row, (judge, baseline) in enumerate(rows):
-        some = frame[_is(frame, judge, baseline)]
-        for column, benchmark in enumerate(names):
-            _win_panel(axes[row, column], study, some[some["benchmark"] == benchmark], slots[judge, baseline])
-            if row == 0:
-                axes[row, column].set_title(benchmark.replace("_", " "))
+    slots = [_slots(study, rows, kl_coefs) for _, rows in panels]
+    heights = [_height(places) for places in slots]
+    figure, axes = style.panels(len(panels), len(names), width=max(3.5, min(style.WIDTH, 1.2 + 2.1 * len(names))),
+                                height=sum(heights) / len(panels) + 0.1, sharex=True, sharey="row",
+                                gridspec_kw={"height_ratios": heights})  # fmt: skip
+    for row, ((judge, baseline), rows) in enumerate(panels):
+        for axis, benchmark in zip(axes[row], names, strict=True):
+            _draw_panel(axis, study, rows[rows["benchmark"] == benchmark], slots[row])
+            axis.set_title(benchmark.replace("_", " ") if row == 0 else "")
         axes[row, 0].set_ylabel(f"against {baseline}\n(judge: {judge})")
     for axis in axes[-1]:
         axis.set_xlabel("adjusted win rate")
@@ -44,21 +113,13 @@ def win_rates(study, frames):
     return figure
 
 
-def shown_win_rates(study, frame):
+def drawn_rows(study, frame):
     """(rows, kl_coefs): all, or where they would not fit on a page, those at the kl_coefs that curves show."""
-    if len(_comparisons(frame)) * _height(_slots(study, frame, study.kl_coefs)) <= style.TALLEST - 1:
+    panels = len(frame[["judge", "baseline"]].drop_duplicates())
+    if panels * _height(_slots(study, frame, study.kl_coefs)) <= style.TALLEST - 1:
         return frame, study.kl_coefs
     kl_coefs = style.drawn_kl_coefs(study)
     return frame[frame["kl_coef"].isin(kl_coefs)], kl_coefs
-
-
-def _comparisons(frame):
-    """(judge, baseline) of each row of panels."""
-    return list(dict.fromkeys(zip(frame["judge"], frame["baseline"], strict=True)))
-
-
-def _is(frame, judge, baseline):
-    return (frame["judge"] == judge) & (frame["baseline"] == baseline)
 
 
 def _slots(study, frame, kl_coefs):
@@ -66,11 +127,11 @@ def _slots(study, frame, kl_coefs):
     present, places, y = set(zip(frame["candidate"], frame["kl_coef"], strict=True)), {}, 0.0
     between = 0.6 if len(kl_coefs) > 1 else 0.15
     for arm in study.arms:
-        own = [kl_coef for kl_coef in sorted(kl_coefs) if (arm, kl_coef) in present]
-        for kl_coef in own:
-            places[arm, kl_coef] = y
+        rows = [(arm, kl_coef) for kl_coef in sorted(kl_coefs) if (arm, kl_coef) in present]
+        for row in rows:
+            places[row] = y
             y += 1
-        y += between * bool(own)
+        y += between * bool(rows)
     return places
 
 
@@ -79,19 +140,20 @@ def _height(slots):
     return max(1.25, 0.45 + 0.115 * (max(slots.values(), default=0) + 1))
 
 
-def _win_panel(axis, study, frame, slots):
+def _draw_panel(axis, study, frame, slots):
+    looks, sizes = style.looks(study), style.sizes(study.kl_coefs)
     axis.axvline(0.5, color=style.DARK, linewidth=0.9, linestyle="--")
     for row in frame.to_dict("records"):
         y = slots[row["candidate"], row["kl_coef"]]
-        shown, size = style.looks(study)[row["candidate"]], min(style.sizes(study)[row["kl_coef"]], 1.2)
+        look, size = looks[row["candidate"]], min(sizes[row["kl_coef"]], 1.2)
         controlled = row.get("length_controlled", math.nan)
         apart = 0.2 if controlled == controlled else 0
         point = (row["adjusted_win_rate"], row["ci_low"], row["ci_high"])
-        style.whisker(axis, point, y - apart, shown.colour, linewidth=1.4)
-        axis.plot(point[0], y - apart, color=shown.colour, marker=shown.marker, markersize=3.2 * size)
+        style.whisker(axis, point, y - apart, look.colour, linewidth=1.4)
+        axis.plot(point[0], y - apart, color=look.colour, marker=look.marker, markersize=3.2 * size)
         if apart:
-            style.whisker(axis, style.triple(row, "length_controlled"), y + apart, shown.colour, linewidth=0.7)
-            axis.plot(controlled, y + apart, color=shown.colour, marker=shown.marker, markersize=2.8 * size,
+            style.whisker(axis, style.triple(row, "length_controlled"), y + apart, look.colour, linewidth=0.7)
+            axis.plot(controlled, y + apart, color=look.colour, marker=look.marker, markersize=2.8 * size,
                       markerfacecolor="white", markeredgewidth=0.6)  # fmt: skip
     _arm_rows(axis, study, slots)
 
@@ -105,8 +167,8 @@ def _arm_rows(axis, study, slots):
     axis.grid(axis="y", visible=False)
 
 
-def caption(study, frames):
-    frame = frames["win_rates"]
+def caption(study, tables):
+    frame = tables["win_rates"]
     if frame.empty:
         return words.no_verdicts(study) + words.doubts(study)
     clear, known = int(((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum()), int(frame["ci_low"].notna().sum())
@@ -118,11 +180,11 @@ def caption(study, frames):
     ) + words.doubts(study)
 
 
-def reading(study, frames):
-    frame = style.measured(frames, "win_rates", "adjusted_win_rate")
+def reading(study, tables):
+    frame = style.measured(tables, "win_rates", "adjusted_win_rate")
     if frame.empty:
         return ""
-    frame, kl_coefs = shown_win_rates(study, frame)
+    frame, kl_coefs = drawn_rows(study, frame)
     text = f"Bars are 95 % bootstrap intervals over prompts; kl_coef {words.listed(sorted(kl_coefs))}"
     if style.known(frame, "length_controlled"):
         shift = (frame["length_controlled"] - frame["adjusted_win_rate"]).abs().max()
@@ -134,9 +196,9 @@ SECTION = Section(
     name="win_rates",
     heading="Preferences",
     place=3,
-    table=tables.win_rates,
+    table=table,
     left_out=("model", "data", "wins", "ties", "losses"),
-    figure=win_rates,
+    figure=figure,
     caption=caption,
     reading=reading,
 )
