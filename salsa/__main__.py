@@ -112,16 +112,16 @@ def plan_command(arguments, _):
 
     jobs.check_sections()
     result = plan.plan(compose.compose(arguments.overrides))
-    found = estimate.survey(result, lambda path: jobs.finished(result, path), arguments.tflops)
-    warnings = found.warnings(arguments.gpu_memory, arguments.memory)
+    survey = estimate.survey(result, lambda path: jobs.finished(result, path), arguments.tflops)
+    warnings = survey.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
-        shown = runs.read_json(result.save()) | {"estimate": found.as_dict(), "warnings": warnings}
-        print(json.dumps(shown, indent=2))  # in ASCII: a title may hold what a terminal obeys
+        described = runs.read_json(result.save()) | {"estimate": survey.as_dict(), "warnings": warnings}
+        print(json.dumps(described, indent=2))  # in ASCII: a title may hold what a terminal obeys
         return 0
     for study in result.studies:
         print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
-    Console().print(found.table())
-    for line in [*found.lines(), *warnings]:
+    Console().print(survey.table())
+    for line in [*survey.lines(), *warnings]:
         print(runs.printable(line))
     return 0
 

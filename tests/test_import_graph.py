@@ -15,7 +15,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.messages", "workflow.registry", "workflow.schema"),
     ("workflow.runs", "workflow.overriding", "workflow.yaml_files", "workflow.weights"),
     ("anchors", "data", "judges"),
-    ("workflow.needs",),
+    ("workflow.resources",),
     ("algorithms",),
     ("workflow.config",),
     ("workflow.policies", "workflow.stages"),

@@ -33,7 +33,7 @@ class Algorithm:
         title: its name in texts.
         settings: the schema of its section, a `schema.Training`.
         words: (its section) -> how long it trains, in words, for the report.
-        need: needs.Case -> needs.Need, of a run.
+        resources: resources.Case -> resources.Resources, of a run.
         may_write: names of files and folders beside those of `CONTRACT` and `reference`.
         processes: whether several processes may share a run.
         resumes: whether an interrupted run goes on from a checkpoint, so that a failed job is tried again.
@@ -44,7 +44,7 @@ class Algorithm:
     title: str
     settings: type
     words: Callable
-    need: Callable
+    resources: Callable
     may_write: tuple = ()
     processes: bool = False
     resumes: bool = False

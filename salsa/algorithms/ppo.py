@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from salsa import algorithms, anchors
-from salsa.workflow import needs, schema
+from salsa.workflow import resources, schema
 from salsa.workflow.schema import fault
 
 VERSION = 3
@@ -70,32 +70,31 @@ def train(settings, parents, output, execution):
     return trainer.train(settings, parents, output, execution)
 
 
-def need(case):
-    """The `needs.Need` of a run: of training, or of sampling where that is more."""
-    settings, own, execution = case.settings["ppo"], case.shape, case.execution
+def resources_of(case):
+    """The `resources.Resources` of a run: of training, or of sampling where that is more."""
+    settings, shape, execution = case.settings["ppo"], case.shape, case.execution
     shared = settings["value_model"] == "shared"
     networks = 1 if shared else 2
     trained = case.trained(settings, networks)
     reference = anchors.settings()(**case.settings["reference"])
     kind = anchors.kinds()[reference.kind]
-    frozen = (anchors.frozen_models(reference) * own.parameters + own.trunk) * case.frozen  # and the reward model
+    frozen = (anchors.frozen_models(reference) * shape.parameters + shape.trunk) * case.frozen  # and the reward model
     if kind.held_in_float32:
-        frozen += own.parameters * (needs.FLOAT - case.frozen)
+        frozen += shape.parameters * (resources.FLOAT - case.frozen)
     rows = case.share(settings["batch_size"] // settings["mini_batches"])
     training = case.activations(rows, case.length, networks) + case.logits(rows * case.response)
     sampling = case.sampling(min(execution["rollout_batch"], settings["batch_size"] // case.processes), case.number)
     if case.sharded:  # the policy is whole where it samples
-        sampling += own.parameters * case.number
-    memory = {"process": needs.PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
+        sampling += shape.parameters * case.number
+    memory = {"process": resources.PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
     tokens = settings["batch_size"] * case.length * settings["iterations"]
     # Sampling, the reward, the references, values where a network of their own says them, and training.
     passes = 1 + 1 + kind.models(reference) + (0 if shared else 1) + 3 * networks * settings["epochs"]
     state = trained["weights"] + trained["optimizer"]
-    disk = own.parameters * needs.FLOAT + own.trunk * needs.FLOAT * (not shared and execution["keep_value_models"])
-    disk += own.parameters * needs.FLOAT * kind.moves
-    return needs.Need(
-        memory, 2 * own.matrices * tokens * passes, disk, 2 * state * (case.processes if case.sharded else 1)
-    )
+    value_model = shape.trunk * (not shared and execution["keep_value_models"])
+    disk = resources.FLOAT * (shape.parameters * (1 + kind.moves) + value_model)
+    checkpoints = 2 * state * (case.processes if case.sharded else 1)
+    return resources.Resources(memory, 2 * shape.matrices * tokens * passes, disk, checkpoints)
 
 
 def check(section, execution):
@@ -112,7 +111,7 @@ ALGORITHM = algorithms.Algorithm(
     title="PPO",
     settings=Ppo,
     words=lambda ppo: f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
-    need=need,
+    resources=resources_of,
     may_write=("value_model",),
     processes=True,
     resumes=True,

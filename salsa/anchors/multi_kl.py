@@ -20,8 +20,8 @@ def build(settings, ingredients, earlier):
 def check(key, reference, training):
     weights = [Fraction(weight) for weight in reference.weights]
     if min(weights) < 0:
-        shown = ",".join(reference.weights)
-        raise ValueError(f"{key}.weights=[{shown}]: a KL has no weight below 0; change them")
+        weights = ",".join(reference.weights)
+        raise ValueError(f"{key}.weights=[{weights}]: a KL has no weight below 0; change them")
     if sum(weight != 0 for weight in weights) < 2:
         raise ValueError(f"{key}: a KL to one model is that of kind=soup; write soup, or give two models a weight")
 

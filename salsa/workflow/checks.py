@@ -56,15 +56,15 @@ def _check_axes(config):
             raise UserError(
                 f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
             )
-    chosen = {"alpha_kl_coefs": config.alpha_kl_coefs}
-    chosen |= {f"arms.{name}.kl_coefs": arm.kl_coefs for name, arm in config.arms.items()}
-    for key, some in chosen.items():
-        if some is not None:
-            _check_once_each(key, some, some)
-            others = [kl_coef for kl_coef in some if kl_coef not in config.kl_coefs]
+    subsets = {"alpha_kl_coefs": config.alpha_kl_coefs}
+    subsets |= {f"arms.{name}.kl_coefs": arm.kl_coefs for name, arm in config.arms.items()}
+    for key, subset in subsets.items():
+        if subset is not None:
+            _check_once_each(key, subset, subset)
+            others = [kl_coef for kl_coef in subset if kl_coef not in config.kl_coefs]
             if others:
                 raise UserError(f"{key}: {others[0]} is not in kl_coefs={config.kl_coefs}; add it there")
-            if not some:
+            if not subset:
                 raise UserError(f"{key} is empty; leave it out for all of kl_coefs")
     for key, alphas in (("alphas", config.alphas), ("evaluate.alphas", config.evaluate.alphas)):
         _check_once_each(key, alphas, [f"{float(bounds.fraction(alpha)):.5f}" for alpha in alphas])
@@ -81,9 +81,9 @@ def _check_axes(config):
         )
 
 
-def _check_once_each(key, shown, values):
+def _check_once_each(key, given, values):
     if len(set(values)) < len(values):
-        raise UserError(f"{key}={bounds.shown(shown)}: a value stands there twice; leave one out")
+        raise UserError(f"{key}={bounds.shown(given)}: a value stands there twice; leave one out")
 
 
 def _check_arms(config):
@@ -205,30 +205,30 @@ def _check_installed(package, extra, setting):
 
 
 def _check_data(config):
-    chosen = config.data
-    kind = chosen.task.kind
+    section = config.data
+    kind = section.task.kind
     world, offered = data.world_kinds()[kind], data.benchmark_kinds(kind)
     for name, benchmark in config.benchmarks.items():
         if benchmark.kind not in offered:
             raise UserError(
-                f"benchmarks.{name}: data={chosen.name} has no benchmark {benchmark.kind}; "
+                f"benchmarks.{name}: data={section.name} has no benchmark {benchmark.kind}; "
                 f"choose among {', '.join(offered)} with benchmark=[…]"
             )
     for name, judge in config.judges.items():
         fitting = judges.kinds(kind)
         if judge.kind not in fitting:
             raise UserError(
-                f"judges.{name}: data={chosen.name} cannot be judged by {judge.kind}; "
+                f"judges.{name}: data={section.name} cannot be judged by {judge.kind}; "
                 f"choose {', '.join(fitting)} with judge=[…]"
             )
         fitting[judge.kind].check(f"judges.{name}", judge)
-    if chosen.preferences == "sampled" and not world.gold:
-        raise UserError(f"data.preferences=sampled: data={chosen.name} has no gold to label them; use given")
-    if chosen.preferences == "given" and world.preferences != "given":
-        raise UserError(f"data.preferences=given: data={chosen.name} comes without preferences; use sampled")
-    if config.model.source == "pretrain" and chosen.corpus.kind == "none":
+    if section.preferences == "sampled" and not world.gold:
+        raise UserError(f"data.preferences=sampled: data={section.name} has no gold to label them; use given")
+    if section.preferences == "given" and world.preferences != "given":
+        raise UserError(f"data.preferences=given: data={section.name} comes without preferences; use sampled")
+    if config.model.source == "pretrain" and section.corpus.kind == "none":
         raise UserError(
-            f"model={config.model.name} is pretrained by the project, and data={chosen.name} has no corpus; "
+            f"model={config.model.name} is pretrained by the project, and data={section.name} has no corpus; "
             "choose another model, or set data.corpus.kind and data.corpus.documents"
         )
 
@@ -297,8 +297,8 @@ def _check_model(config):
     model = config.model
     template = model.chat_template
     if template is not None and not (TEMPLATES / f"{template}.jinja").is_file():
-        known = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-        raise UserError(f"model.chat_template={template}: no such template; there are {', '.join(known)}, or null")
+        templates = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+        raise UserError(f"model.chat_template={template}: no such template; there are {', '.join(templates)}, or null")
     if model.source == "pretrain" and model.path:
         raise UserError("model.path: nothing is read with model.source=pretrain; set model.source=hub, or leave it out")
     local = model.source == "hub" and model.path and local_folder(model)
@@ -354,10 +354,10 @@ def local_folder(model):
 
 def _check_folder(folder, pickled):
     """The configuration of a local model. UserError where the folder lacks what a model needs."""
-    found = folders.check(folder, pickled, headers=False)
+    configuration = folders.check(folder, pickled, headers=False)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise UserError(f"{folder}: no tokenizer (tokenizer.json); save the model's tokenizer there")
-    return found
+    return configuration
 
 
 def _check_names_differ(composed):
@@ -374,26 +374,26 @@ def content_of_files(config):
 
     Raises UserError for a file that is missing or malformed.
     """
-    chosen = config.data
-    found = {"prepare": _checked_files(chosen.task)}
+    section = config.data
+    content = {"prepare": _checked_files(section.task)}
     for name, benchmark in config.benchmarks.items():
         try:
-            found[f"benchmark/{name}"] = _checked_files(benchmark)
+            content[f"benchmark/{name}"] = _checked_files(benchmark)
         except UserError as error:
             raise UserError(f"benchmarks.{name}: {error}") from None
         _check_turns(name, benchmark, config)
-    corpus = sources.contents(chosen.corpus)
+    corpus = sources.contents(section.corpus)
     if corpus and config.model.source == "pretrain":
         text = runs.canonical_json(corpus)
-        found["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        content["corpus"] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     for name, judge in config.judges.items():
         read = judges.find(judge.kind).folders(judge)
-        found[f"judge/{name}"] = {setting: _describe_folder(Path(path)) for setting, path in read.items()}
+        content[f"judge/{name}"] = {setting: _describe_folder(Path(path)) for setting, path in read.items()}
     folder = local_folder(config.model)
     if folder:
-        found["base"] = {"path": _describe_folder(folder)}
+        content["base"] = {"path": _describe_folder(folder)}
     _check_rows(config)
-    return {run: files for run, files in found.items() if files}
+    return {run: files for run, files in content.items() if files}
 
 
 def _checked_files(settings):

@@ -69,7 +69,9 @@ def compose_points(points):
             together = [(study, choices), *(_compose_one(overrides) for _, overrides in companions)]
             keys = dict.fromkeys(key for key, _ in companions)
             apart = [{key: str(choices.get(key) or _value(study, key)) for key in keys} for study, choices in together]
-            together = [_planned(study, point, label | own) for (study, _), own in zip(together, apart, strict=True)]
+            together = [
+                _planned(study, point, label | values) for (study, _), values in zip(together, apart, strict=True)
+            ]
             _check_links(together)
             composed += together
     return composed
@@ -82,7 +84,7 @@ def _companions(wanted, point):
     the experiment it overrides is the one that names the companions.
     """
     given = {override.get_key_element(): text for override, text in zip(parse(point), point, strict=True)}
-    found = []
+    companions = []
     for override, text in zip(parse(wanted), wanted, strict=True):
         key = override.get_key_element()
         if override.is_sweep_override() or not re.match(r"[\w./]+=", text):
@@ -92,8 +94,8 @@ def _companions(wanted, point):
             raise UserError(f"{given[of_one]}: one model's, and {text} is planned too; choose one with {key}=…")
         if key == "experiment" or key not in given:
             others = [other for name, other in given.items() if name != key]
-            found.append((key, [text, *others]))
-    return found
+            companions.append((key, [text, *others]))
+    return companions
 
 
 def _check_links(composed):

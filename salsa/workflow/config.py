@@ -196,13 +196,13 @@ class Gates:
     """Conditions, read before PPO, without which a comparison of references says nothing. They warn, not stop."""
 
     smallest_kl: Annotated[float, Range(0, 10**6)] = 0.05
-    """KL(sft0 ‖ soup), nats a response; nearer to sft0, SALSA is PPO."""
+    """KL(sft0 ‖ soup), nats per response; nearer to sft0, SALSA is PPO."""
     lowest_agreement: Share = 0.75
     """Of the reward model with gold, on held-out pairs."""
     highest_agreement: Share = 0.95
     """Above it, the proxy is as good as gold, and nothing is over-optimised."""
     largest_barrier: Annotated[float, Range(0, 10**6)] = 0.01
-    """Nats a token, of the loss between the SFT models above their ends' line."""
+    """Nats per token, of the loss between the SFT models above their ends' line."""
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -293,7 +293,7 @@ class Stability:
     collapsed_length: Annotated[float, Range(0, 1000)] = 0.1
     """Mean response length, by sft0's."""
     collapsed_kl: Annotated[float, Range(above=0, at_most=10**6)] = 5.0
-    """KL(policy ‖ sft0), nats a token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)."""
+    """KL(policy ‖ sft0), nats per token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)."""
 
 
 @dataclass()
@@ -335,7 +335,7 @@ class Objective:
     benchmarks | "": gold_reward, or win_rate where the data has no gold.
     """
     kl_budget: Annotated[float, Range(0, 10**6)] | None = None
-    """Of KL(policy ‖ sft0), nats a response; null: no limit."""
+    """Of KL(policy ‖ sft0), nats per response; null: no limit."""
     kl_penalty: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
     """Taken off for each nat above the budget, in the measure's unit."""
 

@@ -1,13 +1,13 @@
 """What the runs of a plan need, before anything runs: memory, disk and time, from sizes and counts alone.
 
-Time is operations over a stated throughput. The formulas of each stage are in needs.py. Left out: what a network, a
+Time is operations over a stated throughput. The formulas of each stage are in resources.py. Left out: what a network, a
 file system or a judge behind an API adds.
 """
 
 from dataclasses import asdict, dataclass, field
 
-from salsa.workflow import jobs, needs, stages
-from salsa.workflow.needs import Need
+from salsa.workflow import jobs, resources, stages
+from salsa.workflow.resources import Resources
 
 REMEDIES = (
     "lower execution.micro_batch, execution.rollout_batch or lengths, share the value model (ppo.value_model=shared), "
@@ -16,21 +16,21 @@ REMEDIES = (
 )
 
 
-def need(run, runs_):
-    """The `Need` of a plan's run; None where its model's shape is not known. `runs_`: path -> Run of the plan."""
+def of_run(run, runs_):
+    """The `Resources` of a plan's run; None where its model's shape is not known. `runs_`: path -> Run of the plan."""
     stage = stages.ALL[run.stage]
-    if stage.small(run.settings):
-        return Need()
+    if stage.light(run.settings):
+        return Resources()
     model = _model(run, runs_)
-    shape = model and needs.shape(model)
+    shape = model and resources.shape(model)
     if shape is None:
         return None
-    stored = needs.FLOAT if model["dtype"] == "float32" else 2
+    stored = resources.FLOAT if model["dtype"] == "float32" else 2
     processes, path = run.execution["processes"] if stage.processes else 1, run.execution["accelerate_config"]
     sharded = processes > 1 and path and jobs.distributed_type(path) in jobs.SHARDED
-    need = stage.need(needs.Case(run, shape, stored, runs_, processes, bool(sharded)))
-    need.processes = processes
-    return need
+    needed = stage.resources(resources.Case(run, shape, stored, runs_, processes, bool(sharded)))
+    needed.processes = processes
+    return needed
 
 
 def _model(run, runs_):
@@ -60,16 +60,16 @@ class StageSurvey:
     gpu_hours: float = 0.0
     unknown: int = 0  # runs of a model whose sizes are not known
 
-    def add(self, run, need, done):
-        """Count a run of the stage; returns the operations that it has still to do. `need`: None where not known."""
+    def add(self, run, needed, done):
+        """Count a run of the stage; returns the operations that it has still to do. `needed`: None where not known."""
         self.runs, self.done = self.runs + 1, self.done + done
-        if need is None:
-            self.unknown, need = self.unknown + 1, Need()
-        if need.peak > self.memory:
-            self.memory, self.parts, self.gpus = need.peak, need.parts, jobs.resource(run, "gpus")
-            self.a_gpu = need.largest if self.gpus else 0.0
-        self.disk += need.disk
-        return 0.0 if done else need.operations
+        if needed is None:
+            self.unknown, needed = self.unknown + 1, Resources()
+        if needed.peak > self.memory:
+            self.memory, self.parts, self.gpus = needed.peak, needed.parts, jobs.resource(run, "gpus")
+            self.a_gpu = needed.largest if self.gpus else 0.0
+        self.disk += needed.disk
+        return 0.0 if done else needed.operations
 
 
 @dataclass
@@ -111,30 +111,30 @@ class Survey:
     def lines(self):
         """What the table doesn't say: what the largest run's memory is for, and the longest path."""
         name, stage = max(self.stages.items(), key=lambda item: item[1].memory, default=("", StageSurvey()))
-        found = []
+        lines = []
         if stage.memory:
             parts = ", ".join(f"{part} {_size(size)}" for part, size in stage.parts.items())
-            found.append(f"most memory: {name}, {_size(stage.memory)} ({parts}); an estimate, at full lengths")
+            lines.append(f"most memory: {name}, {_size(stage.memory)} ({parts}); an estimate, at full lengths")
         if self.timed:
             hours, path = self.longest
             gpu_hours = sum(stage.gpu_hours for stage in self.stages.values())
-            found.append(f"longest path: {_hours(hours)} hours, {len(path)} runs, ending with {path[-1]}")
-            found += [f"GPU-hours: {_hours(gpu_hours)}"] * bool(gpu_hours)
+            lines.append(f"longest path: {_hours(hours)} hours, {len(path)} runs, ending with {path[-1]}")
+            lines += [f"GPU-hours: {_hours(gpu_hours)}"] * bool(gpu_hours)
         unknown = sum(stage.unknown for stage in self.stages.values())
         if unknown:
-            found.append(f"{unknown} runs of a model whose sizes only the hub knows are not counted")
-        return found
+            lines.append(f"{unknown} runs of a model whose sizes only the hub knows are not counted")
+        return lines
 
     def warnings(self, gpu_memory=None, memory=None):
         """A line for each stage whose largest run can't fit: GiB of a GPU, and of the machine."""
-        found = []
+        lines = []
         for name, stage in self.stages.items():
-            own, limit, where = stage.memory, memory, "this machine"
+            size, limit, where = stage.memory, memory, "this machine"
             if stage.gpus:
-                own, limit, where = stage.a_gpu, gpu_memory, "a GPU"
-            if limit is not None and own > limit * 2**30:
-                found.append(f"warning: {name} needs {_size(own)} on {where}, which has {limit:g} GiB; {REMEDIES}")
-        return found
+                size, limit, where = stage.a_gpu, gpu_memory, "a GPU"
+            if limit is not None and size > limit * 2**30:
+                lines.append(f"warning: {name} needs {_size(size)} on {where}, which has {limit:g} GiB; {REMEDIES}")
+        return lines
 
     def as_dict(self):
         stages = {name: asdict(stage) for name, stage in self.stages.items()}
@@ -153,12 +153,12 @@ def survey(result, finished, tflops=None):
     """
     totals, hours, before = {name: StageSurvey() for name in stages.ALL}, {}, {}
     for path, run in result.runs.items():
-        operations = totals[run.stage].add(run, need(run, result.runs), finished(path))
-        own = operations / (tflops * 1e12) / 3600 if tflops else 0.0
-        totals[run.stage].hours += own
-        totals[run.stage].gpu_hours += own * jobs.resource(run, "gpus")
+        operations = totals[run.stage].add(run, of_run(run, result.runs), finished(path))
+        duration = operations / (tflops * 1e12) / 3600 if tflops else 0.0
+        totals[run.stage].hours += duration
+        totals[run.stage].gpu_hours += duration * jobs.resource(run, "gpus")
         before[path] = max([*run.parents.values(), *run.after], key=hours.__getitem__, default=None)
-        hours[path] = own + hours.get(before[path], 0.0)
+        hours[path] = duration + hours.get(before[path], 0.0)
     longest, path = [], max(hours, key=hours.get)
     last = hours[path]
     while path:

@@ -51,8 +51,8 @@ def snakemake_argument(key, text):
 def resource(run, name):
     """What a job of a run asks for: threads (of all its processes), memory_mb, gpus, runtime, …"""
     stage = stages.ALL[run.stage]
-    if stage.small(run.settings) and name in ("threads", "memory_mb", "gpus"):
-        return {"threads": 1, "memory_mb": stage.small_mb, "gpus": 0}[name]
+    if stage.light(run.settings) and name in ("threads", "memory_mb", "gpus"):
+        return {"threads": 1, "memory_mb": stage.light_mb, "gpus": 0}[name]
     if name == "runtime" and stage.minutes:
         return stage.minutes
     value = run.execution[name]
@@ -76,7 +76,7 @@ def launcher(run):
     leased = ["python", "-m", "salsa.workflow.gpus", str(devices)] if devices else []
     if not stages.ALL[run.stage].processes or (processes == 1 and not path):
         return shlex.join([*leased, "python"])
-    chosen = ["--config_file", path or str(PROCESSES)]
+    arguments = ["--config_file", path or str(PROCESSES)]
     # A run is on one machine, beside others: port 0 is any that is free. But Accelerate only looks for one, and another
     # process may take it before it is used; torchrun, told by this variable, opens its own. The rest would be warned
     # about.
@@ -87,15 +87,15 @@ def launcher(run):
         "mixed_precision": run.settings["mixed_precision"],
         "dynamo_backend": "no",
     }
-    chosen += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    arguments += [text for name, value in options.items() for text in (f"--{name}", str(value))]
     marked = ["python", "-m", "salsa.workflow.surroundings", str(processes), "env", "PET_STANDALONE=1"]
-    return shlex.join([*leased, *marked, "accelerate", "launch", *chosen])
+    return shlex.join([*leased, *marked, "accelerate", "launch", *arguments])
 
 
 def distributed_type(path):
     """What a configuration file of Accelerate says that it is for: MULTI_GPU, FSDP, …; "missing" where nothing."""
-    found = re.search(r"(?m)^\W*distributed_type\W+(\w+)", Path(path).read_text(encoding="utf-8"))
-    return found[1] if found else "missing"
+    match = re.search(r"(?m)^\W*distributed_type\W+(\w+)", Path(path).read_text(encoding="utf-8"))
+    return match[1] if match else "missing"
 
 
 def finished(plan, path):

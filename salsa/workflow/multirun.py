@@ -62,7 +62,7 @@ def run(arguments, options):
 
     Args:
         arguments: Hydra's flags and overrides.
-        options: Snakemake's, which stood behind --.
+        options: Snakemake's, after --.
     """
     if OPTUNA in arguments:
         _check_optuna()
@@ -273,12 +273,12 @@ def report(outcome):
     Raises:
         Refused: the point failed.
     """
-    found = outcome.objective or {"objective": None, "reason": outcome.reason}
+    objective = outcome.objective or {"objective": None, "reason": outcome.reason}
     study = str(outcome.study) if outcome.study else None
-    runs.write_json(Path(HydraConfig.get().runtime.output_dir) / OBJECTIVE, found | {"study": study})
+    runs.write_json(Path(HydraConfig.get().runtime.output_dir) / OBJECTIVE, objective | {"study": study})
     if outcome.failed:
         raise Refused(f"salsa: {outcome.reason}")
-    return found["objective"]
+    return objective["objective"]
 
 
 def wait(command, folder):

@@ -58,8 +58,8 @@ def read(folder, objective):
     """
     arm, kl_coef, measure = objective["arm"], objective["kl_coef"], objective["measure"]
     rewards = _rows(folder / "tables" / "rewards.csv")
-    own = [row for row in rewards if row["arm"] == arm and row["kl_coef"] and float(row["kl_coef"]) == kl_coef]
-    kl = _mean(own, "kl_to_sft0")
+    trained = [row for row in rewards if row["arm"] == arm and row["kl_coef"] and float(row["kl_coef"]) == kl_coef]
+    kl = _mean(trained, "kl_to_sft0")
     if measure == "win_rate":
         key = {"judge": objective["judge"], "candidate": arm, "baseline": "sft0"}
         lines = [
@@ -69,7 +69,7 @@ def read(folder, objective):
         ]
         value = _mean(lines, "adjusted_win_rate")
     else:
-        value = _mean(own, measure) - _mean([row for row in rewards if row["arm"] == "sft0"], measure)
+        value = _mean(trained, measure) - _mean([row for row in rewards if row["arm"] == "sft0"], measure)
     if math.isnan(value):
         raise UserError(f"{folder}: its tables have no {measure} of {arm} at kl_coef {kl_coef:g}; see objective")
     penalty = 0.0

@@ -44,24 +44,24 @@ def check(overrides):
             _check_value(override, shown)
 
 
-def _check_value(override, shown):
+def _check_value(override, text):
     """Refuse a choice of presets that are none, or that one alone is chosen of, and a value that changes nothing."""
     key, value = override.key_or_group, override.value()
     if override.is_delete() and key not in GROUPS and not ENTRY.match(f"{key}."):
         raise UserError(f"{key}: removed, and needed; leave out ~{key}")
     if value == {} and not override.is_add():
-        raise UserError(f"{shown}: changes nothing; name the settings that it shall change")
+        raise UserError(f"{text}: changes nothing; name the settings that it shall change")
     if key not in GROUPS or override.package is not None:
         return
-    chosen = value if isinstance(value, list) else [value]
+    names = value if isinstance(value, list) else [value]
     if isinstance(value, list) and key not in SEVERAL:
-        raise UserError(f"{shown}: one {key} is chosen, not a list; write {key}=NAME")
-    for name in map(str, chosen):
+        raise UserError(f"{text}: one {key} is chosen, not a list; write {key}=NAME")
+    for name in map(str, names):
         if name not in presets(key):
             there = ", ".join(presets(key)) or "none"
             raise UserError(f"{key}={bounds.shown(name)}: no such preset; there are {there}")
-    if len(set(map(str, chosen))) < len(chosen):
-        raise UserError(f"{shown}: a preset stands there twice; leave one out")
+    if len(set(map(str, names))) < len(names):
+        raise UserError(f"{text}: a preset stands there twice; leave one out")
 
 
 def read_points(path):
@@ -129,16 +129,16 @@ def parse(overrides):
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
-        shown = repr(bounds.shown(text))
+        quoted = repr(bounds.shown(text))
         if len(text) > LONGEST_OVERRIDE:
-            raise UserError(f"override {shown}: {len(text)} characters; write it into a file of conf/experiment")
+            raise UserError(f"override {quoted}: {len(text)} characters; write it into a file of conf/experiment")
         if _depth(text) > DEEPEST_OVERRIDE:
-            raise UserError(f"override {shown}: brackets more than {DEEPEST_OVERRIDE} deep; write it flatter")
+            raise UserError(f"override {quoted}: brackets more than {DEEPEST_OVERRIDE} deep; write it flatter")
         try:
             parsed.append(parser.parse_override(text))
         except (HydraException, OmegaConfBaseException, RecursionError, ValueError, ArithmeticError) as error:
             reason = f"{first_line(error)}; write key=value, without spaces, or quote the value"
-            raise UserError(f"override {shown}: {reason}") from None
+            raise UserError(f"override {quoted}: {reason}") from None
     return parsed
 
 

@@ -187,7 +187,7 @@ def plan(studies):
     points = []
     for composed in studies:
         study = _Study(composed, result).add()
-        if study["path"] not in {known["path"] for known in result.studies}:
+        if study["path"] not in {other["path"] for other in result.studies}:
             result.studies.append(study)
         if composed.point and (composed.point, study) not in points:
             points.append((composed.point, study))
@@ -248,17 +248,17 @@ class _Study:
         return add_run(self.result, stage, label, schema.dump(settings), parents, self.execution, replicate, after)
 
     def add_prepare(self):
-        chosen = self.config.data
-        return self.add_run("prepare", chosen.name, config.PrepareSettings(chosen.task, self.files_of("prepare")), {})
+        section = self.config.data
+        return self.add_run("prepare", section.name, config.PrepareSettings(section.task, self.files_of("prepare")), {})
 
     def files_of(self, run):
         return self.files.get(run, {})
 
     def add_benchmark(self, name):
-        chosen, benchmark = self.config.data, self.config.benchmarks[name]
+        section, benchmark = self.config.data, self.config.benchmarks[name]
         files = self.files_of("prepare") | self.files_of(f"benchmark/{name}")
-        settings = config.BenchmarkSettings(name, benchmark, chosen.task, files)
-        return self.add_run("benchmark", f"{chosen.name}-{name}", settings, {"prepare": self.prepare})
+        settings = config.BenchmarkSettings(name, benchmark, section.task, files)
+        return self.add_run("benchmark", f"{section.name}-{name}", settings, {"prepare": self.prepare})
 
     def add_base(self):
         model, corpus = self.config.model, self.config.data.corpus
@@ -338,13 +338,13 @@ class _Replicate:
 
     def baselines(self, one, trained):
         """Role -> (baseline's name, the model whose rows are its responses, the run that has them)."""
-        found = {}
+        baselines = {}
         if self.landscape:
-            found["sft0"] = ("sft0", "sft0", self.landscape)
+            baselines["sft0"] = ("sft0", "sft0", self.landscape)
         plain = next((other for other in trained if other.policy.is_plain_anchor_of(one.policy)), None)
         if plain and plain.name != one.name:
-            found[config.PLAIN] = (plain.name, "policy", plain.respond)
-        return found
+            baselines[config.PLAIN] = (plain.name, "policy", plain.respond)
+        return baselines
 
     def opponents(self, judge, one, trained):
         """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
@@ -372,14 +372,14 @@ class _Replicate:
         return self.add_run("sft", f"{self.label}-s{index}", settings, parents)
 
     def add_reward_model(self, label, index, preferences):
-        chosen = self.config.data.preferences
+        source = self.config.data.preferences
         settings = config.RewardModelSettings(
             seed=self.seed("reward_model", index),
-            preferences=chosen + preferences,
+            preferences=source + preferences,
             reward_model=_adapters(self.config.reward_model),
             **self.common,
         )
-        samplers = self.sft_pair if chosen == "sampled" else {"sft0": self.sft[0]}
+        samplers = self.sft_pair if source == "sampled" else {"sft0": self.sft[0]}
         return self.add_run("reward_model", label, settings, {"prepare": self.study.prepare, **samplers})
 
     def add_landscape(self):

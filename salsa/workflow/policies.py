@@ -97,12 +97,12 @@ def algorithms_of(arms):
 def spec_of(arm, study):
     """The `PolicySpec` of a `config.Arm` of a study."""
     reference, readers = arm.reference, config.Reference.readers()
-    own = [name for name, kinds in readers.items() if reference.kind in kinds]
+    settings = [name for name, kinds in readers.items() if reference.kind in kinds]
     return PolicySpec(
         canonical_weights(arm.start),
         reference.kind,
         canonical_weights(reference.weights),
-        tuple((name, getattr(reference, name)) for name in own),
+        tuple((name, getattr(reference, name)) for name in settings),
         arm.kl_scale,
         canonical_schedule(arm.kl_schedule or section(study, arm.algorithm).kl_schedule),
         arm.algorithm,
@@ -141,13 +141,13 @@ def expanded_arms(study):
 
 def specs(composed):
     """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs)."""
-    found = {}
+    specs = {}
     for name, arm in composed.arms.items():
-        names, kl_coefs = found.setdefault(spec_of(arm, composed.config), ([], []))
+        names, kl_coefs = specs.setdefault(spec_of(arm, composed.config), ([], []))
         names.append(name)
         wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs)
         kl_coefs += [kl_coef for kl_coef in wanted if kl_coef not in kl_coefs]
-    return found
+    return specs
 
 
 def kl_coefs_of(kl_coefs, otherwise):

@@ -278,12 +278,12 @@ def artefacts(folder, tops=None):
     `tops`: the files and folders in it that the stage declares; by default, all but what is known to be none.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    found = {}
+    described = {}
     for path in files:
         top = path.relative_to(folder).parts[0]
         if top not in UNDECLARED | {CHECKPOINTS, TRACKERS} and (tops is None or top in tops):
-            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    return found
+            described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return described
 
 
 def _packages():
@@ -298,14 +298,14 @@ def _packages():
 def _git_commit():
     here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=here,
             capture_output=True,
             text=True,
             timeout=10,
         )
-        return found.stdout.strip() or None
+        return described.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
 
@@ -570,7 +570,7 @@ def command(stage, function, version, description=None, argv=None):
 
 
 def _end_bars():
-    """End the line of each progress bar that is open, or what is said next would stand behind it."""
+    """End the line of each progress bar that is open, or what is said next would stand after it."""
     tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()

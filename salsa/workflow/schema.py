@@ -109,8 +109,8 @@ def of_kinds(name, common, records):
 
     Raises UserError where two classes have one setting, for which of them counts could not be said.
     """
-    own = list(dict.fromkeys(record.settings for record in records.values() if record.settings))
-    bases = [cls for cls in own if not any(other is not cls and issubclass(other, cls) for other in own)]
+    schemas = list(dict.fromkeys(record.settings for record in records.values() if record.settings))
+    bases = [cls for cls in schemas if not any(other is not cls and issubclass(other, cls) for other in schemas)]
     readers, owner = {}, {f.name: common for f in dataclasses.fields(common)}
     for kind, record in records.items():
         for cls in [c for c in (record.settings or Kind).__mro__ if dataclasses.is_dataclass(c)]:
@@ -138,7 +138,7 @@ class KlSchedule(Kind):
     final: Annotated[Share, ReadBy("linear"), ALWAYS] = 0.0
     """linear: share of kl_coef that is left in the last iteration."""
     target: Annotated[float, Range(above=0, at_most=10**6), ReadBy("adaptive"), ALWAYS] = 6.0
-    """adaptive: wanted KL to the reference, nats a response."""
+    """adaptive: wanted KL to the reference, nats per response."""
     horizon: Annotated[float, Range(above=0, at_most=10**12), ReadBy("adaptive"), ALWAYS] = 10000.0
     """adaptive: responses in which kl_coef follows (1909.08593)."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from salsa import algorithms, judges
-from salsa.workflow import config, needs, runs
+from salsa.workflow import config, resources, runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,12 +34,12 @@ class Stage:
         settings: its settings dataclass.
         roles: what its parents are to it, for the help of its command.
         writes, may_write: what it has written when it is finished, as `runs.execute` takes it.
-        need: needs.Case -> needs.Need of a run. The default: next to nothing.
+        resources: resources.Case -> resources.Resources of a run. The default: next to nothing.
         trains_policy: whether an algorithm makes a policy in it: its runs play the role `policy`.
         processes: whether several processes may share a run.
         retried: whether a failed job is tried again on this machine, because it goes on from checkpoints.
-        small: settings as a dictionary -> whether a run is one small process, whatever the model.
-        small_mb: memory of such a process.
+        light: settings as a dictionary -> whether a run is one small process, whatever the model.
+        light_mb: memory of such a process.
         minutes: a time limit that always suffices; None: the run's `execution.runtime`.
         group: settings as a dictionary -> on a cluster, runs with one name that take seconds are one job; or None.
         shown: whether what a run prints goes to the terminal as well as to its log.
@@ -52,12 +52,12 @@ class Stage:
     roles: tuple = ()
     writes: tuple | None = None
     may_write: tuple = ()
-    need: Callable = needs.nothing
+    resources: Callable = resources.nothing
     trains_policy: bool = False
     processes: bool = False
     retried: bool = False
-    small: Callable = never
-    small_mb: int = 2000
+    light: Callable = never
+    light_mb: int = 2000
     minutes: int | None = None
     group: Callable = lambda settings: None
     shown: bool = False
@@ -80,11 +80,11 @@ class Stage:
 
 def _data(**fields):
     """A stage that makes data: a small process that holds whole data sets in memory."""
-    return Stage(small=always, small_mb=4000, minutes=60, group=lambda settings: "data", **fields)
+    return Stage(light=always, light_mb=4000, minutes=60, group=lambda settings: "data", **fields)
 
 
 def _report(**fields):
-    return Stage(small=always, minutes=60, **fields)
+    return Stage(light=always, minutes=60, **fields)
 
 
 CORPUS = _data(
@@ -114,7 +114,7 @@ BASE = Stage(
     settings=config.BaseSettings,
     roles=("corpus",),
     writes=runs.MODEL,
-    need=needs.base,
+    resources=resources.base,
     retried=True,
 )
 SFT = Stage(
@@ -123,7 +123,7 @@ SFT = Stage(
     settings=config.SftSettings,
     roles=("prepare", "base"),
     writes=(*runs.MODEL, "log_history.json"),
-    need=needs.sft,
+    resources=resources.sft,
     processes=True,
     retried=True,
 )
@@ -133,7 +133,7 @@ REWARD_MODEL = Stage(
     settings=config.RewardModelSettings,
     roles=("prepare", "sft0", "sft1"),
     writes=(*runs.MODEL, "evaluation.json", "normalisation.json"),
-    need=needs.reward_model,
+    resources=resources.reward_model,
     processes=True,
     retried=True,
 )
@@ -143,7 +143,7 @@ LANDSCAPE = Stage(
     settings=config.LandscapeSettings,
     roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/NAME"),
     writes=("responses.jsonl", "line.csv", "gates.json"),
-    need=needs.landscape,
+    resources=resources.landscape,
     shown=True,  # its gates say before hours of training whether the study can show anything
 )
 POLICIES = [
@@ -154,7 +154,7 @@ POLICIES = [
         roles=("prepare", "reward_model", "sft0", "sft1", "…"),
         writes=algorithms.CONTRACT,
         may_write=("reference", *algorithm.may_write),
-        need=algorithm.need,
+        resources=algorithm.resources,
         trains_policy=True,
         processes=algorithm.processes,
         retried=algorithm.resumes,
@@ -167,7 +167,7 @@ PLANE = Stage(
     settings=config.PlaneSettings,
     roles=("prepare", "reward_model", "sft0", "sft1", "policy"),
     writes=("plane.csv",),
-    need=needs.plane,
+    resources=resources.plane,
 )
 RESPOND = Stage(
     name="respond",
@@ -175,7 +175,7 @@ RESPOND = Stage(
     settings=config.RespondSettings,
     roles=("prepare", "reward_model", "policy", "sft0", "…", "benchmark/NAME"),
     writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
-    need=needs.respond,
+    resources=resources.respond,
 )
 
 
@@ -190,8 +190,8 @@ JUDGE = Stage(
     roles=("candidate", "baseline/NAME", "scorer", "benchmark/NAME"),
     writes=("verdicts.jsonl",),
     may_write=("answers.jsonl", "templates"),
-    need=needs.judge,
-    small=lambda settings: not _judge(settings).loads_model,
+    resources=resources.judge,
+    light=lambda settings: not _judge(settings).loads_model,
     group=lambda settings: None if _judge(settings).loads_model or _judge(settings).takes_long else "verdicts",
 )
 STUDY = _report(

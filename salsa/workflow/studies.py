@@ -157,6 +157,6 @@ def _policy(policies, arm, kl_coef, replicate):
     fitting = [p for p in policies if all(value in (None, p[name]) for name, value in wanted.items())]
     if len(fitting) == 1:
         return fitting[0]
-    known = [f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" for p in fitting or policies]
+    names = [f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" for p in fitting or policies]
     problem = "several policies fit" if fitting else "no such policy"
-    raise runs.UserError(f"{arm}: {problem}; choose one of: {'; '.join(known)}")
+    raise runs.UserError(f"{arm}: {problem}; choose one of: {'; '.join(names)}")

