@@ -1,4 +1,4 @@
-"""Gold as the judge: the score that PPO never sees, which came with each response (salsa/data/gold.py)."""
+"""Gold as the judge: the score that training never sees, which each response carries (salsa/data/gold.py)."""
 
 from salsa.judges import Judge
 from salsa.judges.common.scoring import ScoringJudge, ScoringSettings, response_name

@@ -1,12 +1,12 @@
-"""A language model as the judge: asked over the network, of any server that speaks OpenAI's chat completions.
+"""A language model as the judge, asked through any server that offers OpenAI's chat completions.
 
 Every answer is kept in answers.jsonl, so that a reader can check each verdict and a killed run asks nothing again. The
-model is shown two responses as A and B and ends its answer with one of Arena-Hard's five grades (2406.11939); of a
-conversation of two turns, each is judged by itself, as MT-Bench does (2306.05685). Where the benchmark has a reference
-answer, the model sees it. The prompts are text files (salsa/judges/templates), which a user can replace. How
-its server is found and spoken to, and how a verdict is read, is said in salsa/judges/language_model.
+model sees two responses as A and B and ends its answer with one of Arena-Hard's five grades (2406.11939). Each turn of
+a conversation of two turns is judged by itself, as in MT-Bench (2306.05685). Where the benchmark has a reference
+answer, the model sees it. The prompts are text files (salsa/judges/templates), which a user can replace.
+salsa/judges/language_model reaches the server and reads verdicts.
 
-VERSION of salsa/evaluate/judge.py is this module's, that folder's, and its templates' too.
+VERSION of salsa/evaluate/judge.py also counts changes of this module, of that folder and of the templates.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ PLACEHOLDERS = {  # what each template has to hold, in braces
     "two_turn": _TWO,
     "two_turn_reference": (*_TWO, "reference_1", "reference_2"),
 }
-MOST_TURNS = 2  # of a prompt that the templates have places for
-NO_REFERENCE = "(none)"  # of one turn, where the other has one
+MOST_TURNS = 2  # the templates have places for no more
+NO_REFERENCE = "(none)"  # stands for the reference of one turn where only the other turn has one
 REMINDER = (
     "\n\nYour answer has to end with exactly one verdict, in double square brackets: "
     + ", ".join(f"[[{grade}]]" for grade in GRADES[:-1])
@@ -75,7 +75,7 @@ class LanguageModelJudge:
     """Asks a language model about each comparison; see `Judge.open` for what it offers.
 
     Args:
-        comparisons: all of the run; those that are judged already among them.
+        comparisons: all of the run, with those that are judged already.
 
     Raises UserError, before anything is asked, for a missing template, placeholder or benchmark, and for a prompt of
     more than two turns; and for a missing key or package, where anything is left to ask.
@@ -96,9 +96,9 @@ class LanguageModelJudge:
     def verdicts(self, comparisons):
         """Yield (comparison, {"winner", "grade"} or {"winner": "error", "reason"}) as they come.
 
-        The grade, one of `GRADES`, is of the models and not of the places: A is model_a in both orders. Raises
-        Interrupted when the budget is used up or the server fails; what was under way then, and is paid for, is yielded
-        before. Who closes the generator, as an exception does, cuts off what is under way.
+        The grade, one of `GRADES`, compares the models and not their places: A is model_a in both orders. Raises
+        Interrupted when the budget is used up or the server fails, after the verdicts that were under way then and are
+        paid for. Closing the generator, as an exception does, cuts off what is under way.
         """
         if not comparisons:
             return
@@ -127,7 +127,7 @@ class LanguageModelJudge:
                 yield await judged
 
     def finish(self):
-        """Bring answers.jsonl into the comparisons' order; returns counts over the whole run, interruptions and all."""
+        """Bring answers.jsonl into the comparisons' order; returns counts of the whole run, from its first start on."""
         self.answers.finish()
         lines = self.answers.lines
         changed = {name: new for line in lines for name, new in line.get("changed_parameters", {}).items()}
@@ -164,21 +164,21 @@ class LanguageModelJudge:
         return {"winner": "error", "reason": reason}
 
     async def _ask(self, comparison, attempt):
-        """Ask once more; returns the line of answers.jsonl."""
+        """Ask once more, and keep the answer; returns its line of answers.jsonl."""
         if self.interrupted:
             raise self.interrupted
-        chosen, prompt, seed = self.settings.judge, self.prompt(comparison), None
-        if chosen.temperature == 0:  # which gives the same answer to the same prompt
+        judge, prompt, seed = self.settings.judge, self.prompt(comparison), None
+        if judge.temperature == 0:  # where the same prompt gets the same answer again
             prompt += REMINDER * attempt
-        elif chosen.seed is not None:
+        elif judge.seed is not None:
             question = readable(runs.canonical_json(comparison.question))
-            root = f"{self.settings.replicate}/{chosen.seed}" if chosen.seed else self.settings.replicate
+            root = f"{self.settings.replicate}/{judge.seed}" if judge.seed else self.settings.replicate
             seed = runs.derive_seed(root, "judge", question, attempt)
         try:
             answer = await self._request(prompt, seed)
         except Failed as failed:
             await self._check_others(failed, seed)
-            answer = await self._request(prompt, seed, retries=0)  # what was down may have come up only now
+            answer = await self._request(prompt, seed, retries=0)  # the server may have come up only now
         except Refused as refused:
             await self._check_others(refused, seed)
             raise
@@ -187,7 +187,7 @@ class LanguageModelJudge:
         return line
 
     async def _request(self, prompt, seed, **retries):
-        """What the client answers, counted."""
+        """Ask the client, within the budget."""
         self.budget.begin()
         answer = await self.client.answer(prompt, seed, **retries)
         self.taken = True
@@ -195,7 +195,7 @@ class LanguageModelJudge:
         return answer
 
     async def _check_others(self, refused, seed):
-        """Interrupted where a harmless question fares like this one: then the server answers none."""
+        """Interrupted where a harmless question is not answered either: then the server answers none."""
         server = refused.server or self.settings.judge.model
         try:
             once = {"retries": 0} if isinstance(refused, Failed) else {}
@@ -207,8 +207,8 @@ class LanguageModelJudge:
 
     def prompt(self, comparison):
         """The text that asks for a verdict on a comparison."""
-        shown = [comparison.row_a, comparison.row_b]
-        a, b = shown if comparison.order == 0 else reversed(shown)
+        rows = [comparison.row_a, comparison.row_b]
+        a, b = rows if comparison.order == 0 else reversed(rows)
         questions, last = comparison.row_a["prompt"], comparison.turn or 1
         references = self.references[comparison.row_a["benchmark"], comparison.row_a["prompt_id"]] or []
         references = [*references, None, None]
@@ -229,7 +229,7 @@ def _grade(line):
 
 
 def _usable(line):
-    """Whether a line of answers.jsonl is one that this version could have written."""
+    """Whether this version could have written a line of answers.jsonl."""
     counts = line["prompt_tokens"], line["completion_tokens"]
     return (
         isinstance(line["text"], str)
@@ -241,7 +241,7 @@ def _usable(line):
 
 
 def load_templates(folder):
-    """Name -> text of the templates in `folder`; of the project's own where it is "".
+    """Name -> text of the templates in `folder`, or of the project's own where `folder` is "".
 
     Raises UserError for a missing file or placeholder, or a file that is no text.
     """
@@ -262,12 +262,12 @@ def load_templates(folder):
 
 
 def fill(template, values):
-    """The template with each `{name}` of `values` replaced; braces in what is put in, and others, stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+    """The template with each `{name}` of `values` replaced; other braces, and those in the values, stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
 
 
 def _references(parents, comparisons):
-    """(benchmark, prompt_id) -> a list of a reference answer (or None) a turn, or None."""
+    """(benchmark, prompt_id) -> a list of reference answers, one per turn (or None for a turn), or None."""
     references = {
         (role.removeprefix("benchmark/"), row["id"]): row["reference"]
         for role, folder in parents.items()
@@ -284,17 +284,17 @@ def _references(parents, comparisons):
 
 
 class Budget:
-    """Counts answers and tokens of a run, those of `lines` (of answers.jsonl) with them, against the run's limits.
+    """Counts the requests and tokens of a run, with those of `lines` (of answers.jsonl), against the run's limits.
 
-    What is under way when the last token is spent is still answered and counted: the limit of tokens is passed by as
-    much, the limit of requests never.
+    Questions that are under way when the last token is spent are still answered and counted: a run may exceed its
+    limit of tokens by as much, and never its limit of requests.
     """
 
     def __init__(self, execution, lines):
         self.limits = {"requests": execution.judge_requests, "tokens": execution.judge_tokens}
         self.spent = {"requests": len(lines), "tokens": 0}
-        self.largest = 0  # tokens of an answer; what one is taken for that came without them
-        self.uncounted = False  # whether an answer came without its tokens, before any other said them
+        self.largest = 0  # tokens of the largest answer; an answer without its number of tokens counts as much
+        self.uncounted = False  # whether an answer came without its number of tokens before any came with it
         for line in lines:
             self.count(line)
 

@@ -1,14 +1,14 @@
-"""A reward model as the judge: one that was trained on other preferences than PPO's, with another seed."""
+"""A reward model as the judge: one that was trained on other preferences than PPO's, and with another seed."""
 
 from salsa.judges import Judge
 from salsa.judges.common.scoring import ScoringJudge, ScoringSettings
 
 
 def rewards(rows, scorer, execution):
-    """The rewards of rows of responses.jsonl, means over their turns, in units of the scorer's deviation on sft0.
+    """The rewards of rows of responses.jsonl, as means over their turns, in standard deviations of the scorer on sft0.
 
-    Each turn is read in its conversation, with the scorer's own tokenizer; a response that was cut has no end token.
-    What several rows share is scored once.
+    The scorer reads each turn in its conversation, with its own tokenizer; a response that was cut has no end token. A
+    turn that several rows share is scored once.
     """
     from salsa.data import chat
     from salsa.data.messages import assistant, user
@@ -32,7 +32,7 @@ def rewards(rows, scorer, execution):
 
 
 def _turns(row):
-    """Of each turn: the texts up to and with its response, user's and model's in turn, and how the response ended."""
+    """For each turn: the texts of the conversation up to and with its response, and how the response ended."""
     texts = [text for pair in zip(row["prompt"], row["responses"], strict=True) for text in pair]
     return [(tuple(texts[: 2 * i + 2]), reason) for i, reason in enumerate(row["finish_reasons"])]
 

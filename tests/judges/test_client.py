@@ -1,4 +1,4 @@
-"""What a judge's client makes of replies, limits of rate and refused parameters; on a clock of the test's own."""
+"""What a judge's client makes of replies, rate limits and refused parameters; on a clock of the test's own."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from salsa.judges import Interrupted
 from salsa.judges.language_model import client as judge_client
-from salsa.judges.language_model.client import Client, Failed, Refused, Reply, asked_wait
+from salsa.judges.language_model.client import Client, Failed, Refused, Reply, requested_wait
 from salsa.workflow import config, runs
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")
@@ -383,7 +383,7 @@ def test_an_odd_reply_is_an_answer_that_can_be_kept_or_none(content, usage, mode
     ],
 )
 def test_how_long_a_server_asks_to_wait(headers, seconds):
-    assert asked_wait(headers, now=1000.0) == (None if seconds is None else pytest.approx(seconds))
+    assert requested_wait(headers, now=1000.0) == (None if seconds is None else pytest.approx(seconds))
 
 
 SPENT = "You exceeded your current quota, please check your plan and billing details. "
@@ -408,10 +408,10 @@ SPENT = "You exceeded your current quota, please check your plan and billing det
         ("Visit https://platform.openai.com/account/billing to add a payment method.", None),
     ],
 )
-def test_a_limit_of_rate_is_one_also_where_it_speaks_of_billing(message, seconds):
+def test_a_rate_limit_is_one_also_where_it_speaks_of_billing(message, seconds):
     reply = judge_client.judged(refusal(429, message))
     assert reply.status == 429
-    assert asked_wait(reply.headers, reply.words) == (None if seconds is None else pytest.approx(seconds))
+    assert requested_wait(reply.headers, reply.words) == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_what_an_error_says_for_people():

@@ -1,1 +1,1 @@
-"""What judges share: the comparisons they are asked, how verdicts are kept, and verdicts that come from scores."""
+"""What judges share: comparisons, the files that keep verdicts, and judges that compare scores."""

@@ -16,7 +16,7 @@ class Comparison:
         model_a, model_b: the names of the candidate and of the baseline.
         row_a, row_b: their rows of responses.jsonl, of one prompt.
         order: 1 where model_b is shown first.
-        turn: 1 or 2 where each turn of a conversation is judged by itself; None: the whole is judged at once.
+        turn: 1 or 2 where each turn of a conversation is judged by itself; None: the conversation is judged as a whole.
     """
 
     model_a: str
@@ -28,34 +28,34 @@ class Comparison:
 
     @property
     def question(self):
-        """What names the comparison in a line of verdicts.jsonl or answers.jsonl."""
-        named = {
+        """The fields that name the comparison in a line of verdicts.jsonl or answers.jsonl."""
+        fields = {
             "prompt_id": self.row_a["prompt_id"],
             "benchmark": self.row_a["benchmark"],
             "model_a": self.model_a,
             "model_b": self.model_b,
             "order": self.order,
         }
-        return named if self.turn is None else named | {"turn": self.turn}
+        return fields if self.turn is None else fields | {"turn": self.turn}
 
 
 def key(line):
-    """What tells the questions of a judge run apart; of a `Comparison.question`, or of a line that holds one."""
+    """A hashable name of a `Comparison.question`, or of a line that holds one, unique within a judge's run."""
     return tuple(line.get(name) for name in ("model_a", "model_b", "benchmark", "prompt_id", "turn", "order"))
 
 
 class Ledger:
     """A JSONL file of answers to comparisons, written line by line as they come.
 
-    A killed process loses no line that was appended: what it left is in `lines` when the file is opened again. A torn
-    last line is cut off; one that can't be used, from an older version or a damaged disk, is set aside beside the file,
-    with a note, so that its question is asked again. Of several lines on one question and attempt, the last counts.
+    A killed process loses no line that was appended: `lines` holds them when the file is opened again. A torn last line
+    is cut off. A line that can't be used, from an older version or a damaged disk, goes into a file beside this one,
+    with a note, and its question is asked again. Of several lines on one question and attempt, the last counts.
     `finish` puts the lines in the order of the comparisons, whatever order they came in.
 
     Args:
-        path: of the file.
-        comparisons: of the run.
-        usable: whether a line, a dictionary, holds what it has to; it may raise KeyError and TypeError.
+        path: the file.
+        comparisons: all comparisons of the run.
+        usable: line (a dictionary) -> whether it holds what it must; it may raise KeyError and TypeError.
 
     Raises UserError where the file holds a line on another comparison.
     """
@@ -88,12 +88,12 @@ class Ledger:
         return list(lines.values())
 
     def _parsed(self, text):
-        """The line that a text holds, or None for one that can't be used."""
+        """The line that a text holds, or None where it can't be used."""
         try:
             line = json.loads(text)
-            known = isinstance(line, dict) and {"prompt_id", "benchmark", "model_a", "model_b", "order"} <= set(line)
-            hash(key(line) if known else None)
-            return line if known and self._usable(line) else None
+            is_line = isinstance(line, dict) and {"prompt_id", "benchmark", "model_a", "model_b", "order"} <= set(line)
+            hash(key(line) if is_line else None)
+            return line if is_line and self._usable(line) else None
         except (ValueError, RecursionError, KeyError, TypeError):
             return None
 
@@ -120,6 +120,6 @@ class Ledger:
 
 
 def _text(line):
-    """The line as JSON; half a surrogate pair, which UTF-8 can't hold, as an escape."""
+    """The line as JSON. Half a surrogate pair, which UTF-8 can't hold, becomes an escape."""
     text = json.dumps(line, ensure_ascii=False)
     return (json.dumps(line) if re.search("[\ud800-\udfff]", text) else text) + "\n"

@@ -20,8 +20,8 @@ class ScoringJudge:
     """Prefers the response with the higher score.
 
     Args:
-        scores: from rows of responses.jsonl to their scores.
-        tie_margin: a difference up to this is a tie.
+        scores: rows of responses.jsonl -> their scores.
+        tie_margin: scores no further apart than this are a tie.
     """
 
     def __init__(self, scores, tie_margin):
@@ -30,7 +30,7 @@ class ScoringJudge:
     def verdicts(self, comparisons):
         rows = [row for both in comparisons for row in (both.row_a, both.row_b)]
         scores = list(self.scores(rows))
-        for row, score in zip(rows, scores, strict=True):  # before the first verdict is kept
+        for row, score in zip(rows, scores, strict=True):  # all, before the first verdict is kept
             if not math.isfinite(score):
                 raise UserError(f"{response_name(row)} scores {score}, which can't be compared; mend what scores it")
         for comparison, score_a, score_b in zip(comparisons, scores[::2], scores[1::2], strict=True):
@@ -41,12 +41,12 @@ class ScoringJudge:
 
 
 def winner(score_a, score_b, tie_margin=0.0):
-    """The name of the better response, "model_a" or "model_b", or "tie" for a difference up to `tie_margin`."""
+    """ "model_a" or "model_b", whichever scores higher, or "tie" for a difference of at most `tie_margin`."""
     if abs(score_a - score_b) <= tie_margin:
         return "tie"
     return "model_a" if score_a > score_b else "model_b"
 
 
 def response_name(row):
-    """What names a response in a message."""
+    """Words for a response in a message."""
     return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}"

@@ -1,1 +1,1 @@
-"""How a language model is reached, asked over the network, and read: the parts of salsa/judges/openai.py."""
+"""The parts of salsa/judges/openai.py: a server's address and key, how it is asked, and how an answer is read."""

@@ -1,6 +1,6 @@
-"""What can be said of a judge's server before it is asked: its address, its key, and whether it can be reached.
+"""What can be checked of a judge's server before it is asked: its address, its key, and whether it can be reached.
 
-Only the standard library is needed, so that planning can ask.
+This module needs the standard library alone, so that planning can use it.
 """
 
 import importlib.util
@@ -14,13 +14,13 @@ from salsa.workflow.runs import UserError
 
 OPENAI = "https://api.openai.com/v1"
 SECRET_QUERY = re.compile(r"key|token|secret|sig|password|credential|auth", re.IGNORECASE)
-CONNECTING = 5.0  # seconds that a server has to take a connection, before the first job
+CONNECTING = 5.0  # seconds that a server has, before the first job, to take a connection
 
 
 def check_base_url(url, setting="judge.base_url"):
-    """UserError, in one line and without its secrets, for an address that no server is asked at. "" is the default's.
+    """UserError, in one line and without secrets, for an address at which no server can be asked; "" is the default.
 
-    A password in it, or a key in its query, is refused: settings stand in reports, manifests and logs.
+    An address with a password, or with a key in its query, is refused: settings stand in reports, manifests and logs.
     """
 
     problem = _problem(url) if url else None
@@ -53,7 +53,7 @@ def _problem(url):
 
 
 def _without_secrets(url):
-    """The address without what may be a password or a key, on one line."""
+    """The address on one line, without what may be a password or a key."""
     url = re.sub(r"[^\x21-\x7e]", "?", url)
     url = re.sub(r"^([a-zA-Z][\w+.-]*://)?.*@", r"\1…@", url)
     return re.sub(r"([?#]).*", r"\1…", url)[:200]
@@ -73,7 +73,7 @@ def access_key(judge):
 
 
 def check_access(judge):
-    """UserError for a missing package, an address that is none, and a key that is missing or can't be sent."""
+    """UserError for a missing package, an invalid address, and a key that is missing or can't be sent."""
     if importlib.util.find_spec("openai") is None:
         raise UserError("judge.kind=openai: needs openai, of the extra salsa[judge]; pip install -e '.[judge]'")
     base_url(judge)
@@ -93,9 +93,9 @@ def check_access(judge):
 
 
 def check_reachable(judge):
-    """UserError where the server's name is unknown or no connection is taken; nothing is asked of it.
+    """UserError where the server's name is unknown or it takes no connection. The server is asked nothing.
 
-    Not looked at where requests go through a proxy, which alone knows.
+    Nothing is checked where requests go through a proxy, which alone can tell.
     """
     parts = urlsplit(base_url(judge))
     proxies = urllib.request.getproxies()

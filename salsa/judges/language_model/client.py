@@ -1,10 +1,12 @@
-"""The server of a judge: one question, sent as a chat completion of OpenAI's form, and what comes back for it.
+"""The server of a judge: sends one question as a chat completion of OpenAI's form, and reads what comes back.
 
 Whatever a server does ends in one of four ways: an answer, `Refused` (it won't take this question), `Failed` (no try of
-this question came to an answer) or `Interrupted` (nothing more can be asked for now). Faults are tried again, limits of
-rate are waited for by all questions together, a parameter that the server refuses is left out for the rest of the run.
-A request ends after `execution.judge_timeout`, however slowly its answer drips. Left out: what is asked, and what an
-answer means (salsa/judges/openai.py).
+this question came to an answer) or `Interrupted` (nothing more can be asked for now). Faults are tried again. All
+questions together wait for a rate limit to pass. A parameter that the server refuses is left out for the rest of the
+run. A request ends after `execution.judge_timeout`, however slowly its answer drips.
+
+OpenAI's own client is not used for this: it has each request wait for a rate limit by itself, and bounds neither the
+time nor the size of a whole answer. Left out: what is asked, and what an answer means (salsa/judges/openai.py).
 """
 
 import asyncio
@@ -28,38 +30,39 @@ from salsa.workflow import runs
 
 LARGEST = 2**24  # bytes of an answer
 LONGEST_WAIT = 8.0  # seconds between two tries after a fault
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0  # seconds after a limit of rate whose server doesn't say: most are a minute's
-PATIENCE = 900.0  # the longest pause that a server may ask for
+# Seconds to wait after a rate limit where the server doesn't say how long: most limits are of one minute.
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+PATIENCE = 900.0  # the longest pause, in seconds, that a server may ask for
 SHORTEST_KEY = 8
-OVERSIZED = -1  # in the place of a status: an answer larger than that
-AGAIN = (408, 409, 425)  # and all from 500 on
-EVERY = (401, 402, 404, 405, 407, 410, 426)  # what these say is said to every question
+OVERSIZED = -1  # in the place of a status: an answer larger than LARGEST
+AGAIN = (408, 409, 425)  # statuses of faults that may pass, as are all from 500 on
+EVERY = (401, 402, 404, 405, 407, 410, 426)  # statuses that every other question would get, too
 LIMITS = ("max_tokens", "max_completion_tokens")  # two names of one parameter
 TOO_LONG = re.compile(
     r"context[ _-]*(?:length|size|window)|context_length_exceeded|too (?:long|large)|exceeds? the (?:model|maximum)|"
     r"maximum (?:input|prompt|sequence)|must be at least 1, got -",
     re.IGNORECASE,
 )
-ABOUT_ALL = re.compile(  # words of a refusal that no other question would escape
+ABOUT_ALL = re.compile(  # words of a refusal that every other question would get, too
     r"\b(?:no such|unknown|invalid|unsupported|unrecognized)\s+(?:model|deployment)\b|api[ _-]?key|credential|billing|"
     r"\bmodel\b[^.]{0,80}\b(?:not found|does(?: not|n't) exist|not available|not supported|decommissioned)\b|"
     r"model_not_found|quota|insufficient (?:credit|balance)",
     re.IGNORECASE,
 )
-UNPAID = re.compile(  # not "billing" alone: limits of a minute, too, end in an address where to pay for more
+UNPAID = re.compile(  # not "billing" alone: messages on limits of one minute, too, name a page where to pay for more
     r"insufficient_quota|exceeded your current quota|insufficient (?:credit|balance)|billing_(?:hard_limit|not_active)|"
     r"billing (?:hard limit|details)"
 )
 SPAN = r"[0-9.]+\s*(?:milli|ms|s|m|h|d)[a-z]*"  # "20ms", "7m12s" (in two), "26 seconds"
 SECONDS = {"milli": 1e-3, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
 AGAIN_IN = re.compile(rf"\b(?:again|retry)\s+(?:in|after)\s+((?:{SPAN}\s*)+)", re.IGNORECASE)
-AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, whatever for
-RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # of a limit
+AFTER = ("retry-after-ms", "retry-after")  # headers that say how long to wait, for whatever reason
+RESET = re.compile(r"(?:x-|anthropic-)?rate-?limit-(?:[\w-]+-)?reset(?:-[\w-]+)?")  # headers that say when a limit ends
 ECHOES = ("input", "messages", "prompt", "body", "ctx")  # fields of an error that repeat what was asked
 
 
 class Refused(Exception):
-    """Why the server will not answer one question. `server` names it."""
+    """Why the server will not answer one question. `server` names the server."""
 
     def __init__(self, reason, server=""):
         super().__init__(reason)
@@ -67,7 +70,7 @@ class Refused(Exception):
 
 
 class Failed(Refused):
-    """What went wrong with each try of one question: the fault of the question, or of a server that is down."""
+    """What went wrong with every try of one question, because of the question or because the server is down."""
 
 
 @dataclass
@@ -77,8 +80,8 @@ class Reply:
     Attributes:
         status: the HTTP status; 0 where no answer came.
         headers: by name in lower case.
-        content: the JSON of the body, or None where it is none.
-        words: what the server says for people, or what went wrong.
+        content: the JSON of the body, or None where the body is none.
+        words: the server's message to people, or what went wrong.
     """
 
     status: int
@@ -101,11 +104,11 @@ class Client:
         self.url = address._replace(path=address.path.rstrip("/") + "/chat/completions").geturl()
         self.name = f"{judge.model} at {address.netloc}"
         # The newer models of OpenAI and Azure refuse the old name of this limit; not every other server knows the new.
-        theirs = f".{address.hostname}".endswith((".api.openai.com", ".openai.azure.com"))
-        parameters = {LIMITS[theirs]: judge.max_tokens, "temperature": judge.temperature}
+        is_openai = f".{address.hostname}".endswith((".api.openai.com", ".openai.azure.com"))
+        parameters = {LIMITS[is_openai]: judge.max_tokens, "temperature": judge.temperature}
         self.parameters = {name: value for name, value in parameters.items() if value is not None}
-        self.changed = {}  # parameters that the server refuses -> the name that it takes instead, or None
-        self.taken = False  # whether it took a question of this run
+        self.changed = {}  # parameter that the server refuses -> the name that it takes instead, or None
+        self.taken = False  # whether the server took a question of this run
         self._headers = headers = {"Authorization": f"Bearer {self.secret or 'none'}", "Accept-Encoding": "identity"}
         if address.hostname.endswith(".azure.com") and self.secret:
             headers["api-key"] = self.secret
@@ -114,7 +117,7 @@ class Client:
                 headers[name] = os.environ[variable].strip()
         self._stopping, self._alone = asyncio.Event(), asyncio.Lock()
         self._pauses, self._resume = 0, 0.0  # pauses since the server last took a request; when the last of them ends
-        self._told = False
+        self._announced = False  # whether the user was told of pauses
         self._http = None
 
     async def __aenter__(self):
@@ -133,18 +136,18 @@ class Client:
         await self._http.aclose()
 
     def stop(self):
-        """Begin nothing more: who waits for a next try gives up, what was sent is still answered."""
+        """Begin no more requests: questions that wait for another try give up, those under way are still answered."""
         self._stopping.set()
 
     async def answer(self, prompt, seed=None, retries=None):
         """One answer: {"text", "finish_reason", "prompt_tokens", "completion_tokens", "served_model"}.
 
-        Where the server refused parameters, `changed_parameters` has them with the name it takes instead, or None.
+        Where the server refused parameters, `changed_parameters` maps each to the name that it takes instead, or None.
 
         Args:
-            retries: after a fault; None: the settings'.
+            retries: how often to try again after a fault; None: as often as the settings say.
 
-        Raises Refused where the server says that it can't take this prompt, Failed where each try ends in a fault,
+        Raises Refused where the server says that it can't take this prompt, Failed where every try ends in a fault,
         Interrupted where nothing more can be asked.
         """
         retries = self.retries if retries is None else retries
@@ -162,12 +165,12 @@ class Client:
                 if not self.taken and ABOUT_ALL.search(reply.words):
                     raise Interrupted(f"{self.name} {reason}")
                 raise Refused(reason, self.name)
-            for name in refused:  # of the limit, the other name is tried before it is left out
+            for name in refused:  # the limit's other name is tried before the limit is left out
                 others = [other for other in LIMITS if name in LIMITS and other != name and name not in changed]
                 changed[name] = others[0] if others else None
 
     def _taken(self, choice, content, changed, parameters):
-        """The answer that a chosen completion holds. What had to be changed for it stays changed."""
+        """The answer that a completion's choice holds. Parameters that had to be changed for it stay changed."""
         self.taken = True
         self.changed |= changed
         message, usage = choice["message"], content.get("usage")
@@ -193,8 +196,8 @@ class Client:
         reply = None
         for attempt in range(retries + 1):
             if reply:
-                asked = asked_wait({name: reply.headers[name] for name in AFTER if name in reply.headers})
-                await self._wait(min(asked, LONGEST_PAUSE) if asked else min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
+                wait = requested_wait({name: reply.headers[name] for name in AFTER if name in reply.headers})
+                await self._wait(min(wait, LONGEST_PAUSE) if wait else min(0.5 * 2 ** (attempt - 1), LONGEST_WAIT))
             reply = await self._admitted(body)
             if reply.status in (200, 400):
                 return reply
@@ -203,9 +206,9 @@ class Client:
         raise Failed(self._shown(reply.words), self.name)
 
     async def _admitted(self, body):
-        """A reply that is about no limit of rate.
+        """A reply that does not speak of a rate limit.
 
-        After such a limit all requests wait for one time together, and then go one by one until one is taken.
+        After a rate limit all requests wait for the same moment, and then go one by one until one is taken.
         """
         while True:
             limited = self._pauses > 0
@@ -218,27 +221,27 @@ class Client:
                 if reply.status != 429:
                     self._pauses = 0 if reply.status else self._pauses
                     return reply
-                if before == self._pauses:  # the first to say so, of those that were under way together
+                if before == self._pauses:  # the first such reply to the requests that were under way together
                     self._pause(reply)
 
     def _pause(self, reply):
-        """Let all requests wait. Interrupted where the server was waited for often enough, or asks for too long."""
-        asked, reason = asked_wait(reply.headers, reply.words), self._shown(f"{self.name} {reply.words}")
+        """Let all requests wait. Interrupted after too many pauses, or where the server asks for too long a pause."""
+        wait, reason = requested_wait(reply.headers, reply.words), self._shown(f"{self.name} {reply.words}")
         if self._pauses >= self.retries:
             raise Interrupted(reason)
-        if asked and asked > PATIENCE:
-            raise Interrupted(f"{reason}; it asks to wait {asked:.0f} seconds: start again then")
+        if wait and wait > PATIENCE:
+            raise Interrupted(f"{reason}; it asks to wait {wait:.0f} seconds: start again then")
         pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE)
-        if asked:  # believed at first; who asks for too little again and again is not
-            pause = asked if not self._pauses else max(asked, pause)
+        if wait:  # the server's first word is believed; one that asks for too little again and again is not
+            pause = wait if not self._pauses else max(wait, pause)
         self._pauses += 1
         self._resume = asyncio.get_running_loop().time() + pause
-        if not self._told and pause >= 1:
-            self._told = True
+        if not self._announced and pause >= 1:
+            self._announced = True
             print(f"{reason}: waiting, now and whenever it says so", file=sys.stderr, flush=True)
 
     async def _wait(self, seconds):
-        """Wait. Interrupted, at once, where the judge is stopped."""
+        """Wait for some seconds. Interrupted, at once, when the client is stopped."""
         if seconds > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), seconds)
@@ -246,7 +249,7 @@ class Client:
             raise Interrupted(f"{self.name} was not asked again")
 
     async def _exchange(self, body):
-        """Send one request; whatever happens is a Reply."""
+        """Send one request, and turn whatever happens into a Reply."""
         try:
             async with asyncio.timeout(self.timeout), self._http.stream("POST", self.url, json=body) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
@@ -267,24 +270,25 @@ class Client:
         return self._keyless(text)[:300]
 
     def _keyless(self, text):
-        """The text with a mark in the place of the key; what is shorter than a key protects nothing."""
+        """The text with a mark in the place of the key. A text shorter than SHORTEST_KEY is no key to protect."""
         return text.replace(self.secret, "(key)") if len(self.secret) >= SHORTEST_KEY else text
 
 
 async def _content(response, headers):
-    """The bytes of a body; of one that is larger than `LARGEST`, no more than shows that it is."""
+    """The bytes of a body; no more than a little over `LARGEST`, so that a larger one is never in memory."""
     content = bytearray()
     async for part in response.aiter_raw():
         content += part
         if len(content) > LARGEST:
             return content
-    if headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):  # though not asked
+    # Some servers compress although the request asks them not to.
+    if headers.get("content-encoding", "identity").strip().lower() in ("gzip", "x-gzip", "deflate"):
         return zlib.decompressobj(47).decompress(content, LARGEST + 1)
     return content
 
 
 def _parsed(content):
-    """(JSON or None, what it says for people) of a body."""
+    """(JSON or None, message to people) of a body."""
     text = content.decode("utf-8-sig", errors="replace")
     try:
         parsed = json.loads(text)
@@ -293,18 +297,18 @@ def _parsed(content):
         return None, (re.sub(r"<[^>]*>", " ", text[:5000]).strip() if page else text)[:1000]
     error = parsed[0] if isinstance(parsed, list) and parsed else parsed  # Google's is a list of one
     error = error.get("error", error) if isinstance(error, dict) else error
-    said = error.get("message") if isinstance(error, dict) else error
-    return parsed, said if isinstance(said, str) else text[:1000]
+    message = error.get("message") if isinstance(error, dict) else error
+    return parsed, message if isinstance(message, str) else text[:1000]
 
 
 def judged(reply):
-    """The reply with one of few statuses, and words that cite the server.
+    """The reply with its status reduced to one of these, and words that cite the server.
 
     200: an answer, whose first choice has a message | 400: a refusal of this question, or of one of its parameters |
-    429: a limit of rate | those of `EVERY` and 3xx: no question would be answered | 0: a fault that may pass.
+    429: a rate limit | those of `EVERY` and 3xx: no question would be answered | 0: a fault that may pass.
     """
     status, content = reply.status, reply.content
-    if status in (0, OVERSIZED):  # which no other question needs to suffer from
+    if status in (0, OVERSIZED):  # other questions may still be answered
         return Reply(400 if status else 0, {}, None, reply.words)
     if 200 <= status < 300:
         return _judged_content(reply)
@@ -315,7 +319,7 @@ def judged(reply):
         return Reply(status, {}, content, f"answers {status}: {elsewhere}")
     if status == 404:
         words += "; see that base_url (which often ends in /v1) and model are right"
-    elif status == 429 and UNPAID.search(str(content).lower()) and not asked_wait({}, reply.words):
+    elif status == 429 and UNPAID.search(str(content).lower()) and not requested_wait({}, reply.words):
         status = 402
     elif status == 429 and "request too large" in reply.words.lower():
         status = 400
@@ -327,11 +331,11 @@ def judged(reply):
 
 
 def _judged_content(reply):
-    """`judged`, of a reply with status 200."""
+    """`judged` for a reply with status 200."""
     content = reply.content
     choices = content.get("choices") if isinstance(content, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
-    for place in (choice, content):  # gateways put the error of another server in the place of an answer
+    for place in (choice, content):  # gateways pass another server's error on as if it were an answer
         error = place.get("error") if isinstance(place, dict) else None
         code = _count(error.get("code")) if isinstance(error, dict) else None
         if code and 400 <= code < 600:
@@ -347,7 +351,7 @@ def _judged_content(reply):
 
 
 def _parameters_named(reply, sent):
-    """Which of the parameters that were sent a refusal names."""
+    """Which of the parameters that were `sent` a refusal names."""
     if not isinstance(reply.content, dict | list) or TOO_LONG.search(reply.words):
         return set()
     error = reply.content.get("error", reply.content) if isinstance(reply.content, dict) else reply.content
@@ -359,7 +363,7 @@ def _parameters_named(reply, sent):
 
 
 def _strings(value, depth=0):
-    """The texts in an error, without those that only repeat the question."""
+    """The texts in an error, without the fields that only repeat the question."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list) and depth < 8:
@@ -370,7 +374,7 @@ def _strings(value, depth=0):
 
 
 def text_of(content):
-    """The text of a message's content: text, or a list of parts, of which thinking is left out; "" for what is none."""
+    """The text of a message's content (text, or a list of parts) without thinking; "" where there is none."""
     if isinstance(content, str):
         return readable(content)
     if isinstance(content, list):
@@ -387,17 +391,17 @@ def readable(text):
 
 
 def _count(value):
-    """A number of tokens, or None for what is none."""
+    """A number of tokens, or None where the value is no such number."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
         value = int(value)
     number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
     return int(value) if number and value == int(value) else None
 
 
-def asked_wait(headers, words="", now=None):
-    """Seconds that a server asks to wait, by whichever header it has, or else by its words ("try again in 7m12s").
+def requested_wait(headers, words="", now=None):
+    """Seconds that a server asks to wait, by whichever header it sends, or else by its words ("try again in 7m12s").
 
-    None where it does not say, or says nonsense.
+    None where the server does not say, or says nonsense.
     """
     now = time.time() if now is None else now
     if "retry-after-ms" in headers:
@@ -408,16 +412,16 @@ def asked_wait(headers, words="", now=None):
         limits = [name for name in headers if RESET.fullmatch(name)]
         spent = [name for name in limits if headers.get(name.replace("reset", "remaining"), "0").strip() in ("0", "")]
         waits = [_until(headers[name], now) for name in spent]
-        told = AGAIN_IN.search(words)
-        if told and not any(wait > 0 for wait in waits):
-            waits = [_spans(told[1])]
+        match = AGAIN_IN.search(words)
+        if match and not any(wait > 0 for wait in waits):
+            waits = [_spans(match[1])]
     return max((wait for wait in waits if wait > 0), default=None)
 
 
 def _until(text, now):
     """Seconds: a number ("20"), a span ("6m0s", "20ms"), a time since 1970 in seconds or milliseconds, or a date.
 
-    nan where it is none of these.
+    nan where the text is none of these.
     """
     number = _number(text)
     if not math.isnan(number):
@@ -432,7 +436,7 @@ def _until(text, now):
 
 
 def _spans(text):
-    """The seconds of all spans in a text."""
+    """The sum of all spans in a text, in seconds."""
     spans = re.findall(r"([0-9.]+)\s*(milli|ms|s|m|h|d)", text.lower())
     numbers = [_number(value.rstrip(".")) * SECONDS[unit] for value, unit in spans]
     return sum(number for number in numbers if not math.isnan(number))

@@ -1,9 +1,9 @@
 """Which verdict an answer of a judge holds: what a person would read as the judge's own, and nothing else.
 
-The last verdict in double brackets counts, among those that the judge gives as its own. Set aside are: all thinking,
-answers that were cut, quotations, options that are listed, and verdicts that are ascribed to an answer or denied.
-Where nothing is left there is none, and the judge is asked again: a missing verdict costs one question, a wrong one the
-study. docs/evaluation.md says the rule to users.
+The last verdict in double brackets counts, among those that the judge gives as its own. Not counted are thinking,
+answers that were cut, quotations, lists of options, and verdicts that are ascribed to an answer or denied. Where none
+is left the judge is asked again: a missing verdict costs one question, a wrong one the study. docs/evaluation.md
+explains the rule to users.
 """
 
 import html
@@ -13,9 +13,9 @@ import unicodedata
 from dataclasses import dataclass
 
 GRADES = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
-CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # finish reasons of an answer that has no end
-BROKEN = ("error", "abort", "content_filter")  # likewise, for other reasons
-MOST = 100  # verdicts in an answer; what repeats itself more often says nothing
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # finish reasons of answers that were cut
+BROKEN = ("error", "abort", "content_filter")  # of answers that ended early for other reasons
+MOST = 100  # verdicts in an answer: a model that repeats itself more often has given none
 
 # Thinking, as models and their servers mark it: <think>, [THINK], <|START_THINKING|>, ◁think▷, Gemma's channel, …
 _TAG = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflect(?:ion)?|scratchpad|analysis|inner_monologue)"
@@ -23,14 +23,14 @@ _OPENED = rf"<\|?(?:begin_of_|start_)?{_TAG}(?:\s[^<>]{{0,80}})?\|?>|\[think(?:i
 _CLOSED = rf"<\|?/{_TAG}\s*\|?>|<\|end_(?:of_)?{_TAG}\|>|\[/think(?:ing)?\]|◁/{_TAG}▷|<channel\|>"
 THINKING = re.compile(f"(?P<opened>{_OPENED})|(?P<closed>{_CLOSED})", re.IGNORECASE)
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]{0,80}(?:<\|constrain\|>[^<]{0,80})?<\|message\|>")  # Harmony's
-BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z])")  # the same, from a server that drops control tokens
+BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z])")  # Harmony's, from a server that drops control tokens
 
 BRACKETS = re.compile(r"\[\s*\[([^\[\]]{1,60})\]\s*\]")
 SIGNS = str.maketrans({"【": "[", "】": "]", "⟦": "[[", "⟧": "]]", "≫": ">>", "≪": "<<"})
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 ORDERS = {">>": "A>>B", ">": "A>B", "=": "A=B", "==": "A=B", "≈": "A=B", "<": "B>A", "<<": "B>>A"}
 
-_INSIDE = r"(?:(?!\n\s*\n)[^{0}])*?"  # of a quotation, within one paragraph
+_INSIDE = r"(?:(?!\n\s*\n)[^{0}])*?"  # the text of a quotation, within one paragraph
 QUOTATIONS = re.compile(
     "|".join(
         [
@@ -77,18 +77,18 @@ class _Verdict:
     """A verdict in a text.
 
     Attributes:
-        start, end: where it stands, its brackets with it.
+        start, end: where it stands, with its brackets.
         grade: one of `GRADES`.
-        own: whether it may be the judge's.
+        valid: whether it may be the judge's own.
     """
 
     start: int
     end: int
     grade: str
-    own: bool = True
+    valid: bool = True
 
     def within(self, spans):
-        """Those of some (start, end) that the verdict stands in."""
+        """The spans (start, end) that hold the verdict."""
         return [(start, end) for start, end in spans if start < self.start and self.end <= end]
 
     def is_alone(self, text, start, end):
@@ -101,7 +101,7 @@ def parse(text, finish_reason=None):
 
     Args:
         text: the answer.
-        finish_reason: why it ended, as the server says.
+        finish_reason: why the answer ended, according to the server.
     """
     if str(finish_reason).lower() in (*CUT, *BROKEN):
         return None
@@ -113,7 +113,7 @@ def parse(text, finish_reason=None):
     ]
     if not 0 < len(verdicts) <= MOST:
         return None
-    _set_aside_options(text, verdicts)
+    _invalidate_options(text, verdicts)
     quotations = [match.span() for match in QUOTATIONS.finditer(text)]
     remarks = [match.span() for match in PARENTHESES.finditer(text)]
     for verdict in verdicts:
@@ -122,11 +122,11 @@ def parse(text, finish_reason=None):
             ASCRIBED.search(before) or DENIED.search(before) or CONDITION.match(text, verdict.end)
             or not all(_meant(text, verdict, *span) for span in verdict.within(quotations))
         ):  # fmt: skip
-            verdict.own = False
-    own = [verdict for verdict in verdicts if verdict.own]
-    # "[[A>B]] (close to [[A=B]])": what stands in parentheses with other words counts where nothing stands outside.
-    outside = [verdict for verdict in own if all(verdict.is_alone(text, *span) for span in verdict.within(remarks))]
-    return (outside or own)[-1].grade if own else None
+            verdict.valid = False
+    valid = [verdict for verdict in verdicts if verdict.valid]
+    # "[[A>B]] (close to [[A=B]])": a verdict in parentheses with other words counts only where none stands outside.
+    outside = [verdict for verdict in valid if all(verdict.is_alone(text, *span) for span in verdict.within(remarks))]
+    return (outside or valid)[-1].grade if valid else None
 
 
 def verdict(grade, order):
@@ -138,7 +138,7 @@ def verdict(grade, order):
 
 
 def without_thinking(text):
-    """The text without what a reasoning model thought: blocks, open ones to their end, and all before a lone end."""
+    """The text without a reasoning model's thinking: blocks, also without an end or without a beginning."""
     channels = list(CHANNEL.finditer(text))
     if channels:  # Harmony: analysis, commentary, final
         ends = [channel.start() for channel in channels[1:]] + [len(text)]
@@ -153,14 +153,14 @@ def without_thinking(text):
             kept.append(text[place : tag.start()])
             thinking = True
         elif tag["closed"]:
-            if not thinking:  # the template opened it, before the answer
+            if not thinking:  # the chat template opened the block before the answer
                 kept = []
             thinking, place = False, tag.end()
     return "".join(kept if thinking else [*kept, text[place:]])
 
 
 def plain(text):
-    """The text with one spelling of brackets and signs: full-width, escaped and struck-out ones, invisible marks."""
+    """The text with one spelling of brackets and signs, without escapes, invisible marks and what is struck out."""
     text = INVISIBLE.sub("", unicodedata.normalize("NFKC", text).translate(SIGNS))
     text = re.sub(r"\\+(?=[\[\]<>=*_])", "", text)
     return re.sub(r"~~[^~\n]*~~", "", text)
@@ -175,8 +175,8 @@ def _grade(inner):
     return GRADES[-1 - GRADES.index(grade)] if grade and match[1] == "B" else grade
 
 
-def _set_aside_options(text, verdicts):
-    """Verdicts that are only listed: three or more in a row, two with a word between them, or all five in order."""
+def _invalidate_options(text, verdicts):
+    """Mark verdicts that are only listed: three or more in a row, two joined by a word, or all five in order."""
     lists, joined = [], []
     for verdict in verdicts:
         gap = text[lists[-1][-1].end : verdict.start] if lists else None
@@ -188,13 +188,13 @@ def _set_aside_options(text, verdicts):
         joined[-1] |= link == "word"
     for options, word in zip(lists, joined, strict=True):
         if len({option.grade for option in options}) >= (2 if word else 3):
-            _disown(options)
-    left = [verdict for verdict in verdicts if verdict.own]
-    for place in range(len(left) - len(GRADES) + 1):
-        five = left[place : place + len(GRADES)]
+            _invalidate(options)
+    valid = [verdict for verdict in verdicts if verdict.valid]
+    for place in range(len(valid) - len(GRADES) + 1):
+        five = valid[place : place + len(GRADES)]
         apart = all(0 < b.start - a.end < 120 for a, b in itertools.pairwise(five))
         if apart and tuple(option.grade for option in five) in (GRADES, GRADES[::-1]):
-            _disown(five)
+            _invalidate(five)
 
 
 def _link(gap):
@@ -205,15 +205,15 @@ def _link(gap):
     return "sign" if words == "" and re.search(r"[,;\n]", gap) else None
 
 
-def _disown(verdicts):
+def _invalidate(verdicts):
     for verdict in verdicts:
-        verdict.own = False
+        verdict.valid = False
 
 
 def _meant(text, verdict, start, end):
     """Whether a quotation, text[start:end], is the judge's way to write its verdict.
 
-    It is, where the answer is nothing else, or ends with it and calls it the verdict or writes it as code of its own.
+    It is where the answer is nothing else, or ends with the quotation and calls it the verdict, or writes it as code.
     """
     if not verdict.is_alone(text, start, end) or not _beside(text[end:]):
         return False
