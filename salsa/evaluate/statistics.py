@@ -2,10 +2,10 @@
 
     python -m salsa.evaluate.statistics VERDICTS.jsonl --candidate NAME --baseline NAME [--seed N] [--judge NAME]
 
-prints one JSON object. The unit of every count and of the bootstrap is the prompt, (benchmark, prompt_id): both orders
-of a prompt, its turns, and its answers by several replicates, are no independent evidence. The bootstrap interval is
-therefore conditional on the models that were judged; what is claimed of an arm needs `replicate_interval`. This module
-asks no judge and draws no figure.
+prints one JSON object. The unit of every count and of the bootstrap is the prompt, (benchmark, prompt_id), because a
+prompt's two orders, its turns, and several replicates' answers to it are no independent evidence. The bootstrap
+interval is therefore conditional on the models that were judged; a claim about an arm needs `replicate_interval`. This
+module asks no judge and draws no figure.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from salsa.workflow import runs
 WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")
 CHUNK = 4_000_000  # indices that a bootstrap holds at a time
-RIDGE = 0.01  # of the slope of `length_controlled`
-MOST_REPLICATES = 10_000  # that `decide` thinks of
-FEWEST = 6  # that can agree beyond chance: five tosses of a coin are all alike in 2/2⁵ = 6 %, six in 3 %
-SMALL = 30  # scores, below which a percentile bootstrap is too narrow to be left alone
-FEWEST_RESAMPLES = 20  # below it, the two tails of 2.5 % together hold less than one of them
+RIDGE = 0.01  # on the slope of `length_controlled`
+MOST_REPLICATES = 10_000  # the largest number that `decide` suggests
+FEWEST = 6  # prompts that can agree beyond chance: five coins all fall alike in 2/2⁵ = 6 % of tosses, six in 3 %
+SMALL = 30  # with fewer scores a percentile bootstrap alone is too narrow
+FEWEST_RESAMPLES = 20  # with fewer, the two tails of 2.5 % together hold less than one resample
 PRIOR = 2  # z²/2 for 95 %, as Agresti and Coull (American Statistician 52, 1998) add it to each of two counts
 SHOWN = 20  # pairs that a message names
-SAME = 1e-9  # values nearer to each other than this differ by rounding
+SAME = 1e-9  # values nearer to each other than this differ by rounding alone
 
 
 def read_verdicts(path):
-    """Checked verdict lines of a JSONL file; a byte order mark and blank lines are passed over.
+    """The verdicts of a JSONL file, checked; a byte order mark and blank lines are skipped.
 
     Raises UserError (one line, with file and line number) for a missing file or field, a value of a wrong type, or an
     unknown winner or order.
@@ -46,7 +46,7 @@ def read_verdicts(path):
 
 
 def _checked(verdict, place):
-    """A verdict that the rest of this module can rely on; UserError, which begins with `place`, where it is none."""
+    """The verdict, if the rest of this module can rely on it; else a UserError that begins with `place`."""
     missing = [name for name in FIELDS if name not in verdict]
     if missing:
         raise runs.UserError(f"{place}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")
@@ -69,22 +69,22 @@ def _checked(verdict, place):
 def latest(verdicts):
     """The last verdict on each comparison by each judge, so that a comparison judged again replaces an error.
 
-    Returns (first, second, benchmark, prompt_id, replicate, turn, judge) -> verdict, `first` the model shown first: it
-    does not matter which of the two a line calls model_a.
+    Returns (first, second, benchmark, prompt_id, replicate, turn, judge) -> verdict, where `first` is the model shown
+    first, whichever of the two a line calls model_a.
     """
-    found = {}
+    by_comparison = {}
     for verdict in verdicts:
-        shown = (verdict["model_a"], verdict["model_b"])[:: -1 if verdict["order"] else 1]
+        models = (verdict["model_a"], verdict["model_b"])[:: -1 if verdict["order"] else 1]
         prompt = verdict["benchmark"], verdict["prompt_id"]
-        found[*shown, *prompt, verdict.get("replicate"), verdict.get("turn"), verdict["judge"]] = verdict
-    return found
+        by_comparison[*models, *prompt, verdict.get("replicate"), verdict.get("turn"), verdict["judge"]] = verdict
+    return by_comparison
 
 
 def battles(verdicts, candidate, baseline):
-    """The judged comparisons of one pair: (benchmark, prompt_id) -> replicate -> [value, …], and the errors' number.
+    """The judged comparisons of one pair: (benchmark, prompt_id) -> replicate -> [value, …], and the number of errors.
 
-    A value is the candidate's in one turn and order: 1 win, 0.5 tie, 0 loss. Of several lines on one comparison the
-    last counts. An error drops its turn and order.
+    A value is the candidate's in one turn and order: 1 for a win, 0.5 for a tie, 0 for a loss. Of several lines on one
+    comparison the last counts. An error drops its turn and order.
     """
     clusters, errors = defaultdict(lambda: defaultdict(list)), 0
     for (first, second, *prompt, replicate, _, _), verdict in latest(verdicts).items():
@@ -111,7 +111,7 @@ def _sortable(cluster):
 
 
 def prompt_scores(clusters):
-    """(benchmark, prompt_id) -> the candidate's score in [0, 1], of the clusters of `battles`.
+    """(benchmark, prompt_id) -> the candidate's score in [0, 1], from the clusters of `battles`.
 
     A prompt's score is the mean over its replicates of the mean over its turns and orders.
     """
@@ -122,17 +122,17 @@ def prompt_scores(clusters):
 
 
 def adjusted_win_rate(scores):
-    """The mean of prompts' scores (N,), each in [0, 1]: wins + ties/2 where the orders agree. No prompt: nan."""
+    """The mean of prompts' scores (N,), each in [0, 1]: wins + ties/2 where the orders agree; nan without prompts."""
     scores = np.asarray(scores, dtype=np.float64)
     return float(scores.mean()) if scores.size else math.nan
 
 
 def bootstrap_interval(scores, seed=0, resamples=2000, level=0.95):
-    """Percentile interval (low, high) of the mean of `scores` (N,), one a prompt, by resampling prompts.
+    """Percentile interval (low, high) of the mean of `scores` (N,), one per prompt, by resampling prompts.
 
-    Conditional on the models judged: it says nothing of other training seeds. Where a bootstrap sees no spread, or too
-    few prompts to see it, the bounds are those of `bounds_of_few`, which never leave [0, 1]. (nan, nan) where there is
-    no interval: fewer than two prompts, or fewer than 20 resamples, whose tails would be empty.
+    The interval is conditional on the models judged: it says nothing about other training seeds. Where a bootstrap sees
+    no spread, or too few prompts to see it, the bounds are those of `bounds_of_few`, which never leave [0, 1]. Fewer
+    than two prompts, or fewer than 20 resamples, whose tails would be empty, have no interval: (nan, nan).
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.size < 2 or resamples < FEWEST_RESAMPLES:
@@ -148,10 +148,10 @@ def _percentiles(samples, level):
 
 
 def bounds_of_few(scores, level=0.95):
-    """Bounds (low, high) of the mean of a distribution on [0, 1], of which N scores are all that is known.
+    """Bounds (low, high) of the mean of a distribution on [0, 1] from which N scores were drawn.
 
-    All scores lie in [a, b], their least and greatest. Were less than q = ((1 - level)/2)^(1/N) of the distribution
-    there, N draws would not all fall there but with a chance of (1 - level)/2; so at least q of it lies in [a, b], and
+    Let a and b be the least and the greatest score. If less than q = ((1 - level)/2)^(1/N) of the distribution were in
+    [a, b], all N draws would fall there with a probability below (1 - level)/2. So at least q of it lies in [a, b] and
     the rest anywhere: q·a ≤ mean ≤ 1 - q·(1 - b). Where all scores are 1, or all 0, these are the bounds of Clopper and
     Pearson (Biometrika 26, 1934).
     """
@@ -160,11 +160,11 @@ def bounds_of_few(scores, level=0.95):
 
 
 def _widened(samples, rate, scores, level):
-    """The percentiles of a bootstrap's samples (R,), and where it had few scores, at least what knows how few.
+    """The percentile interval of a bootstrap's samples (R,), widened where there are few scores.
 
-    A resample never leaves the range of its sample, in which few prompts may lie by chance: 6 wins of 7 would exclude
-    ½, which a sign test does not. Below SMALL scores the interval is therefore no narrower than Wilson's of that rate
-    (Journal of the American Statistical Association 22, 1927), and below FEWEST than `bounds_of_few`.
+    A resample never leaves the range of its sample, which few prompts may share by chance: 6 wins of 7 would exclude ½,
+    which a sign test does not. With fewer than SMALL scores the interval is therefore no narrower than Wilson's of that
+    rate (Journal of the American Statistical Association 22, 1927), with fewer than FEWEST than `bounds_of_few`.
     """
     low, high = _percentiles(samples, level)
     if len(scores) < SMALL:
@@ -179,7 +179,7 @@ def _widened(samples, rate, scores, level):
 
 
 def length_controlled(scores, differences):
-    """The candidate's win rate if both answers had been of one length, as AlpacaEval 2 estimates it.
+    """The candidate's win rate if both answers had been equally long, as AlpacaEval 2 estimates it.
 
     Dubois et al. 2024 (2404.04475), section 3, without its term of the instruction's difficulty, which is fitted on a
     leaderboard of models: a logistic regression of the score on [1, tanh(difference / standard deviation)], and its
@@ -187,20 +187,20 @@ def length_controlled(scores, differences):
     losses; the intercept is free. Scores that are all 0 or all 1 are their own mean.
 
     Args:
-        scores: (N,) of the candidate by prompt, in [0, 1]; soft labels.
+        scores: (N,) the candidate's score on each prompt, in [0, 1], as soft labels.
         differences: (N,) length of the candidate's answer minus the baseline's, in tokens; the unit cancels. Where all
-            are equal, length can explain nothing: the plain mean.
+            are equal, length explains nothing, and the result is the plain mean.
 
-    Returns nan where there is no prompt.
+    Returns nan without prompts.
     """
     scores, differences = (np.asarray(values, dtype=np.float64) for values in (scores, differences))
     return float(_rates_at_one_length(scores[None], differences[None])[0]) if scores.size else math.nan
 
 
 def length_controlled_interval(scores, differences, seed=0, resamples=2000, level=0.95):
-    """Percentile interval (low, high) of `length_controlled` by resampling prompts, each resample fitted anew.
+    """Percentile interval (low, high) of `length_controlled` by resampling prompts and fitting each resample anew.
 
-    Without spread, of few prompts, and where there is none: as `bootstrap_interval`.
+    Without spread, and with few prompts or resamples, it is what `bootstrap_interval` says.
     """
     scores, differences = (np.asarray(values, dtype=np.float64) for values in (scores, differences))
     if scores.size < 2 or resamples < FEWEST_RESAMPLES:
@@ -215,7 +215,7 @@ def length_controlled_interval(scores, differences, seed=0, resamples=2000, leve
 
 
 def _resampled(size, seed, resamples):
-    """Indices (R, size) of bootstrap samples, `resamples` rows in all, a bounded number at a time."""
+    """Yield indices (R, size) of bootstrap samples, `resamples` rows in all and a bounded number at a time."""
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK // size)
     for start in range(0, resamples, rows):
@@ -239,7 +239,7 @@ def _rates_at_one_length(scores, differences):
         second = np.einsum("rn,rn,rn->r", weights, features, features) + RIDGE
         determinant = first * second - mixed**2
         steps = np.stack([second * gradient[0] - mixed * gradient[1], first * gradient[1] - mixed * gradient[0]])
-        # Near separation a full step overshoots to where every weight is 0: no step is longer than 1.
+        # Near separation a full step overshoots to where every weight is 0, so no step is longer than 1.
         steps /= np.maximum(determinant, np.abs(steps).max(axis=0))
         intercept, slope = intercept + steps[0], slope + steps[1]
         if np.abs(steps).max() < 1e-10:
@@ -249,10 +249,10 @@ def _rates_at_one_length(scores, differences):
 
 
 def replicate_interval(values, level=0.95):
-    """(mean, low, high) of replicates' values (R,): the t interval of their mean; what is not finite is left out.
+    """(mean, low, high) of replicates' values (R,): the t interval of their mean, over the finite values.
 
-    One replicate has no spread: its bounds are nan; so is everything where there is no value. Of equal values both
-    bounds are the value: that describes them, and decides nothing (see `decide`).
+    One replicate has no spread, so its bounds are nan; without values all three are. Where all values are equal, both
+    bounds are that value: this describes the values, and decides nothing (see `decide`).
     """
     values = _finite(values)
     if not values.size:
@@ -270,14 +270,14 @@ def _finite(values):
 
 
 def without_spread(values):
-    """Are these finite values (R,) all the same, but for rounding? A t interval can't be made of them."""
+    """Whether these finite values (R,) are all the same but for rounding, so that they have no t interval."""
     return np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())) if len(values) else True
 
 
 def interquartile_mean(values):
-    """The mean of the middle half (M,): a quarter of the values, rounded down, is left out at each end.
+    """The mean of the middle half of the values (M,): a quarter of them, rounded down, is left out at each end.
 
-    As Agarwal et al. 2021 (2108.13264) recommend for few runs. nan values are left out; no value: nan.
+    Agarwal et al. 2021 (2108.13264) recommend it for few runs. nan values are left out; without values it is nan.
     """
     values = np.asarray(values, dtype=np.float64)
     values = values[~np.isnan(values)]
@@ -285,15 +285,15 @@ def interquartile_mean(values):
 
 
 def matched_difference(first, second):
-    """The mean of first - second over the KL that both reach: how much more value at the same KL; one replicate.
+    """The mean of first - second over the KL that both curves of a replicate reach: how much more value at equal KL.
 
     Args:
-        first, second: (M, 2) of (kl, value), in any order; points of one kl are averaged, nan rows left out.
+        first, second: (M, 2) rows of (kl, value), in any order. Points of equal kl are averaged, nan rows left out.
 
-    Both are interpolated linearly between their points, inside the common range of kl, never beyond; the integral of
-    the difference over that range is exact, and divided by its length. Where the ranges only touch, the kl must have
-    been measured in both, and the difference there counts. nan: no common range, or a curve of one point that the
-    other has not measured.
+    Both curves are interpolated linearly between their points, inside the common range of kl and never beyond. The
+    integral of the difference over that range is exact, and divided by its length. Where the ranges only touch, both
+    curves must have a point at that kl, and the difference there is the result. It is nan without a common range, and
+    for a curve of one point at whose kl the other has none.
     """
     (first_kl, first_value), (second_kl, second_value) = _curve(first), _curve(second)
     if not (first_kl.size and second_kl.size):
@@ -316,7 +316,7 @@ def _curve(points):
 
 
 def decide(values, smallest_effect, level=0.95):
-    """What replicates' values (R,) say of the claim that their mean is above 0; what is not finite is left out.
+    """What the finite ones of replicates' values (R,) say about the claim that their mean is above 0.
 
     Args:
         smallest_effect: the smallest mean worth claiming, in the values' unit; not negative.
@@ -325,16 +325,15 @@ def decide(values, smallest_effect, level=0.95):
         mean, low, high: `replicate_interval` at `level`; the bounds are nan where there is no spread.
         p: of the one-sided t test of mean ≤ 0 against mean > 0; nan with fewer than two values.
         replicates: R.
-        verdict: "refuted" where high is below smallest_effect: whatever there is, is too small to matter. Otherwise
-            "supported" where low is above 0, and "undecided" where neither, or where fewer than two values can't tell.
+        verdict: "refuted" where high is below smallest_effect, so that any effect is too small to matter; otherwise
+            "supported" where low is above 0, and "undecided" where neither holds or there are fewer than two values.
         replicates_needed: where undecided, the smallest number of replicates whose t interval, with this mean and this
             standard deviation, would decide either way: a guess to plan with, no promise. None where decided, with
             fewer than two values, or above 10,000.
 
-    Values that are all equal have no t interval: that they do not differ at all is not what a normal distribution
-    does, and says that the measure is too coarse to see how replicates differ. What is left is the sign test: of k
-    replicates all lie on one side by chance in 2/2ᵏ, so that six of them decide (p: 1/2⁶, or 1 where they are not above
-    0), and fewer don't.
+    Values that are all equal have no t interval: draws from a normal distribution differ, so the measure is too coarse
+    to show how replicates differ. Then the sign test decides: k replicates all lie on one side by chance in 2/2ᵏ of
+    cases, so six of them decide (p is 1/2⁶, or 1 where they are not above 0), and fewer don't.
     """
     if not smallest_effect >= 0:
         raise ValueError(f"smallest_effect: {smallest_effect} is negative")
@@ -369,14 +368,14 @@ def decide(values, smallest_effect, level=0.95):
 
 
 def _replicates_needed(distance, spread, level):
-    """The smallest number of values with this spread whose t interval reaches less than `distance` from its mean."""
+    """The smallest number of values with this spread whose t interval has a half-width below `distance`, or None."""
     numbers = np.arange(2, MOST_REPLICATES + 1)
     enough = stats.t.ppf((1 + level) / 2, numbers - 1) * spread / np.sqrt(numbers) < distance
     return int(numbers[enough.argmax()]) if enough.any() else None
 
 
 def outcomes(scores):
-    """(wins, ties, losses): prompts whose score lies above, at or below 0.5."""
+    """(wins, ties, losses): the numbers of prompts whose score lies above, at or below 0.5."""
     scores = np.asarray(scores, dtype=np.float64)
     return int((scores > 0.5).sum()), int((scores == 0.5).sum()), int((scores < 0.5).sum())
 
@@ -397,9 +396,9 @@ def holm(p_values):
 
 
 def swap_consistency(verdicts, candidate, baseline):
-    """The share of prompts judged in both orders whose two verdicts name the same winner or are both a tie.
+    """Of the prompts judged in both orders, the share whose two verdicts name the same winner or are both a tie.
 
-    Each turn, and each replicate's answers, count by themselves. nan where nothing was judged in both orders.
+    Each turn, and each replicate's answers, count separately. nan where nothing was judged in both orders.
     """
     pair = {candidate, baseline}
     return _consistency(verdict for verdict in verdicts if {verdict["model_a"], verdict["model_b"]} == pair)
@@ -411,9 +410,9 @@ def _consistency(verdicts):
 
 
 def _both_orders(verdicts):
-    """What was judged in both orders without an error: (prompt, verdict, verdict with the models exchanged).
+    """Comparisons judged in both orders without an error, as (prompt, verdict in one order, verdict in the other).
 
-    A prompt is (benchmark, prompt_id), a verdict (the model shown first, the model preferred or None for a tie).
+    A prompt is (benchmark, prompt_id); a verdict is (the model shown first, the winner or None for a tie).
     """
     both = defaultdict(list)
     for (first, second, benchmark, prompt_id, *rest), verdict in latest(verdicts).items():
@@ -426,20 +425,20 @@ def _both_orders(verdicts):
 def judge_quality(verdicts):
     """What the verdicts of one judge, on any pairs, say about the judge.
 
-    `verdicts` comparisons judged without an error, `errors` the others; `ties`, their share of the former;
-    `swap_consistency`, the share of answers judged in both orders to the same end; `first_position_share`, how many of
-    the verdicts that name a winner name the model shown first: ½ for a judge without a preference of place. A share of
-    nothing is nan.
+    `verdicts` is the number of comparisons judged without an error, `errors` that of the others, `ties` the share of
+    ties among the former. `swap_consistency` is the share of answers judged alike in both orders. `first_position_share`
+    is the share of the verdicts with a winner that name the model shown first: ½ for a judge without a position bias. A
+    share of nothing is nan.
     """
-    found = latest(verdicts)
-    judged = [verdict for verdict in found.values() if verdict["winner"] != "error"]
+    comparisons = latest(verdicts)
+    judged = [verdict for verdict in comparisons.values() if verdict["winner"] != "error"]
     decided = [verdict for verdict in judged if verdict["winner"] != "tie"]
     first = sum((verdict["winner"] == "model_a") == (verdict["order"] == 0) for verdict in decided)
     return {
         "verdicts": len(judged),
-        "errors": len(found) - len(judged),
+        "errors": len(comparisons) - len(judged),
         "ties": 1 - len(decided) / len(judged) if judged else math.nan,
-        "swap_consistency": _consistency(found.values()),
+        "swap_consistency": _consistency(comparisons.values()),
         "first_position_share": first / len(decided) if decided else math.nan,
     }
 
@@ -447,10 +446,10 @@ def judge_quality(verdicts):
 def agreement(verdicts, first_judge, second_judge):
     """How far two judges agree on the comparisons (pair, prompt, replicate, turn, order) that both judged.
 
-    Returns `comparisons`, their number without an error of either; `agreement`, the share where both say win, tie or
-    loss alike; `kappa`, Cohen's (Educational and Psychological Measurement 20, 1960) over these three. Win and loss are
-    those of the model that the pair's first line calls model_a: of the model, not the place, because two judges that
-    both nearly always prefer one model agree by chance. nan: no comparison, or for kappa only one outcome.
+    Returns `comparisons`, the number that both judged without an error; `agreement`, the share in which both say win,
+    tie or loss alike; `kappa`, Cohen's (Educational and Psychological Measurement 20, 1960) over these three. A win is
+    one of the model that the pair's first line calls model_a, wherever it is shown: two judges that both nearly always
+    prefer one model agree by chance. nan without comparisons, and for kappa where there is only one outcome.
     """
     pairs = [(first, second) for _, first, second in _judged_by_both(verdicts, first_judge, second_judge)]
     if not pairs:
@@ -483,8 +482,8 @@ def _kappa(table):
 def kappa_interval(verdicts, first_judge, second_judge, seed=0, resamples=2000, level=0.95):
     """Percentile interval (low, high) of `agreement`'s kappa by resampling prompts.
 
-    (nan, nan) where there is none: fewer than FEWEST prompts, or a kappa of one outcome alone. A resample of one
-    outcome alone counts as 0, which shows no agreement beyond chance.
+    Fewer than FEWEST prompts have none, nor has a kappa of one outcome alone: (nan, nan). A resample of one outcome
+    alone counts as 0, which is no agreement beyond chance.
     """
     by_prompt = defaultdict(lambda: np.zeros((3, 3)))
     for (_, _, *prompt), first, second in _judged_by_both(verdicts, first_judge, second_judge):
@@ -497,20 +496,20 @@ def kappa_interval(verdicts, first_judge, second_judge, seed=0, resamples=2000, 
 
 
 def _resampled_sums(rows, seed, resamples):
-    """Sums over the rows (N,) or (N, K), one a prompt, of bootstrap samples of them: (R,) or (R, K).
+    """Sums of bootstrap samples of the rows (N,) or (N, K), one row per prompt: (R,) or (R, K).
 
-    Prompts of equal rows are alike, so a resample is how many of each row it holds.
+    Only how often a resample holds each different row matters, so these counts are drawn, and not the rows.
     """
     values, counts = np.unique(rows, axis=0, return_counts=True)
     return np.random.default_rng(seed).multinomial(len(rows), counts / len(rows), resamples) @ values
 
 
 def place_counts(verdicts):
-    """(N, 3) by prompt, in an order that the lines' order does not change: how the two orders of its pairs were judged.
+    """For each prompt (N, 3), how the two orders of its pairs were judged, independent of the order of the lines.
 
-    Pairs that were judged in both orders without an error or a tie: those in which both verdicts name one model, those
-    in which both name the model shown first, and those in which both name the model shown second. The verdicts are of
-    one judge, on any pairs of models; each turn, and each replicate's answers, count by themselves.
+    Of the pairs that were judged in both orders without an error or a tie, the number in which both verdicts name one
+    model, in which both name the model shown first, and in which both name the model shown second. The verdicts are of
+    one judge, on any pairs of models; each turn, and each replicate's answers, count separately.
     """
     counts = defaultdict(lambda: np.zeros(3))
     for prompt, (first, winner), (_, other) in _both_orders(verdicts):
@@ -520,23 +519,23 @@ def place_counts(verdicts):
 
 
 def discrimination(counts, seed=0, resamples=2000, level=0.95):
-    """(share, low, high): how much of a judge's preference comes from the answers and not from places or dice.
+    """(share, low, high): how much of a judge's preference comes from the answers and not from positions or dice.
 
-    Let a judge's verdict follow the answers with a chance of d and otherwise ignore them, naming the place that it
-    likes, or any. Its win rates then lie d times as far from ½ as those of a judge of d = 1. It names one model in both
-    orders in C = d² / 2 + 2·f·(1 - f) of the pairs, f being the share of verdicts that name the model shown first; a
-    judge that ignores the answers, in 2·f·(1 - f) of them, and in less where the place that it likes hangs on the
-    prompt. So d = √(2·(C - 2·f·(1 - f))), and 0 where that is not above 0. A judge that always names the same model has
-    1, one that always names the same place 0, one that throws dice 0.
+    Let a judge's verdict follow the answers with probability d and otherwise ignore them, naming the position that it
+    likes, or any. Its win rates are then d times as far from ½ as those of a judge with d = 1. It names one model in
+    both orders in C = d² / 2 + 2·f·(1 - f) of the pairs, where f is the share of verdicts that name the model shown
+    first. A judge that ignores the answers does so in 2·f·(1 - f) of them, or fewer where the position that it likes
+    depends on the prompt. So d = √(2·(C - 2·f·(1 - f))), and 0 where that is not above 0. A judge that always names the
+    same model has 1, one that always names the same position 0, one that throws dice 0.
 
-    `PRIOR` pairs a prompt's worth are added that name the first place, and as many that name the second, which lowers
-    the share of few pairs: what is not seen in ten pairs is not thereby impossible. Without them, the share of a judge
-    of places alone would be C instead of 0.
+    The pairs of `PRIOR` average prompts are added that name the first position, and as many that name the second. This
+    lowers the share where pairs are few: what ten pairs do not show may still happen. Without them, a judge of
+    positions alone would have the share C instead of 0.
 
     Args:
         counts: (N, 3), see `place_counts`.
 
-    The bounds are percentiles over resampled prompts. No pair: nan.
+    The bounds are percentiles over resampled prompts. Without pairs all three are nan.
     """
     counts = np.asarray(counts, dtype=np.float64).reshape(-1, 3)
     if not counts.sum():
@@ -548,7 +547,7 @@ def discrimination(counts, seed=0, resamples=2000, level=0.95):
 
 
 def _discriminates(counts, extra):
-    """(R, 3) -> (R,), see `discrimination`."""
+    """The share of each of R sums of counts, (R, 3) -> (R,); see `discrimination`."""
     same, first, second = np.add(counts, [0, extra, extra]).T
     total = same + first + second
     share = (same / 2 + first) / total
@@ -558,7 +557,7 @@ def _discriminates(counts, extra):
 def judge_intervals(verdicts, seed=0, resamples=2000, level=0.95):
     """Percentile intervals of `swap_consistency` and `first_position_share` (see `judge_quality`), over prompts.
 
-    Returns a dictionary of the two names with _low and _high; nan where `bootstrap_interval` has none, too.
+    Returns a dictionary of the two names with _low and _high; nan where `bootstrap_interval` has no interval either.
     """
     same, decided = defaultdict(list), defaultdict(list)
     for prompt, (_, winner), (_, other) in _both_orders(verdicts):
@@ -566,15 +565,14 @@ def judge_intervals(verdicts, seed=0, resamples=2000, level=0.95):
     for (first, _, benchmark, prompt_id, *_), verdict in latest(verdicts).items():
         if verdict["winner"] in ("model_a", "model_b"):
             decided[benchmark, prompt_id].append(verdict[verdict["winner"]] == first)
-    found = {}
+    bounds = {}
     for name, by_prompt in (("swap_consistency", same), ("first_position_share", decided)):
-        low, high = _share_interval(by_prompt, seed, resamples, level)
-        found |= {f"{name}_low": low, f"{name}_high": high}
-    return found
+        bounds[f"{name}_low"], bounds[f"{name}_high"] = _share_interval(by_prompt, seed, resamples, level)
+    return bounds
 
 
 def _share_interval(by_prompt, seed, resamples, level):
-    """Percentile interval of a share of trues, of prompt -> trues and falses, by resampling prompts."""
+    """Percentile interval of the share of true values in prompt -> [true or false, …], by resampling prompts."""
     if len(by_prompt) < 2 or resamples < FEWEST_RESAMPLES:
         return math.nan, math.nan
     counts = np.array([(sum(by_prompt[p]), len(by_prompt[p])) for p in sorted(by_prompt, key=_sortable)], dtype=float)
@@ -606,22 +604,22 @@ def compare(verdicts, candidate, baseline, seed=0, resamples=2000):
 
 
 def select(verdicts, candidate, baseline, judge=None, source="verdicts"):
-    """The verdicts of one pair by one judge. UserError: no such pair, or several judges and none chosen."""
+    """The verdicts of one pair by one judge. UserError for no such pair, and for several judges and none named."""
     if candidate == baseline:
         raise runs.UserError(f"candidate and baseline are both {candidate!r}; compare two models")
     pairs = {frozenset((v["model_a"], v["model_b"])) for v in verdicts}
-    chosen = [v for v in verdicts if {v["model_a"], v["model_b"]} == {candidate, baseline}]
-    if not chosen:
-        known = sorted(" and ".join(sorted(map(str, pair))) for pair in pairs)
-        more = f"; and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-        known = ("; ".join(known[:SHOWN]) or "none") + more
-        raise runs.UserError(f"{source}: no verdict on {candidate!r} and {baseline!r}; its pairs are: {known}")
-    judges = sorted({v["judge"] for v in chosen})
+    of_pair = [v for v in verdicts if {v["model_a"], v["model_b"]} == {candidate, baseline}]
+    if not of_pair:
+        names = sorted(" and ".join(sorted(pair)) for pair in pairs)
+        more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        names = ("; ".join(names[:SHOWN]) or "none") + more
+        raise runs.UserError(f"{source}: no verdict on {candidate!r} and {baseline!r}; its pairs are: {names}")
+    judges = sorted({v["judge"] for v in of_pair})
     if judge is None and len(judges) > 1:
         raise runs.UserError(f"{source}: verdicts of several judges ({', '.join(judges)}); choose one with --judge")
     if judge is not None and judge not in judges:
         raise runs.UserError(f"{source}: no verdict by judge {judge!r} on this pair; its judges: {', '.join(judges)}")
-    return [v for v in chosen if judge is None or v["judge"] == judge]
+    return [v for v in of_pair if judge is None or v["judge"] == judge]
 
 
 def main(argv=None):
@@ -630,8 +628,8 @@ def main(argv=None):
     parser.add_argument("verdicts", help="verdicts.jsonl of a judge run")
     parser.add_argument("--candidate", required=True)
     parser.add_argument("--baseline", required=True)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap; 0 or more")
-    parser.add_argument("--judge", help="required where the file has several")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap; 0 or more")
+    parser.add_argument("--judge", help="judge to read, required where the file has several")
     arguments = parser.parse_args(argv)
     if arguments.seed < 0:
         parser.error(f"argument --seed: {arguments.seed} is negative")

@@ -1,7 +1,7 @@
 """Many models on one scale, from pairwise verdicts: Bradley–Terry scores, and Arena-Hard's own win rates.
 
-`bradley_terry` is this project's; `arena_hard` computes what Arena-Hard v0.1 publishes, to compare with its tables. The
-win rate of one pair is left to `salsa.evaluate.statistics`.
+`bradley_terry` is this project's; `arena_hard` computes what Arena-Hard v0.1 publishes, to compare with its tables.
+Left out: the win rate of one pair (`salsa.evaluate.statistics`).
 """
 
 import math
@@ -16,7 +16,7 @@ from salsa.workflow import runs
 
 RIDGE = 0.01
 GRADES = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}  # A's score, its count
-CHUNK = 4_000_000  # numbers that a fit holds at a time, roughly
+CHUNK = 4_000_000  # about how many numbers a fit holds at a time
 
 
 def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
@@ -27,15 +27,15 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
     prompt counts once for each pair judged on it, whatever the number of its orders, turns and replicates.
 
     A weak prior keeps the score of a model that never lost, or never won, finite: a ridge of `RIDGE`/2 · s² on every
-    score, about the scores' mean, and on log ν. Such a score and its interval are far from 0 and say nothing but that.
+    score, about the scores' mean, and on log ν. Such a score and its interval say no more than that they are far from 0.
 
     Args:
         verdicts: lines of one judge, see salsa.evaluate.statistics.
         anchor: the model whose score is 0.
 
-    Returns model -> {"score", "low", "high"}, best first: natural log-odds of a win over the anchor when there is no
-    tie, and its percentile interval by resampling prompts, (benchmark, prompt_id), over all pairs at once; conditional
-    on these models. One prompt has no interval, nor have too few resamples: nan. Models that no chain of
+    Returns model -> {"score", "low", "high"}, best first: the natural log-odds of a win over the anchor when there is
+    no tie, and its percentile interval by resampling prompts, (benchmark, prompt_id), over all pairs at once,
+    conditional on these models. One prompt or too few resamples have no interval, and models that no chain of
     comparisons joins to the anchor have no score: nan.
 
     Raises UserError where the anchor has no verdict.
@@ -64,9 +64,9 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
 
 
 def _shares(verdicts):
-    """Models, pairs of their indices (P, 2), and each prompt's shares of (win, loss, tie) of each pair (N, P, 3).
+    """Models, pairs of their indices (P, 2), and each prompt's shares of (win, loss, tie) for each pair (N, P, 3).
 
-    A share is of the first of the pair; all three are 0 where the prompt has no verdict on the pair.
+    The shares are those of the first model of the pair; all three are 0 where the prompt has no verdict on the pair.
     """
     outcomes = defaultdict(list)
     for (first, second, benchmark, prompt_id, *_), verdict in statistics.latest(verdicts).items():
@@ -96,7 +96,7 @@ def _design(pairs, models):
 
 
 def _fit(counts, design):
-    """Scores and log ν (R, K+1) that maximise the likelihood of R samples of counts (R, P·3), less the ridge."""
+    """Scores and log ν (R, K+1) that maximise the penalised likelihood of R samples of counts (R, P·3)."""
     counts = counts.reshape(len(counts), *design.shape[:2])
     totals = counts.sum(axis=2)  # (R, P)
     parameters = np.zeros((len(counts), design.shape[2]))
@@ -111,7 +111,7 @@ def _fit(counts, design):
         curvature -= np.einsum("rp,rpd,rpe->rde", totals, means, means, optimize=True)
         curvature += RIDGE * np.eye(design.shape[2])
         steps = np.linalg.solve(curvature, gradient[..., None])[..., 0]
-        # Near separation a full step overshoots: no step is longer than 1.
+        # Near separation a full step overshoots, so no step is longer than 1.
         steps /= np.maximum(1, np.abs(steps).max(axis=1, keepdims=True))
         parameters = parameters + steps
         if np.abs(steps).max() < 1e-10:
@@ -124,6 +124,7 @@ def _relative(parameters, anchor):
 
 
 def _joined(pairs, models, anchor):
+    """Which of the models (K,) a chain of comparisons joins to the anchor."""
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(models, models))
     _, component = csgraph.connected_components(graph, directed=False)
     return component == component[anchor]
@@ -134,16 +135,16 @@ def arena_hard(games, baseline, seed=0, resamples=100):
 
     Each game of a model against the baseline is a battle, a decisive one (A>>B, B>>A) three; a tie is half a win and
     half a loss. The score is the win rate against the baseline that a Bradley–Terry fit of all battles predicts. Every
-    battle has the baseline on one side, so that fit is solved by each model's mean over its battles, which is what is
-    computed. The interval resamples **battles** over all models, the three of a decisive game each by itself: theirs,
+    battle has the baseline on one side, so each model's mean over its battles solves that fit, and is what is computed.
+    The interval resamples **battles** over all models, and the three of a decisive game independently. It is theirs,
     for comparison with their tables, and too narrow, because the two games of a prompt, and the three copies of one,
     are no independent evidence. For an interval to rely on, see `bradley_terry` or
     salsa.evaluate.statistics.bootstrap_interval.
 
     Args:
-        games: dictionaries with "model", "grade" (of `GRADES`; any other is left out, as theirs) and "order": 1 where
-            the baseline was shown first (as A), 0 where the model was.
-        baseline: the model of all games that has no row of its own.
+        games: dictionaries with "model", "grade" (one of `GRADES`; games with another are left out, as by theirs) and
+            "order": 1 where the baseline was shown first (as A), 0 where the model was.
+        baseline: the opponent of the model in every game.
 
     Returns model -> {"score", "low", "high", "battles"}, best first: win rates × 100, 95 % bounds, and the number of
     battles; the baseline has 50 by definition.
@@ -155,7 +156,7 @@ def arena_hard(games, baseline, seed=0, resamples=100):
             battles[game["model"], 1 - score if game["order"] else score] += copies
     total, table = battles.total(), {baseline: {"score": 50.0, "low": 50.0, "high": 50.0, "battles": 0}}
     kinds, counts = list(battles), np.array(list(battles.values()), dtype=np.float64)
-    # As many battles drawn with replacement as there are: only how many of each kind came up matters.
+    # As many battles are drawn with replacement as there are; only how many of each kind come up matters.
     samples = np.random.default_rng(seed).multinomial(total, counts / total, resamples) if total else None
     for model in {model: None for model, _ in kinds}:
         fought = np.array([kind[0] == model for kind in kinds])

@@ -4,7 +4,7 @@
 
 writes the files' verdicts as lines that `python -m salsa.evaluate.statistics` reads, and prints one JSON object: their
 number, what was dropped and why, and the format's own leaderboard, computed from the same judgments as its authors
-compute it. So our statistics can be held against published tables, and published judgments be given our intervals.
+compute it. So this project's statistics can be compared with published tables, and published judgments get intervals.
 
 | format | file | leaderboard |
 |---|---|---|
@@ -32,8 +32,8 @@ from salsa.judges.common import scoring
 from salsa.judges.language_model import verdict_text
 from salsa.workflow import runs
 
-TIE_DELTA = 0.1  # FastChat's: scores no further apart are a tie
-NO_SCORE = -1  # FastChat's, where the judge's answer holds none, or its API failed ($ERROR$)
+TIE_DELTA = 0.1  # FastChat's: scores no further apart than this are a tie
+NO_SCORE = -1  # FastChat's, where the judge's answer holds no score or its API failed ($ERROR$)
 
 
 def mt_bench_pair(rows, baseline=None):
@@ -42,9 +42,9 @@ def mt_bench_pair(rows, baseline=None):
     Args:
         rows: with question_id, model_1, model_2, g1_winner and g2_winner ("model_1", "model_2", "tie" or "error"; a
             name, not a place, in both games), judge, and turn. In game 2 model_2 is shown first.
-        baseline: only rows with this model, where one is given.
+        baseline: where given, only rows with this model are used.
 
-    An error drops its game alone, whereas show_result drops both.
+    An error drops its game alone, whereas show_result drops both games.
     """
     verdicts, dropped = [], Counter()
     for row in _with(rows, "question_id", "model_1", "model_2", "g1_winner", "g2_winner", "judge"):
@@ -62,8 +62,8 @@ def mt_bench_pair(rows, baseline=None):
 def mt_bench_pair_leaderboard(rows, baseline=None):
     """model -> its wins, losses, ties and rates, as FastChat's show_result prints them for pairwise judgments.
 
-    A row counts as a win where both games name the same winner, as a tie where they don't or both say tie, and not at
-    all where either is an error: "win_rate_adjusted" is (wins + ties/2) / all. Rows of both turns count alike.
+    A row counts as a win where both games name the same winner, as a tie where they differ or both say tie, and not at
+    all where either is an error. "win_rate_adjusted" is (wins + ties/2) / all. Rows of both turns count alike.
     """
     counts = defaultdict(Counter)
     for row in _with(rows, "model_1", "model_2", "g1_winner", "g2_winner"):
@@ -88,10 +88,10 @@ def _best_first(table, measure):
 
 
 def mt_bench_single(rows, baseline=None):
-    """Verdicts from FastChat's scores of single answers: of two models' scores in a turn, the higher one wins.
+    """Verdicts from FastChat's scores of single answers: of two models in a turn, the one with the higher score wins.
 
-    Scores no further apart than `TIE_DELTA` are a tie, as in FastChat. The judge saw one answer at a time, so there is
-    one verdict for each pair, of order 0, and no swap consistency. Without a baseline, all pairs of models.
+    Scores no further apart than `TIE_DELTA` are a tie, as in FastChat. The judge saw one answer at a time, so each pair
+    has one verdict, of order 0, and no swap consistency. Without a baseline, all pairs of models are compared.
 
     Args:
         rows: with question_id, model, judge, score (1 to 10, -1 for none) and turn.
@@ -112,8 +112,8 @@ def mt_bench_single(rows, baseline=None):
 def mt_bench_single_leaderboard(rows, baseline=None):
     """model -> its mean score in turn 1, turn 2 and over all rows, as FastChat's show_result prints them.
 
-    Rows without a score are left out; of a question and turn judged twice the last score counts, where show_result
-    takes both into its mean. `baseline` changes nothing.
+    Rows without a score are left out. Where a question's turn was judged twice the last score counts, whereas
+    show_result takes both into its mean. `baseline` changes nothing.
     """
     scores, _ = _last_scores(rows)
     turns = defaultdict(lambda: defaultdict(list))
@@ -128,7 +128,7 @@ def mt_bench_single_leaderboard(rows, baseline=None):
 
 
 def _last_scores(rows):
-    """(question, turn, model) -> the last row that judges it, without those that have no score."""
+    """(question, turn, model) -> the last row that judges it, if that has a score; and counts of dropped rows."""
     last, dropped = {}, Counter()
     for row in _with(rows, "question_id", "model", "judge", "score", "turn"):
         key = row["question_id"], row["turn"], row["model"]
@@ -146,7 +146,7 @@ def arena_hard(rows, baseline="gpt-4-0314"):
         rows: with question_id, model, judge, and games, two of {"score": a grade or null}. In game 1 the baseline is
             shown first (as A), in game 2 the model is.
 
-    The grade stays in the line as `grade`; a decisive win counts as a win. A game without one of the five grades is an
+    The line keeps the grade as `grade`; a decisive win counts as a win. A game without one of the five grades is an
     error.
     """
     verdicts, dropped = [], Counter()
@@ -160,11 +160,12 @@ def arena_hard(rows, baseline="gpt-4-0314"):
 
 
 def arena_hard_leaderboard(rows, baseline="gpt-4-0314"):
-    """Arena-Hard v0.1's own scores and intervals: salsa.evaluate.tournament.arena_hard."""
+    """Arena-Hard v0.1's own scores and intervals, see salsa.evaluate.tournament.arena_hard."""
     return tournament.arena_hard(_games(rows), baseline)
 
 
 def _games(rows):
+    """Yield a row for each game, with its `order` (1: the baseline is shown first) and `grade`."""
     for row in _with(rows, "question_id", "model", "judge", "games"):
         for order, game in zip((1, 0), row["games"], strict=False):
             yield row | {"order": order, "grade": (game or {}).get("score")}
@@ -177,9 +178,9 @@ def alpaca_eval(rows, baseline=None):
         rows: with instruction, generator_1, generator_2 and preference: from 1, the baseline's answer, to 2, 1.5 for a
             draw (0 in old files), or null.
 
-    A preference above 1.5 is a win. How sure the judge was stays in the line as `score`, preference - 1. The file does
-    not say which answer was shown first: all verdicts have order 0, and a share of first places means nothing. A
-    prompt's id is made of its instruction, so that it is the same in the files of all models.
+    A preference above 1.5 is a win. The line keeps how sure the judge was as `score`, preference - 1. The file does not
+    say which answer was shown first: all verdicts have order 0, and a share of first positions means nothing. A
+    prompt's id is made from its instruction, so that it is the same in the files of all models.
     """
     verdicts, dropped, seen = [], Counter(), Counter()
     for row in _with(rows, "instruction", "generator_1", "generator_2", "preference"):
@@ -191,7 +192,7 @@ def alpaca_eval(rows, baseline=None):
         dropped["no preference"] += winner == "error"
         digest = hashlib.sha256(row["instruction"].encode()).hexdigest()[:12]
         same = row["generator_2"], row["generator_1"], digest
-        seen[same] += 1  # an instruction may stand in a set twice
+        seen[same] += 1  # a set may hold an instruction twice
         named = {"question_id": digest if seen[same] == 1 else f"{digest}-{seen[same]}", "judge": row.get("annotator")}
         verdict = _verdict(named, "alpaca_eval", row["generator_2"], row["generator_1"], 0, winner)
         verdicts.append(verdict | {"score": score})
@@ -202,8 +203,8 @@ def alpaca_eval_leaderboard(rows, baseline=None):
     """model -> the columns of AlpacaEval's leaderboard: rates × 100, `standard_error` s/√n with s over n - 1.
 
     `win_rate` is the mean of preference - 1, `discrete_win_rate` that of wins and half the draws. The published
-    `length_controlled_winrate` is of a regression with one more term, the difficulty of each instruction, fitted on all
-    models of the leaderboard, with two gamed baselines added and an L1 penalty chosen by cross-validation: ours,
+    `length_controlled_winrate` comes from a regression with one more term, the difficulty of each instruction, fitted on
+    all models of the leaderboard, with two gamed baselines added and an L1 penalty chosen by cross-validation. Ours,
     `length_controlled`, leaves these out, and comes near it without being equal.
     """
     models = defaultdict(list)
@@ -233,7 +234,7 @@ def alpaca_eval_leaderboard(rows, baseline=None):
 
 
 def _alpaca_score(row):
-    """preference - 1, with 0 of old files a draw; None where there is none."""
+    """preference - 1, where the 0 of old files is a draw; None without a preference."""
     preference = row["preference"]
     if preference == 0:
         return 0.5
@@ -255,6 +256,7 @@ def _verdict(row, benchmark, model_a, model_b, order, winner):
 
 
 def _with(rows, *fields):
+    """Yield the rows, each of which must have the fields, else UserError."""
     for number, row in enumerate(rows, 1):
         missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
         if missing:
@@ -293,7 +295,7 @@ def main(argv=None):
 
 
 def _plain(value):
-    """nan as null."""
+    """The value with None, JSON's null, in place of nan."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
