@@ -4,9 +4,9 @@ An answer's noise depends on the seed, the benchmark, the prompt and the turn al
 answer with the same noise, and a batch's order changes nothing. In a conversation of several turns the model's own
 earlier answers are fed back, through its own chat template.
 
-Prompts are answered in chunks of `execution.rollout_batch`, shortest first, all turns of a chunk before the next one.
-Finished chunks can be kept, so that a run that was killed goes on: its chunks are the same, and so are its answers, bit
-for bit on a CPU.
+Prompts are answered in chunks of `execution.rollout_batch`, shortest first, all turns of a chunk before the next chunk.
+Finished chunks can be kept, so that a killed run continues with the same chunks, and on a CPU ends with the same
+answers bit for bit.
 """
 
 from dataclasses import dataclass, field
@@ -20,15 +20,25 @@ from salsa.workflow import runs
 
 @dataclass
 class Answers:
-    """One policy's answers: for each turn and prompt the conversation before it, token ids and text."""
+    """One policy's answers: a list for each turn, with an item for each row.
+
+    Attributes:
+        rows: of a benchmark.
+        left_out: number of prompts that are longer than lengths.prompt or can't be encoded.
+        conversations: messages before the answer.
+        prompts: their token ids.
+        responses: token ids of the answers, with the end token.
+        texts: of the answers.
+        finish_reasons: "stop" or "length".
+    """
 
     rows: list
-    left_out: int = 0  # prompts longer than lengths.prompt, or that can't be encoded
-    conversations: list = field(default_factory=list)  # a list a turn, of the messages of each prompt
-    prompts: list = field(default_factory=list)  # likewise, token ids
-    responses: list = field(default_factory=list)  # likewise, token ids with the end token
+    left_out: int = 0
+    conversations: list = field(default_factory=list)
+    prompts: list = field(default_factory=list)
+    responses: list = field(default_factory=list)
     texts: list = field(default_factory=list)
-    finish_reasons: list = field(default_factory=list)  # "stop" or "length"
+    finish_reasons: list = field(default_factory=list)
 
 
 def read_benchmarks(parents):
@@ -38,28 +48,31 @@ def read_benchmarks(parents):
 
 
 def evaluation_rows(evaluation):
-    """The rows of evaluation.jsonl as those of a benchmark of one turn."""
+    """The rows of evaluation.jsonl as rows of a benchmark with one turn."""
     return [
         {"id": row["id"], "before": row["prompt"][:-1], "turns": [row["prompt"][-1]["content"]]} for row in evaluation
     ]
 
 
 def check(model, tokenizer, benchmarks, lengths):
-    """Check, before anything is generated, that `model` can hold every conversation (benchmark name -> rows).
+    """Check, before anything is generated, that `model` can hold every conversation.
 
-    Returns the tokens of the longest that may arise: the turns, and answers of lengths.response tokens to all of them.
-    Raises UserError where that is more than the model's context. No conversation is left out for its model's sake: two
-    models would be compared on different prompts.
+    Args:
+        benchmarks: name -> rows.
+
+    Returns the number of tokens of the longest conversation that may arise, where every answer has lengths.response
+    tokens. Raises UserError where that is more than the model's context: conversations are not left out for one model,
+    because two models would then be compared on different prompts.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = 0
     for name, rows in benchmarks.items():
         rows = _wanted(tokenizer, rows, name, lengths)[0]
         turns = len(rows[0]["turns"])
-        asked = max(len(chat.encode_prompt(tokenizer, _unanswered(row))) for row in rows)
-        needed = asked + turns * lengths.response
+        unanswered = max(len(chat.encode_prompt(tokenizer, _unanswered(row))) for row in rows)
+        needed = unanswered + turns * lengths.response
         if limit and needed > limit:
-            fits = (limit - asked) // turns
+            fits = (limit - unanswered) // turns
             remedy = f"set lengths.response={fits} or less" if fits > 0 else "leave the benchmark out"
             raise runs.UserError(
                 f"benchmark {name}: with lengths.response={lengths.response} a conversation needs up to {needed} "
@@ -70,7 +83,7 @@ def check(model, tokenizer, benchmarks, lengths):
 
 
 def make_engine(model, tokenizer, context, execution):
-    """What samples, by execution.rollouts: None for transformers, or vLLM with room for `context` tokens."""
+    """The engine that execution.rollouts asks for: vLLM with room for `context` tokens, or None for transformers."""
     if execution.rollouts == "transformers":
         return None
     from salsa.rl.vllm_rollout import Engine  # an extra: needed here alone
@@ -82,13 +95,13 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
     """Answer every turn of benchmark `rows` ({"id", "turns"}).
 
     Args:
-        rows: may have `before`, the messages before the first turn. All have as many turns.
-        name: the benchmark's; part of the noise's key.
-        settings: has `seed` and `lengths`. First turns longer than lengths.prompt tokens are left out, for any model
-            alike, and counted.
+        rows: all have as many turns; they may have `before`, the messages before the first turn.
+        name: the benchmark's name, which is part of the noise's key.
+        settings: has `seed` and `lengths`. Prompts whose first turn is longer than lengths.prompt tokens are left out,
+            for all models alike, and counted.
         temperature: 0 takes the likeliest token.
-        kept: a folder for finished chunks of this model's answers; those that it holds are not sampled again.
-        engine: of `make_engine`; None samples with transformers.
+        kept: a folder for finished chunks of this model's answers; chunks that it holds are not sampled again.
+        engine: from `make_engine`; None samples with transformers.
 
     Raises UserError when a conversation outgrows the model's context.
     """
@@ -109,19 +122,19 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
     order = sorted(range(len(wanted)), key=lambda i: len(first[i]))
     parts = []
     for start in range(0, len(order), execution.rollout_batch):
-        some = [wanted[i] for i in order[start : start + execution.rollout_batch]]
+        chunk = [wanted[i] for i in order[start : start + execution.rollout_batch]]
         path = kept and Path(kept) / name / f"{start:06d}.jsonl"
-        finished = _finished(path, some, execution) if path else None
-        parts.append(_converse(tokenizer, some, name, ends, sample, finished))
+        finished = _finished(path, chunk, execution) if path else None
+        parts.append(_converse(tokenizer, chunk, name, ends, sample, finished))
         if path and not finished:
             _keep(path, parts[-1], execution)
     return _in_order(parts, order, wanted, len(rows) - len(wanted))
 
 
 def _wanted(tokenizer, rows, name, lengths):
-    """The rows whose first turn has at most lengths.prompt tokens, its token ids, and what was refused.
+    """The rows whose first turn has at most lengths.prompt tokens, its token ids, and errors of the rows refused.
 
-    Left out are those, too, that can't be encoded, in any of their turns: for all models of a template alike.
+    Rows with a turn that can't be encoded are left out, too, for all models with this chat template alike.
     """
     counts = {len(row["turns"]) for row in rows}
     if len(counts) > 1:
@@ -138,7 +151,7 @@ def _wanted(tokenizer, rows, name, lengths):
 
 
 def _unanswered(row, turns=None):
-    """A conversation up to its last question, or that of so many turns, with empty answers."""
+    """The conversation of a row with empty answers, up to its last question or to that of the turn number `turns`."""
     messages = [*row.get("before", []), user(row["turns"][0])]
     for turn in row["turns"][1:turns]:
         messages += [assistant(""), user(turn)]
@@ -146,7 +159,7 @@ def _unanswered(row, turns=None):
 
 
 def _converse(tokenizer, rows, name, ends, sample, finished=None):
-    """Answers to one chunk of rows, turn by turn: responses of `sample(ids, prompts)`, or those of `finished`."""
+    """Answers to one chunk of rows, turn by turn, from `sample(ids, prompts)` or where given from `finished`."""
     answers = Answers(rows)
     conversations = [row.get("before", []) for row in rows]
     for turn in range(len(rows[0]["turns"])):
@@ -165,7 +178,7 @@ def _converse(tokenizer, rows, name, ends, sample, finished=None):
 
 
 def _in_order(parts, order, rows, left_out):
-    """The chunks' answers as those of all `rows`, whose indices `order` lists chunk by chunk."""
+    """The answers to all `rows` in their order; `order` lists the rows' indices chunk by chunk."""
     whole = Answers(rows, left_out)
     places = sorted(range(len(order)), key=order.__getitem__)
     for name in ("conversations", "prompts", "responses", "texts", "finish_reasons"):
@@ -176,7 +189,7 @@ def _in_order(parts, order, rows, left_out):
 
 
 def _keep(path, answers, execution):
-    """Write the responses of a finished chunk: a line a prompt, in the order of the chunk."""
+    """Write the responses of a finished chunk, one line per prompt, in the order of the chunk."""
     responses = zip(*answers.responses, strict=True)
     lines = [
         {"id": row["id"], "rollouts": execution.rollouts, "responses": list(turns)}
@@ -186,7 +199,7 @@ def _keep(path, answers, execution):
 
 
 def _finished(path, rows, execution):
-    """The responses of a kept chunk, a list a turn; None where there is none, or it is of other prompts or sampling."""
+    """The responses of a kept chunk, one list per turn, or None where none is kept for these rows and this sampler."""
     lines = runs.read_jsonl(path) if path.exists() else []
     if [(line["id"], line["rollouts"]) for line in lines] != [(row["id"], execution.rollouts) for row in rows]:
         return None
@@ -194,7 +207,7 @@ def _finished(path, rows, execution):
 
 
 def _check_context(model, prompts, response_length, name):
-    """UserError where an answer, tokenised again as part of a prompt, has become longer than `check` could know."""
+    """UserError where an answer, tokenised again as part of a prompt, is longer than `check` could foresee."""
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts)) + response_length
     if limit and longest > limit:

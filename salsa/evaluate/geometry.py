@@ -1,10 +1,10 @@
-"""Where a trained policy lies in weight space, seen from the SFT models: how far it went, and which way.
+"""Where a trained policy lies in weight space relative to the SFT models: how far it moved, and in which direction.
 
 θ is the policy, θ0 and θ1 the first two SFT models. Weights are read from safetensors, one tensor of each model at a
 time, and sums are float64; a tensor that a model uses twice (tied embeddings) counts once. Distances are Euclidean,
-over all weights, in the weights' own unit.
+over all weights, in the unit of the weights.
 
-Left out: any weighting of the weights. A step in a direction that changes no output counts like one that does; KL says
+Left out: how much a weight matters. A step in a direction that changes no output counts like one that does; KL says
 what a policy does.
 """
 
@@ -26,8 +26,8 @@ def describe(policy, sft0, sft1=None):
 
     Returns `from_sft0` ‖θ − θ0‖, `sft0_norm` ‖θ0‖, `from_sft1` ‖θ − θ1‖, `from_soup` ‖θ − (θ0 + θ1)/2‖,
     `sft0_to_sft1` ‖θ1 − θ0‖, `cosine_sft1` cos(θ − θ0, θ1 − θ0), `along_sft1` <θ − θ0, θ1 − θ0> / ‖θ1 − θ0‖² (0 at
-    sft0, 1 at sft1) and `off_line`, the distance of θ from the line through θ0 and θ1. What needs sft1 is None without
-    it, what needs a direction None where the two points of it are one.
+    sft0, 1 at sft1) and `off_line`, the distance of θ from the line through θ0 and θ1. Values that need sft1 are None
+    without it, and those that need a direction are None where its two points coincide.
 
     Raises UserError, naming the first difference, where the models' tensors have other names or shapes.
     """
@@ -37,8 +37,8 @@ def describe(policy, sft0, sft1=None):
 
 
 def measure(models):
-    """`describe` of two or three models (sft0, policy, sft1) as streams of (name, tensor), alike in their order."""
-    norm = moved = between = product = to_sft1 = to_soup = 0.0  # squares, but for `product`
+    """`describe` for two or three models (sft0, policy, sft1), each a stream of (name, tensor) in the same order."""
+    norm = moved = between = product = to_sft1 = to_soup = 0.0  # sums of squares, except `product`
     for tensors in zip(*models, strict=True):
         if not tensors[0][1].is_floating_point():
             continue
@@ -50,16 +50,16 @@ def measure(models):
                 line = sft1[0].double() - start
                 between, product = between + _square(line), product + torch.dot(step, line).item()
                 to_sft1, to_soup = to_sft1 + _square(step - line), to_soup + _square(step - line / 2)
-    found = {"from_sft0": math.sqrt(moved), "sft0_norm": math.sqrt(norm)}
-    found |= dict.fromkeys(("from_sft1", "from_soup", "sft0_to_sft1", "cosine_sft1", "along_sft1", "off_line"))
+    distances = {"from_sft0": math.sqrt(moved), "sft0_norm": math.sqrt(norm)}
+    distances |= dict.fromkeys(("from_sft1", "from_soup", "sft0_to_sft1", "cosine_sft1", "along_sft1", "off_line"))
     if len(models) < 3:
-        return found
-    found |= {"from_sft1": math.sqrt(to_sft1), "from_soup": math.sqrt(to_soup), "sft0_to_sft1": math.sqrt(between)}
+        return distances
+    distances |= {"from_sft1": math.sqrt(to_sft1), "from_soup": math.sqrt(to_soup), "sft0_to_sft1": math.sqrt(between)}
     if between:
-        # Rounding can make the square a little negative, for a policy on the line.
-        found |= {"along_sft1": product / between, "off_line": math.sqrt(max(0.0, moved - product**2 / between))}
-        found["cosine_sft1"] = product / math.sqrt(moved) / math.sqrt(between) if moved else None
-    return found
+        # For a policy on the line, rounding can make the square slightly negative.
+        distances |= {"along_sft1": product / between, "off_line": math.sqrt(max(0.0, moved - product**2 / between))}
+        distances["cosine_sft1"] = product / math.sqrt(moved) / math.sqrt(between) if moved else None
+    return distances
 
 
 def _square(vector):
@@ -67,14 +67,14 @@ def _square(vector):
 
 
 def _names(folders):
-    """Names of the tensors that count, equal in all folders: a tied one is in the folder under another name, too."""
+    """Names of the tensors that count, the same in all folders; a tied tensor counts under its other name."""
     tied = soup.tied_names(folders[0])
     first, *others = ({n: shape for n, shape in soup.shapes(folder).items() if n not in tied} for folder in folders)
-    for folder, found in zip(folders[1:], others, strict=True):
-        for name in sorted(set(first) | set(found)):
-            if first.get(name) != found.get(name):
+    for folder, shapes in zip(folders[1:], others, strict=True):
+        for name in sorted(set(first) | set(shapes)):
+            if first.get(name) != shapes.get(name):
                 raise UserError(
-                    f"{folder}: tensor {name} has shape {found.get(name)}, in {folders[0]} it has {first.get(name)}; "
+                    f"{folder}: tensor {name} has shape {shapes.get(name)}, in {folders[0]} it has {first.get(name)}; "
                     "only like models can be compared"
                 )
     return list(first)

@@ -1,7 +1,7 @@
-"""Pairwise verdicts on responses that are already written: the candidate against each of its baselines.
+"""Stage judge: pairwise verdicts on responses that are already written, of a candidate against each of its baselines.
 
-What a judge is, and which there are, is said in salsa/judges. Verdicts are appended as they come, so a killed run
-continues where it stopped.
+salsa/judges says what a judge is, and which there are. Verdicts are appended as they come, so a killed run continues
+where it stopped.
 """
 
 import contextlib
@@ -21,35 +21,35 @@ ORDERS = (0, 1)  # 1: model_b is shown first
 def judge(settings, parents, output, execution):
     """Write verdicts.jsonl: candidate (model_a) against every baseline (model_b), both orders of every prompt.
 
-    Parents: `candidate`, a folder whose responses.jsonl has rows of model "policy", and `baseline/<name>` for each
-    of `settings.baselines`, the value naming the model of the rows to take; also `scorer` or `benchmark/<name>`, where
-    the judge's kind asks for them. A line is a `Comparison.question` with `winner`, `judge`, `replicate`, and what
-    the judge adds. When all is judged, the lines stand in the order of baselines, prompts, turns and orders.
+    Parents: `candidate`, a folder whose responses.jsonl has rows of model "policy"; `baseline/<name>` for each of
+    `settings.baselines`, whose values name the model of the rows to take; and `scorer` or `benchmark/<name>`, where the
+    kind of judge needs them. A line is a `Comparison.question` with `winner`, `judge`, `replicate`, and fields that the
+    judge adds. In the finished file the lines are in the order of baselines, prompts, turns and orders.
     """
     candidate = responses(parents["candidate"], "policy")
     baselines = {name: responses(parents[f"baseline/{name}"], model) for name, model in settings.baselines.items()}
     check(candidate, baselines, parents)
     kind = judges.find(settings.judge.kind)
     comparisons = list(compare(settings.candidate, candidate, baselines, kind.by_turn))
-    asked = kind.open(settings, parents, output, execution, comparisons)
+    instance = kind.open(settings, parents, output, execution, comparisons)
     verdicts = Ledger(output / "verdicts.jsonl", comparisons, lambda line: line["winner"] in WINNERS)
     kept = {key(line) for line in verdicts.lines}
     left = [comparison for comparison in comparisons if key(comparison.question) not in kept]
-    named = {"judge": settings.name, "replicate": settings.replicate}
+    names = {"judge": settings.name, "replicate": settings.replicate}
     try:
-        with contextlib.closing(asked.verdicts(left)) as judged:
-            for comparison, found in tqdm(judged, settings.name, len(left), mininterval=10):
-                verdicts.append(comparison.question | found | named)
+        with contextlib.closing(instance.verdicts(left)) as judged:
+            for comparison, verdict in tqdm(judged, settings.name, len(left), mininterval=10):
+                verdicts.append(comparison.question | verdict | names)
     except judges.Interrupted as interrupted:
         reason = f"judge {settings.name}: {interrupted}"
         raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
     verdicts.finish()
     counts = {"prompts": len(candidate), "baselines": len(baselines), "kept": len(kept)}
-    return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | asked.finish()
+    return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | instance.finish()
 
 
 def compare(name, candidate, baselines, by_turn):
-    """Every comparison, in the order of the finished file; `by_turn` makes one of each turn of a conversation."""
+    """Yield every comparison in the order of the finished file; with `by_turn`, one for each turn of a conversation."""
     for baseline, rows in baselines.items():
         for place, row in candidate.items():
             turns = len(row["responses"])
@@ -59,7 +59,7 @@ def compare(name, candidate, baselines, by_turn):
 
 
 def responses(folder, model):
-    """(benchmark, prompt_id) -> row of responses.jsonl, for one model. UserError where it has none."""
+    """(benchmark, prompt_id) -> row of responses.jsonl, for one model. UserError where the file has none of it."""
     path, rows = folder / "responses.jsonl", {}
     for number, row in enumerate(runs.read_jsonl(path), 1):
         problem = _problem(row)
@@ -78,7 +78,7 @@ def responses(folder, model):
 
 
 def _problem(row):
-    """What a line of responses.jsonl lacks that every judge needs, or None."""
+    """What is wrong with a line of responses.jsonl for any judge, or None."""
     if not isinstance(row, dict):
         return "not an object"
     missing = [name for name in ("benchmark", "prompt_id", "model", "prompt", "responses") if name not in row]
@@ -95,7 +95,7 @@ def _problem(row):
 
 
 def check(candidate, baselines, parents):
-    """Refuse a prompt that the candidate answered and a baseline did not, or that was another one for the baseline."""
+    """UserError where the candidate answered a prompt that a baseline did not, or that was another for the baseline."""
     for name, rows in baselines.items():
         different = [
             place for place in candidate if place in rows and rows[place]["prompt"] != candidate[place]["prompt"]

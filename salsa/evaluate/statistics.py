@@ -426,9 +426,9 @@ def judge_quality(verdicts):
     """What the verdicts of one judge, on any pairs, say about the judge.
 
     `verdicts` is the number of comparisons judged without an error, `errors` that of the others, `ties` the share of
-    ties among the former. `swap_consistency` is the share of answers judged alike in both orders. `first_position_share`
-    is the share of the verdicts with a winner that name the model shown first: ½ for a judge without a position bias. A
-    share of nothing is nan.
+    ties among the former. `swap_consistency` is the share of answers judged alike in both orders, and
+    `first_position_share` the share of the verdicts with a winner that name the model shown first: ½ for a judge
+    without a position bias. A share of nothing is nan.
     """
     comparisons = latest(verdicts)
     judged = [verdict for verdict in comparisons.values() if verdict["winner"] != "error"]

@@ -27,7 +27,7 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
     prompt counts once for each pair judged on it, whatever the number of its orders, turns and replicates.
 
     A weak prior keeps the score of a model that never lost, or never won, finite: a ridge of `RIDGE`/2 · s² on every
-    score, about the scores' mean, and on log ν. Such a score and its interval say no more than that they are far from 0.
+    score, about the scores' mean, and on log ν. Such a score and its interval say only that they are far from 0.
 
     Args:
         verdicts: lines of one judge, see salsa.evaluate.statistics.

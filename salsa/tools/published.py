@@ -203,8 +203,8 @@ def alpaca_eval_leaderboard(rows, baseline=None):
     """model -> the columns of AlpacaEval's leaderboard: rates × 100, `standard_error` s/√n with s over n - 1.
 
     `win_rate` is the mean of preference - 1, `discrete_win_rate` that of wins and half the draws. The published
-    `length_controlled_winrate` comes from a regression with one more term, the difficulty of each instruction, fitted on
-    all models of the leaderboard, with two gamed baselines added and an L1 penalty chosen by cross-validation. Ours,
+    `length_controlled_winrate` comes from a regression with one more term, each instruction's difficulty, fitted on all
+    models of the leaderboard, with two gamed baselines added and an L1 penalty chosen by cross-validation. Ours,
     `length_controlled`, leaves these out, and comes near it without being equal.
     """
     models = defaultdict(list)

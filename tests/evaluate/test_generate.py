@@ -135,6 +135,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_uninterrupted_one_ends(
     def write(settings, parents, output, execution):
         models.load_policy(parents["sft0"] / "model").save_pretrained(output / "model")
         tokenizer.save_pretrained(output / "model")
+        runs.write_jsonl(output / "metrics.jsonl", [{"iteration": 2}])
 
     anchor = config.Reference("soup", ["1/2", "1/2"])
     settings = config.TRAINING["ppo"](4, 0.1, ["1"], anchor, Ppo(iterations=3), LENGTHS)
