@@ -1,9 +1,9 @@
-"""The line between the two SFT models, before any PPO: is there anything to study?
+"""Stage landscape: the line between the two SFT models, before any PPO. Is there anything to study?
 
-Along (1 - alpha) sft0 + alpha sft1: loss on held-out demonstrations, reward, gold, and KL(sft0 ‖ soup). From these and
-the reward model's quality come the gates: conditions without which a comparison of references says nothing. Gates that
-fail are reported, here and in the study's report; they stop nothing. The answers of sft0, sft1 and the soup to the
-benchmarks are what policies are judged against.
+Along (1 - alpha) sft0 + alpha sft1 it measures the loss on held-out demonstrations, reward, gold, and KL(sft0 ‖ soup).
+From these and the reward model's quality come the gates: conditions without which a comparison of references says
+nothing. A gate that fails is reported, here and in the study's report, and stops nothing. Policies are judged against
+the answers of sft0, sft1 and the soup to the benchmarks.
 """
 
 import csv
@@ -22,10 +22,10 @@ VERSION = 2
 
 
 def survey(settings, parents, output, execution):
-    """Write line.csv (a row an alpha), gates.json and responses.jsonl (models "sft0", "sft1", "soup").
+    """Write line.csv (one row per alpha), gates.json and responses.jsonl (models "sft0", "sft1", "soup").
 
-    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `benchmark/<name>` for each. A run that was killed goes on
-    behind its last finished chunk of answers.
+    Parents: `prepare`, `reward_model`, `sft0`, `sft1`, and `benchmark/<name>` for each benchmark. A killed run
+    continues after its last finished chunk of answers.
     """
     device = models.prepare_process(execution)
     folders = [models.model_folder(parents["sft0"]), models.model_folder(parents["sft1"])]
@@ -44,14 +44,14 @@ def survey(settings, parents, output, execution):
             f"no validation demonstration fits lengths.prompt={lengths.prompt} and "
             f"lengths.response={lengths.response} tokens; raise them"
         )
-    named = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
-    alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(named))
+    names = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
+    alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(names))
 
     sft0 = models.load_policy(folders[0])
     end_ids, pad_id = chat.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     benchmarks = generate.read_benchmarks(parents)
-    asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
-    context = generate.check(sft0, tokenizer, asked, lengths)
+    conversations = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
+    context = generate.check(sft0, tokenizer, conversations, lengths)
     with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
     sft0_samples, line, rows = None, [], []
@@ -70,14 +70,14 @@ def survey(settings, parents, output, execution):
         point |= {"kl_from_sft0": kl_mean, "kl_from_sft0_se": kl_error if alpha else 0.0}
         line.append(point | summarise(answers, rewards, golds))
         print(f"alpha {float(alpha):.2f}: loss {point['loss']:.4f}, KL(sft0 ‖ soup) {kl_mean:.4f}", flush=True)
-        if alpha in named:
+        if alpha in names:
             for name, prompts in benchmarks.items():
                 answers = generate.answer(
                     model, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
                 )
                 with models.on_device(reward_model, device):
                     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
-                rows += score.response_rows(answers, name, named[alpha], rewards, golds)
+                rows += score.response_rows(answers, name, names[alpha], rewards, golds)
     runs.write_jsonl(output / "responses.jsonl", rows)
     for point in line:
         point["loss_interpolated"] = line[0]["loss"] + point["alpha"] * (line[-1]["loss"] - line[0]["loss"])
@@ -89,12 +89,12 @@ def survey(settings, parents, output, execution):
 
 
 def describe(gates, name):
-    """The gates as lines for the terminal, where they stand before PPO begins."""
+    """The gates as lines for the terminal, where the user sees them before PPO begins."""
     gold = {model: "none" if value is None else f"{value:.3f}" for model, value in gates["gold"].items()}
     agreement = "none" if gates["gold_agreement"] is None else f"{gates['gold_agreement']:.1%}"
     numbers = (
         f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {gates['kl_sft0_soup']:.3f} nats, "
-        f"barrier {gates['barrier']:.4f} nats a token; "
+        f"barrier {gates['barrier']:.4f} nats per token; "
         f"gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
     )
     return "\n".join([numbers, *(f"  failed: {warning}" for warning in gates["warnings"])])
@@ -102,11 +102,11 @@ def describe(gates, name):
 
 @torch.no_grad()
 def token_loss(model, pairs, pad_id, device, execution):
-    """Mean negative log-likelihood, nats a response token, of (prompt ids, response ids) pairs."""
+    """Mean negative log-likelihood of (prompt ids, response ids) pairs, in nats per response token."""
     total, tokens = 0.0, 0
     for start in range(0, len(pairs), execution.micro_batch):
-        some = pairs[start : start + execution.micro_batch]
-        batch = forward.from_lists([p for p, _ in some], [r for _, r in some], [], pad_id, device)
+        prompts, responses = zip(*pairs[start : start + execution.micro_batch], strict=True)
+        batch = forward.from_lists(prompts, responses, [], pad_id, device)
         logprobs, _ = forward.response_logprobs(model, batch)
         total, tokens = total - logprobs.sum().item(), tokens + batch.response_mask.sum().item()
     return total / tokens
@@ -122,7 +122,7 @@ def _write_line(path, line):
 
 
 def judge_gates(settings, line, reward_model):
-    """The gates' numbers and, for each that fails, a warning of one line."""
+    """The numbers of the gates and, for each gate that fails, a warning of one line."""
     at = {point["alpha"]: point for point in line}
     barrier = max(point["loss"] - point["loss_interpolated"] for point in line)
     agreement, limits = reward_model["gold_agreement"], settings.gates
@@ -130,7 +130,7 @@ def judge_gates(settings, line, reward_model):
     warnings = []
     if kl < limits.smallest_kl:
         warnings.append(
-            f"KL(sft0 ‖ soup) is {kl:.3f} nats a response, under {limits.smallest_kl}: the soup is almost sft0, "
+            f"KL(sft0 ‖ soup) is {kl:.3f} nats per response, under {limits.smallest_kl}: the soup is almost sft0, "
             "so SALSA is almost PPO"
         )
     if agreement is not None and not limits.lowest_agreement <= agreement <= limits.highest_agreement:
@@ -140,7 +140,7 @@ def judge_gates(settings, line, reward_model):
         )
     if barrier > limits.largest_barrier:
         warnings.append(
-            f"the loss between the SFT models rises {barrier:.4f} nats a token above its ends' line, over "
+            f"the loss between the SFT models rises {barrier:.4f} nats per token above its ends' line, over "
             f"{limits.largest_barrier}: they do not share a basin"
         )
     return {

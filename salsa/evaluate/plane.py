@@ -1,8 +1,9 @@
-"""Reward over the plane through sft0, sft1 and a trained policy, and along the line sft0 -> policy beyond both ends.
+"""Stage plane: reward over the plane through sft0, sft1 and a policy, and on the line sft0 -> policy beyond both ends.
 
-A point is w_sft0·sft0 + w_sft1·sft1 + w_policy·policy, the weights adding up to 1; one below 0 lies beyond the models.
-Every point answers the same evaluation prompts with the same noise, so that neighbours differ by their weights alone.
-Far out, models fall apart: what they then say is recorded as it is, and a KL that is no finite number as none.
+A point is w_sft0·sft0 + w_sft1·sft1 + w_policy·policy, where the weights add up to 1; points with a weight below 0 lie
+beyond the models. Every point answers the same evaluation prompts with the same noise, so that neighbours differ by
+their weights alone. Far out, models fall apart: their answers are measured all the same, and a KL that is not finite
+is recorded as missing.
 """
 
 import csv
@@ -24,30 +25,30 @@ SFT0 = (Fraction(1), Fraction(0), Fraction(0))
 
 
 def survey(settings, parents, output, execution):
-    """Write plane.csv: a row a point of `triangle` (kind "plane") and of `line` (kind "line"); points of both have two.
+    """Write plane.csv: one row per point of `triangle` (kind "plane") and of `line` (kind "line").
 
     Parents: `prepare`, `reward_model`, `sft0`, `sft1`, `policy`. Rewards are means over the prompts with their standard
-    errors, `kl_from_sft0` is KL(sft0 ‖ point) on samples of sft0, in nats a response, `response_length` in tokens.
-    Returns the best point by reward and, where there is gold, by gold. A run that was killed goes on at the first point
-    that it had not finished.
+    errors, `kl_from_sft0` is KL(sft0 ‖ point) on samples of sft0, in nats per response, `response_length` is in tokens.
+    Returns the best point by reward and, where there is gold, by gold. A killed run continues with the first point that
+    it had not finished.
     """
     rows = {"plane": triangle(Fraction(settings.step), Fraction(settings.margin))}
     rows["line"] = line(Fraction(settings.step) / 2, Fraction(settings.margin))
     points = list(dict.fromkeys([SFT0, *rows["plane"], *rows["line"]]))  # sft0 first: KL is on its samples
-    found = _measure(points, settings, parents, output, execution)
+    measured = _measure(points, settings, parents, output, execution)
     with open(output / "plane.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["kind", *WEIGHTS, *MEASURES])
         for kind, places in rows.items():
-            writer.writerows([kind, *map(float, at), *(found[at][name] for name in MEASURES)] for at in places)
-    best = {"best_by_reward": _best(found, "reward"), "best_by_gold": _best(found, "gold_reward")}
+            writer.writerows([kind, *map(float, at), *(measured[at][name] for name in MEASURES)] for at in places)
+    best = {"best_by_reward": _best(measured, "reward"), "best_by_gold": _best(measured, "gold_reward")}
     return {"points": len(points), **best}
 
 
 def triangle(step, margin):
-    """Weights (w_sft0, w_sft1, w_policy), exact: all multiples of `step` that add up to 1 and are at least -`margin`.
+    """Weights (w_sft0, w_sft1, w_policy), as fractions: the multiples of `step` that sum to 1, each at least -`margin`.
 
-    Raises UserError unless the models are such points themselves: 1 is a multiple of `step`.
+    Raises UserError unless 1 is a multiple of `step`, so that the models are points themselves.
     """
     if (1 / step).denominator != 1:
         raise runs.UserError(f"evaluate.plane.step={step}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
@@ -60,13 +61,13 @@ def triangle(step, margin):
 
 
 def line(step, margin):
-    """Weights of the points between sft0 and the policy, and beyond both by up to `margin`, `step` apart."""
+    """Weights of points `step` apart on the line from sft0 to the policy, and beyond both by up to `margin`."""
     beyond = math.floor(margin / step)
     return [(1 - i * step, Fraction(0), i * step) for i in range(-beyond, int(1 / step) + beyond + 1)]
 
 
 def _measure(points, settings, parents, output, execution):
-    """What each point is worth, by its weights. Finished points are kept with the run's checkpoints."""
+    """Weights of each point -> its MEASURES. Finished points are kept with the run's checkpoints."""
     device = models.prepare_process(execution)
     folders = [models.model_folder(parents[role]) for role in ("sft0", "sft1", "policy")]
     tokenizer = models.load_tokenizer(folders[0])
@@ -75,9 +76,9 @@ def _measure(points, settings, parents, output, execution):
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")[: settings.prompts]
     sft0 = models.load_policy(folders[0])
     end_ids, pad_id = chat.end_ids(sft0, tokenizer), tokenizer.pad_token_id
-    asked = {"evaluation": generate.evaluation_rows(evaluation)}
-    context = generate.check(sft0, tokenizer, asked, settings.lengths)
-    kept_answers = output / runs.CHECKPOINTS / "answers"  # of sft0 alone: its samples are needed to the end
+    conversations = {"evaluation": generate.evaluation_rows(evaluation)}
+    context = generate.check(sft0, tokenizer, conversations, settings.lengths)
+    kept_answers = output / runs.CHECKPOINTS / "answers"  # only sft0's, whose samples every point needs
     with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
         answers = evaluation_answers(sft0, tokenizer, evaluation, settings, execution, kept_answers, engine)
@@ -106,13 +107,13 @@ def _measure(points, settings, parents, output, execution):
 
 
 def _finite(x):
-    """A number, or None where it is none, or not finite: JSON holds no other."""
+    """A finite number as it is, and None for any other value, which JSON can't hold."""
     return x if x is not None and math.isfinite(x) else None
 
 
-def _best(found, measure):
-    """The point where `measure` is largest, with its weights; None where it is nowhere a number."""
-    numbers = {at: point for at, point in found.items() if point[measure] is not None}
+def _best(measured, measure):
+    """The point where `measure` is largest, with its weights; None where no point has a number."""
+    numbers = {at: point for at, point in measured.items() if point[measure] is not None}
     if not numbers:
         return None
     best = max(numbers, key=lambda at: numbers[at][measure])

@@ -1,9 +1,8 @@
-"""One process answers and scores all benchmarks of one trained policy, and measures how far it went.
+"""Stage respond: one process answers and scores all benchmarks of one trained policy, and measures how far it moved.
 
-How far in weight space says `geometry`, of the trained weights; how far as a policy says KL.
-
-KL is measured on fresh samples on the fixed evaluation prompts at temperature 1: to sft0, common to all arms, and to
-the arm's own reference. The reference is mixed again from its ingredients, as in training.
+`geometry` measures how far the weights moved, KL how far the policy did. KL is measured on fresh samples on the fixed
+evaluation prompts at temperature 1: to sft0, which all arms share, and to the arm's own reference. The reference is
+mixed again from its ingredients, as training did.
 """
 
 from salsa import anchors
@@ -19,8 +18,8 @@ VERSION = 5
 def respond(settings, parents, output, execution):
     """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts), geometry.json.
 
-    Parents: `policy`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, and what the reference needs,
-    `benchmark/<name>` for each. A run that was killed goes on behind its last finished chunk of answers.
+    Parents: `policy`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, what the reference needs, and
+    `benchmark/<name>` for each benchmark. A killed run continues after its last finished chunk of answers.
     """
     device = models.prepare_process(execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["policy"]))
@@ -31,8 +30,8 @@ def respond(settings, parents, output, execution):
 
     benchmarks = generate.read_benchmarks(parents)
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-    asked = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
-    context = generate.check(policy, tokenizer, asked, settings.lengths)
+    conversations = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
+    context = generate.check(policy, tokenizer, conversations, settings.lengths)
     engine = generate.make_engine(policy, tokenizer, context, execution)
     kept = output / runs.CHECKPOINTS / "answers"
 
@@ -87,18 +86,18 @@ def summarise(answers, rewards, golds):
 def _kls(settings, parents, policy, batch, tokenizer, device, execution):
     """KL(policy ‖ ·) of each response, to sft0 and to the policy's own reference at the end of its training.
 
-    Both as training held them (bfloat16 rounds weights), computed in float32.
+    Both models have the weights that training used (bfloat16 rounds them), and KL is computed in float32.
     """
     training = _training(parents["policy"])
     ingredients = reference.load_ingredients(
         parents, training.lengths.prompt, tokenizer, device, reference.dtype(training), execution.micro_batch
     )
-    own = anchors.final(parents["policy"], training, ingredients)
-    measured = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": own}
-    if own.models == [ingredients.sft0]:
-        del measured["kl_to_sft0"]
+    final = anchors.final(parents["policy"], training, ingredients)
+    references = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": final}
+    if final.models == [ingredients.sft0]:
+        del references["kl_to_sft0"]
     kls = {}
-    for name, anchor in measured.items():
+    for name, anchor in references.items():
         kls[name] = anchor.kl(policy, batch, execution.micro_batch, _kl_in_float32).double().cpu().numpy()
     return {"kl_to_sft0": kls["kl_to_reference"], **kls}
 
@@ -110,10 +109,10 @@ def _training(folder):
 
 
 def _kl_in_float32(policy, model, sequences, micro_batch):
-    """`forward.exact_kl` to a model that is in float32 for this alone: a GPU may not hold all of them so."""
-    held = next(model.parameters()).dtype
+    """`forward.exact_kl` to a model that is in float32 during this call only: a GPU may not hold several like this."""
+    dtype = next(model.parameters()).dtype
     kl = forward.exact_kl(policy, model.float(), sequences, micro_batch)
-    model.to(held)
+    model.to(dtype)
     return kl
 
 

@@ -1,4 +1,4 @@
-"""What answers are worth: reward of the reward model, gold where there is gold, and exact KL to other policies."""
+"""Scores of answers: the reward model's reward, gold where there is gold, and what benchmarks score themselves."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from salsa.rl import forward
 def score(answers, reward_model, gold, end_ids, pad_id, execution):
     """Reward and gold of each turn: (rewards, golds), both (turns, N) float64.
 
-    golds is None without gold, and for a benchmark that is not compared: its questions are none of the world's.
+    golds is None without gold, and for a benchmark that is not compared, whose questions the world's gold can't read.
     """
     rewards, golds = [], []
     if not all(_compared(row) for row in answers.rows):
@@ -28,7 +28,7 @@ def sequences(answers, turn, end_ids, pad_id, device):
 
 
 def response_rows(answers, benchmark, model_name, rewards, golds):
-    """Rows of responses.jsonl; of a benchmark whose kind scores answers, with `scores` and whether judges compare."""
+    """Yield rows of responses.jsonl; where the kind of benchmark scores answers, with `scores` and `compared`."""
     for i, row in enumerate(answers.rows):
         texts = [texts[i] for texts in answers.texts]
         yield {
@@ -47,7 +47,7 @@ def response_rows(answers, benchmark, model_name, rewards, golds):
 
 
 def _scores(texts, row):
-    """`scores` (measure -> number) of the answers to a benchmark's row and `compared`; nothing where nothing scores."""
+    """`scores` (measure -> number) of the answers to a benchmark's row, and `compared`; {} where nothing is scored."""
     if "scored_by" not in row:
         return {}
     score_of = data.benchmark_kinds()[row["scored_by"]].score
@@ -56,11 +56,12 @@ def _scores(texts, row):
 
 
 def _compared(row):
+    """Whether judges compare the answers to a benchmark's row."""
     return "scored_by" not in row or data.benchmark_kinds()[row["scored_by"]].compared
 
 
 def mean_and_error(values):
-    """Mean and standard error over prompts; (None, None) without values, and no error (None) of one prompt."""
+    """Mean and standard error over prompts; (None, None) without values, and None for the error of one prompt."""
     if values is None:
         return None, None
     values = np.asarray(values, dtype=np.float64)
