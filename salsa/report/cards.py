@@ -9,7 +9,7 @@ import re
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from salsa import data
+from salsa import algorithms, data
 from salsa.evaluate import statistics
 from salsa.report import formats, judging, selection, words
 from salsa.report.formats import Number, Table
@@ -50,6 +50,7 @@ def card(study, tables, policy):
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=described.to_yaml(),
         policy=policy,
+        algorithm=algorithms.kinds()[manifest["stage"]].title,
         title=words.markdown(words.title(study)),
         arm={name: words.markdown(text) if isinstance(text, str) else text for name, text in arm.items()},
         collapse=words.markdown(selection.collapse(study, policy)),
@@ -112,7 +113,7 @@ def flat(settings, prefix=""):
 
 
 def parents(study, policy, manifest):
-    """The runs that PPO's run read, and itself: role, folder under the results, address."""
+    """The runs that the policy's run read, and itself: role, folder under the results, address."""
     own = study.parents[f"policy/{policy.index}"]
     rows = [("this policy", f"{own.parent.name}/{own.name}", manifest["address"])]
     rows += [(role, parent["folder"], parent["address"]) for role, parent in manifest["parents"].items()]

@@ -75,8 +75,11 @@ def test_a_study_with_a_new_kind_of_each_thing(house, tmp_path):
     (study,) = (path for path in (tmp_path / "results" / "studies").iterdir() if not path.is_symlink())
     tables = {path.stem: pd.read_csv(path) for path in (study / "tables").glob("*.csv")}
 
-    words = tables["arms"].set_index("arm")["reference"]
-    assert words["trimmed"] == "sft0 with 10% of the weights of 1/2 sft0 + 1/2 sft1"
+    arms = tables["arms"].set_index("arm")
+    assert arms["reference"]["trimmed"] == "sft0 with 10% of the weights of 1/2 sft0 + 1/2 sft1"
+    assert arms["algorithm"].to_dict() == {"ppo": "PPO", "trimmed": "PPO", "reinforce": "REINFORCE"}
+    (card,) = (path.read_text(encoding="utf-8") for path in (study / "cards").glob("reinforce-*"))
+    assert "A policy that REINFORCE trained in the study" in card and "PPO trained" not in card
     final = tables["frontier"].query("iteration == 2")
     assert set(final["arm"]) == {"ppo", "trimmed", "reinforce"} and final["gold_reward"].notna().all()
     pairs = {(row.judge, row.candidate, row.baseline) for row in tables["win_rates"].itertuples()}

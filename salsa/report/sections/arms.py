@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from salsa import anchors
+from salsa import algorithms, anchors
 from salsa.report.sections import Section, sides_at_all_kl_coefs
 from salsa.workflow import policies
 from salsa.workflow.weights import soup_words
@@ -15,11 +15,16 @@ SCHEDULES = {
 
 
 def table(study):
-    """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is."""
-    rows, order = [], study.arms
-    for spec, (names, _) in policies.specs(study.composed).items():
+    """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is.
+
+    A column says what trains the policy, where that is not PPO in all arms.
+    """
+    rows, order, specs = [], study.arms, policies.specs(study.composed)
+    differ = {spec.algorithm for spec in specs} != {policies.DEFAULT}
+    for spec, (names, _) in specs.items():
         first = next(arm for arm in order if arm in names)  # the configuration of a plan is sorted by name
-        row = {
+        row = {"algorithm": algorithms.kinds()[spec.algorithm].title} if differ else {}
+        row |= {
             "start": soup_words(spec.start),
             "reference": anchors.kinds()[spec.kind].words(spec.reference),
             "kl_scale": spec.kl_scale,
