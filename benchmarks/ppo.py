@@ -28,8 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from salsa.algorithms.ppo import Ppo
-from salsa.anchors import reference
-from salsa.rl import forward, models, networks, processes, trainer
+from salsa.rl import forward, models, networks, processes, reference, trainer
 from salsa.workflow import config
 
 GEOMETRIES = {
@@ -183,9 +182,9 @@ def make_trainer(arguments, execution, device):
     )
     output = Path(tempfile.gettempdir())  # where nothing is written
     accelerator = processes.make_accelerator(settings, device, execution, output)
-    cast = trainer.Models(policy, value_model, reward_model, anchor, sft0)
+    participants = trainer.Participants(policy, value_model, reward_model, anchor, sft0)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
-    return trainer.Trainer(settings, cast, tokenizer, accelerator, execution, output)
+    return trainer.Trainer(settings, participants, tokenizer, accelerator, execution, output)
 
 
 def classifier(llama):

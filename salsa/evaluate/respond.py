@@ -89,9 +89,7 @@ def _kls(settings, parents, policy, batch, tokenizer, device, execution):
     Both models have the weights that training used (bfloat16 rounds them), and KL is computed in float32.
     """
     training = _training(parents["policy"])
-    ingredients = reference.load_ingredients(
-        parents, training.lengths.prompt, tokenizer, device, reference.dtype(training), execution.micro_batch
-    )
+    ingredients = reference.load_ingredients(training, parents, tokenizer, device, execution.micro_batch)
     final = anchors.final(parents["policy"], training, ingredients)
     references = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": final}
     if final.models == [ingredients.sft0]:

@@ -74,6 +74,11 @@ def sharded(accelerator):
     return accelerator.distributed_type in SHARDED
 
 
+def whole_state(accelerator, networks):
+    """The state dictionary of sharded networks, gathered by all processes; None where each holds all weights."""
+    return accelerator.get_state_dict(networks) if sharded(accelerator) else None
+
+
 def share(accelerator, count):
     """The rows of a batch of `count` that this process samples and reads."""
     size = count // accelerator.num_processes

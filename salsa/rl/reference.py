@@ -1,6 +1,6 @@
-"""References in memory: frozen models with the weight of each one's KL in the penalty, and what they are mixed from.
+"""References in memory: frozen models with weights of their KLs in the penalty, and the models they are mixed from.
 
-Left out: the kinds, one file each in salsa.anchors.
+The kinds of references are in salsa.anchors, one file each.
 """
 
 import copy
@@ -17,7 +17,7 @@ from salsa.workflow import runs
 
 
 class Reference:
-    """Frozen models, the weight of each in the penalty, and a summary for the run's manifest."""
+    """Frozen models, the weight of each in the penalty, and a summary for the manifest of the run."""
 
     moves = False
 
@@ -26,14 +26,14 @@ class Reference:
         self.summary = summary
 
     def sha256(self):
-        """The content of what the policy is anchored to now: one digest a model."""
+        """A digest of the current weights of each model."""
         return [models.content_sha256(model) for model in self.models]
 
     def follow(self, policy, iteration):
-        """Move, after iteration number `iteration` (from 0) has changed the policy."""
+        """Move after `iteration` (from 0) has changed the policy; most references stay."""
 
     def kl(self, policy, sequences, micro_batch, measure=exact_kl):
-        """KL(policy ‖ reference) (B,), nats a response, exact over the vocabulary; of several models, weighted."""
+        """KL(policy ‖ reference) (B,) in nats per response, exact over the vocabulary; the weighted sum over models."""
         kls = [measure(policy, model, sequences, micro_batch) for model in self.models]
         return sum(weight * kl for weight, kl in zip(self.weights, kls, strict=True))
 
@@ -41,22 +41,21 @@ class Reference:
 class Moving(Reference):
     """A copy of one model that follows the policy.
 
-    Args:
-        step: (tensor of the reference, the policy's tensor, iteration from 0) -> None, moves the former in place.
-        float32: whether it is held so, whatever the others are held in.
+    `step(tensor, policy_tensor, iteration)` moves a tensor of it in place. With `float32` it is in this precision,
+    whatever other frozen models are in.
     """
 
     moves = True
 
     def __init__(self, model, summary, step, float32=False):
-        model = copy.deepcopy(model)  # which may be sft0, from which KL is reported too
+        model = copy.deepcopy(model)  # it may be sft0, which must stay: KL to it is reported, too
         super().__init__([model.float() if float32 else model], summary)
         self.step = step
 
     @torch.no_grad()
     def follow(self, policy, iteration):
-        for tensor, new in zip(self.models[0].parameters(), policy.parameters(), strict=True):
-            self.step(tensor, new, iteration)
+        for tensor, policy_tensor in zip(self.models[0].parameters(), policy.parameters(), strict=True):
+            self.step(tensor, policy_tensor, iteration)
 
 
 @dataclass
@@ -64,9 +63,10 @@ class Ingredients:
     """What references are made from.
 
     Attributes:
-        folders: SFT model folders, None for those that neither start nor reference needs.
+        folders: SFT model folders; None for those that neither start nor reference needs.
         sft0: the first of them, in memory.
         prompts: (ids, token ids) of the fixed prompts on which `noise` measures its distance.
+        dtype: the type of frozen models.
     """
 
     folders: list
@@ -84,17 +84,17 @@ class Ingredients:
         return mix(self.folders, weights, self.device, self.dtype)
 
 
-def load_ingredients(parents, prompt_length, tokenizer, device, dtype, micro_batch):
-    """The Ingredients that a stage's parents (`prepare`, `sft0`, …) give."""
+def load_ingredients(settings, parents, tokenizer, device, micro_batch):
+    """The Ingredients that the parents of a run (`prepare`, `sft0`, …) give."""
     folders = sft_folders(parents)
-    rows = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-    prompts = fixed_prompts(rows, tokenizer, prompt_length)
-    sft0 = models.load_policy(folders[0], device, dtype)
-    return Ingredients(folders, sft0, prompts, tokenizer, device, dtype, micro_batch)
+    evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
+    prompts = fixed_prompts(evaluation, tokenizer, settings.lengths.prompt)
+    sft0 = models.load_policy(folders[0], device, dtype(settings))
+    return Ingredients(folders, sft0, prompts, tokenizer, device, dtype(settings), micro_batch)
 
 
 def sft_folders(parents):
-    """The SFT models' folders, by index, of a stage's parents; None where the run needs none."""
+    """The folders of the SFT models among a run's parents, by index; None for those that the run does not need."""
     count = 1 + max(int(role[3:]) for role in parents if role.startswith("sft"))
     return [models.model_folder(parents[f"sft{i}"]) if f"sft{i}" in parents else None for i in range(count)]
 
@@ -111,10 +111,10 @@ def mix(folders, weights, device, dtype):
 
 
 def dtype(settings):
-    """What frozen models are held in."""
+    """The type of frozen models in a run."""
     return torch.bfloat16 if settings.mixed_precision == "bf16" else torch.float32
 
 
 def described(settings):
-    """What a summary says of every reference."""
+    """The part of a summary that all references have."""
     return {"kind": settings.reference.kind, "weights": settings.reference.weights}

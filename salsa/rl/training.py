@@ -332,7 +332,7 @@ def _check_explosion(trainer, best):
     first = trainer.first_loss
     exploded = first is not None and loss > EXPLODED * max(first, 1.0)
     trainer.stop_where(
-        exploded, f"the validation loss is {loss:.3g} nats a token, and was about {first or 0:.3g} before,"
+        exploded, f"the validation loss is {loss:.3g} nats per token, and was about {first or 0:.3g} before,"
     )
 
 
@@ -353,7 +353,7 @@ def keep(trainer, output):
     """Write the current model, or its adapters. Called by every process. Raises UserError where it has diverged."""
     trainer.check_weights()
     accelerator = trainer.accelerator
-    state = accelerator.get_state_dict(trainer.model_wrapped) if processes.sharded(accelerator) else None
+    state = processes.whole_state(accelerator, trainer.model_wrapped)
     if accelerator.is_main_process:
         partial = output / runs.CHECKPOINTS / f".{KEPT}"
         shutil.rmtree(partial, ignore_errors=True)

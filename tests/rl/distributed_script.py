@@ -27,11 +27,12 @@ def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     AcceleratorState._reset_state()  # the precision is a case's
     accelerator = processes.make_accelerator(settings, torch.device(device), execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
-    cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
+    participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
     if double and settings.mixed_precision == "no":
-        for model in (cast.policy, cast.value_model, cast.reward_model, cast.sft0, *cast.reference.models):
+        frozen = participants.reward_model, participants.sft0, *participants.reference.models
+        for model in (participants.policy, participants.value_model, *frozen):
             model.double()
-    made = trainer.Trainer(settings, cast, tokenizer, accelerator, execution, output)
+    made = trainer.Trainer(settings, participants, tokenizer, accelerator, execution, output)
     sampled, iterate = [], made.iterate
 
     def watched(*arguments):

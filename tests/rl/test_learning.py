@@ -64,8 +64,9 @@ def train(folder, references, weights=(1.0,), length=1, prompts=PROMPTS, iterati
     policy = small_llama(0)
     policy.load_state_dict(references[0].state_dict())
     value_model = forward.ScoreModel(small_llama(9, LlamaForSequenceClassification, num_labels=1))
-    cast = trainer.Models(policy, value_model, Paying(), reference.Reference(references, {}, weights), references[0])
-    made = trainer.Trainer(settings, cast, TOKENIZER, Accelerator(cpu=True), execution, folder)
+    anchor = reference.Reference(references, {}, weights)
+    participants = trainer.Participants(policy, value_model, Paying(), anchor, references[0])
+    made = trainer.Trainer(settings, participants, TOKENIZER, Accelerator(cpu=True), execution, folder)
     count = settings.ppo.batch_size
     made.fit([{"id": i, "prompt": ""} for i in range(count)], [prompts[i % len(prompts)] for i in range(count)])
     return policy

@@ -460,8 +460,8 @@ def make(parents, tokenizer, execution, tmp_path):
         AcceleratorState._reset_state(True)  # the precision is fixed once a process
         accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution, tmp_path)
         anchor = checkpoints.anchored_to(tmp_path)
-        cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution, anchor)
-        return trainer.Trainer(settings, cast, tokenizer, accelerator, execution, tmp_path)
+        participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution, anchor)
+        return trainer.Trainer(settings, participants, tokenizer, accelerator, execution, tmp_path)
 
     yield build
     AcceleratorState._reset_state(True)

@@ -56,10 +56,11 @@ def make(parents, tokenizer, execution, tmp_path):
     def build(settings, dtype=torch.float32, **changes):
         execution_ = dataclasses.replace(execution, **changes)
         accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
-        cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
-        for model in (cast.policy, cast.value_model, cast.reward_model, cast.sft0, *cast.reference.models):
+        participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
+        frozen = participants.reward_model, participants.sft0, *participants.reference.models
+        for model in (participants.policy, participants.value_model, *frozen):
             model.to(dtype)
-        return trainer.Trainer(settings, cast, tokenizer, accelerator, execution_, tmp_path)
+        return trainer.Trainer(settings, participants, tokenizer, accelerator, execution_, tmp_path)
 
     return build
 

@@ -196,8 +196,8 @@ def make(vllm, parents, tokenizer, execution, tmp_path):
     def build(settings, rollouts="vllm"):
         execution_ = dataclasses.replace(execution, rollouts=rollouts)
         accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
-        cast = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
-        return trainer.Trainer(settings, cast, tokenizer, accelerator, execution_, tmp_path)
+        participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
+        return trainer.Trainer(settings, participants, tokenizer, accelerator, execution_, tmp_path)
 
     return build
 
@@ -484,6 +484,6 @@ def test_importance_weights_are_truncated_ratios(vllm, make, prompts, monkeypatc
 def test_a_computation_too_far_from_the_policy_is_refused(vllm, make, prompts, error):
     vllm.LLM.misreport = staticmethod(lambda token: error)
     with pytest.raises(
-        trainer.InvariantError, match=r"iteration 0: .* 0\.5 nats a token .*set execution\.rollouts=transformers"
+        trainer.InvariantError, match=r"iteration 0: .* 0\.5 nats per token .*set execution\.rollouts=transformers"
     ):
         fit(make(make_settings()), prompts)
