@@ -27,18 +27,12 @@ from salsa.rl.rollout import uniforms
 from salsa.workflow import runs
 
 LARGEST_IMPORTANCE = 2.0  # the truncation of importance weights
-BROKEN = {  # what to do where a number is not finite before anything was learned, by the phase that computed it
-    "rollout": "look at the models that the policy starts from",
-    "score": "the reward model is broken; train it with a lower reward_model.learning_rate",
-    "reference": "look at the models that the reference is made of",
-    "value": "look at the reward model, which the value model starts from, or at ppo.value_model",
-}
 LARGEST_DIFFERENCE = 0.1  # nats per token, mean: importance weights correct for less, and more is a mistake
-PHASES = {  # the tensors that each phase of an iteration computes
-    "rollout": ("old_logprobs", "sampling_difference"),
-    "score": ("score",),
-    "reference": ("reference_logprobs", "sft0_logprobs"),
-    "value": ("old_values",),
+PHASES = {  # phase -> its tensors, and what to do where one is not finite before anything was learned
+    "rollout": (("old_logprobs", "sampling_difference"), "look at the models that the policy starts from"),
+    "score": (("score",), "the reward model is broken; train it with a lower reward_model.learning_rate"),
+    "reference": (("reference_logprobs", "sft0_logprobs"), "look at the models that the reference is made of"),
+    "value": (("old_values",), "look at the reward model, which the value model starts from, or at ppo.value_model"),
 }
 
 
@@ -446,7 +440,7 @@ class Trainer:
 
     def _check_finite(self, tensors):
         """Raise UserError where tensors of a batch are not finite, for the first phase that computed such a tensor."""
-        for phase, names in PHASES.items():
+        for phase, (names, _) in PHASES.items():
             fault = divergence.first({name: tensors[name] for name in names})
             if fault:
                 self._diverge(phase, fault, tensors)
@@ -469,7 +463,7 @@ class Trainer:
         """Keep the last batch, and raise UserError. Called by every process."""
         iteration, prompt_ids, sequences = self.last_batch or (self.progress.iteration, [], None)
         learned = phase == "optimise" or (iteration > 0 and phase not in ("score", "reference"))
-        remedy = f"lower ppo.learning_rate={self.ppo.learning_rate:g}" if learned else BROKEN[phase]
+        remedy = f"lower ppo.learning_rate={self.ppo.learning_rate:g}" if learned else PHASES[phase][1]
         divergence.stop(
             self.output,
             f"iteration {iteration}, {phase}: {what}; {remedy}",
