@@ -16,37 +16,52 @@ VERSION = 3
 
 @schema.dataclass()
 class Ppo(schema.Training):
-    """The section `ppo` of the configuration."""
+    """PPO with a KL penalty to the reference (1707.06347; 2403.17031)."""
 
     epochs: Annotated[int, schema.Range(1, 1000)] = 2
+    """Passes over an iteration's responses."""
     mini_batches: schema.Batch = 1
+    """Optimizer steps per pass."""
     learning_rate: schema.LearningRate = 0.0001
+    """Adam's, of policy and value model."""
     schedule: Literal["linear", "constant"] = "linear"
     """linear: to 0 over the run."""
     warmup: Annotated[int, schema.Range(0, 10**6)] = 0
     """Iterations."""
     adam_beta1: schema.Part = 0.9
+    """Decay of Adam's first moment."""
     adam_beta2: schema.Part = 0.999
+    """Decay of its second."""
     adam_epsilon: Annotated[float, schema.Range(1e-30, 1)] = 1e-05
     """Above 0 in float32, too."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL to the reference, from sampled tokens (k1, k2, k3 of joschu.net/blog/kl-approx.html)."""
     kl_in: Literal["reward", "loss"] = "reward"
+    """Where the penalty enters: each token's reward, or the loss."""
     gamma: schema.Share = 1.0
+    """Discount of rewards per token."""
     lam: schema.Share = 0.95
+    """GAE's λ."""
     clip_range: Annotated[float, schema.Range(0, 1000)] = 0.2
+    """Of the probability ratio, about 1."""
     value_clip_range: Annotated[float, schema.Range(0, 10**6)] = 0.2
+    """Of the value, about the old one."""
     value_coef: Annotated[float, schema.Range(0, 10**6)] = 0.1
+    """Weight of the value loss."""
     value_model: Literal["reward_model", "sft", "shared"] = "reward_model"
     """A network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
     (sft), or a head of zeros on the policy's trunk (shared).
     """
     max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
+    """Gradients of both networks together are scaled down to it."""
     temperature: schema.Temperature = 1.0
+    """Of sampling in training; log-probabilities are taken at it."""
     score_normalisation: Literal["constants", "batch", "none"] = "constants"
     """constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none."""
     score_clip: Annotated[float, schema.Range(0, 10**6)] = 0.0
     """Largest absolute score that is paid, after normalisation; 0: no limit."""
     missing_eos_penalty: Annotated[float, schema.Range(0, 10**6)] = 1.0
+    """Taken off the score of a response that does not end by itself."""
     whiten_advantages: schema.Switch = True
     """Rescales what is paid, but not a penalty in the loss: kl_in=loss is several times weaker with it."""
 

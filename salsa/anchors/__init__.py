@@ -22,6 +22,7 @@ class Settings(schema.Kind):
     """What the KL penalty is measured from: the settings that every kind has."""
 
     kind: str = "soup"
+    """How the reference is made."""
     weights: schema.Weights = schema.listed("1")
     """Decimals or fractions, one for each SFT model."""
 

@@ -13,6 +13,8 @@ from salsa.workflow.weights import number_label, soup_words, weights_label
 
 @schema.dataclass()
 class Settings:
+    """A moving average's own settings."""
+
     rate: Annotated[schema.Share, schema.ALWAYS] = 0.0
     """Share of the policy that is mixed in after each iteration (WARP's mu)."""
 

@@ -9,6 +9,8 @@ from salsa.workflow.weights import number_label, soup_words, weights_label
 
 @schema.dataclass()
 class Settings:
+    """Its own settings."""
+
     every: Annotated[schema.Count, schema.ALWAYS] = 0
     """Iterations between two copies of the policy."""
 

@@ -26,9 +26,13 @@ class TaskSettings(schema.Kind):
     """
 
     kind: str
+    """The world."""
     seed: schema.Seed = 0
+    """Of what is generated, and of what is taken for which purpose."""
     demonstrations: schema.Count = 0
+    """For SFT."""
     validation: schema.Count = 0
+    """Demonstrations that measure SFT's loss."""
     preferences: schema.Count = 0
     """Prompts (sampled preferences) or pairs (given preferences)."""
     prompts: schema.Count = 0
@@ -42,6 +46,7 @@ class BenchmarkSettings(schema.Kind):
     """What policies are compared on: the settings of every kind of benchmark."""
 
     kind: str
+    """Which prompts."""
     prompts: schema.Count = 0
     """Upper limit; 0: all."""
 

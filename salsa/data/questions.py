@@ -21,6 +21,8 @@ SPLITS = ("test_prefs", "test", "train")  # of a hub dataset, the first that the
 
 @schema.dataclass()
 class FileSettings:
+    """Where the questions come from."""
+
     file: Annotated[schema.Path, schema.ALWAYS] = ""
     """A hub dataset ORG/NAME, ORG/NAME@REVISION, or a local file."""
 

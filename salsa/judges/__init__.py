@@ -25,6 +25,7 @@ class Settings(schema.Kind):
     """Who compares two responses: the settings that every kind of judge has."""
 
     kind: str
+    """What judges."""
     tournament: schema.Switch = False
     """Not only against sft0 and the plain anchor: every pair of policies at one kl_coef."""
 

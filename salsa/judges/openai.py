@@ -43,6 +43,8 @@ HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", 
 
 @schema.dataclass()
 class Settings:
+    """How a language model is asked."""
+
     model: Annotated[str, schema.Text(200), schema.ALWAYS] = ""
     """The name by which the server knows it; any server that speaks OpenAI's API."""
     base_url: Annotated[str, schema.Text(schema.PATH, secret=True), schema.ALWAYS] = ""

@@ -66,11 +66,17 @@ class Architecture:
     """A Llama that the project pretrains itself."""
 
     vocabulary_size: Annotated[int, Range(1, 2**20)] = 512
+    """Of the tokenizer, which is trained too."""
     hidden_size: Annotated[int, Range(1, 2**14)] = 128
+    """Width of the residual stream."""
     intermediate_size: Annotated[int, Range(1, 2**16)] = 384
+    """Width of the MLP."""
     layers: Annotated[int, Range(1, 200)] = 4
+    """Transformer blocks."""
     heads: Annotated[int, Range(1, 1024)] = 4
+    """Attention heads of a block."""
     max_length: Annotated[int, Range(2, 2**20)] = 192
+    """Positions, in tokens."""
 
 
 @dataclass()
@@ -78,18 +84,23 @@ class Model:
     """A base model: made by the project (`pretrain`), from a package's GGUF (`package`), or a hub id or folder."""
 
     name: Label
+    """In labels of runs, tables and cards."""
     source: Literal["pretrain", "package", "hub"]
+    """pretrain: the project makes it | package: a Python package holds it as GGUF | hub: the hub, or a folder."""
     path: Path = ""
     """Hub id or local folder (hub); the package's name (package)."""
     revision: (
         Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)] | None
     ) = None
+    """Branch, tag or commit on the hub; null: the newest, whose commit is recorded."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights on disk."""
     pickled_weights: Switch = False
     """Read pickles (pytorch_model.bin), where there are no safetensors; tensors alone."""
     chat_template: Label | None = None
     """A file of salsa/data/templates, without .jinja; null: the model's own."""
     architecture: Architecture = field(default_factory=Architecture)
+    """pretrain: of the Llama."""
 
 
 @dataclass()
@@ -97,17 +108,25 @@ class Corpus(Kind):
     """Pretraining text."""
 
     kind: Literal[*PRETRAINED_ON, "none"]
+    """A world that has one, or none."""
     seed: Annotated[Seed, ReadBy(*PRETRAINED_ON), ALWAYS] = 0
+    """Of what is generated or chosen."""
     documents: Annotated[int, Range(0, 10**7), ReadBy(*PRETRAINED_ON), ALWAYS] = 0
+    """Stories or reviews that the model is pretrained on."""
 
 
 @dataclass(kw_only=True)
 class Data:
+    """What models learn from: text to pretrain on, and the task."""
+
     name: Label
+    """In labels of runs and tables."""
     preferences: Literal["sampled", "given"] = "sampled"
     """sampled: pairs drawn from the SFT models, labelled by gold | given: read from data."""
     corpus: Corpus
+    """What a model of the project's own is pretrained on."""
     task: Task
+    """What everything after it learns from."""
 
 
 @dataclass()
@@ -115,8 +134,11 @@ class Arm:
     """A way to train a policy: by what algorithm, from where (weights over the SFT models), against what reference."""
 
     description: Prose = ""
+    """For the table of arms."""
     start: Weights = listed("1")
+    """Where the policy starts: weights over the SFT models."""
     reference: Reference = field(default_factory=Reference)
+    """What its KL penalty is measured from."""
     kl_scale: Annotated[float, Range(above=0, at_most=10**6)] = 1.0
     """Of the study's kl_coef."""
     kl_schedule: KlSchedule | None = None
@@ -124,6 +146,7 @@ class Arm:
     kl_coefs: KlCoefs | None = None
     """Those of the study's that it is run at; null: all."""
     algorithm: Annotated[Literal[*algorithms.kinds()], ADDED] = "ppo"
+    """What trains it."""
 
 
 @dataclass()
@@ -131,7 +154,9 @@ class Lengths:
     """Tokens. A prompt longer than `prompt` is dropped and counted, never cut silently."""
 
     prompt: Annotated[int, Range(1, 2**20)] = 32
+    """Longest prompt, with its template."""
     response: Annotated[int, Range(1, 2**20)] = 40
+    """Longest response; a longer one is cut."""
 
 
 @dataclass()
@@ -139,23 +164,35 @@ class Base:
     """Pretraining, for `model.source: pretrain`."""
 
     seed: Seed = 0
+    """Of the first weights and the order of documents."""
     epochs: Annotated[int, Range(1, 10000)] = 1
+    """Passes over the corpus."""
     batch_size: Batch = 64
+    """Blocks per step."""
     block_length: Annotated[int, Range(2, 2**20)] = 128
+    """Tokens of a block."""
     learning_rate: LearningRate = 0.001
+    """The highest, after the warm-up."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.01
+    """AdamW's."""
     warmup: Part = 0.05
     """Share of the steps."""
 
 
 @dataclass()
 class Sft:
+    """Supervised fine-tuning of several models from one base, which differ in their seed."""
+
     models: Annotated[int, Range(1, 100)] = 2
-    """SFT models a replicate, differing in the seed alone."""
+    """SFT models per replicate, differing in the seed alone."""
     epochs: Annotated[int, Range(1, 10000)] = 3
+    """Passes over the demonstrations."""
     batch_size: Batch = 32
+    """Demonstrations per step, over all processes."""
     learning_rate: LearningRate = 0.0001
+    """The highest, after the warm-up."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    """AdamW's."""
     warmup: Part = 0.05
     """Share of the steps."""
     dropout: Part = 0.0
@@ -165,15 +202,23 @@ class Sft:
     lora_rank: LoraRank = 0
     """Low-rank adapters on every linear layer but the head, merged in the end; 0: all are trained."""
     lora_alpha: LoraAlpha = 16.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
 
 
 @dataclass()
 class RewardModel:
+    """The proxy that training maximises: a Bradley-Terry model of preference pairs."""
+
     pairs: Annotated[int, Range(1, MOST)] = 1000
+    """Preference pairs to train on."""
     held_out: Annotated[int, Range(1, MOST)] = 256
+    """Pairs kept apart, on which its accuracy is measured."""
     epochs: Annotated[int, Range(1, 10000)] = 1
+    """Passes over the pairs."""
     batch_size: Batch = 64
+    """Pairs per step, over all processes."""
     learning_rate: LearningRate = 0.0001
+    """The highest, after the warm-up."""
     warmup: Part = 0.05
     """Share of the steps."""
     gold_temperature: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
@@ -183,6 +228,7 @@ class RewardModel:
     lora_rank: LoraRank = 0
     """As in Sft; the head, which sft0 has none of, is trained whole."""
     lora_alpha: LoraAlpha = 16.0
+    """As in Sft."""
 
     @model_validator(mode="after")
     def _a_batch_at_least(self):
@@ -243,12 +289,16 @@ class Plane:
 
 @dataclass()
 class Evaluate:
+    """How policies answer benchmarks, and what is measured of SFT models and of the space of weights."""
+
     temperature: Temperature = 1.0
     """Of benchmark answers; reported KL is always at temperature 1."""
     alphas: Alphas = listed("0", "0.25", "0.5", "0.75", "1")
     """SFT soups along the line."""
     gates: Gates = field(default_factory=Gates)
+    """What has to hold before PPO."""
     plane: Plane = field(default_factory=Plane)
+    """Of rewards over weights."""
 
 
 @dataclass()
@@ -258,12 +308,15 @@ class Claim:
     text: Prose
     """In words."""
     measure: Literal["kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable"]
+    """What is compared, each arm at its chosen kl_coef."""
     smallest_effect: Annotated[float, Range(above=0, at_most=10**6)]
     """The smallest difference that would matter, in the measure's unit."""
     origin: Literal["abstract", "control"] = "abstract"
     """abstract: the paper says so | control: what another explanation denies."""
     candidate: Label = "salsa"
+    """An arm."""
     baseline: Label = PLAIN
+    """An arm; `ppo` is the plain anchor, whatever its arm is called."""
     benchmarks: Labels = listed()
     """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
     meaning: Prose = ""
@@ -313,13 +366,18 @@ class JudgeLimits:
 
 @dataclass()
 class Report:
+    """How large the report's bootstrap is, and how many responses it shows."""
+
     bootstrap: Annotated[int, Range(1, 100000)] = 2000
+    """Resamples of prompts for each interval."""
     seed: Seed = 0
+    """Of the resamples."""
     samples: Annotated[int, Range(0, 1000)] = 5
-    """Prompts a benchmark, answered by every arm side by side."""
+    """Prompts per benchmark, answered by every arm side by side."""
     reader: Annotated[int, Range(0, 10000)] = 20
-    """Prompts a benchmark, with every policy's responses and verdicts, in report.html."""
+    """Prompts per benchmark, with every policy's responses and verdicts, in report.html."""
     judges: JudgeLimits = field(default_factory=JudgeLimits)
+    """When a judge can't be believed."""
 
 
 @dataclass()
@@ -349,6 +407,7 @@ class Execution:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     threads: Annotated[int, Range(1, 1024)] = 1
     """CPU threads of a training or sampling job."""
     micro_batch: Batch = 64
@@ -356,6 +415,7 @@ class Execution:
     rollout_batch: Batch = 128
     """Sequences sampled at once."""
     gradient_checkpointing: Switch = False
+    """Compute activations again in the backward pass: less memory, more time."""
     compile: Switch = False
     """torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
@@ -371,16 +431,21 @@ class Execution:
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 30.0
     """Between checkpoints of SFT and reward models; 0: only when told to stop."""
     memory_mb: Annotated[int, Range(1, 10**9)] = 2000
+    """Of a job, in MB, for the scheduler."""
     runtime: Annotated[int, Range(1, 10**6)] = 60
     """Minutes."""
     gpus: Annotated[int, Range(0, 1024)] = 0
+    """Of a job; 0: none."""
     judge_concurrency: Annotated[int, Range(1, 1000)] = 8
-    """Questions at once, to a judge over the network; then seconds an answer may take, and tries after a failure."""
+    """Questions at once, to a judge over the network."""
     judge_timeout: Annotated[float, Range(above=0, at_most=86400)] = 120.0
+    """Seconds that an answer may take."""
     judge_retries: Annotated[int, Range(0, 1000)] = 6
+    """Further tries after a failure of the network or the server."""
     judge_requests: Annotated[int, Range(0, 10**12)] = 0
     """Budget of a judge run; 0: no limit. One that is used up ends the run, which can go on."""
     judge_tokens: Annotated[int, Range(0, 10**15)] = 0
+    """As judge_requests, in tokens."""
     judge_check: Switch = True
     """Try, before the first job, whether the judge's server takes a connection."""
     trackers: Annotated[list[Tracker], Items()] = listed()
@@ -405,14 +470,21 @@ class Sections:
     """A study: its list axes, what every stage does, and how it is executed. `Config` adds each algorithm's section."""
 
     name: Label = "default"
+    """Of the study: of its folder and its report."""
     title: Prose = ""
+    """Of the report; nothing: its name."""
     seed: Seed = 0
+    """The root of all seeds."""
     results: Annotated[str, Text(PATH, empty=False)] = "results"
+    """The folder that everything is written to."""
     mixed_precision: Precision = "no"
     """bf16: autocast of trained models, whose weights stay float32; frozen ones are bfloat16."""
     replicates: Annotated[list[Annotated[int, Range(0, 10**6)]], Items()] = listed(0)
+    """Numbers of replicates; each has its own SFT models, reward model and seeds."""
     kl_coefs: KlCoefs = listed(0.05)
+    """Weights of the KL penalty, in reward per nat."""
     alphas: Alphas = listed()
+    """Further arms: policies from sft0 whose reference is the soup at this place on the line from sft0 to sft1."""
     alpha_kl_coefs: KlCoefs | None = None
     """kl_coefs of the alphas that are no arm; null: all of the study's."""
     companions: Annotated[list[Annotated[str, Text(2000)]], Items(100)] = listed()
@@ -420,20 +492,35 @@ class Sections:
     experiment=reviews or model=mistral_7b.
     """
     arms: Annotated[dict[EntryName, Arm], Items()] = field(default_factory=dict)
+    """Ways to train a policy, by name."""
     benchmarks: Annotated[dict[EntryName, Benchmark], Items()] = field(default_factory=dict)
+    """Prompts that policies are compared on, by name."""
     judges: Annotated[dict[EntryName, Judge], Items()] = field(default_factory=dict)
+    """Who compares, by name."""
     model: Model
+    """The base model."""
     data: Data
+    """What everything is learned from."""
     lengths: Lengths = field(default_factory=Lengths)
+    """Of prompts and responses."""
     base: Base = field(default_factory=Base)
+    """Pretraining."""
     sft: Sft = field(default_factory=Sft)
+    """Supervised fine-tuning, from the base model."""
     reward_model: RewardModel = field(default_factory=RewardModel)
+    """The proxy that training maximises."""
     evaluate: Evaluate = field(default_factory=Evaluate)
+    """How policies answer, and what is measured beside them."""
     report: Report = field(default_factory=Report)
+    """Its intervals and samples."""
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
+    """Hypotheses, by name."""
     stability: Stability = field(default_factory=Stability)
+    """When a policy counts as stable or collapsed."""
     objective: Objective = field(default_factory=Objective)
+    """What a sweeper maximises."""
     execution: Execution = field(default_factory=Execution)
+    """How runs are executed."""
 
 
 ALGORITHMS = {kind: algorithm.settings for kind, algorithm in algorithms.kinds().items()}
@@ -445,12 +532,13 @@ Config = schema.extended(
 )
 
 
-# What each stage receives: the slice of the configuration that determines its result, and nothing else. What the plan
-# makes of settings, and no one writes, is `planned`.
+# What each stage receives: the slice of the configuration that determines its result, and nothing else.
 
 
 @dataclass()
 class CorpusSettings:
+    """Text to pretrain on."""
+
     corpus: Corpus
     sha256: str = ""
     """Of the package's file that the corpus is read from."""
@@ -458,6 +546,8 @@ class CorpusSettings:
 
 @dataclass()
 class PrepareSettings:
+    """Demonstrations, preferences and prompts."""
+
     task: Task
     files: dict[str, str] = field(default_factory=dict)
     """Settings name -> "<bytes>:<sha256>" of each local file."""
@@ -465,6 +555,8 @@ class PrepareSettings:
 
 @dataclass()
 class BenchmarkSettings:
+    """One benchmark's prompts; the task says what training sees, which they must not hold."""
+
     name: Label
     benchmark: Benchmark
     task: Task
@@ -473,6 +565,8 @@ class BenchmarkSettings:
 
 @dataclass()
 class BaseSettings:
+    """The base model."""
+
     model: Model
     base: Base | None = None
     """Pretraining, where the project makes the model."""
@@ -482,6 +576,8 @@ class BaseSettings:
 
 @dataclass()
 class SftSettings:
+    """One SFT model."""
+
     seed: Seed
     sft: Sft
     lengths: Lengths
@@ -490,6 +586,8 @@ class SftSettings:
 
 @dataclass()
 class RewardModelSettings:
+    """One reward model."""
+
     seed: Seed
     preferences: Literal["sampled", "given", "sampled_for_judge", "given_for_judge"]
     """The last two: others, that PPO's reward model never sees."""
@@ -533,6 +631,8 @@ class LandscapeSettings:
 
 @dataclass()
 class PlaneSettings:
+    """The plane through sft0, sft1 and one policy."""
+
     seed: Seed
     step: Annotated[str, Range(above=0, at_most=1, in_text=True)]
     margin: Annotated[str, Range(0, 5, in_text=True)]
@@ -542,6 +642,8 @@ class PlaneSettings:
 
 @dataclass()
 class RespondSettings:
+    """One policy's answers, and its distance from sft0 and its reference."""
+
     seed: Seed
     temperature: Temperature
     lengths: Lengths
@@ -549,6 +651,8 @@ class RespondSettings:
 
 @dataclass()
 class JudgeSettings:
+    """One judge's verdicts on one policy against others."""
+
     name: Label
     judge: Judge
     replicate: Annotated[int, Range(0, 10**6)]
@@ -561,6 +665,8 @@ class JudgeSettings:
 
 @dataclass()
 class StudySettings:
+    """The report of a study."""
+
     config: dict[str, Any]
     """The resolved configuration without `execution`."""
     policies: list[dict[str, Any]]
@@ -569,5 +675,7 @@ class StudySettings:
 
 @dataclass()
 class ComparisonSettings:
+    """The studies of a sweep, side by side."""
+
     points: list[dict[str, str]]
     """Swept key -> its value at the point; its study is study/<place>."""

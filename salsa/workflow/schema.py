@@ -135,6 +135,7 @@ class KlSchedule(Kind):
     """How kl_coef changes over a run."""
 
     kind: Literal["fixed", "linear", "adaptive"] = "fixed"
+    """fixed | linear: to a share of itself over the run | adaptive: follows a target KL."""
     final: Annotated[Share, ReadBy("linear"), ALWAYS] = 0.0
     """linear: share of kl_coef that is left in the last iteration."""
     target: Annotated[float, Range(above=0, at_most=10**6), ReadBy("adaptive"), ALWAYS] = 6.0
@@ -148,12 +149,15 @@ class Training:
     """What the section of every algorithm has."""
 
     iterations: Annotated[int, Range(1, 10**6)] = 40
+    """Rounds of sampling and training."""
     batch_size: Batch = 128
-    """Prompts an iteration, over all processes."""
+    """Prompts per iteration, over all processes."""
     kl_schedule: KlSchedule = field(default_factory=KlSchedule)
+    """How kl_coef changes over the run."""
     lora_rank: LoraRank = 0
     """Low-rank adapters on every linear layer of what is trained; 0: all weights are trained."""
     lora_alpha: LoraAlpha = 16.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
     rollouts_every: Annotated[int, Range(1, 10**6)] = 5
     """Iterations between kept rollouts (text), from which gold trajectories are read."""
 

@@ -39,6 +39,18 @@ def test_the_file_is_what_the_command_prints():
     assert SCHEMA.read_text() == printed, "settings have changed: salsa schema > conf/schema.json"
 
 
+def test_every_setting_says_what_it_means():
+    schema = json.loads(SCHEMA.read_text())
+    sections = {"": schema, **schema["$defs"]}
+    settings = {
+        (name, key): value for name, own in sections.items() for key, value in own.get("properties", {}).items()
+    }
+    assert len(settings) > 100
+    for place, setting in settings.items():
+        section = schema["$defs"].get(setting.get("$ref", "").rpartition("/")[2], {})
+        assert setting.get("description") or section.get("description"), place
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_presets_name_the_schema_that_they_hold_to(path):
     line, values = read(path)

@@ -23,6 +23,8 @@ CHOICES = 'a list of {"turns": a list of texts}'
 
 @schema.dataclass()
 class Settings(files.FileSettings):
+    """Its files."""
+
     reference_file: Annotated[schema.Path, schema.ALWAYS] = ""
     """Reference answers, as FastChat's."""
 

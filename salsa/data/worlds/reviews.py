@@ -44,6 +44,8 @@ SHORTEST = 4  # words of a continuation; a review with fewer after its opening m
 
 @schema.dataclass()
 class Settings:
+    """How reviews become prompts."""
+
     opening_words: Annotated[int, schema.Range(1, 1000), schema.ALWAYS] = 6
     """Words of a review that make its prompt."""
     response_words: Annotated[int, schema.Range(0, 10000), schema.ALWAYS] = 0

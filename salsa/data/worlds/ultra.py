@@ -173,10 +173,14 @@ local_files = sources.local_files(*FILES)
 
 @schema.dataclass()
 class Settings:
+    """Where the rows come from."""
+
     sft_file: Annotated[schema.Path, schema.ALWAYS] = ""
     """Conversations: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)."""
     preference_file: Annotated[schema.Path, schema.ALWAYS] = ""
+    """Pairs: the same forms."""
     evaluation_file: Annotated[schema.Path, schema.ALWAYS] = ""
+    """Development prompts: the same forms; nothing: held out from the pairs."""
 
 
 def read(source, file, known=frozenset(), keep=lambda row: row):

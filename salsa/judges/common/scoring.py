@@ -12,6 +12,8 @@ from salsa.workflow.runs import UserError
 
 @schema.dataclass()
 class ScoringSettings:
+    """What judges that score have in common."""
+
     tie_margin: Annotated[float, schema.Range(0, 10**6), schema.ALWAYS] = 0.0
     """A difference up to this is a tie."""
 
