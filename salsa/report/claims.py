@@ -17,6 +17,7 @@ import pandas as pd
 from salsa.evaluate import statistics
 from salsa.report import formats, judging, selection, words
 from salsa.report.formats import Bold, Number, Table
+from salsa.report.frames import BOUNDS
 
 VERDICTS = ("supported", "refuted", "undecided", "not tested")
 ORIGINS = {
@@ -24,7 +25,7 @@ ORIGINS = {
     "control": "What would tell an explanation from a coincidence",
 }
 MEASURES = {  # measure -> (what is compared, its unit)
-    "kl_to_sft0": ("KL(policy ‖ sft0) on the development prompts", "nats a response"),
+    "kl_to_sft0": ("KL(policy ‖ sft0) on the development prompts", "nats per response"),
     "stable": ("replicates in which the candidate is stable", "share"),
     "reward": ("proxy reward on a benchmark's responses", "standard deviations on sft0's responses"),
     "gold_reward": ("gold reward on a benchmark's responses", ""),
@@ -34,30 +35,9 @@ MEASURES = {  # measure -> (what is compared, its unit)
 }
 JUDGED = ("win_rate", "matched_win_rate")
 ON_BENCHMARKS = ("reward", "gold_reward", *JUDGED)  # one test a benchmark, all of which must pass
-COLUMNS = [
-    "claim",
-    "origin",
-    "claim_verdict",
-    "text",
-    "measure",
-    "benchmark",
-    "judge",
-    "candidate",
-    "baseline",
-    "candidate_kl_coef",
-    "baseline_kl_coef",
-    "how",
-    "effect",
-    "effect_low",
-    "effect_high",
-    "smallest_effect",
-    "p",
-    "holm_p",
-    "replicates",
-    "replicates_needed",
-    "verdict",
-    "why",
-]
+COLUMNS = ["claim", "origin", "claim_verdict", "text", "measure", "benchmark", "judge", "candidate", "baseline",
+           "candidate_kl_coef", "baseline_kl_coef", "how", "effect", "effect_low", "effect_high", "smallest_effect",
+           "p", "holm_p", "replicates", "replicates_needed", "verdict", "why"]  # fmt: skip
 QUANTITIES = {  # key of evaluation.json -> words
     "gold_reward": "gold reward",
     "reward": "proxy reward",
@@ -74,16 +54,16 @@ class Test:
         judge: "" where none was asked.
         effects: replicate -> candidate minus baseline; `stable`: replicate -> whether the candidate is.
         how: in what way the two were compared, where there are several.
-        found: what `statistics.decide` returns.
+        decision: what `statistics.decide` returns.
         refutes: whether it refutes the claim alone: as one of several, its interval has to reach further (Bonferroni).
-        lost: replicates whose effect is no finite number, and is left out.
+        lost: how many replicates are left out, as their effect is no finite number.
     """
 
     benchmark: str
     judge: str
     effects: dict[int, float]
     how: str
-    found: dict
+    decision: dict
     refutes: bool
     lost: int = 0
 
@@ -131,42 +111,31 @@ def _rows(study, name, claim):
 def _collapsed(study, claim, pair):
     """What a reader of a claim must know of the policies that it compares: which of them have collapsed, and how."""
     sides = [(pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef)]
-    if claim.measure.startswith("matched"):
-        sides = [(arm, None) for arm, _ in sides]
-    notes = []
+    notes, matched = [], claim.measure.startswith("matched")
     for arm, kl_coef in sides[:1] if claim.measure == "stable" else sides:
-        count, total = selection.collapses(study, arm, kl_coef)
-        if count:
-            found = (selection.collapse(study, p) for p in study.of(arm=arm) if kl_coef in (None, p.kl_coef))
-            first = next(reason for reason in found if reason)
-            notes.append(f"{arm} has collapsed in {count} of its {total} policies compared here: {first}")
+        policies = [p for p in study.of(arm=arm) if matched or p.kl_coef == kl_coef]
+        reasons = [reason for reason in (selection.collapse(study, p) for p in policies) if reason]
+        if reasons:
+            notes.append(
+                f"{arm} has collapsed in {len(reasons)} of its {len(policies)} policies compared here: {reasons[0]}"
+            )
     return notes
 
 
 def _doubts(test):
     """What stands against the verdict of a test, where its numbers alone would say more than they can."""
-    doubts, found = [], test.found
+    doubts, replicates = [], test.decision["replicates"]
     if test.lost:
-        doubts.append(f"{test.lost} of {test.lost + found['replicates']} replicates have no finite number")
-    if found["replicates"] > 1 and found["low"] != found["low"] and found["p"] == found["p"]:
-        doubts.append(f"the {found['replicates']} replicates are equal, so that there is no interval")
+        doubts.append(f"{test.lost} of {test.lost + replicates} replicates have no finite number")
+    if replicates > 1 and math.isnan(test.decision["low"]) and not math.isnan(test.decision["p"]):
+        doubts.append(f"the {replicates} replicates are equal, so that there is no interval")
     return doubts
 
 
 def _columns(test):
-    found = test.found
-    return {
-        "benchmark": test.benchmark,
-        "judge": test.judge,
-        "how": test.how,
-        "effect": found["mean"],
-        "effect_low": found["low"],
-        "effect_high": found["high"],
-        "p": found["p"],
-        "replicates": found["replicates"],
-        "replicates_needed": found["replicates_needed"],
-        "verdict": found["verdict"],
-    }
+    columns = {"benchmark": test.benchmark, "judge": test.judge, "how": test.how}
+    columns |= {name: test.decision[name] for name in ("p", "replicates", "replicates_needed", "verdict")}
+    return columns | {f"effect{bound}": test.decision[bound[1:] or "mean"] for bound in BOUNDS}
 
 
 def compared(study, claim):
@@ -230,8 +199,8 @@ def _decided(claim, effects, tests, seen=1.0):
     `seen`: the share of a true effect that shows in these, at least; so much of the smallest effect has to be excluded.
     """
     if claim.measure == "stable":
-        found = _stable(effects)
-        return found, found["verdict"] == "refuted"
+        decision = _stable(effects)
+        return decision, decision["verdict"] == "refuted"
     values, smallest = list(effects.values()), claim.smallest_effect * seen
     strict = statistics.decide(values, smallest, level=1 - 0.05 / tests)
     return statistics.decide(values, smallest), strict["verdict"] == "refuted"
@@ -247,8 +216,8 @@ def effects_of(study, measure, pair, judge, benchmark):
         return selection.matched(study, pair.candidate, pair.baseline, values), "where both reach the same KL"
     if measure == "stable":
         policies = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)
-        found = {policy.replicate: selection.stable(study, policy) for policy in policies}
-        return {replicate: stable for replicate, stable in found.items() if stable is not None}, ""
+        stable = {policy.replicate: selection.stable(study, policy) for policy in policies}
+        return {replicate: holds for replicate, holds in stable.items() if holds is not None}, ""
     sides = ((pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef))
     if measure == "kl_to_sft0":
         first, second = (selection.evaluated(study, arm, kl_coef, measure) for arm, kl_coef in sides)
@@ -262,8 +231,8 @@ def _stable(effects):
     """As `statistics.decide`, without a test: supported where all replicates are stable, refuted where most are not."""
     share, count = sum(effects.values()) / len(effects), len(effects)
     verdict = "undecided" if count < 2 else "supported" if share == 1 else "refuted" if share < 0.5 else "undecided"
-    nothing = {"low": math.nan, "high": math.nan, "p": math.nan, "replicates_needed": None}
-    return nothing | {"mean": share, "replicates": count, "verdict": verdict}
+    untested = {"low": math.nan, "high": math.nan, "p": math.nan, "replicates_needed": None}
+    return untested | {"mean": share, "replicates": count, "verdict": verdict}
 
 
 def _lacking(study, measure, pair, benchmark):
@@ -286,7 +255,7 @@ def combined(tests):
     """The verdict of a claim of which all tests must pass: refuted by one, supported by all, else undecided."""
     if any(test.refutes for test in tests):
         return "refuted"
-    return "supported" if {test.found["verdict"] for test in tests} == {"supported"} else "undecided"
+    return "supported" if {test.decision["verdict"] for test in tests} == {"supported"} else "undecided"
 
 
 def text(study, claims, win_rates):
@@ -294,7 +263,7 @@ def text(study, claims, win_rates):
 
     Args:
         claims: what `frame` returns.
-        win_rates: `tables.win_rates`.
+        win_rates: the table of win rates.
     """
     return words.template("claims.md.jinja", autoescape=False).render(
         summary=summary(study, claims),
@@ -317,16 +286,13 @@ def warnings(study):
 
 def collapses(study):
     """A sentence for each arm and kl_coef of which a policy has collapsed, with the first one's numbers."""
-    lines = []
-    for arm in study.arms:
-        for kl_coef in selection.grid(study, arm):
-            reasons = [selection.collapse(study, policy) for policy in study.of(arm=arm, kl_coef=kl_coef)]
-            own = [reason for reason in reasons if reason]
-            if own:
-                lines.append(
-                    f"{arm} at kl_coef {kl_coef:g} collapsed in {len(own)} of {len(reasons)} replicates: {own[0]}"
-                )
-    return lines
+    sentences = []
+    for (arm, kl_coef), policies in study.groups().items():
+        reasons = [reason for reason in (selection.collapse(study, policy) for policy in policies) if reason]
+        if reasons:
+            count = f"{len(reasons)} of {len(policies)} replicates"
+            sentences.append(f"{arm} at kl_coef {kl_coef:g} collapsed in {count}: {reasons[0]}")
+    return sentences
 
 
 def summary(study, claims):
@@ -335,18 +301,19 @@ def summary(study, claims):
         return "This study makes no claims."
     verdicts = claims.drop_duplicates("claim").set_index("claim")["claim_verdict"]
     counts = Counter(verdicts)
-    listed = {name: ", ".join(verdicts.index[verdicts == name]) for name in VERDICTS}
-    shown = [f"{counts[name]} {name}" + (f" ({listed[name]})" if listed[name] else "") for name in VERDICTS]
-    rest = f"Of {len(verdicts)} claims: {'; '.join(shown)}. "
+    names = {verdict: ", ".join(verdicts.index[verdicts == verdict]) for verdict in VERDICTS}
+    parts = [f"{counts[verdict]} {verdict}" + (f" ({some})" if some else "") for verdict, some in names.items()]
+    text = f"Of {len(verdicts)} claims: {'; '.join(parts)}. "
     count = len(study.replicates)
     if counts["not tested"] == len(verdicts):
-        return rest + "No claim can be tested here."
+        return text + "No claim can be tested here."
     if count == 1:
-        return rest + "One replicate tells nothing of other SFT pairs, so nothing is decided."
-    rest += f"The tests rest on {count} replicates, each with its own SFT models, reward model and PPO seed"
-    kept = claims.drop_duplicates("claim")
-    kept = int(((kept["claim_verdict"] == "supported") & (kept["holm_p"] < 0.025)).sum())
-    return rest + f"; {kept} of the supported keep a p below 0.025 after Holm's correction."
+        return text + "One replicate tells nothing of other SFT pairs, so nothing is decided."
+    kept = claims[(claims["claim_verdict"] == "supported") & (claims["holm_p"] < 0.025)]["claim"].nunique()
+    return text + (
+        f"The tests rest on {count} replicates, each with its own SFT models, reward model and PPO seed; {kept} of the "
+        "supported keep a p below 0.025 after Holm's correction."
+    )
 
 
 @dataclass(frozen=True)
@@ -362,12 +329,12 @@ class Hypothesis:
 
 def hypotheses(study, claims):
     """origin -> the `Hypothesis` of each of its claims; an origin without claims is left out."""
-    found = {}
+    by_origin = {}
     for (origin, name), rows in claims.groupby(["origin", "claim"], sort=False):
         claim = study.config.claims[name]
         verdict = Hypothesis(name, claim.text, rows["claim_verdict"].iloc[0], *because(claim, rows))
-        found.setdefault(origin, []).append(verdict)
-    return found
+        by_origin.setdefault(origin, []).append(verdict)
+    return by_origin
 
 
 def tested_rows(frame):
@@ -394,10 +361,10 @@ def because(claim, rows):
     return " ", f"with {row['replicates']} replicates; {more}, if effect and spread stay as they are"
 
 
-def numbers(own):
-    """What Markdown shows of the frame of tested claims."""
+def numbers(claims):
+    """What Markdown shows of the tested claims' rows."""
     rows = []
-    for _, row in own.iterrows():
+    for row in claims.to_dict("records"):
         measured, unit = MEASURES[row["measure"]]
         by = f", judge {row['judge']}" if row["judge"] else ""
         how = f" ({row['how']})" if row["how"] else ""
@@ -430,31 +397,29 @@ def differences(study):
     Bold where the interval excludes 0, which says above or below PPO and no more.
     """
     rows, judge = [], selection.main_judge(study)
-    for arm in sorted(set(study.arms) - {study.plain}, key=study.arms.index) if study.plain else ():
-        for kl_coef in selection.grid(study, arm):
-            if not study.of(arm=study.plain, kl_coef=kl_coef):
-                continue
-            row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
-            for key, quantity in QUANTITIES.items():
-                sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
-                row[quantity] = _difference(selection.by_replicate(*sides))
-            at = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
-            for benchmark in study.compared if judge else ():
-                effects, _ = selection.preference(study, at, judge, benchmark)
-                row[f"win rate minus ½, {benchmark}"] = _difference(effects)
-            rows.append(row)
+    for arm, kl_coef in study.groups():
+        if arm == study.plain or not study.of(arm=study.plain, kl_coef=kl_coef):
+            continue
+        row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
+        for key, quantity in QUANTITIES.items():
+            sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
+            row[quantity] = _difference(selection.by_replicate(*sides))
+        pair = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
+        for benchmark in study.compared if judge else ():
+            effects, _ = selection.preference(study, pair, judge, benchmark)
+            row[f"win rate minus ½, {benchmark}"] = _difference(effects)
+        rows.append(row)
     return Table.of({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
 
 
 def _difference(effects):
-    found = statistics.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
-    mean, low, high = (found[name] for name in ("mean", "low", "high"))
-    mean = mean if abs(mean) > statistics.SAME else 0.0
-    shown = formats.number(mean, low, high)
-    return Bold(shown) if low > 0 or high < 0 else shown
+    decision = statistics.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
+    mean, low, high = (decision[name] for name in ("mean", "low", "high"))
+    cell = formats.number(mean if abs(mean) > statistics.SAME else 0.0, low, high)
+    return Bold(cell) if low > 0 or high < 0 else cell
 
 
 def signs(win_rates, plain):
     """(how many sign tests against plain PPO stay below 0.05 after Holm's correction, of how many)."""
-    own = win_rates[win_rates["baseline"] == plain]
-    return int((own["holm_p"] < 0.05).sum()), len(own)
+    rows = win_rates[win_rates["baseline"] == plain]
+    return int((rows["holm_p"] < 0.05).sum()), len(rows)

@@ -4,17 +4,12 @@ It reads what the studies wrote (their manifests, tables/rewards.csv and tables/
 anew but counts: intervals are those of the studies, and are not corrected for how many points were looked at.
 """
 
-import itertools
 import math
 from fractions import Fraction
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from salsa.report import formats, style
-from salsa.report import words as wording
+from salsa.report import formats, style, words
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import COLLAPSED
 from salsa.workflow import config, runs, stages
@@ -24,7 +19,9 @@ MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": styl
 SFT0 = "sft0"
 WIN_RATE = "win_rate"
 ONE_COLUMN = 3  # panels that stand below each other
-AGAINST = (
+AGAINST_PLAIN = ["point", "judge", "benchmark", "arm", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high", "prompts",
+                 "replicates", "study"]  # fmt: skip
+CAPTION = (
     "Adjusted win rates against plain PPO at the same kl_coef, with 95 % intervals over prompts, conditional on the "
     "models; none is corrected for how many there are."
 )
@@ -32,37 +29,27 @@ AGAINST = (
 
 def build(settings, parents, output, execution):
     """The stage. Parents: study/<i>, the study of the point i of the settings; two points may have one study."""
-    settings = config.ComparisonSettings(wording.cleaned(settings.points))
-    studies = [parents[f"study/{place}"] for place in range(len(settings.points))]
-    frame = comparison(settings.points, studies)
+    settings = config.ComparisonSettings(words.cleaned(settings.points))
+    points, studies = settings.points, [parents[f"study/{place}"] for place in range(len(settings.points))]
+    frame, against = comparison(points, studies), against_plain(points, studies)
     duels = [row for study in dict.fromkeys(studies) for row in head_to_head(study)]
-    against = against_plain(settings.points, studies)
+    caption = _caption(points)
+    readable = frame.drop(columns=[_column(key) for key in _keys(points)])  # `point` says them to a reader
+    readable = readable[sorted(readable, key=lambda column: column != COLLAPSED)]  # first, where no reader misses it
+    readable, readable_duels = formats.readable(readable), formats.readable(against.drop(columns="study"))
+    formats.write(frame, readable, output / "tables", "comparison", caption)
+    formats.write(against, readable_duels, output / "tables", "against_ppo", CAPTION)
     looks = {arm: look for study in studies for arm, look in arm_looks(study).items()}
-    caption = _caption(settings.points, frame)
-    shown = frame.drop(columns=[_column(key) for key in _keys(settings.points)])  # `point` says them to a reader
-    shown = shown[sorted(shown, key=lambda column: column != COLLAPSED)]  # first, where no reader misses it
-    shown, duel = formats.readable(shown), formats.readable(against.drop(columns="study"))
-    formats.write(frame, shown, output / "tables", "comparison", caption)
-    formats.write(against, duel, output / "tables", "against_ppo", AGAINST)
-    style.save(figure(settings.points, frame, looks), output / "figures", "comparison")
-    said = collapsed(frame) + statements(settings.points, frame, duels, plain_arms(studies))
-    lines = "\n".join(f"- {wording.markdown(line)}" for line in said)
-    parts = [
-        "# Comparison of the points of a sweep",
-        lines,
-        "## Table",
-        wording.markdown(caption),
-        formats.markdown(shown),
-        "## Against plain PPO",
-        AGAINST,
-        formats.markdown(duel),
-        "## Figure",
-        "Bars are 95 % intervals: over replicates, for rewards and KL; over prompts, for win rates.",
-        "![Comparison](figures/comparison.png)",
-        " · ".join(["[PDF](figures/comparison.pdf)", "[CSV](tables/comparison.csv)", "[TeX](tables/comparison.tex)"]),
-    ]
-    runs.write_atomically(output / "comparison.md", "\n\n".join(parts) + "\n")
-    return {"points": len(settings.points), "studies": len(set(studies))}
+    style.save(figure(points, frame, looks), output / "figures", "comparison")
+    text = words.template("comparison.md.jinja", autoescape=False).render(
+        statements=collapsed(frame) + statements(frame, duels, plain_arms(studies)),
+        caption=caption,
+        points=formats.markdown(readable),
+        against=CAPTION,
+        duels=formats.markdown(readable_duels),
+    )
+    runs.write_atomically(output / "comparison.md", text)
+    return {"points": len(points), "studies": len(set(studies))}
 
 
 def label(point):
@@ -81,11 +68,10 @@ def comparison(points, studies):
     over replicates (_low, _high); win_rate_<judge>_<benchmark>, the adjusted win rate against sft0, with its bounds
     over prompts; collapsed, where a policy has; study, the path of the study below the results.
     """
-    keys = _keys(points)
-    rows = []
+    keys, rows = _keys(points), []
     for point, study in zip(points, studies, strict=True):
         rates = _table(study, "win_rates")
-        for _, line in _table(study, "rewards").iterrows():
+        for line in _table(study, "rewards").to_dict("records"):
             row = {"point": label(point)} | {_column(key): point.get(key, "") for key in keys}
             row |= {name: line[name] for name in ("arm", "kl_coef", "replicates")}
             row |= {name + bound: line[name + bound] for name in MEASURES for bound in BOUNDS}
@@ -105,12 +91,8 @@ def _table(study, name):
 
 def collapsed(frame):
     """A sentence for each point, arm and kl_coef of which a policy has collapsed."""
-    if COLLAPSED not in frame:
-        return []
-    own = frame[frame[COLLAPSED] != ""]
-    return [
-        f"Warning: {row['point']}: {row[COLLAPSED]} at kl_coef {row['kl_coef']:g}" for row in own.to_dict("records")
-    ]
+    rows = frame[frame[COLLAPSED] != ""].to_dict("records") if COLLAPSED in frame else []
+    return [f"Warning: {row['point']}: {row[COLLAPSED]} at kl_coef {row['kl_coef']:g}" for row in rows]
 
 
 def _column(key):
@@ -119,11 +101,11 @@ def _column(key):
 
 
 def _win_rates(rates):
-    found = {}
-    for _, line in rates[rates["baseline"] == SFT0].iterrows():
+    columns = {}
+    for line in rates[rates["baseline"] == SFT0].to_dict("records"):
         name = f"{WIN_RATE}_{line['judge']}_{line['benchmark']}"
-        found |= {name: line["adjusted_win_rate"], f"{name}_low": line["ci_low"], f"{name}_high": line["ci_high"]}
-    return found
+        columns |= {name: line["adjusted_win_rate"], f"{name}_low": line["ci_low"], f"{name}_high": line["ci_high"]}
+    return columns
 
 
 def panels(frame):
@@ -140,18 +122,13 @@ def head_to_head(study):
 
 
 def against_plain(points, studies):
-    """One row a point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, with its bounds.
-
-    Columns: point, judge, benchmark, arm, kl_coef, adjusted_win_rate, ci_low, ci_high, prompts, replicates, study.
-    """
-    names = ["point", "judge", "benchmark", "arm", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high"]
-    names += ["prompts", "replicates", "study"]
+    """One row a point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, with its bounds."""
     rows = [
         row | {"point": label(point), "arm": row["candidate"], "study": f"{study.parent.name}/{study.name}"}
         for point, study in zip(points, studies, strict=True)
         for row in head_to_head(study)
     ]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=AGAINST_PLAIN)
 
 
 def plain_arms(studies):
@@ -169,92 +146,92 @@ def arm_looks(study):
     return {arm: style.look(arm, None if alpha is None else float(Fraction(alpha))) for arm, alpha in alphas.items()}
 
 
-def statements(points, frame, duels, plain):
+def statements(frame, duels, plain):
     """Sentences that the numbers support, as a list."""
-    measure = "gold_reward" if frame["gold_reward"].notna().any() else "reward"
-    words = measure.replace("_", " ") if measure == "gold_reward" else "proxy reward"
+    gold = frame["gold_reward"].notna().any()
+    measure, name = ("gold_reward", "gold reward") if gold else ("reward", "proxy reward")
     trained = frame[frame["kl_coef"].notna()]
-    lines = []
+    sentences = []
     for arm in dict.fromkeys(trained["arm"]):
         if arm not in plain:
-            lines += _against_plain(arm, trained, measure, words, plain)
-            lines += _won(arm, [row for row in duels if row["candidate"] == arm])
-    known = trained.dropna(subset=measure)
-    if len(known):
-        best = known.loc[known[measure].idxmax()]
-        lines.append(
-            f"The highest {words} is {formats.number(best[measure])}, of {best['arm']} at {best['point']} (kl_coef "
-            f"{best['kl_coef']:g}): the best of {len(known)}, chosen by the numbers that it is shown with, so expect "
-            "less of it in new replicates."
+            sentences += _means_against_plain(arm, trained, measure, name, plain)
+            sentences += _duels_against_plain(arm, [row for row in duels if row["candidate"] == arm])
+    measured = trained.dropna(subset=measure)
+    if len(measured):
+        best = measured.loc[measured[measure].idxmax()]
+        sentences.append(
+            f"The highest {name} is {formats.number(best[measure])}, of {best['arm']} at {best['point']} (kl_coef "
+            f"{best['kl_coef']:g}): the best of {len(measured)}, chosen by the numbers that it is shown with, so "
+            "expect less of it in new replicates."
         )
-    return lines
+    return sentences
 
 
-def _against_plain(arm, trained, measure, words, plain):
+def _means_against_plain(arm, trained, measure, name, plain):
     """At how many points an arm's mean is above plain PPO's, and by how much."""
-    keys = ["point", "kl_coef"]
-    own, theirs = trained[trained["arm"] == arm], trained[trained["arm"].isin(plain)]
-    both = own.merge(theirs, on=keys, suffixes=("", "_plain")).dropna(subset=[measure, f"{measure}_plain"])
-    if both.empty:
+    rows, plain_rows = trained[trained["arm"] == arm], trained[trained["arm"].isin(plain)]
+    pairs = rows.merge(plain_rows, on=["point", "kl_coef"], suffixes=("", "_plain"))
+    gains = (pairs[measure] - pairs[f"{measure}_plain"]).dropna()
+    if gains.empty:
         return []
-    gains = both[measure] - both[f"{measure}_plain"]
     return [
-        f"{arm}: mean {words} above plain PPO's in {int((gains > 0).sum())} of {len(both)} pairs of one point and "
+        f"{arm}: mean {name} above plain PPO's in {int((gains > 0).sum())} of {len(gains)} pairs of one point and "
         f"kl_coef, by {formats.number(gains.min())} to {formats.number(gains.max())}; whether one of these differences "
         "is more than chance, its study's claims.md says."
     ]
 
 
-def _won(arm, duels):
-    known = [row for row in duels if not math.isnan(row["adjusted_win_rate"])]
-    if not known:
+def _duels_against_plain(arm, duels):
+    """How many of its intervals lie above and below ½."""
+    rated = [row for row in duels if not math.isnan(row["adjusted_win_rate"])]
+    if not rated:
         return []
-    above, below = sum(row["ci_low"] > 0.5 for row in known), sum(row["ci_high"] < 0.5 for row in known)
+    above, below = sum(row["ci_low"] > 0.5 for row in rated), sum(row["ci_high"] < 0.5 for row in rated)
     return [
         f"{arm} judged against plain PPO: the interval of the adjusted win rate lies above ½ in {above} and below ½ in "
-        f"{below} of {len(known)} comparisons (of a point, kl_coef, judge and benchmark); each is conditional on its "
-        f"models, and about {0.05 * len(known):.1g} of {len(known)} would exclude ½ by chance."
+        f"{below} of {len(rated)} comparisons (of a point, kl_coef, judge and benchmark); each is conditional on its "
+        f"models, and about {0.05 * len(rated):.1g} of {len(rated)} would exclude ½ by chance."
     ]
 
 
-def _caption(points, frame):
-    keys = _keys(points)
+def _caption(points):
     return (
-        f"{len(points)} points of a sweep over {', '.join(keys)}: means over replicates with 95 % t intervals, and "
-        "adjusted win rates against sft0 with 95 % intervals over prompts, conditional on the models; none is "
-        "corrected for the number of points."
+        f"{len(points)} points of a sweep over {', '.join(_keys(points))}: means over replicates with 95 % t "
+        "intervals, and adjusted win rates against sft0 with 95 % intervals over prompts, conditional on the models; "
+        "none is corrected for the number of points."
     )
 
 
 def figure(points, frame, looks):
     """One panel a measure, the points along x in their order; arms by colour, kl_coefs by size, sft0 as a star."""
+    measures = panels(frame)
+    columns = 1 if len(measures) <= ONE_COLUMN else 2
+    rows = max(math.ceil(len(measures) / columns), 1)
+    sizes = style.sizes(frame["kl_coef"].dropna().unique())
     with style.own_style():
-        shown = panels(frame)
-        columns = 1 if len(shown) <= ONE_COLUMN else 2
-        rows = max(math.ceil(len(shown) / columns), 1)
-        drawn = Figure(figsize=(style.WIDTH, min(1.9 * rows + 1.0, style.TALLEST)), layout="constrained")
-        axes = drawn.subplots(rows, columns, squeeze=False, sharex=True).flatten()
-        order = [label(point) for point in points]
-        kl_coefs = sorted(frame["kl_coef"].dropna().unique())
-        sizes = dict(zip(kl_coefs, np.linspace(0.65, 1.5, len(kl_coefs)) if len(kl_coefs) > 1 else [1.0], strict=True))
-        for axis, (name, text) in itertools.zip_longest(axes, shown.items(), fillvalue=(None, None)):
-            if name is None:
-                axis.set_visible(False)
-                continue
-            _panel(axis, frame.dropna(subset=name), name, order, looks, sizes)
+        figure = style.blank(style.WIDTH, min(1.9 * rows + 1.0, style.TALLEST))
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+        for axis in axes[len(measures) :]:
+            axis.set_visible(False)
+        for axis, (name, text) in zip(axes, measures.items(), strict=False):
+            _draw_panel(axis, frame.dropna(subset=name), name, [label(point) for point in points], looks, sizes)
             axis.set_ylabel(text)
-        for axis in axes[max(len(shown) - columns, 0) : len(shown)]:
+        for axis in axes[max(len(measures) - columns, 0) : len(measures)]:
             _name_points(axis, points)
-        _legend(drawn, frame, looks, sizes)
-        return drawn
+        handles = [style.mark(arm, look.marker, 6, color=look.colour) for arm, look in looks.items()]
+        if len(sizes) > 1:
+            handles += [style.mark(f"kl_coef {kl_coef:g}", size=5 * size) for kl_coef, size in sizes.items()]
+        if (frame["arm"] == SFT0).any():
+            handles.append(style.mark(SFT0, "*", 8, color="black"))
+        style.below(figure, handles)
+        return figure
 
 
-def _panel(axis, frame, name, order, looks, sizes):
-    series = [(arm, kl_coef) for arm in looks for kl_coef in sizes]
-    series = [key for key in series if ((frame["arm"] == key[0]) & (frame["kl_coef"] == key[1])).any()]
-    places = {key: 0.0 if len(series) == 1 else 0.6 * (i / (len(series) - 1) - 0.5) for i, key in enumerate(series)}
-    for (arm, kl_coef), offset in places.items():
-        rows = frame[(frame["arm"] == arm) & (frame["kl_coef"] == kl_coef)]
+def _draw_panel(axis, frame, name, order, looks, sizes):
+    series = list(frame.dropna(subset="kl_coef").groupby(["arm", "kl_coef"]))
+    series.sort(key=lambda item: (list(looks).index(item[0][0]), item[0][1]))
+    for place, ((arm, kl_coef), rows) in enumerate(series):
+        offset = 0.0 if len(series) == 1 else 0.6 * (place / (len(series) - 1) - 0.5)
         x = [order.index(point) + offset for point in rows["point"]]
         look, size = looks[arm], sizes[kl_coef]
         axis.plot(x, rows[name], linestyle="none", marker=look.marker, markersize=5 * size, color=look.colour)
@@ -275,21 +252,6 @@ def _name_points(axis, points):
     if max(len(part) for name in names for part in name.split("\n")) * len(points) > 80:
         axis.tick_params(axis="x", labelrotation=45)
     axis.set_xlabel("\n".join(keys))
-
-
-def _legend(drawn, frame, looks, sizes):
-    handles = [
-        Line2D([], [], linestyle="none", marker=look.marker, color=look.colour, label=arm)
-        for arm, look in looks.items()
-    ]
-    if len(sizes) > 1:
-        handles += [
-            Line2D([], [], linestyle="none", marker="o", markersize=5 * size, color=style.DARK, label=f"kl_coef {kl:g}")
-            for kl, size in sizes.items()
-        ]
-    if (frame["arm"] == SFT0).any():
-        handles.append(Line2D([], [], linestyle="none", marker="*", markersize=8, color="black", label=SFT0))
-    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
 
 
 if __name__ == "__main__":

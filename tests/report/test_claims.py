@@ -138,8 +138,8 @@ def test_one_of_several_benchmarks_refutes_by_a_wider_interval():
     ):
         claim = config.Claim("t", "reward", smallest)
         assert claims._decided(claim, effects, 1)[1] == refutes_alone
-        found, refutes = claims._decided(claim, effects, 3)
-        assert (found["verdict"] == "refuted", refutes) == (refutes_alone, refutes_of_three)
+        decision, refutes = claims._decided(claim, effects, 3)
+        assert (decision["verdict"] == "refuted", refutes) == (refutes_alone, refutes_of_three)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_sentences_are_what_the_numbers_say(built):
 def test_without_gold_proxy_reward_is_compared(tmp_path):
     studies = [write_study(tmp_path / f"s{i}", gain) for i, gain in enumerate((0.2, 0.1))]
     frame = comparison.comparison(POINTS, studies).assign(gold_reward=math.nan)
-    lines = comparison.statements(POINTS, frame, [], {"ppo"})
+    lines = comparison.statements(frame, [], {"ppo"})
     assert (
         len(lines) == 2 and "mean proxy reward above plain PPO's in 2 of 2" in lines[0] and "by 0.2 to 0.4" in lines[0]
     )
