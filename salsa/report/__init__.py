@@ -2,7 +2,7 @@
 
 Matplotlib is imported here, before any module of this package can, and without the user's matplotlibrc: matplotlib
 reads one from the working folder, from $MATPLOTLIBRC and from the home folder while it is imported, and one that it
-can't read would end the report. What is drawn never hangs on it (`figures.style`).
+can't read would end the report. No figure depends on it (`style.own_style`).
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from pathlib import Path
 
 def _import_matplotlib():
     data = Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data"
-    own = {"MATPLOTLIBRC": str(data / "matplotlibrc"), "MPLBACKEND": "agg"}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    variables = {"MATPLOTLIBRC": str(data / "matplotlibrc"), "MPLBACKEND": "agg"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a working folder that is gone has no matplotlibrc either

@@ -107,15 +107,15 @@ def flat(settings, prefix=""):
         if isinstance(value, dict):
             rows += flat(value, f"{prefix}{name}.")
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            rows.append((words.plain(prefix + str(name)), words.plain(shown)))
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((words.plain(prefix + str(name)), words.plain(text)))
     return rows
 
 
 def parents(study, policy, manifest):
-    """The runs that the policy's run read, and itself: role, folder under the results, address."""
-    own = study.parents[f"policy/{policy.index}"]
-    rows = [("this policy", f"{own.parent.name}/{own.name}", manifest["address"])]
+    """The policy's run and those that it read: role, folder under the results, address."""
+    folder = study.parents[f"policy/{policy.index}"]
+    rows = [("this policy", f"{folder.parent.name}/{folder.name}", manifest["address"])]
     rows += [(role, parent["folder"], parent["address"]) for role, parent in manifest["parents"].items()]
     return Table(["role", "folder", "address"], rows)
 

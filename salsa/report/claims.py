@@ -34,7 +34,7 @@ MEASURES = {  # measure -> (what is compared, its unit)
     "matched_win_rate": ("win rate against sft0 at equal KL to sft0", ""),
 }
 JUDGED = ("win_rate", "matched_win_rate")
-ON_BENCHMARKS = ("reward", "gold_reward", *JUDGED)  # one test a benchmark, all of which must pass
+ON_BENCHMARKS = ("reward", "gold_reward", *JUDGED)  # one test per benchmark, all of which must pass
 COLUMNS = ["claim", "origin", "claim_verdict", "text", "measure", "benchmark", "judge", "candidate", "baseline",
            "candidate_kl_coef", "baseline_kl_coef", "how", "effect", "effect_low", "effect_high", "smallest_effect",
            "p", "holm_p", "replicates", "replicates_needed", "verdict", "why"]  # fmt: skip
@@ -73,7 +73,7 @@ class NotTested(Exception):
 
 
 def frame(study):
-    """One row a claim x benchmark; a claim that is not tested has one row, whose `why` says what the study lacks.
+    """One row per claim × benchmark; a claim that is not tested has one row, whose `why` says what the study lacks.
 
     `claim_verdict` is the claim's (the same in each of its rows), `verdict` the row's. `p` is one-sided; `holm_p`
     corrects, over the claims tested, each claim's largest p, since all its benchmarks must pass.
@@ -392,7 +392,7 @@ def _at(row, role):
 
 
 def differences(study):
-    """Every arm minus plain PPO at the same kl_coef: a row an arm x kl_coef, a column a quantity, as text.
+    """Every arm minus plain PPO at the same kl_coef: a row per arm × kl_coef, a column per quantity, as text.
 
     Bold where the interval excludes 0, which says above or below PPO and no more.
     """

@@ -62,7 +62,7 @@ def _keys(points):
 
 
 def comparison(points, studies):
-    """One row a point x (sft0, sft1, their soup, and each arm at each of its kl_coefs).
+    """One row per point × (sft0, sft1, their soup, and each arm at each of its kl_coefs).
 
     Columns: point; each swept key; arm, kl_coef, replicates; gold_reward, reward and kl_to_sft0, each with its bounds
     over replicates (_low, _high); win_rate_<judge>_<benchmark>, the adjusted win rate against sft0, with its bounds
@@ -122,7 +122,7 @@ def head_to_head(study):
 
 
 def against_plain(points, studies):
-    """One row a point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, with its bounds."""
+    """One row per point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, and its bounds."""
     rows = [
         row | {"point": label(point), "arm": row["candidate"], "study": f"{study.parent.name}/{study.name}"}
         for point, study in zip(points, studies, strict=True)
@@ -203,7 +203,7 @@ def _caption(points):
 
 
 def figure(points, frame, looks):
-    """One panel a measure, the points along x in their order; arms by colour, kl_coefs by size, sft0 as a star."""
+    """One panel per measure, the points along x in their order; arms by colour, kl_coefs by size, sft0 as a star."""
     measures = panels(frame)
     columns = 1 if len(measures) <= ONE_COLUMN else 2
     rows = max(math.ceil(len(measures) / columns), 1)

@@ -161,7 +161,7 @@ def read_csv(path):
 
 
 def _csv_cell(text):
-    """Text that a spreadsheet shows and does not compute: what would begin a formula is put behind an apostrophe."""
+    """Text that a spreadsheet shows and does not compute: an apostrophe stands before what would begin a formula."""
     text = words.line(words.plain(text))
     return "'" + text if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 

@@ -74,8 +74,8 @@ COLUMNS = {  # frame -> column -> (meaning, unit)
         "benchmark": ("name of the benchmark", ""),
         "prompt_id": ("the prompt's id, unique in its benchmark", ""),
         "category": ("the prompt's category; empty where it has none", ""),
-        "prompt": ("what the user says, a text a turn", ""),
-        "responses": ("what the model answers, a text a turn", ""),
+        "prompt": ("what the user says, one text per turn", ""),
+        "responses": ("what the model answers, one text per turn", ""),
         "finish_reasons": ("why each turn's response ends: stop or length", ""),
         "tokens": ("length of the response, all turns", "tokens"),
         "reward": ("proxy reward, mean over turns", "standard deviations on sft0's responses"),
@@ -115,20 +115,20 @@ class Frames:
 
     @functools.cached_property
     def policies(self):
-        """One row a policy, by arm and kl_coef in the study's order."""
+        """One row per policy, by arm and kl_coef in the study's order."""
         rows = [_policy(self._study, policy) for policy in self._study.ordered]
         return pd.DataFrame(rows, columns=list(COLUMNS["policies"]))
 
     @functools.cached_property
     def soups(self):
-        """One row a replicate and alpha: soups of the first two SFT models before PPO; the columns of line.csv."""
+        """One row per replicate and alpha: soups of the first two SFT models before PPO; the columns of line.csv."""
         lines = [line | {"replicate": k} for k in self._study.replicates for line in self._study.landscape(k).line]
         columns = ["replicate", "alpha", "loss", *MEASURES]
         return pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *(name for line in lines for name in line)])))
 
     @functools.cached_property
     def responses(self):
-        """One row a response to a benchmark's prompt: those of sft0, sft1 and their soup, then each policy's."""
+        """One row for each response to a prompt of a benchmark: of sft0, sft1 and their soup, then each policy's."""
         study, rows = self._study, []
         for replicate in study.replicates:
             for row in study.landscape(replicate).responses:
@@ -140,13 +140,13 @@ class Frames:
 
     @functools.cached_property
     def verdicts(self):
-        """One row a line of verdicts.jsonl, errors included; of several lines on one comparison the last counts."""
+        """One row per line of verdicts.jsonl, errors included; of several lines on one comparison the last counts."""
         rows = [line for lines in self._study.verdicts.values() for line in lines]
         return pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
 
     @functools.cached_property
     def trajectories(self):
-        """One row a policy and iteration, in the configuration's order of policies.
+        """One row per policy and iteration, in the configuration's order of policies.
 
         Beside the columns of `COLUMNS`, all others of metrics.jsonl, but for the names in RENAMED.
         """
@@ -204,9 +204,9 @@ def bounded(*names):
 
 
 def over_replicates(frame, by, measures):
-    """One row a group of equal values `by`, in the frame's order: how many replicates, and `interval` of each measure.
+    """One row per group of equal values `by`, in the frame's order: its replicates' number, `interval` of each measure.
 
-    Columns: by, replicates, and each of `measures` with its bounds. The frame has one row a replicate in each group.
+    Columns: by, replicates, and each of `measures` with its bounds. The frame has one row per replicate in each group.
     """
     rows = []
     for values, group in frame.groupby(list(by), sort=False, dropna=False):

@@ -63,8 +63,8 @@ def unfit(study):
     for judge in asked(study):
         reasons = [quality(study, judge).reason]
         if not reasons[0]:
-            named = {name: quality(study, judge, name).reason for other, name in judged(study) if other == judge}
-            reasons = [f"on {name}, {reason}" for name, reason in named.items() if reason]
+            by_benchmark = {name: quality(study, judge, name).reason for other, name in judged(study) if other == judge}
+            reasons = [f"on {name}, {reason}" for name, reason in by_benchmark.items() if reason]
         sentences += [f"{reason}: no claim is read from it" for reason in reasons if reason]
     return sentences
 

@@ -39,14 +39,14 @@ class LoadedStudy:
     def __init__(self, folder, manifest):
         self._folder, self._manifest = folder, manifest
 
-    policies = property(lambda self: self._frames.policies, doc="One row a policy.")
-    responses = property(lambda self: self._frames.responses, doc="One row a response to a benchmark's prompt.")
-    verdicts = property(lambda self: self._frames.verdicts, doc="One row a verdict.")
-    trajectories = property(lambda self: self._frames.trajectories, doc="One row a policy and iteration.")
+    policies = property(lambda self: self._frames.policies, doc="One row per policy.")
+    responses = property(lambda self: self._frames.responses, doc="One row per response to a prompt of a benchmark.")
+    verdicts = property(lambda self: self._frames.verdicts, doc="One row per verdict.")
+    trajectories = property(lambda self: self._frames.trajectories, doc="One row per policy and iteration.")
 
     @functools.cached_property
     def claims(self):
-        """One row a claim and benchmark: the table of claims as it was written."""
+        """One row per claim and benchmark: the table of claims as it was written."""
         return formats.read_csv(self._folder / "tables" / "claims.csv")
 
     @functools.cached_property

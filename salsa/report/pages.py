@@ -33,7 +33,7 @@ class Exhibit:
 
 
 def write(study, tables, output):
-    """Write the pages into the study's folder, whose figures are there already; tables: table name -> data frame."""
+    """Write the pages into the study's folder, whose figures are there already; `tables` is name -> data frame."""
     values = report(study, tables)
     runs.write_atomically(output / "report.md", markdown(values))
     runs.write_atomically(output / "report.html", html(study, values, output / "figures"))
@@ -65,11 +65,11 @@ def report(study, tables):
 
 def parts(study, tables):
     """heading -> the exhibits below it; a section whose table has no rows is left out with its figure."""
-    found = {}
+    by_heading = {}
     for name, section in sections().items():
         if name not in ALONE and (name not in tables or len(tables[name])):
-            found.setdefault(section.heading, []).append(exhibit(study, tables, section))
-    return found
+            by_heading.setdefault(section.heading, []).append(exhibit(study, tables, section))
+    return by_heading
 
 
 def exhibit(study, tables, section):
@@ -118,12 +118,13 @@ def run(row):
 def samples(study):
     """The whole of samples.md: the first prompts of each benchmark, by id, answered by sft0 and every arm."""
     replicate, count = study.replicates[0], study.config.report.samples
-    answers = {"sft0": _by_prompt(selection.sft0_responses(study, replicate))}
-    for arm in study.arms:
-        policies = sorted(study.of(arm=arm, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
-        if policies:
-            mark = selection.collapsed(study, arm, policies[0].kl_coef, replicate)
-            answers[f"{arm}, kl_coef {policies[0].kl_coef:g}{mark}"] = _by_prompt(policies[0].responses)
+    answers, first = {"sft0": _by_prompt(selection.sft0_responses(study, replicate))}, {}
+    for policy in study.ordered:
+        if policy.replicate == replicate:
+            first.setdefault(policy.arm, policy)  # at the arm's first kl_coef
+    for arm, policy in first.items():
+        mark = selection.collapsed(study, arm, policy.kl_coef, replicate)
+        answers[f"{arm}, kl_coef {policy.kl_coef:g}{mark}"] = _by_prompt(policy.responses)
     prompts = {key: row for rows in answers.values() for key, row in rows.items()}
     benchmarks = {
         name: sorted((row for key, row in prompts.items() if key[0] == name), key=words.natural)[:count]

@@ -45,7 +45,7 @@ def reader(study):
     winner being the index of a model, "tie" or "error".
     """
     policies = {(p.replicate, p.name): p for p in study.policies}
-    names = list(dict.fromkeys(p.name for p in ordered(study)))
+    names = list(dict.fromkeys(p.name for p in study.ordered))
     labels = {
         p.name: f"{p.arm}, kl_coef {p.kl_coef:g}{selection.collapsed(study, p.arm, p.kl_coef)}" for p in study.policies
     }
@@ -73,12 +73,6 @@ def reader(study):
     }
 
 
-def ordered(study):
-    """Policies by arm, then kl_coef, in the study's orders."""
-    arms, kl_coefs = study.arms, study.kl_coefs
-    return sorted(study.policies, key=lambda p: (arms.index(p.arm), kl_coefs.index(p.kl_coef), p.replicate))
-
-
 def first_prompts(study, benchmark):
     """The first rows of a benchmark by prompt id, one a prompt, as many as the configuration says."""
     rows = {row["prompt_id"]: row for policy in study.policies for row in policy.responses
@@ -88,13 +82,13 @@ def first_prompts(study, benchmark):
 
 def placed(rows, places, prompts):
     """[benchmark][prompt] -> what is shown of a model's response, or None."""
-    found = [[None] * len(listed) for listed in prompts.values()]
+    grid = [[None] * len(some) for some in prompts.values()]
     for row in rows:
         place = places.get((row["benchmark"], row["prompt_id"]))
         if place:
             scores = [finite(row["reward"]), finite(row["gold"])]
-            found[place[0]][place[1]] = [row["responses"], row["tokens"], row["finish_reasons"], *scores]
-    return found
+            grid[place[0]][place[1]] = [row["responses"], row["tokens"], row["finish_reasons"], *scores]
+    return grid
 
 
 def finite(x):
@@ -103,15 +97,15 @@ def finite(x):
 
 
 def verdicts(study, policy, models, places, prompts):
-    """The verdicts on a policy's responses to the shown prompts, an entry for each judge run, pair and benchmark."""
-    found = {}
+    """The verdicts on a policy's responses to these prompts, an entry for each judge run, pair and benchmark."""
+    entries = {}
     for judge, folder in words.judge_folders(study, policy).items():
         for row in statistics.latest(runs.read_jsonl(folder / "verdicts.jsonl")).values():
             place = places.get((row["benchmark"], row["prompt_id"]))
             pair = (models.get(row["model_a"]), models.get(row["model_b"]))
             if place is None or None in pair:
                 continue
-            entry = found.setdefault(
+            entry = entries.setdefault(
                 (judge, place[0], pair),
                 {
                     "judge": judge,
@@ -125,4 +119,4 @@ def verdicts(study, policy, models, places, prompts):
             winner = pair[("model_a", "model_b").index(row["winner"])] if row["winner"].startswith("model") else None
             line = [row.get("turn"), pair[row["order"]], row["winner"] if winner is None else winner, row.get("grade")]
             entry["lines"][place[1]].append(line)
-    return list(found.values())
+    return list(entries.values())

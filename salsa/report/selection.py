@@ -190,8 +190,8 @@ def matched(study, candidate, baseline, values):
     Args:
         values: function of (arm, kl_coef) -> {replicate: value}.
 
-    A curve goes through an arm's trained policies, one point a kl_coef, and takes two of them at least. sft0 itself, at
-    KL 0, is no point of it: a straight line from there to the first policy was measured by nobody.
+    A curve goes through an arm's trained policies, one point per kl_coef, and takes at least two of them. sft0 itself,
+    at KL 0, is no point of it: nobody measured a straight line from there to the first policy.
     """
     first, second = _curves(study, candidate, values), _curves(study, baseline, values)
     differences = {k: statistics.matched_difference(first[k], second[k]) for k in sorted(first.keys() & second.keys())}
@@ -199,7 +199,7 @@ def matched(study, candidate, baseline, values):
 
 
 def _curves(study, arm, values):
-    """replicate -> its points (KL to sft0, value), one a kl_coef, where it has two of them at least."""
+    """replicate -> its points (KL to sft0, value), one per kl_coef, where it has two of them at least."""
     points = defaultdict(list)
     for kl_coef in grid(study, arm):
         by_replicate = values(arm, kl_coef)

@@ -1,7 +1,7 @@
 """What several parts of a report say of a study in the same words: its title, its settings, how to run it again.
 
 And how text that people and models wrote becomes part of a page, a table or a figure: `plain` once, where it is read;
-`markdown` in Markdown. HTML is escaped by its templates, LaTeX and CSV by `tables`.
+`markdown` in Markdown. HTML is escaped by its templates, LaTeX and CSV by `formats`.
 """
 
 import functools
@@ -38,10 +38,10 @@ def plain(text):
     if text.isascii() and text.isprintable():
         return text
     text = text.replace("\r\n", "\n").replace("\r", "\n").translate(dict.fromkeys(map(ord, BREAKS), "\n"))
-    return "".join(_shown(character) for character in text)
+    return "".join(_visible(character) for character in text)
 
 
-def _shown(character):
+def _visible(character):
     if character in "\n\t":
         return character
     category = unicodedata.category(character)
@@ -85,7 +85,7 @@ def facts(study):
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
         "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
-        "SFT": f"{sft.models} models a replicate, {sft.epochs} epochs, kept: {stop}",
+        "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
         "benchmarks": ", ".join(study.benchmarks) or "none",
@@ -109,8 +109,8 @@ def natural(row):
 
 def judge_folders(study, policy):
     """judge -> the folder of its run on a policy's responses."""
-    named = {role: role.split("/") for role in study.parents if role.startswith("judge/")}
-    return {parts[1]: study.parents[role] for role, parts in named.items() if parts[2] == str(policy.index)}
+    roles = {role: role.split("/") for role in study.parents if role.startswith("judge/")}
+    return {parts[1]: study.parents[role] for role, parts in roles.items() if parts[2] == str(policy.index)}
 
 
 @functools.cache
@@ -136,9 +136,8 @@ def replicates(study):
 
 def band(study):
     """What an interval of means over replicates is."""
-    return (
-        "95 % t intervals over replicates" if len(study.replicates) > 1 else "no interval: conditional on one SFT pair"
-    )
+    several = len(study.replicates) > 1
+    return "95 % t intervals over replicates" if several else "no interval: conditional on one SFT pair"
 
 
 def spread(values):

@@ -41,9 +41,8 @@ def sides(study, row):
 
 def sides_at_all_kl_coefs(study, row):
     """As `sides`, of a table whose rows are over all kl_coefs of the arms that name none: (arm, None) each."""
-    unnamed = [arm for arm in ("arm", "candidate", "baseline") if arm in row and "kl_coef" not in row
-               and row.get(f"{arm}_kl_coef", math.nan) != row.get(f"{arm}_kl_coef", math.nan)]  # fmt: skip
-    return sides(study, row) + [(row[arm], None) for arm in unnamed]
+    arms = [arm for arm in ("arm", "candidate", "baseline") if arm in row and "kl_coef" not in row]
+    return sides(study, row) + [(row[arm], None) for arm in arms if math.isnan(row.get(f"{arm}_kl_coef", math.nan))]
 
 
 @dataclass(frozen=True)
@@ -107,18 +106,18 @@ class Section:
 @functools.cache
 def sections():
     """name -> Section, in the report's order. UserError where a file has a fault, or its section another's name."""
-    found = {}
+    by_name = {}
     for module in pkgutil.iter_modules(__path__):
         try:
             contents = vars(importlib.import_module(f"{__name__}.{module.name}"))
         except Exception as error:
             raise runs.UserError(f"salsa/report/sections/{module.name}.py: {error}") from error
         for section in contents.values():
-            if isinstance(section, Section) and found.setdefault(section.name, section) is not section:
+            if isinstance(section, Section) and by_name.setdefault(section.name, section) is not section:
                 raise runs.UserError(
                     f"salsa/report/sections/{module.name}.py: another section is called {section.name}"
                 )
-    return dict(sorted(found.items(), key=lambda item: _order(item[1])))
+    return dict(sorted(by_name.items(), key=lambda item: _order(item[1])))
 
 
 def _order(section):

@@ -15,7 +15,7 @@ SCHEDULES = {
 
 
 def table(study):
-    """One row an arm: where the policy starts, what its penalty is measured from, and how strong that is.
+    """One row per arm: where the policy starts, what its penalty is measured from, and how strong that is.
 
     A column says what trains the policy, where that is not PPO in all arms.
     """

@@ -12,7 +12,7 @@ COLUMNS = ["judge", "model", "score", "score_low", "score_high", "arm", "kl_coef
 
 
 def table(study):
-    """One row a judge x model, best first: its score on one scale, sft0's being 0; bounds: bootstrap over prompts.
+    """One row per judge × model, best first: its score on one scale, sft0's being 0; bounds: bootstrap over prompts.
 
     All verdicts of a judge together, those on every benchmark and of every replicate.
     """
@@ -38,7 +38,7 @@ def label_of(policy):
 
 
 def figure(study, tables):
-    """Bradley-Terry scores of all judged models, a panel a judge, with bootstrap intervals."""
+    """Bradley-Terry scores of all judged models, a panel per judge, with bootstrap intervals."""
     frame = style.measured(tables, "bradley_terry", "score")
     if frame.empty:
         return style.not_measured("Bradley-Terry scores")

@@ -18,7 +18,7 @@ COLUMNS = [
 
 
 def table(study):
-    """One row a pair of arms that is compared: every arm and plain PPO, and the pairs of the study's claims.
+    """One row per pair of arms that is compared: every arm and plain PPO, and the pairs of the study's claims.
 
     The grid, the kl_coef chosen for each, and what it has on the development prompts (`by`).
     """

@@ -48,7 +48,7 @@ def figure(study, tables):
     """Final policies: gold and proxy reward against KL to sft0.
 
     With few arms, beside it against KL to the own reference, every replicate shown. With many, one panel with the
-    means of all, then one panel an arm with its replicates before the means of the others.
+    means of all, then one panel per arm with its replicates before the means of the others.
     """
     frame = style.measured(tables, "frontier", "kl_to_sft0")
     last = final(frame) if len(frame) else frame

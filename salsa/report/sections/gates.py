@@ -18,7 +18,7 @@ AFTER_PPO = (  # columns that need policies
 
 
 def table(study):
-    """One row a replicate: what decides whether a study can show anything."""
+    """One row per replicate: what decides whether a study can show anything."""
     rows = []
     for replicate in study.replicates:
         before, reward_model = study.landscape(replicate).gates, study.reward_models.get(replicate, {})

@@ -15,7 +15,7 @@ DIRECTIONS = {
 
 
 def table(study):
-    """One row an arm x kl_coef: where its policies lie in the space of weights; mean and t interval over replicates.
+    """One row per arm × kl_coef: where its policies lie in the space of weights; mean and t interval over replicates.
 
     Distances are Euclidean; along_sft1 is the share of the way from sft0 to sft1, off_line the distance from that line.
     """

@@ -35,7 +35,7 @@ SOURCES = ["judge", "candidate", "baseline", "kl_coef", "replicate", "verdicts",
 
 
 def judges(study):
-    """One row a judge x benchmark, and `all`: what its verdicts say of it, and how far they agree with gold's.
+    """One row per judge × benchmark, and `all`: what its verdicts say of it, and how far they agree with gold's.
 
     `cannot_measure` says why no claim is read from a judge's verdicts there; it is empty where they can be.
     """
@@ -48,7 +48,7 @@ def judges(study):
 
 
 def judge_pairs(study):
-    """One row a pair of judges x benchmark, and `all`: agreement and Cohen's kappa on what both judged."""
+    """One row per pair of judges × benchmark, and `all`: agreement and Cohen's kappa on what both judged."""
     rows = []
     for first, second in itertools.combinations(judging.asked(study), 2):
         others = judging.lines_of(study, second)
@@ -59,7 +59,7 @@ def judge_pairs(study):
 
 
 def sources(study):
-    """Where verdicts lie: one row a judge x pair x replicate, `verdicts` a file below the results folder.
+    """Where verdicts lie: one row per judge × pair × replicate, `verdicts` a file below the results folder.
 
     `python -m salsa.evaluate.statistics FILE --candidate CANDIDATE_MODEL --baseline BASELINE_MODEL` counts them again.
     """

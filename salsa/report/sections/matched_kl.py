@@ -21,7 +21,7 @@ COLUMNS = [
 
 
 def table(study):
-    """One row an arm x measure: the arm minus plain PPO at equal KL to sft0, over the KL that both reach.
+    """One row per arm × measure: the arm minus plain PPO at equal KL to sft0, over the KL that both reach.
 
     Measures: gold reward on the development prompts; the win rate against sft0 over all benchmarks' prompts. Of the
     arms that were run at two kl_coefs at least; bounds: t over replicates.
@@ -41,7 +41,7 @@ def table(study):
 
 
 def figure(study, tables):
-    """Each arm minus its baseline at equal KL to sft0: a panel a measure, t intervals over replicates, a line at 0."""
+    """Each arm minus its baseline at equal KL to sft0: one panel per measure, t intervals, a line at 0."""
     frame = style.measured(tables, "matched_kl", "difference")
     if frame.empty:
         return style.not_measured("differences at equal KL")

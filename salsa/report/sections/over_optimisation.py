@@ -12,7 +12,7 @@ DASHES = (0, (2, 1.2))  # of the proxy's line
 
 
 def figure(study, tables):
-    """Proxy and gold reward over training, a panel an arm: over-optimised where gold turns down alone.
+    """Proxy and gold reward over training, a panel per arm: over-optimised where gold turns down alone.
 
     Both are gains over where plain PPO starts, in shares of the largest gain of any arm, so that one axis holds them;
     against sqrt(KL), as in Gao et al. (2023), Scaling laws for reward model overoptimization.

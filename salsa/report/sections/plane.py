@@ -23,7 +23,7 @@ COLUMNS = [
 
 
 def table(study):
-    """One row a point: rewards and KL at weights w_sft0, w_sft1, w_policy, for each policy that spans a plane."""
+    """One row per point: rewards and KL at weights w_sft0, w_sft1, w_policy, for each policy that spans a plane."""
     rows = [
         {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate} | point
         for policy in study.policies

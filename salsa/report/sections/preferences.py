@@ -15,9 +15,9 @@ COLUMNS = [
 
 
 def paper_table(study):
-    """The shape of a table of preferences: a row a benchmark; SALSA against PPO, each against sft0; t over replicates.
+    """The paper's table of preferences: a row per benchmark; SALSA against PPO, each against sft0; t over replicates.
 
-    Each arm at its chosen kl_coef, judged by the main judge.
+    Each arm stands at its chosen kl_coef and is judged by the main judge.
     """
     arm = salsa_arm(study)
     frame = preferences(study, [arm] if arm else []).drop(columns=["arm", "alpha"])
@@ -25,7 +25,7 @@ def paper_table(study):
 
 
 def ablations(study):
-    """As `paper_table`, a row an arm x benchmark: alphas by alpha, then the controls."""
+    """As `paper_table`, a row per arm × benchmark: alphas by alpha, then the controls."""
     alphas = {policy.arm: policy.alpha for policy in study.policies}
     arms = [arm for arm in study.arms if arm != study.plain]
     return preferences(study, sorted(arms, key=lambda arm: (alphas[arm] is None, alphas[arm] or 0.0)))
@@ -37,7 +37,7 @@ def salsa_arm(study):
 
 
 def preferences(study, arms):
-    """One row an arm x benchmark, at chosen kl_coefs: the arm against plain PPO, and both against sft0."""
+    """One row per arm × benchmark, at chosen kl_coefs: the arm against plain PPO, and both against sft0."""
     rows, judge, plain = [], selection.main_judge(study), study.plain
     for arm in arms if plain and judge else ():
         pair = selection.pair(study, arm, plain)

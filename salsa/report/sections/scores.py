@@ -12,7 +12,7 @@ MODEL = ["benchmark", "measure", "arm", "kl_coef"]
 
 
 def table(study):
-    """One row a benchmark x measure x model: mean over prompts, then mean and t interval over replicates.
+    """One row per benchmark × measure × model: mean over prompts, then mean and t interval over replicates.
 
     Models are sft0, sft1 and their soup, then every arm at every kl_coef.
     """

@@ -38,7 +38,7 @@ COLUMNS = [
 
 
 def table(study):
-    """One row a benchmark x judge x candidate arm x baseline x kl_coef; bounds: bootstrap over prompts.
+    """One row per benchmark × judge × candidate arm × baseline × kl_coef; bounds: bootstrap over prompts.
 
     holm_p corrects the sign tests over all rows of one baseline: the plain anchor, or sft0.
     """
@@ -81,7 +81,7 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
 
 
 def figure(study, tables):
-    """Adjusted win rates of arms, a panel a benchmark and baseline, with bootstrap intervals and a line at ½.
+    """Adjusted win rates of arms, a panel per benchmark and baseline, with bootstrap intervals and a line at ½.
 
     Beside each, hollow, the length-controlled rate. Where all kl_coefs would not fit on a page, only those that curves
     show.
@@ -159,7 +159,7 @@ def _draw_panel(axis, study, frame, slots):
 
 
 def _arm_rows(axis, study, slots):
-    """One tick an arm, in the middle of its rows."""
+    """One tick per arm, in the middle of its rows."""
     arms = dict.fromkeys(arm for arm, _ in slots)
     middles = [np.mean([y for (name, _), y in slots.items() if name == arm]) for arm in arms]
     axis.set_yticks(middles, [style.arm_label(study, arm) for arm in arms])
@@ -171,11 +171,13 @@ def caption(study, tables):
     frame = tables["win_rates"]
     if frame.empty:
         return words.no_verdicts(study) + words.doubts(study)
-    clear, known = int(((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum()), int(frame["ci_low"].notna().sum())
-    clear = f"{clear} of {known} intervals exclude ½" if known else "none has an interval, which takes two prompts"
+    clear, intervals = ((frame["ci_low"] > 0.5) | (frame["ci_high"] < 0.5)).sum(), frame["ci_low"].notna().sum()
+    text = (
+        f"{clear} of {intervals} intervals exclude ½" if intervals else "none has an interval, which takes two prompts"
+    )
     return (
         f"Adjusted win rates (wins + ties/2) with 95 % intervals that resample {words.spread(frame['prompts'])} "
-        f"prompts over {words.replicates(study)}, conditional on these models: {clear}; length-controlled: "
+        f"prompts over {words.replicates(study)}, conditional on these models: {text}; length-controlled: "
         "at answers of one length (2404.04475); Holm's p over all rows against one baseline."
     ) + words.doubts(study)
 
