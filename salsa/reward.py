@@ -38,7 +38,9 @@ def train(settings, parents, output, execution):
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
         raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     prompts = _check_sizes(settings, parents, tokenizer)
-    held_out, train_pairs, counts = _from_first_process(lambda: _pairs(settings, parents, tokenizer, device, execution))
+    # The first process makes the pairs for all: on GPUs of their own, they would round their samples differently.
+    pairs = _pairs(settings, parents, tokenizer, device, execution) if training.world()[1] == 0 else None
+    held_out, train_pairs, counts = broadcast_object_list([pairs])[0]
     _fit(settings, parents, tokenizer, train_pairs, output, device, execution)
     clear_device_cache(garbage_collection=True)  # trainers refer to themselves, and so keep their models in memory
     if training.world()[1]:
@@ -76,11 +78,6 @@ def _check_sizes(settings, parents, tokenizer):
             "has no standard deviation; take more"
         )
     return rows, encoded
-
-
-def _from_first_process(make):
-    """The result of `make` in the first process, for all of them: each GPU would round its samples differently."""
-    return broadcast_object_list([make() if training.world()[1] == 0 else None])[0]
 
 
 def _pairs(settings, parents, tokenizer, device, execution):

@@ -186,10 +186,11 @@ class DistributedMixin(FiniteMixin):
         count = self.args.world_size
         self.rows = len(self.train_dataset)
         self.batch_size = count * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        self.steps_an_epoch = -(-self.rows // self.batch_size)
+        self.steps_per_epoch = -(-self.rows // self.batch_size)
         multiple = count * self.args.per_device_train_batch_size if count > 1 else 1
         self.epoch_sampler = EpochSampler(self.rows, multiple, self.args.seed)
         if count > 1:
+            # Accelerate would fill up the last batch with rows of the first, and so train on these twice.
             self.train_dataset = _with_rows(self.train_dataset, empty, 1)
             if self.eval_dataset is not None:
                 missing = -len(self.eval_dataset) % (count * self.args.per_device_eval_batch_size)
@@ -219,7 +220,7 @@ class DistributedMixin(FiniteMixin):
 
     def in_this_step(self):
         """The number of rows of data, over all processes, in the batch of this step."""
-        done = self.state.global_step % self.steps_an_epoch
+        done = self.state.global_step % self.steps_per_epoch
         return min(self.batch_size, self.rows - done * self.batch_size)
 
 
@@ -237,10 +238,11 @@ class CheckpointCallback(TrainerCallback):
         self.stopped = False
 
     def on_epoch_begin(self, args, state, control, **_):
-        self.trainer.epoch_sampler.shuffled.set_epoch(state.global_step // self.trainer.steps_an_epoch)
+        # From the step, so that a run that goes on within an epoch gets the order of this epoch.
+        self.trainer.epoch_sampler.shuffled.set_epoch(state.global_step // self.trainer.steps_per_epoch)
 
     def on_step_end(self, args, state, control, **_):
-        if state.global_step % self.trainer.steps_an_epoch:
+        if state.global_step % self.trainer.steps_per_epoch:
             self._save_or_stop(control)
 
     def on_epoch_end(self, args, state, control, **_):
