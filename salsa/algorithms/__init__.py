@@ -32,6 +32,8 @@ class Algorithm:
         kind: its name: that of its file, of its section and of its runs' folder.
         title: its name in texts.
         settings: the schema of its section, a `schema.Training`.
+        train: (settings, parents, output, execution) -> summary, the function of its stage. It writes `CONTRACT` to
+            the folder `output`, and imports torch when it is called.
         words: (its section) -> how long it trains, in words, for the report.
         resources: resources.Case -> resources.Resources, of a run.
         may_write: names of files and folders beside those of `CONTRACT` and `reference`.
@@ -43,6 +45,7 @@ class Algorithm:
     kind: str
     title: str
     settings: type
+    train: Callable
     words: Callable
     resources: Callable
     may_write: tuple = ()
@@ -58,6 +61,13 @@ class Algorithm:
     def module(self):
         """The module of its stage."""
         return f"{__name__}.{self.kind}"
+
+
+def command(algorithm, version, description):
+    """The command of an algorithm's file, which its runs are started by."""
+    from salsa.workflow import stages  # which imports this module
+
+    runs.command(stages.ALL[algorithm.kind], algorithm.train, version, description)
 
 
 @functools.cache

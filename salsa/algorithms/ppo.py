@@ -125,6 +125,7 @@ ALGORITHM = algorithms.Algorithm(
     kind="ppo",
     title="PPO",
     settings=Ppo,
+    train=train,
     words=lambda ppo: f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
     resources=resources_of,
     may_write=("value_model",),
@@ -135,6 +136,4 @@ ALGORITHM = algorithms.Algorithm(
 
 
 if __name__ == "__main__":
-    from salsa.workflow import runs, stages
-
-    runs.command(stages.ALL["ppo"], train, VERSION, __doc__)
+    algorithms.command(ALGORITHM, VERSION, __doc__)

@@ -143,6 +143,7 @@ REFERENCE, BENCHMARK, JUDGE, ALGORITHM, SECTION = (
         (BENCHMARK, ", score=score", "", f"{BENCHMARK}: benchmark sums: neither compared nor scored"),
         (JUDGE, ", open=open_judge", "", f"{JUDGE}: Judge.__init__() missing 1"),
         (ALGORITHM, "VERSION = 1", "REVISION = 1", f"{ALGORITHM}: has no VERSION"),
+        (ALGORITHM, "    train=train", "    # train", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
         (ALGORITHM, "    resources=resources_of", "    # resources", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
         (ALGORITHM, "Settings(schema.Training)", "Settings", f"{ALGORITHM}: algorithm reinforce: its settings are no"),
         (SECTION, "    caption=", "    # ", f"{SECTION}: Section.__init__() missing 1"),
