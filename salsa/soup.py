@@ -1,11 +1,11 @@
 """Weight averages ("soups") of models that share an architecture.
 
 Weights are averaged in one place, `_Mixer`: it reads a piece of a tensor from each ingredient's safetensors file,
-accumulates in float32 and rounds once to the stored dtype, for all rows of a grid of weights. `soups` writes a model
-folder a row, from one reading of the ingredients and in the memory of a few pieces, whatever the models' size; PPO
-copies `mixed_tensors` straight into a model, so that a grid of references costs no disk.
+accumulates in float32 and rounds once to the stored dtype, for all rows of a grid of weights. `soups` writes one model
+folder per row from one reading of the ingredients. Its memory is that of a few pieces per thread, whatever the size of
+the models. Training copies `mixed_tensors` straight into a model, so that a grid of references costs no disk.
 
-Left out: SLERP, task arithmetic and the like. Source: Model soups (2203.05482); SALSA (2411.01798) averages two.
+Left out: SLERP, task arithmetic and the like. Sources: Model soups (2203.05482); SALSA (2411.01798) averages two.
 """
 
 import argparse
@@ -29,9 +29,11 @@ from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading,
 from salsa.workflow import failures
 from salsa.workflow.runs import UserError
 
-PIECE = 2**18  # numbers averaged at once: an ingredient, the total and the result stay in a core's cache
-THREADS = 16  # at most; more would wait for the disk, each with buffers of its own
-# safetensors' names of the types that can be averaged or, without a fraction, compared.
+# Numbers averaged at once. An ingredient, the total and the result (1 MiB each in float32) then stay in a core's cache,
+# where each row of the grid finds them again; larger pieces would be read from memory once per row.
+PIECE = 2**18
+THREADS = 16  # at most; more would only wait for the disk, and each has buffers of its own
+# safetensors' names of the types that can be averaged (floats) or must be equal (all others).
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -42,7 +44,7 @@ VOLATILE = {
     "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "tokenizer_class",
     "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-DROPOUT = re.compile("dropout|pdrop")  # in keys: while training alone
+DROPOUT = re.compile("dropout|pdrop")  # in keys of config.json that matter in training alone
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
 EXPONENT = re.compile(r"e[+-]?\d{3}", re.IGNORECASE)
@@ -57,7 +59,8 @@ def parse_weights(weights, count):
     """
     shown = " ".join(str(weight)[:20] for weight in weights)
     try:
-        if any(EXPONENT.search(str(weight)) for weight in weights):  # which would take all memory as a fraction
+        # As a fraction, 1e-999999999 would take all memory.
+        if any(EXPONENT.search(str(weight)) for weight in weights):
             raise ValueError
         parsed = [Fraction(str(weight)) for weight in weights]
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -74,13 +77,14 @@ def parse_weights(weights, count):
 def check_ingredients(models, loaded=False):
     """Raise UserError, naming the first difference, unless tensors, architecture and tokenizers of all agree.
 
-    What is compared is what would be loaded: versions of transformers write the same in several ways.
+    Configurations and tokenizers are compared as they would be loaded, because versions of transformers write the same
+    one in several ways.
 
     Args:
-        loaded: whether the first has been loaded, and so is known to be whole.
+        loaded: whether the first model was loaded before, so that no weight of it can be missing.
     """
     first, *others = models = [Path(folder) for folder in models]
-    reference, *aligned = _aligned(models)  # of headers alone: refused before gigabytes are read
+    reference, *aligned = _aligned(models)  # reads headers alone, so that gigabytes are read only of models that fit
     for name, tensor in reference.items():
         if tensor.dtype not in TYPES:
             remedy = "which can't be averaged; save the model in another type"
@@ -93,7 +97,7 @@ def check_ingredients(models, loaded=False):
         _check_configurations(first, other)
         _check_tokenizers(first, other)
     if not loaded and configuration(first).get("model_type"):
-        from salsa.rl import models as loader  # which reads soups, and so this module
+        from salsa.rl import models as loader  # here, because it imports this module
 
         whole_numbers = {name for name, tensor in reference.items() if not TYPES[tensor.dtype].is_floating_point}
         loader.check_whole(first, besides=whole_numbers)
@@ -109,10 +113,10 @@ def shapes(folder):
 
 
 def _aligned(models):
-    """`folders.stored` of each model, by the first one's names.
+    """`folders.stored` of each model, by the names that the first model has.
 
-    A head that is tied to the embedding may be stored as either, or as both: by the names that the first model has,
-    it is found in each. UserError where it is stored as both, and they differ: then it is not tied.
+    A head that is tied to the embedding may be stored under either name or under both, so it is looked up under both.
+    Raises UserError where a model stores both, and they differ: then they are not tied.
     """
     stored_by_each = [stored(folder) for folder in models]
     if all(tensors.keys() == stored_by_each[0].keys() for tensors in stored_by_each):
@@ -136,7 +140,7 @@ def _aligned(models):
 
 
 def tied_names(folder):
-    """Names of tensors that a model's configuration makes one with another -> the other's name; none where unknown."""
+    """Name of a tensor that the model's configuration ties to another -> the other's name; {} for an unknown class."""
     try:
         config = load_config(folder)
     except UserError:
@@ -173,7 +177,8 @@ def _check_configurations(first, other):
     """UserError, naming the first key, where two folders' configurations make different models."""
     mine, its = (_compared(configuration(folder)) for folder in (first, other))
     if mine != its:
-        with contextlib.suppress(UserError):  # of no class that transformers has: compared as they are written
+        # Configurations of a class that transformers doesn't have are compared as they are written.
+        with contextlib.suppress(UserError):
             mine, its = (_compared(_loaded(folder)) for folder in (first, other))
     for key in sorted(set(mine) | set(its)):
         if mine.get(key) != its.get(key):
@@ -181,14 +186,14 @@ def _check_configurations(first, other):
 
 
 def _loaded(folder):
-    """A configuration as transformers loads it, with defaults, and without the keys that its class doesn't know."""
+    """A configuration as transformers loads it, with defaults and without keys that its class doesn't know."""
     config = load_config(folder)
-    known = type(config)().to_dict()
-    return {key: value for key, value in config.to_dict().items() if key in known}
+    defaults = type(config)().to_dict()
+    return {key: value for key, value in config.to_dict().items() if key in defaults}
 
 
 def _compared(values):
-    """The entries of a configuration that count, several ways of writing one made the same."""
+    """The entries of a configuration that matter, each in one of the ways in which it may be written."""
     values = {key: value for key, value in values.items() if key not in VOLATILE and not DROPOUT.search(key)}
     for key, value in values.items():
         if key == "eos_token_id" and value is not None:
@@ -196,7 +201,7 @@ def _compared(values):
         elif isinstance(value, dict):
             values[key] = _compared(value)
     if "rope_type" in values:
-        values.pop("type", None)  # an older name of it
+        values.pop("type", None)  # the older name of rope_type
     return values
 
 
@@ -220,7 +225,7 @@ def _check_tokenizers(first, other):
 
 
 def _tokenizer(folder):
-    """What makes two tokenizers the same, as this version writes it: vocabulary and text processing, no padding."""
+    """The parts in which equal tokenizers agree, as this version writes them: vocabulary and text processing."""
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer
 
@@ -234,7 +239,7 @@ def _tokenizer(folder):
     content = json.loads(text)
     added = {token.pop("id"): token for token in content["added_tokens"]}
     model = content["model"]
-    vocabulary = model.pop("vocab", {})  # by its tokens, or (Unigram) a list
+    vocabulary = model.pop("vocab", {})  # a dictionary, or for Unigram a list
     return {
         "vocabulary": vocabulary if isinstance(vocabulary, dict) else dict(enumerate(vocabulary)),
         "merges": model.pop("merges", []),
@@ -246,7 +251,7 @@ def _tokenizer(folder):
 
 
 def _difference(mine, its):
-    """Where two parts of tokenizers differ first, in words; None where they don't."""
+    """The first difference between two parts of tokenizers, in words; None where they are equal."""
     if mine == its:
         return None
     if not isinstance(mine, dict) or not isinstance(its, dict):
@@ -265,25 +270,30 @@ def _end_token(folder):
 class _Mixer:
     """Averages pieces of tensors with every row of a grid of weights, in buffers that are made once.
 
+    The buffers are all the memory that averaging takes: of two models, 9 MiB for each thread's mixer.
+
     Args:
-        grid: rows of weights, one for each ingredient.
+        grid: rows of weights, with one weight for each ingredient.
     """
 
     def __init__(self, grid):
         self.grid = grid
         count = len(grid[0])
-        self.raw = torch.empty(count + 1, 8 * PIECE, dtype=torch.uint8)  # as stored; the last is a result's
-        self.floats = torch.empty(count + 1, PIECE)  # in float32; the last is the total
+        # Ingredients as they are stored, of at most 8 bytes a number, and last the result.
+        self.raw = torch.empty(count + 1, 8 * PIECE, dtype=torch.uint8)
+        # Ingredients in float32, converted once for all rows of the grid, and last the total. A sum in bfloat16, with
+        # its 8 bits of precision, would be rounded after every term.
+        self.floats = torch.empty(count + 1, PIECE)
 
     def averages(self, name, ingredients, files, start, count):
-        """Yield `count` numbers of the average from number `start` on, in the stored dtype, for each row of the grid.
+        """Yield, for each row of the grid, `count` numbers of the average from number `start` on, in the stored dtype.
 
         Args:
             ingredients: where each model stores the tensor.
             files: open files by their paths.
 
-        What was yielded last is overwritten by the next. Tensors that are no floats (buffers) can't be averaged: they
-        must be equal, else UserError.
+        Each yielded piece is overwritten by the next, so it has to be written or copied at once. Tensors that are no
+        floats (buffers) can't be averaged: they must be equal, else UserError.
         """
         dtype = TYPES[ingredients[0].dtype]
         raw = self.raw[:, : count * dtype.itemsize]
@@ -299,12 +309,13 @@ class _Mixer:
         for part, converted in zip(parts, floats, strict=True):
             converted.copy_(part)
         for weights in self.grid:
-            # Always in the ingredients' order: a sum in float32 has other bits in another, and a soup of a grid or of
-            # several threads shall be the one that is made alone.
+            # Always in the order of the ingredients: another order gives a float32 sum other bits, and a soup must not
+            # depend on the grid or on the number of threads that it was made with.
             torch.mul(floats[0], weights[0], out=total)
             for converted, weight in zip(floats[1:], weights[1:], strict=True):
                 total.add_(converted, alpha=weight)
-            if not total.sum().isfinite():  # hardly ever: 0 times infinity is no number, and so what isn't used isn't
+            # Rarely. 0 times infinity is nan: add up again without ingredients of weight 0, which may hold anything.
+            if not total.sum().isfinite():
                 total.zero_()
                 for converted, weight, tensor in zip(floats, weights, ingredients, strict=True):
                     if weight and not converted.isfinite().all():
@@ -318,13 +329,15 @@ class _Mixer:
 
 
 def _pieces(shape):
-    """(first number, numbers) of the pieces of a tensor."""
+    """(place of its first number, how many numbers) of each piece of a tensor."""
     size = math.prod(shape)
     return [(start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
 
 
 def _read(file, tensor, offset):
-    """Fill a tensor of bytes from a file. Mapping the file instead would count its pages as this process's memory."""
+    """Fill a tensor of bytes from a file, starting at the byte `offset`."""
+    # Not memory-mapped: pages of a mapped file count as this process's memory, up to the size of all models. preadv
+    # reads into the buffer, and leaves no position in the file that threads would share.
     view = memoryview(tensor.numpy())
     while view:
         done = os.preadv(file.fileno(), [view], offset)
@@ -334,25 +347,27 @@ def _read(file, tensor, offset):
 
 
 def _write(file, view, offset):
-    """Write all of a memory view of bytes; one call may write less."""
+    """Write all of a memory view of bytes at `offset`; one call of pwrite may write less."""
     while view:
         done = os.pwrite(file.fileno(), view, offset)
         view, offset = view[done:], offset + done
 
 
 def _open_all(stack, tensors):
-    """Path -> open file, closed with the stack, of stored tensors."""
-    # Unbuffered, for pieces are read at their offsets: a buffer would copy each once more.
+    """Path -> open file, for each file of some stored tensors; the stack closes them."""
+    # Unbuffered, because pieces are read at their offsets: a buffer would copy each once more.
     return {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {tensor.path for tensor in tensors}}
 
 
 def mixed_tensors(models, weights, names=None):
-    """Yield (name, tensor) of the weighted average, one tensor at a time, in the ingredients' stored dtype.
+    """Yield (name, tensor) of the weighted average, one tensor at a time, in the dtype that the ingredients have.
+
+    Only one tensor and the buffers of a mixer are in memory at a time.
 
     Args:
         models: folders that `check_ingredients` accepts.
         weights: floats that sum to 1, one for each folder.
-        names: which tensors, in which order; all of the first model by default.
+        names: names of the tensors, in the order wanted; None: all of the first model's.
 
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
@@ -380,14 +395,14 @@ def soups(models, grid, outputs):
 
     Args:
         models: two or more folders of one architecture, dtype and tokenizer. Each is read once.
-        grid: a row of weights for each output: one for each model, decimals or fractions, that sum to 1 within 1e-6.
-            None may be left out.
+        grid: a row of weights for each output, with a weight for each model: decimals or fractions that sum to 1 within
+            1e-6.
         outputs: folders that don't exist yet, or are empty.
 
-    Everything but the weights (configuration, tokenizer, how weights are cut into files) is the first model's. Each
-    weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are in work at once, which
-    changes no result. Raises UserError before anything is written when the ingredients don't fit together, an output
-    exists or the disk is too small; whatever else fails, no part of an output is left.
+    Everything but the weights (configuration, tokenizer, how weights are split into files) is the first model's. Each
+    weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are averaged at a time,
+    which changes no result. Raises UserError before anything is written when the ingredients don't fit together, an
+    output exists or the disk is too small. Whatever else fails, no part of an output is left.
     """
     models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
     grid = [parse_weights(weights, len(models)) for weights in grid]
@@ -395,7 +410,7 @@ def soups(models, grid, outputs):
         raise UserError(f"{len(grid)} rows of weights for {len(outputs)} outputs; give each output its --weights")
     check_ingredients(models)
     _check_outputs(outputs)
-    # Under another name until it is whole: a run that is killed leaves no folder that looks like a model.
+    # A folder has another name until it is whole, so that a killed run leaves no folder that looks like a model.
     partial = [output.with_name(f".{output.name}.partial") for output in outputs]
     for folder in partial:  # of an earlier attempt that was killed
         shutil.rmtree(folder, ignore_errors=True)
@@ -418,7 +433,7 @@ def soups(models, grid, outputs):
 
 
 def _check_outputs(outputs):
-    """UserError where an output holds something, or two are one or lie in each other."""
+    """UserError where an output holds something, or is or lies in another output."""
     for output in outputs:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output}: exists and is not empty; choose another --output")
@@ -444,7 +459,7 @@ def _check_room(model, outputs):
 
 
 def _companions(folder):
-    """The files of a model folder that a soup of it takes over: all but weights, and the manifest of the run."""
+    """The files of a model folder that a soup of it copies: all but weights and the manifest of its run."""
     index = {path.name for path in folder.glob("*.index.json")}
     if not (folder / SINGLE).is_file():
         index.discard(INDEX)
@@ -456,11 +471,11 @@ def _companions(folder):
 
 
 def _write_weights(models, grid, outputs):
-    """Write the averages into the outputs' folders, in files and at places where the first model has its tensors."""
+    """Write the averages into the outputs' folders, with the files and places that the first model's tensors have."""
     models = _aligned(models)
     threads = torch.get_num_threads()
     mixers = [_Mixer(grid) for _ in range(min(threads, THREADS))]
-    torch.set_num_threads(1)  # threads of torch's own, within each of ours, would be too many
+    torch.set_num_threads(1)  # each of our threads would start as many of torch's own
     try:
         for path in sorted({tensor.path for tensor in models[0].values()}):
             _write_file(path, models, mixers, outputs)
@@ -469,7 +484,7 @@ def _write_weights(models, grid, outputs):
 
 
 def _write_file(path, models, mixers, outputs):
-    """Write one file of the first model anew in each output, a thread a mixer: the same header, then the averages."""
+    """Write one of the first model's files anew in each output: its header, then the averages, a thread per mixer."""
     names = [name for name, tensor in models[0].items() if tensor.path == path]
     free = queue.SimpleQueue()
     for mixer in mixers:
@@ -477,7 +492,7 @@ def _write_file(path, models, mixers, outputs):
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, [model[name] for model in models for name in names])
         targets = [stack.enter_context(open(output / path.name, "wb", buffering=0)) for output in outputs]
-        # Names, types and places are the first model's, so that a thread can write its piece without any other's.
+        # With the first model's names, types and places, a thread can write its piece without waiting for the others.
         header = files[path].read(min(models[0][name].start for name in names))
         for target in targets:
             _write(target, memoryview(header), 0)
@@ -496,11 +511,12 @@ def _write_file(path, models, mixers, outputs):
 
         pieces = [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]
         pool = stack.enter_context(ThreadPoolExecutor(len(mixers)))  # ends before the files are closed
-        for _ in pool.map(write_piece, pieces):  # the first error ends this, and cancels what hasn't begun
+        for _ in pool.map(write_piece, pieces):  # the first error ends the loop, and cancels pieces that wait
             pass
 
 
 def main(argv=None):
+    """The command line; a user's mistake ends it with one line."""
     parser = argparse.ArgumentParser(
         prog="salsa soup",
         description="Average the weights of model folders. Repeat --weights and --output, in pairs, for several soups "
@@ -512,9 +528,9 @@ def main(argv=None):
     )
     parser.add_argument("--output", action="append", required=True, metavar="DIR")
     words = sys.argv[1:] if argv is None else argv
-    # With a space in front, which a number may have, argparse takes a negative fraction for no option.
+    # With a space in front, which a number may have, argparse does not take a negative fraction for an option.
     arguments = parser.parse_args([f" {word}" if re.match(r"-[\d.]", str(word)) else word for word in words])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so what is half-written goes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes half-written folders
     try:
         soups(arguments.models, arguments.weights, arguments.output)
     except (UserError, OSError, MemoryError) as error:
