@@ -1,8 +1,8 @@
 """Data: worlds to learn from, benchmarks to be asked, and the one conversational form that all stages read.
 
-A kind of either is one file, in `worlds/` or `benchmarks/`, with a record that says what there is to know of it; all
-else iterates the records. This module imports nothing heavy: the planner asks it which local files a run reads, and
-whether they are sound. Left out: how text becomes tokens (chat.py), and the sources that are read (sources.py).
+A kind of either is one file, in `worlds/` or `benchmarks/`, with a record that describes it; all other code iterates
+the records. This module imports nothing heavy: the planner asks it which local files a run reads, and whether they are
+sound. Left out: how text becomes tokens (chat.py), and the sources that are read (sources.py).
 """
 
 import functools
@@ -56,19 +56,19 @@ class World:
     """What the stages learn from where `data.task.kind` is `kind`.
 
     Attributes:
-        words: of a model card: what the model was trained on.
+        words: what a model was trained on, for its card.
         preferences: "sampled", labelled by gold, or "given" with the data.
-        prepare: (config.Task, folder) -> (split of `prepare.FILES` -> rows, counts), for the stage of that name. What
-            `gold` reads is written into the folder.
-        gold: that folder -> the world's `gold.Gold`. None: there is no gold.
-        corpus: config.Corpus -> `Corpus`, to pretrain on. None: there is none.
+        prepare: (config.Task, folder) -> (split of `prepare.FILES` -> rows, counts), for the stage of that name. It
+            writes what `gold` reads into the folder.
+        gold: that folder -> the world's `gold.Gold`; None where there is no gold.
+        corpus: config.Corpus -> `Corpus`, to pretrain on; None where there is none.
         exact: whether sizes are exact, because rows are generated; else they are upper limits, and 0 takes all.
         settings: a schema of its own settings beside those of every task, or None.
-        licence: of its text, where that is the project's own.
-        published: whether prompts may be published with a study: text of other people may not.
+        licence: the licence of its text, where that is the project's own.
+        published: whether prompts may be published with a study, which other people's text may not.
         local_files: config.Task or Corpus -> (setting's name -> path) of the local files that are read.
-        check: config.Task -> None; UserError of one line for what would fail later.
-        sizes: config.Task -> (split -> rows that there are); None where only the hub knows.
+        check: config.Task -> None; UserError of one line for anything that would fail later.
+        sizes: config.Task -> (split -> number of its rows); None where only the hub knows.
     """
 
     kind: str
@@ -98,11 +98,11 @@ class Questions(NamedTuple):
     """The rows of a benchmark, before those that training sees are dropped.
 
     Attributes:
-        rows: {"id", "turns", "category", "reference"}: the user's messages, answered one after the other; an answer to
-            each, or None.
-        read: how many were read.
-        dropped: reason -> how many.
-        facts: what else is worth recording, such as the hub's commit.
+        rows: {"id", "turns", "category", "reference"}, where `turns` are the user's messages, answered one after the
+            other, and `reference` is a list of answers to them or None.
+        read: number of rows read.
+        dropped: reason -> number of rows dropped.
+        facts: other facts worth recording, such as the hub's commit.
     """
 
     rows: list
@@ -117,14 +117,14 @@ class Benchmark:
 
     Attributes:
         questions: (config.Benchmark, config.Task) -> `Questions`.
-        worlds: kinds of World beside which it can be asked; none named: any.
+        worlds: kinds of World with which it can be used; none: all.
         exact: whether its number of prompts is exact, because they are generated; else an upper limit, and 0 takes all.
         settings: a schema of its own settings beside those of every benchmark, or None.
         turns: config.Benchmark -> the number of turns of each prompt; None where only the hub knows.
-        local_files, check: as those of World, of a config.Benchmark.
-        compared: whether judges compare policies on it. One that is not compared is scored alone, and has no gold.
-        score: (responses, row) -> measure -> number, of the texts of a policy's answers, one a turn, to a row of
-            `questions`; such as {"exact": 1.0}. Tables show its mean.
+        local_files, check: as those of World, for a config.Benchmark.
+        compared: whether judges compare policies on it. A benchmark that is not compared is only scored, without gold.
+        score: (responses, row) -> (measure -> number), such as {"exact": 1.0}, for the texts of a policy's answers, one
+            per turn, to a row of `questions`. Tables show the mean.
     """
 
     kind: str
@@ -151,9 +151,9 @@ def world_kinds():
 
 @functools.cache
 def benchmark_kinds(world=None):
-    """Kind -> Benchmark; of those that can be asked beside a kind of World."""
-    found = registry.records("salsa.data.benchmarks", "BENCHMARK")
-    return {kind: made for kind, made in found.items() if world is None or not made.worlds or world in made.worlds}
+    """Kind -> Benchmark; with a kind of World, only those that can be used with it."""
+    records = registry.records("salsa.data.benchmarks", "BENCHMARK")
+    return {kind: rec for kind, rec in records.items() if world is None or not rec.worlds or world in rec.worlds}
 
 
 @functools.cache
@@ -169,5 +169,5 @@ def benchmark_settings():
 
 
 def record(settings):
-    """The World or Benchmark of the kind of a config.Task, Corpus or Benchmark; None of a corpus that is none."""
+    """The World or Benchmark of the kind of a config.Task, Corpus or Benchmark; None for a corpus of kind "none"."""
     return (benchmark_kinds() if isinstance(settings, BenchmarkSettings) else world_kinds()).get(settings.kind)

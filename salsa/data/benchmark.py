@@ -1,8 +1,8 @@
 """Stage benchmark: prompts that no training sees, as benchmark.jsonl {"id", "turns", "category", "reference"}.
 
 `turns` are the user's messages, answered one after the other; `reference` is a list of an answer to each, or null. Rows
-of a kind that scores answers have `scored_by`, too: that kind.
-A prompt that occurs in any file of the task's prepare run is dropped and counted.
+of a kind that scores answers have `scored_by`, the kind. A prompt that occurs in any file of the task's prepare run is
+dropped and counted.
 """
 
 import collections
@@ -20,16 +20,14 @@ VERSION = 3
 def make(settings, parents, output, execution):
     """Write benchmark.jsonl and counts.json; returns the counts."""
     benchmark, task = settings.benchmark, settings.task
-    offered = data.benchmark_kinds(task.kind)
-    if benchmark.kind not in offered:
-        raise UserError(
-            f"benchmark {settings.name}: {task.kind} has no {benchmark.kind!r}; it has {', '.join(offered)}"
-        )
+    kinds = data.benchmark_kinds(task.kind)
+    if benchmark.kind not in kinds:
+        raise UserError(f"benchmark {settings.name}: {task.kind} has no {benchmark.kind!r}; it has {', '.join(kinds)}")
     sources.check_unchanged(benchmark, settings.files)
-    record = offered[benchmark.kind]
+    record = kinds[benchmark.kind]
     rows, read, dropped, facts = record.questions(benchmark, task)
-    known = known_prompts(parents["prepare"])
-    unseen = [row for row in rows if not known & {normalised(turn) for turn in row["turns"]}]
+    prompts = training_prompts(parents["prepare"])
+    unseen = [row for row in rows if prompts.isdisjoint(map(normalised, row["turns"]))]
     dropped = {**dropped, "in_training": len(rows) - len(unseen)}
     kept = unseen[: benchmark.prompts or None]
     if not kept:
@@ -49,15 +47,15 @@ def make(settings, parents, output, execution):
     return counts
 
 
-def known_prompts(folder):
+def training_prompts(folder):
     """The normalised user messages of all files of a prepare run."""
-    known = set()
+    prompts = set()
     for name in preparation.FILES.values():
         if (folder / name).is_file():
             for row in runs.read_jsonl(folder / name):
                 messages = row["messages"] if "messages" in row else row["prompt"]
-                known.update(normalised(m["content"]) for m in messages if m["role"] == "user")
-    return known
+                prompts.update(normalised(m["content"]) for m in messages if m["role"] == "user")
+    return prompts
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Chat templates, and what text becomes: token ids of prompts and conversations, and texts of responses.
+"""Chat templates: from conversations to token ids, and from token ids of responses to text.
 
 Two facts have their place here. Which token ends a response: the first of the model's end ids that its template writes
-after an answer (`ending`); SFT and reward models learn up to it, sampling stops at it, judges read up to it. And what
-is a control token: what the template writes, never what a user, a data row or a policy spells. Text that spells one is
-tokenized as text, or its row is refused.
+after an answer (`ending`); SFT and reward models learn up to it, sampling stops at it, judges read up to it. And which
+token is a control token: one that the template writes, never one that a user, a data row or a policy spells. Text that
+spells one is tokenized as text, or its row is refused.
 
 Left out: loading models and tokenizers (rl/models.py), and sampling (rl/rollout.py).
 """
@@ -26,16 +26,18 @@ from salsa.workflow import runs
 
 TEMPLATES = Path(__file__).parent / "templates"
 REMEDY = "set model.chat_template=roles"
-CLOCK = datetime.datetime(2024, 7, 26)  # what a template reads that asks for the time; Llama 3.1's own fallback
-QUESTION, ANSWER = 'Which  words,\n\n<b>&"these" é', 'Two  words,\n\n<b>&"quoted" é'  # a template must not change them
+CLOCK = datetime.datetime(2024, 7, 26)  # the time for any template that asks; Llama 3.1's own fallback
+# A template that can be used changes neither of these texts.
+QUESTION, ANSWER = 'Which  words,\n\n<b>&"these" é', 'Two  words,\n\n<b>&"quoted" é'
 PADDING = "<|pad|>"
 GENERATION_CONFIG = "generation_config.json"
 NO_TEXT = "ÿ"  # how byte-level vocabularies write the byte 0xFF, which no text in UTF-8 has
-STAND_INS, ALIASES = 0xF0000, 0x100000  # private characters: control tokens as contents spell them, as templates do
+# The first private characters for control tokens that contents spell, and for control tokens that templates write.
+STAND_INS, ALIASES = 0xF0000, 0x100000
 
 
 class Refused(runs.UserError):
-    """A conversation that has no token ids. `reason` is its name in a stage's counts."""
+    """A conversation that can't become token ids. `reason` is its name in a stage's counts."""
 
     def __init__(self, reason, message):
         super().__init__(message)
@@ -43,17 +45,17 @@ class Refused(runs.UserError):
 
 
 class Ending(NamedTuple):
-    """How an answer ends: with which token, and how often the template writes that after an answer (0: never)."""
+    """How an answer ends: the end token's id, and how often the template writes it after an answer (0: never)."""
 
     id: int
     times: int
 
 
 def prepare(network, tokenizer, name):
-    """Make a base model's tokenizer and generation configuration say what all later stages go by.
+    """Set a base model's tokenizer and generation configuration for all later stages.
 
-    The template `name` (None: its own), its clock stopped; the end token of the template's own turns among the end
-    ids; a token that pads. Returns what of it is worth a record: the end tokens, the pad token, the clock.
+    They get the template `name` (None: their own) with a fixed clock, the end token of the template's turns among the
+    end ids, and a padding token. Returns facts for the record: the end tokens, the padding token, the clock.
 
     Raises UserError for a tokenizer without an end token, and for a template that can't be trained with.
     """
@@ -61,13 +63,13 @@ def prepare(network, tokenizer, name):
         raise runs.UserError("the model's tokenizer has no end token; set eos_token in its tokenizer_config.json")
     set_chat_template(tokenizer, name)
     rows = network.get_input_embeddings().weight.shape[0]
-    ends, (words, own) = end_ids(network, tokenizer), _turn_end(tokenizer)
-    if words:  # which a policy would spell, and judges would read
+    ends, (words, turn_end) = end_ids(network, tokenizer), _turn_end(tokenizer)
+    if words:  # a policy would spell them, and judges would read them
         raise runs.UserError(
             f"the chat template ends an answer with {words[:40]!r}, which is no token of the tokenizer; {REMEDY}"
         )
-    if own is not None and own not in ends:
-        ends = sorted([*ends, own])
+    if turn_end is not None and turn_end not in ends:
+        ends = sorted([*ends, turn_end])
         network.generation_config.eos_token_id = ends
     last = ending(tokenizer, ends).id
     if last >= rows:
@@ -81,15 +83,15 @@ def prepare(network, tokenizer, name):
 
 
 def set_chat_template(tokenizer, name):
-    """Give the tokenizer the template `name` of salsa/data/templates; None keeps its own, with its clock stopped.
+    """Give the tokenizer the template `name` of salsa/data/templates, or None to keep its own, with a fixed clock.
 
-    Raises UserError where there is none of that name, or none of its own.
+    Raises UserError where there is no such template.
     """
     if name is not None:
         path = TEMPLATES / f"{name}.jinja"
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-            raise runs.UserError(f"model.chat_template={name}: no such template; there are {known}")
+            names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
+            raise runs.UserError(f"model.chat_template={name}: no such template; there are {names}")
         tokenizer.chat_template = path.read_text()
     if isinstance(tokenizer.chat_template, dict):  # several, by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
@@ -100,13 +102,13 @@ def set_chat_template(tokenizer, name):
     tokenizer.chat_template = _stop_clock(tokenizer.chat_template)
 
 
-CLOCK_NAME = "strftime_now"  # the one way in which transformers' templates read the clock
+CLOCK_NAME = "strftime_now"  # the only way in which transformers' templates read the clock
 STOPPED = "{%- macro " + CLOCK_NAME
 
 
 @functools.lru_cache(maxsize=8)
 def _stop_clock(template):
-    """The template, in which any time that it asks for is `CLOCK`: tomorrow's prompts are today's."""
+    """The template with `CLOCK` as the time, so that prompts are the same on every day."""
     if CLOCK_NAME not in template or template.startswith(STOPPED):
         return template
     try:
@@ -119,7 +121,7 @@ def _stop_clock(template):
     )
     unknown = "{{ raise_exception('it reads the clock in a way of its own') }}"
     body = f"{{%- if false -%}}{cases}{{%- else -%}}{unknown}{{%- endif -%}}"
-    return f"{STOPPED}(format) -%}}{body}{{%- endmacro +%}}{template}"  # +: a newline that follows stays
+    return f"{STOPPED}(format) -%}}{body}{{%- endmacro +%}}{template}"  # +: keeps a newline that follows
 
 
 def ensure_padding(tokenizer, ends=(), rows=None):
@@ -127,9 +129,10 @@ def ensure_padding(tokenizer, ends=(), rows=None):
 
     Args:
         ends: the model's end ids.
-        rows: how many tokens the model has embeddings of; None where that is not known.
+        rows: number of tokens that the model has embeddings of; None where it is unknown.
 
-    Without another special token it is a new one, where the model has a row to spare, or one that no text has.
+    It is another special token if there is one, else a new token if the model has a row to spare, else one that no text
+    has.
     """
 
     def pads(id):
@@ -156,14 +159,14 @@ def end_ids(model, tokenizer):
 
 
 def folder_end_ids(folder, tokenizer):
-    """`end_ids` of the model in a folder, which need not be loaded."""
-    names = (GENERATION_CONFIG, "config.json")  # the second makes up for the first, as in transformers
+    """`end_ids` of the model in a folder, without loading it."""
+    names = (GENERATION_CONFIG, "config.json")  # the second is used without the first, as in transformers
     path = next(folder / name for name in names if (folder / name).is_file())
     return _end_ids(runs.read_json(path).get("eos_token_id"), tokenizer)
 
 
 def copy_end_ids(source, target):
-    """Let `folder_end_ids` find in a classifier's folder `target` what it finds in its policy's: it has none itself."""
+    """Give a classifier's folder (`target`), which has none, the end ids of its policy's folder (`source`)."""
     if (source / GENERATION_CONFIG).is_file():
         shutil.copyfile(source / GENERATION_CONFIG, target / GENERATION_CONFIG)
 
@@ -174,10 +177,10 @@ def _end_ids(configured, tokenizer):
 
 
 def ending(tokenizer, ends):
-    """The `Ending` of every response: of the first of the end ids `ends` that the template writes after an answer.
+    """The `Ending` of every response: the first of the end ids `ends` that the template writes after an answer.
 
-    Where it writes none of them, the tokenizer's own end token is appended. Raises UserError for a template that can't
-    be trained with.
+    Where it writes none of them, the tokenizer's end token is appended. Raises UserError for a template that can't be
+    trained with.
     """
     after = _plain_ids(tokenizer, _around_answer(tokenizer)[1])
     for token in after:
@@ -189,7 +192,7 @@ def ending(tokenizer, ends):
 
 
 def _turn_end(tokenizer):
-    """(The words, the id of the token) that the template writes after an answer first; the id is None without one."""
+    """The words that the template writes directly after an answer, and the id of the token that follows (or None)."""
     after = _around_answer(tokenizer)[1]
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
     first = re.search(_any_of(tokens), after)
@@ -198,7 +201,7 @@ def _turn_end(tokenizer):
 
 
 def _around_answer(tokenizer):
-    """What the template writes between the prompt and an answer, and after the answer. UserError, where it can't be."""
+    """The text between the prompt and an answer, and the text after it. UserError for a template that can't be used."""
     asked = [user(QUESTION)]
     try:
         before, whole = _render(tokenizer, asked, True), _render(tokenizer, [*asked, assistant(ANSWER)])
@@ -209,7 +212,7 @@ def _around_answer(tokenizer):
     lead, answer, after = whole.removeprefix(before).partition(ANSWER)
     if not answer or QUESTION not in before:
         raise runs.UserError(f"the chat template changes what is said, beyond white space around it; {REMEDY}")
-    # Marks of thinking may stand before an answer, which a policy then writes too.
+    # Marks of thinking may stand before an answer: a policy then writes them, too.
     marks = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
     if re.sub(_any_of(marks), "", lead).strip():
         raise runs.UserError(
@@ -219,7 +222,7 @@ def _around_answer(tokenizer):
 
 
 def _any_of(tokens):
-    """A pattern for any of the tokens, as tokenizers look for them: the first, and there the longest."""
+    """A pattern for any of the tokens that matches as tokenizers do: the first, and at its place the longest."""
     return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
 
 
@@ -228,9 +231,9 @@ def _plain_ids(tokenizer, text):
 
 
 def _render(tokenizer, messages, generation=False):
-    """The text of a conversation, up to where an answer begins for `generation`. Refused where the template refuses."""
+    """The text of a conversation, with `generation` up to where an answer begins. Raises Refused as the template does."""
     template = tokenizer.chat_template
-    # A folder that was given by hand has not been through `prepare`.
+    # The tokenizer of a folder that a user gives has not been through `prepare`.
     stopped = {"chat_template": _stop_clock(template)} if isinstance(template, str) else {}
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **stopped)
@@ -240,11 +243,17 @@ def _render(tokenizer, messages, generation=False):
 
 
 class _Controls(NamedTuple):
-    """The tokens that no text may become: special ones, and those that the template writes between texts."""
+    """The tokens that no text may become: special ones, and those that the template writes between texts.
 
-    ids: dict  # text -> id
-    marks: frozenset  # ids of those that are not special
-    normalised: tuple  # texts of those that are looked for in normalised text
+    Attributes:
+        ids: text of each -> id.
+        marks: ids of those that are not special.
+        normalised: texts of those that the tokenizer looks for in normalised text.
+    """
+
+    ids: dict
+    marks: frozenset
+    normalised: tuple
 
 
 def _controls(tokenizer):
@@ -258,7 +267,7 @@ def _controls_of(tokenizer, template, special, size):
     }
     written = ""
     for messages in ([user("")], [user(""), assistant(""), user("")], [{"role": "system", "content": ""}, user("")]):
-        with contextlib.suppress(Refused):  # rows like this one are refused too
+        with contextlib.suppress(Refused):  # rows of this form are refused, too
             written += _render(tokenizer, messages) + "\n"
     between = set(re.findall(_any_of(added), written))
     ids = {text: id for text, (id, token) in added.items() if token.special or text in between or text in special}
@@ -272,13 +281,13 @@ def _controls_of(tokenizer, template, special, size):
 class _Conversation:
     """Messages on their way to token ids.
 
-    Where no message spells a control token the template's text is tokenized as it is. Else each token that is spelled
-    is replaced by a stand-in, and what then looks like a control token in the template's text is the template's own.
+    Where no message spells a control token the template's text is tokenized as it is. Otherwise a private character
+    stands in for each control token that is spelled: all that then look like control tokens are the template's.
     """
 
     def __init__(self, tokenizer, messages):
         self.tokenizer, self.messages = tokenizer, messages
-        self.stand_ins = {}  # a private character -> the text that it stands for
+        self.stand_ins = {}  # private character -> the text that it stands for
         contents = "\0".join(m["content"] for m in messages if isinstance(m.get("content"), str))
         try:
             contents.encode()
@@ -302,7 +311,7 @@ class _Conversation:
         ]
 
     def _check_normalised(self, contents):
-        """Refused where text becomes a control token only by the tokenizer's own normalisation."""
+        """Raise Refused where only the tokenizer's normalisation turns text into a control token."""
         tokens, backend = self.controls.normalised, getattr(self.tokenizer, "backend_tokenizer", None)
         normalizer = backend.normalizer if backend and tokens else None
         normalised = normalizer.normalize_str(contents) if normalizer else ""
@@ -310,7 +319,7 @@ class _Conversation:
             raise Refused("dropped_control_token", "it spells a control token in other characters")
 
     def text(self, count, generation=False):
-        """What the template makes of the first `count` messages."""
+        """The template's text of the first `count` messages."""
         return _render(self.tokenizer, self.messages[:count], generation)
 
     def ids(self, text):
@@ -318,7 +327,7 @@ class _Conversation:
         return self._careful_ids(text) if self.stand_ins else _plain_ids(self.tokenizer, text)
 
     def _careful_ids(self, text):
-        """Of text with stand-ins: as always, but what they stand for is text."""
+        """Token ids of text with stand-ins, where the words that these stand for become tokens of text."""
         backend, aliases, ids = _aliased(self.tokenizer, tuple(self.controls.ids), len(self.tokenizer))
         text = re.sub(_any_of(aliases), lambda match: aliases[match.group()], text)
         written = sum(map(text.count, aliases.values()))
@@ -330,17 +339,17 @@ class _Conversation:
         if any(token not in ids and token in controls for token in tokens) or written != sum(
             token in named for token in tokens
         ):
-            shown = ", ".join(self.stand_ins.values())
-            raise Refused("dropped_control_token", f"it spells {shown}, which this tokenizer can't read as text")
+            words = ", ".join(self.stand_ins.values())
+            raise Refused("dropped_control_token", f"it spells {words}, which this tokenizer can't read as text")
         return [ids.get(token, token) for token in tokens]
 
 
 @functools.lru_cache(maxsize=2)
 def _aliased(tokenizer, controls, size):
-    """A tokenizer that reads the spelling of a control token as text, and knows the token by a private character.
+    """A tokenizer that reads the spelling of a control token as text, and a private character as the token.
 
-    Returns (a `tokenizers.Tokenizer`, spelling -> alias, its ids of added tokens -> the tokenizer's own). Refused where
-    a tokenizer has no such backend.
+    Returns (a `tokenizers.Tokenizer`, spelling -> private character, its ids of added tokens -> the tokenizer's ids).
+    Raises Refused where the tokenizer has no such backend.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         name = type(tokenizer).__name__
@@ -354,12 +363,12 @@ def _aliased(tokenizer, controls, size):
 
 
 def encode_prompts(tokenizer, prompts):
-    """Chat messages (a list a prompt) as lists of token ids, ready for a response to follow. Refused, a UserError."""
+    """Prompts (a list of chat messages each) as lists of token ids, ready for a response to follow. Raises Refused."""
     return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
 def encode_prompt(tokenizer, messages):
-    """Chat messages as token ids, ready for a response to follow. Refused where the template or tokenizer can't."""
+    """Chat messages as token ids, ready for a response to follow. Raises Refused."""
     conversation = _Conversation(tokenizer, messages)
     return conversation.ids(conversation.text(len(messages), True))
 
@@ -367,10 +376,10 @@ def encode_prompt(tokenizer, messages):
 def encode_conversation(tokenizer, messages, end=None):
     """Token ids of a conversation's prompt and of its last message, which ends with an end token.
 
-    What the template writes after the end token is dropped: a response stops there. Raises Refused.
+    Text that the template writes after the end token is dropped: a response stops there. Raises Refused.
 
     Args:
-        end: the `Ending`; without it that of a model that `prepare` has made a base, and that had one end token.
+        end: the `Ending`; None: that of a base model from `prepare` that had one end token.
     """
     end = end or ending(tokenizer, [tokenizer.eos_token_id, _turn_end(tokenizer)[1]])
     conversation = _Conversation(tokenizer, messages)
@@ -384,16 +393,16 @@ def encode_conversation(tokenizer, messages, end=None):
 
 
 def _place(response, end):
-    """Where in a response's ids the template wrote its end token: an answer, too, may hold one that is a word."""
+    """The place of the template's end token in a response's ids, which may hold that token as a word before it."""
     places = [place for place, token in enumerate(response) if token == end.id]
     return places[-end.times] if 0 < end.times <= len(places) else None
 
 
 def _ids_after(conversation, prompt, before, whole):
-    """Token ids of what follows the text `before`, of token ids `prompt`, in the text `whole`.
+    """Token ids of the rest of the text `whole` after the text `before`, whose token ids are `prompt`.
 
-    Gemma has tokens for runs of newlines: an answer that begins with one would share it with the prompt. A policy,
-    which is given the prompt alone, samples no such token.
+    Gemma has tokens for runs of newlines, so an answer that begins with a newline would share one with the prompt. A
+    policy, which gets the prompt alone, samples no such token.
     """
     ids = conversation.ids(whole)
     if ids[: len(prompt)] == prompt:
@@ -402,22 +411,22 @@ def _ids_after(conversation, prompt, before, whole):
 
 
 def encode_answer(tokenizer, messages, end, ends, ended=True):
-    """Token ids of a prompt and of a policy's own answer to it (the last message), as near as text tells.
+    """Token ids of a prompt and of a policy's answer to it (the last message), as near as the text can tell.
 
-    A template may trim the answer or write white space around it, where a policy sampled what its text says.
+    A template may trim the answer or write white space around it, which the policy did not sample.
 
     Args:
         end: the `Ending` of responses.
-        ends: all end ids of the model; an answer whose text ends with one has no other.
-        ended: whether the policy ended it; one that was cut has no end token.
+        ends: all end ids of the model; an answer whose text ends with one gets no other.
+        ended: whether the policy ended the answer; one that was cut gets no end token.
     """
     prompt, response = encode_conversation(tokenizer, messages, end)
     answer, whole = messages[-1]["content"], response[:-1]
     if text_of(tokenizer, whole) != answer:
         conversation = _Conversation(tokenizer, messages)
-        before, said = conversation.text(-1, True), conversation.messages[-1]["content"]
+        before, content = conversation.text(-1, True), conversation.messages[-1]["content"]
         for lead in dict.fromkeys([_around_answer(tokenizer)[0], ""]):
-            ids = _ids_after(conversation, prompt, before, before + lead + said)
+            ids = _ids_after(conversation, prompt, before, before + lead + content)
             if text_of(tokenizer, ids) == answer:
                 whole = ids
                 break
@@ -427,7 +436,7 @@ def encode_answer(tokenizer, messages, end, ends, ended=True):
 
 
 def accepted(rows, encode):
-    """The rows that `encode` makes token ids of, as (row, ids), and the `Refused` of the others."""
+    """The rows that `encode` turns into token ids, as (row, ids), and the `Refused` errors of the others."""
     pairs, refused = [], []
     for row in rows:
         try:
@@ -438,7 +447,7 @@ def accepted(rows, encode):
 
 
 def counted(refused, what):
-    """How many rows were refused, by reason; says so, and why, where there are any."""
+    """The number of rows refused, by reason; prints them, with the first error of each reason."""
     counts = dict(collections.Counter(error.reason for error in refused))
     for reason, count in counts.items():
         first = next(error for error in refused if error.reason == reason)
@@ -447,13 +456,13 @@ def counted(refused, what):
 
 
 def fitting(tokenizer, rows, length, what, messages=lambda row: row["prompt"]):
-    """The rows whose prompt the template accepts and that has at most `length` tokens.
+    """The rows whose prompt the template accepts and that have at most `length` tokens.
 
     Args:
-        what: what the rows are, for messages.
-        messages: of a row.
+        what: a name of the rows, for messages.
+        messages: row -> its messages.
 
-    Returns (rows, lists of token ids, how many were refused, by reason). UserError if none is left.
+    Returns (rows, lists of token ids, number of rows refused, by reason). UserError if no row is left.
     """
     pairs, refused = accepted(rows, lambda row: encode_prompt(tokenizer, messages(row)))
     kept = [(row, ids) for row, ids in pairs if len(ids) <= length]
@@ -467,7 +476,7 @@ def fitting(tokenizer, rows, length, what, messages=lambda row: row["prompt"]):
 
 
 def because(refused):
-    """The end of an error: how many rows were refused, and why the first."""
+    """The end of an error's text: the number of rows refused, and why the first was."""
     if not refused:
         return ""
     return f"; {len(refused)} can't be encoded, the first because {refused[0]}: change the rows, or {REMEDY}"

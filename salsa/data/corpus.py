@@ -1,6 +1,6 @@
 """Stage corpus: the text that a model is pretrained on, as corpus.jsonl {"text"}.
 
-What the tasks see is no part of it: held-out pairs of the stories, and gold's reviews.
+It holds nothing that must stay unseen: no held-out pairs of the stories, and none of gold's reviews.
 """
 
 from salsa import data

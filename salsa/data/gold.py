@@ -1,4 +1,4 @@
-"""The gold judge of a world: a score that no policy is trained on. What it is, each world says. No torch."""
+"""The gold judge of a world: a score that no policy is trained on, and that each world defines. No torch."""
 
 from pathlib import Path
 
@@ -25,12 +25,12 @@ class Gold:
 
 
 def save(folder, kind, **content):
-    """Write into `folder` whose gold it is (the kind of a world, or NONE), and what else `load` needs as plain data."""
+    """Write into `folder` the kind of world whose gold it is, or NONE, and plain data that `load` needs."""
     runs.write_json(Path(folder) / FILE, {"kind": kind, **content})
 
 
 def load(prepare_folder):
-    """The gold judge of a finished prepare run, or None where the task has none. UserError where it can't be read."""
+    """The gold judge of a finished prepare run, or None where the task has none. UserError if it can't be read."""
     folder = Path(prepare_folder) / "gold"
     if not (folder / FILE).is_file():
         raise runs.UserError(f"{folder / FILE}: missing; {prepare_folder} is no finished prepare run")

@@ -1,8 +1,8 @@
-"""What a row's values may be, and what is made of them: texts, and chat messages {"role", "content"}.
+"""Values of rows, checked and brought into one form: texts, and chat messages {"role", "content"}.
 
-A row whose values can't be learned from is dropped and counted by its reason (`Dropped`): no text where one should be,
-half a surrogate, a tool call, an image. A value of another form than a file of that kind has is a UserError that names
-the key and the form: the file is not what the setting wants, or was written wrongly.
+A row with values that can't be learned from is dropped and counted by its reason (`Dropped`): a missing text, half a
+surrogate, a tool call, an image. A value of another form than files of that kind have is a UserError that names the key
+and the form: the file is not what the setting wants, or was written wrongly.
 """
 
 import unicodedata
@@ -13,7 +13,7 @@ from salsa.workflow.runs import UserError
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as OpenAI names them
 TOOL_ROLES = ("tool", "function", "ipython", "observation")
 TEXT_PARTS = ("text", "input_text", "output_text")
-THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")  # what a model thought is no part of what it said
+THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")  # thinking is no part of the answer
 MESSAGES = 'a list of {"role": "user", "assistant" or "system", "content": a text}'
 INVISIBLE = set("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
 
@@ -27,22 +27,22 @@ def assistant(text):
 
 
 class Dropped(Exception):
-    """A row that can't be learned from; its text is the reason."""
+    """A row can't be learned from; the text of this exception is the reason."""
 
 
 def wrong(key, value, form):
-    """The error of a value that has another form than it should."""
-    shown = printable(repr(value) if isinstance(value, str) else type(value).__name__)
-    return UserError(f"{key!r} has the wrong form: {shown[:60]}; it is {form}")
+    """The error for a value that has another form than it should."""
+    words = printable(repr(value) if isinstance(value, str) else type(value).__name__)
+    return UserError(f"{key!r} has the wrong form: {words[:60]}; it is {form}")
 
 
 def missing(value):
-    """Whether a value stands for none: null, or the NaN that pandas writes for it."""
+    """Whether a value is null, or the NaN that pandas writes in its place."""
     return value is None or value != value
 
 
 def text(key, value, form="a text"):
-    """The text of a value. Raises Dropped where it is null or no Unicode text, UserError where it is something else."""
+    """The value, if it is text. Raises Dropped where it is null or no Unicode text, UserError for anything else."""
     if missing(value):
         raise Dropped("no_text")
     if not isinstance(value, str):
@@ -56,12 +56,12 @@ def text(key, value, form="a text"):
 
 
 def blank(value):
-    """Whether nothing of a text can be seen: white space, zero-width and control characters alone."""
+    """Whether a text looks empty: it holds only white space, zero-width and control characters."""
     return all(unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp") or sign in INVISIBLE for sign in value)
 
 
 def seen(value):
-    """What can be seen of a text: without zero-width characters, in one spelling of accents, white space cut off."""
+    """The text as it looks: without zero-width characters, with one spelling of accents, and stripped."""
     if value.isascii():
         return value.strip()
     signs = unicodedata.normalize("NFC", value)
@@ -69,12 +69,12 @@ def seen(value):
 
 
 def messages(key, value, left_out=None):
-    """Chat messages {"role", "content"} of a value, without their other keys; content as parts becomes one text.
+    """Chat messages {"role", "content"} from a list of messages, without other keys; parts of content become one text.
 
     Args:
-        key: for errors.
-        value: a list of messages.
-        left_out: a Counter of the parts that were left out, by their type.
+        key: the value's key, for errors.
+        value: the list of messages.
+        left_out: a Counter of parts that were left out, by their type.
     """
     if missing(value):
         raise Dropped("no_text")
@@ -84,7 +84,7 @@ def messages(key, value, left_out=None):
 
 
 def text_or_messages(key, value, left_out=None):
-    """As `text` of a text, as `messages` of anything else."""
+    """`messages` for a list, `text` for anything else."""
     if isinstance(value, list):
         return messages(key, value, left_out)
     return text(key, value, f"a text or {MESSAGES}")
@@ -111,7 +111,7 @@ def _message(key, message, left_out):
 
 
 def _part(key, part, left_out):
-    """The text of a part of a message's content; none of a thought. A row with any other part is dropped."""
+    """The text of a part of a message's content; "" for thinking. A row with any other part is dropped."""
     if isinstance(part, str):
         return text(key, part)
     if not isinstance(part, dict):

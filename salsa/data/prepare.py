@@ -1,8 +1,8 @@
-"""Stage prepare: what SFT, the reward model, policies and their development evaluation are made from, and gold.
+"""Stage prepare: the data for SFT, the reward model, policies and their development evaluation, and gold.
 
-Writes sft.jsonl and sft_validation.jsonl {"messages"}, prompts.jsonl and evaluation.jsonl {"id", "prompt"}; for
+It writes sft.jsonl and sft_validation.jsonl {"messages"}, prompts.jsonl and evaluation.jsonl {"id", "prompt"}; for
 sampled preferences preference_prompts.jsonl {"id", "prompt"}, for given ones preferences.jsonl {"prompt", "chosen",
-"rejected"}; gold/; counts.json with the rows read, kept and dropped and why.
+"rejected"}; gold/; counts.json with the numbers of rows read, kept, and dropped by reason.
 """
 
 from salsa import data
@@ -11,7 +11,7 @@ from salsa.workflow import runs, stages
 from salsa.workflow.runs import UserError
 
 VERSION = 2
-FILES = {  # split -> file; every task has all but one of preference_prompts and preferences
+FILES = {  # split -> file; every task has either preference_prompts or preferences, and all the others
     "demonstrations": "sft.jsonl",
     "validation": "sft_validation.jsonl",
     "preference_prompts": "preference_prompts.jsonl",
@@ -24,8 +24,6 @@ FILES = {  # split -> file; every task has all but one of preference_prompts and
 def prepare(settings, parents, output, execution):
     """Write the files above; returns the counts."""
     task, worlds = settings.task, data.world_kinds()
-    if task.kind not in worlds:
-        raise UserError(f"data.task.kind is {task.kind!r}; there are {', '.join(worlds)}")
     world = worlds[task.kind]
     sources.check_unchanged(task, settings.files)
     rows, counts = world.prepare(task, output / "gold")

@@ -1,10 +1,9 @@
-"""The one reader of rows in local files: planning checks with it what the stages then read with it.
+"""The one reader of rows in local files, for planning, which checks them, and for the stages.
 
-The name says the form, in any capitals: Parquet (.parquet), and anything else is JSONL, or a JSON array where it begins
-with a bracket; all but Parquet may be compressed (.gz). A path is taken as it is: `p[1].jsonl` and `prefs*.jsonl` name
-one file each. Rows come one by one in the file's order, as plain Python values, so the same rows are the same whatever
-form they are in. What can't be read is a UserError of one line: the file, the line (of an array and of Parquet the
-row), and what to do.
+Names that end in .parquet, in any case, are Parquet; any other file is JSONL, or a JSON array if it begins with a
+bracket. All but Parquet may be compressed (.gz). A path is not expanded: `p[1].jsonl` and `prefs*.jsonl` name one file
+each. Rows come one by one in the file's order, as plain Python values, so that equal rows are equal whatever form they
+are stored in. A fault is a UserError of one line: the file, the line (in arrays and Parquet the row), and what to do.
 """
 
 import collections
@@ -23,13 +22,13 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 # What else people give for a file of rows.
 OTHER_SUFFIXES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".jsonlines", ".ndjson")
 FORMS = "JSONL (.jsonl, .jsonl.gz), a JSON array (.json, .json.gz) or Parquet (.parquet)"
-LARGEST = 64 * 2**20  # bytes of a row; a longer one is no row but a file without line ends
+LARGEST = 64 * 2**20  # bytes of a row; anything longer is a file without line ends
 CHUNK = 2**20  # characters of an array that are decoded at a time
-BATCH = 256  # rows of Parquet that are Python values at a time
+BATCH = 256  # rows of Parquet that are converted to Python values at a time
 MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
 GZIP = b"\x1f\x8b"
 LFS = b"version https://git-lfs"
-OTHER_FORMS = {  # what files that hold no text begin with -> what to do
+OTHER_FORMS = {  # the first bytes of files that hold no text -> what to do
     b"\xff\xfe": "UTF-16; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
     b"PAR1": "Parquet by its content; name it .parquet",
@@ -47,14 +46,14 @@ MEND = "mend or remove it"
 
 
 def holds_rows(name):
-    """Whether a name ends as that of a file of rows."""
+    """Whether a name has the ending of a file of rows."""
     return name.lower().removesuffix(".gz").endswith(SUFFIXES)
 
 
 def local(value):
-    """The path of the local file that a value names, or None where nothing of that name is there.
+    """The path of the local file that a value names, or None where nothing of that name exists.
 
-    Raises UserError where it is no file (a folder, a pipe, a device) or can't be looked at.
+    Raises UserError for a folder, a pipe or a device, and for a file that can't be accessed.
     """
     text = printable(value)
     try:
@@ -70,15 +69,15 @@ def local(value):
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{text}: can't be read ({reason}); give a file that can be") from None
     if stat.S_ISDIR(mode):
-        shown = ", ".join(map(printable, names[:4])) + (", …" if len(names) > 4 else "")
-        raise UserError(f"{text}: a folder, not a file; give one of its files ({shown or 'none holds rows'})")
+        listing = ", ".join(map(printable, names[:4])) + (", …" if len(names) > 4 else "")
+        raise UserError(f"{text}: a folder, not a file; give one of its files ({listing or 'none holds rows'})")
     if not stat.S_ISREG(mode):
         raise UserError(f"{text}: a pipe or a device, not a file; write the rows to a file")
     return path
 
 
 def expanded(path):
-    """A path with the home folder for ~; as it is where there is no such user, or no home."""
+    """A path with the home folder in place of ~; unchanged where there is no such user, or no home."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -86,7 +85,7 @@ def expanded(path):
 
 
 def printable(value):
-    """A value for a message of one line: as it is, or with escapes where it holds a line end or a control character."""
+    """A value for a message of one line: with escapes if it holds a line end or a control character."""
     return str(value) if str(value).isprintable() else repr(str(value))
 
 
@@ -95,7 +94,7 @@ def read(path, keys=None):
 
     Args:
         path: a local file.
-        keys: the keys that are used; other columns of Parquet aren't read. None: all.
+        keys: the keys that are used, None for all; other columns of Parquet aren't read.
 
     Raises UserError for a file that can't be read or has no row, and for the first row that is no JSON object, that
     has a key twice, or that is longer than LARGEST.
@@ -103,35 +102,35 @@ def read(path, keys=None):
     if local(path) is None:
         raise UserError(f"{printable(path)}: no such file; give {FORMS}")
     path = expanded(path)
-    name, shown = path.name.lower(), printable(path)
+    name, text = path.name.lower(), printable(path)
     compressed, empty = name.endswith(".gz"), True
     reader = _parquet if name.removesuffix(".gz").endswith(".parquet") else _text
     try:
         with (
             open(path, "rb") as raw,
-            _unpacked(shown, raw) if compressed else contextlib.nullcontext(raw) as file,
-            contextlib.closing(reader(shown, file, keys, compressed)) as made,
+            _unpacked(text, raw) if compressed else contextlib.nullcontext(raw) as file,
+            contextlib.closing(reader(text, file, keys, compressed)) as lines,
         ):
-            for place, row in made:
+            for place, row in lines:
                 empty = False
                 yield place, row
     except (OSError, EOFError, zlib.error) as error:  # of the disk, of gzip
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown}: can't be read ({reason}); {FETCH}") from None
+        raise UserError(f"{text}: can't be read ({reason}); {FETCH}") from None
     if empty:
-        raise UserError(f"{shown}:1: the file is empty; give one with rows")
+        raise UserError(f"{text}:1: the file is empty; give one with rows")
 
 
 def _unpacked(path, raw):
-    """The file that a gzipped one holds."""
+    """The content of a gzipped file, as a file."""
     start = raw.peek(len(GZIP))
-    if start and not start.startswith(GZIP):  # a browser unpacks what it fetches, and keeps the name
+    if start and not start.startswith(GZIP):  # browsers unpack files that they fetch, and keep the name
         raise UserError(f"{path}: not compressed; name it without .gz")
     return gzip.open(raw)
 
 
 def _text(path, file, keys, compressed):
-    """Rows of JSONL or of a JSON array, as the file begins: many programs name the one as the other."""
+    """Rows of JSONL or of a JSON array, by how the file begins: many programs give one the name of the other."""
     start = file.peek(64)
     if compressed and start.startswith(GZIP):
         raise UserError(f"{path}: compressed twice; decompress it once")
@@ -147,7 +146,7 @@ def _text(path, file, keys, compressed):
 
 
 def _lines(path, file):
-    advice = "give one row a line, as JSON"  # a file whose first line is none is of another form
+    advice = "give one row a line, as JSON"  # if the first line is no JSON, the file has another form
     for number, line in enumerate(iter(lambda: file.readline(LARGEST + 1), b""), 1):
         place = f"{path}:{number}"
         if len(line) > LARGEST:
@@ -162,7 +161,8 @@ def _lines(path, file):
 
 def _array(path, file):
     """The items of a JSON array after its bracket, decoded from a buffer: the whole text is never in memory."""
-    stream = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")  # so that the row is known
+    # With surrogateescape, bytes that are no UTF-8 fail where their row is decoded, whose number the message then says.
+    stream = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")
     buffer, at, number = "", 0, 0
     try:
         while True:
@@ -183,11 +183,11 @@ def _array(path, file):
             number += 1
             yield place, _object(place, row)
     finally:
-        stream.detach()  # the file is closed by who opened it
+        stream.detach()  # whoever opened the file closes it
 
 
 def _next_sign(stream, buffer, at):
-    """The buffer, filled where needed, and the place in it of the next sign that is no white space, or its end."""
+    """The buffer, refilled where needed, and the place in it of the next sign that is no white space, or its end."""
     while True:
         at = BLANK.match(buffer, at).end()
         if at < len(buffer):
@@ -243,16 +243,16 @@ def _parquet(path, file, keys, compressed):
 
 
 class _Doubled(Exception):
-    """A key stands twice in one JSON object."""
+    """One JSON object has a key twice."""
 
 
 def _once(pairs):
-    """An object's dictionary; Python alone would keep the last of two values and say nothing."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    """An object's dictionary. Python by itself would silently keep the last of two values."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         counts = collections.Counter(key for key, _ in pairs)
         raise _Doubled(next(key for key, count in counts.items() if count > 1))
-    return made
+    return values
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
@@ -260,7 +260,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 @contextlib.contextmanager
 def _explained(place, advice=MEND):
-    """Turns what decoding raises into a UserError of one line."""
+    """Turn any error of decoding into a UserError of one line."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -269,9 +269,9 @@ def _explained(place, advice=MEND):
         raise UserError(f"{place}: the key {str(error)!r} stands twice in one object; remove one") from None
     except RecursionError:
         raise UserError(f"{place}: nested too deep; {MEND}") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
+    except ValueError as error:  # a JSONDecodeError, or an integer of more than 4,300 digits
         reason = str(getattr(error, "msg", None) or error).split(";")[0]
-        if reason == "Extra data":  # "{…}, " of an array's lines, or line ends that are none
+        if reason == "Extra data":  # "{…}," as in an array, or rows without line ends between them
             advice = "give each row a line of its own, with nothing after it"
         raise UserError(f"{place}: not JSON ({reason}); {advice}") from None
 

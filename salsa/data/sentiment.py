@@ -1,8 +1,8 @@
 """Gold of the reviews: a classifier of sentiment, trained on reviews that nothing else sees.
 
-A continuation's gold is the probability that it, read alone, is positive. The probability and not its logit: it has
-the range of the other gold, so that the temperature of preferences and a judge's tie margin mean the same in both, and
-no single phrase can outweigh a whole text. A continuation without a word is no review: it scores 0.
+A continuation's gold is the probability that it is positive, read alone. It is the probability and not its logit,
+because it then has the same range as the stories' gold, so that the temperature of preferences and a judge's tie margin
+mean the same, and because no single phrase can outweigh a whole text. A continuation without a word scores 0.
 """
 
 import zipfile
@@ -16,9 +16,9 @@ from salsa.workflow import runs
 
 CLASSIFIER = "classifier.npz"  # the numbers; the terms they belong to are in gold.FILE
 FRAGMENT = 20  # words of a fragment where the task's response_words is 0: a Rotten Tomatoes review's median
-FRAGMENTS = 4  # of an IMDb review, evenly over its length, so that long reviews do not outweigh the others
-HELD_OUT = 0.2  # share of the reviews that test it
-IN_DOMAIN_WEIGHT = 5.0  # of a Rotten Tomatoes fragment against an IMDb one
+FRAGMENTS = 4  # at most so many of an IMDb review, so that long reviews do not outweigh the others
+HELD_OUT = 0.2  # share of the reviews that test the classifier
+IN_DOMAIN_WEIGHT = 5.0  # of a Rotten Tomatoes fragment, where an IMDb fragment has 1
 
 
 class Sentiment(gold.Gold):
@@ -35,7 +35,7 @@ class Sentiment(gold.Gold):
 
 
 def save(folder, kind, classifier):
-    """Write a classifier's terms and numbers, as data that can run nothing."""
+    """Write a classifier's terms and numbers, as plain data: loading them runs no code."""
     terms, numbers = numbers_of(classifier)
     gold.save(folder, kind, terms=terms)
     np.savez_compressed(Path(folder) / CLASSIFIER, **numbers)
@@ -56,7 +56,7 @@ def load(folder):
 
 
 def fragments(text, words):
-    """At most FRAGMENTS windows of `words` words, evenly over the text; a last one under half as long is left out."""
+    """At most FRAGMENTS windows of `words` words, evenly over the text, without a last one under half as long."""
     split = text.split()
     starts = range(0, max(len(split) - words // 2, 1), words)
     if len(starts) > FRAGMENTS:
@@ -97,14 +97,14 @@ def _pipeline(**options):
 
 
 def numbers_of(classifier):
-    """A fitted gold classifier as its terms, in the order of its V features, and name -> array of its numbers."""
+    """A fitted gold classifier as plain data: its terms, in the order of its V features, and name -> array."""
     tfidf, regression = (step for _, step in classifier.steps)
     numbers = {"idf": tfidf.idf_, "coefficients": regression.coef_, "intercept": regression.intercept_}
     return tfidf.get_feature_names_out().tolist(), numbers
 
 
 def classifier_of(terms, numbers):
-    """The classifier of `numbers_of`, which predicts the same to the last bit. ValueError where they don't fit."""
+    """The classifier of `numbers_of`, with the same predictions to the last bit. ValueError where they don't fit."""
     idf, coefficients, intercept = (numbers[name] for name in ("idf", "coefficients", "intercept"))
     if (idf.shape, coefficients.shape, intercept.shape) != ((len(terms),), (1, len(terms)), (1,)):
         raise ValueError(f"{len(terms)} terms, and {idf.shape}, {coefficients.shape} and {intercept.shape} numbers")

@@ -1,7 +1,7 @@
-"""What a setting names that rows are read from: a local file, or a hub dataset ORG/NAME or ORG/NAME@REVISION.
+"""Where a setting says that rows are read from: a local file, or a hub dataset ORG/NAME or ORG/NAME@REVISION.
 
-Local files are read by `rows`, hub datasets by the datasets library; a row comes with its place, for messages. What a
-file has to hold is a `Form`: the keys of its rows, and what its setting's splits are called on the hub.
+`rows` reads local files, the datasets library reads hub datasets; each row comes with its place, for messages. A `Form`
+says which keys the rows of a file must have.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ class Form:
 
     Attributes:
         required: keys that it must have.
-        others: keys that are used where they are there.
-        instead: required key -> what the hub's dataset has in its place.
+        others: keys that are used if they are there.
+        instead: required key -> the key that the hub's dataset has in its place.
     """
 
     required: tuple
@@ -53,7 +53,7 @@ class Source:
 
     Attributes:
         rows: an iterator of (place, row).
-        facts: what is worth recording of a hub dataset.
+        facts: facts worth recording about a hub dataset.
     """
 
     rows: Iterator
@@ -66,15 +66,16 @@ class Source:
 def is_hub_id(value):
     """Whether a setting names a dataset of the hub, ORG/NAME or ORG/NAME@REVISION, rather than a local file.
 
-    A file of that name is a file. What is there and is no file, and what can only mean a file that is not there, is a
-    UserError: so a local folder never stands in for a hub dataset, which its name alone brings into an address.
+    An existing file of that name is meant as a file. A folder of that name, and a name that can only mean a file that
+    does not exist, is a UserError: a local folder must not take the place of a hub dataset, of which an address holds
+    the name alone.
     """
     if rows.local(value):
         return False
-    shown = rows.printable(value)
+    text = rows.printable(value)
     pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
     if rows.holds_rows(value) or value.lower().endswith(rows.OTHER_SUFFIXES) or value.startswith(("/", ".", "~")):
-        raise UserError(f"{shown}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
+        raise UserError(f"{text}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
     if not re.fullmatch(HUB_DATASET, value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
     if "@" in value and rows.local(value.partition("@")[0]):
@@ -83,7 +84,7 @@ def is_hub_id(value):
 
 
 def local_files(*names):
-    """A record's function from settings to the local files that the settings `names` give: setting's name -> path.
+    """A function for a record: settings -> (setting's name -> path) of the local files that the settings `names` give.
 
     It leaves out hub datasets, and raises UserError for a path that does not exist.
     """
@@ -96,13 +97,13 @@ def local_files(*names):
 
 
 def size_and_time(path):
-    """What a file that hasn't changed keeps: its bytes and its time, in nanoseconds."""
+    """A file's size in bytes and its time of modification in nanoseconds: unchanged, if the file is."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 
 def once(function):
-    """The function, of a file's path and more, called once for the same size and time of the file."""
+    """The function, whose first argument is a path, called once as long as the file keeps its size and time."""
     kept = functools.cache(lambda path, status, *more: function(path, *more))
     return functools.wraps(function)(lambda path, *more: kept(str(path), size_and_time(path), *more))
 
@@ -111,7 +112,7 @@ _describe = once(runs.describe_file)
 
 
 def describe(path):
-    """`<bytes>:<sha256>` of a local file, read once for the same size and time; UserError where it can't be read."""
+    """`<bytes>:<sha256>` of a local file, which is read `once`; UserError where it can't be read."""
     try:
         return _describe(path)
     except OSError as error:
@@ -126,17 +127,17 @@ def contents(settings):
 
 
 def check_unchanged(settings, files):
-    """UserError where a local file isn't what it was when the run was planned, and so not what its address says.
+    """UserError where a local file has changed since the run was planned, so that the run's address would be wrong.
 
     Args:
         settings: config.Task or Benchmark.
-        files: setting's name -> content, as `describe` gave it. Of a benchmark, its task's files may be there, too.
+        files: setting's name -> content, from `describe`. For a benchmark it may hold its task's files, too.
     """
     paths = data.record(settings).local_files(settings) if files else {}
     for name, content in files.items():
         path = paths.get(name)
         if path is None and not getattr(settings, name, ""):
-            continue  # another's
+            continue  # a file of the benchmark's task
         if path is None or describe(path) != content:
             place = rows.printable(path or getattr(settings, name))
             raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
@@ -149,8 +150,8 @@ def opened(value, form, splits, setting):
     Args:
         value: ORG/NAME, ORG/NAME@REVISION or a path.
         form: the `Form` of its rows.
-        splits: of a hub dataset, the one to read: the first that there is.
-        setting: its name, for messages.
+        splits: names of splits; the first that a hub dataset has is read.
+        setting: the setting's name, for messages.
     """
     if not is_hub_id(value):
         with contextlib.closing(rows.read(value, form.keys)) as lines:
@@ -167,7 +168,7 @@ def opened(value, form, splits, setting):
 
 
 def from_hub(value, splits):
-    """The first of some splits that a hub dataset has. UserError where it has none of them."""
+    """A hub dataset's split, the first of `splits` that it has. UserError where it has none of them."""
     import datasets
 
     offered = offered_splits(value)
@@ -190,10 +191,10 @@ def offered_splits(value):
 
 @contextlib.contextmanager
 def _explained(value):
-    """Turns what the datasets library raises into a UserError of one line."""
+    """Turn any error of the datasets library into a UserError of one line."""
     try:
         yield
-    except Exception as error:  # offline, no such dataset, a licence to accept: many classes, one remedy
+    except Exception as error:  # offline, no such dataset, a licence to accept: many classes of errors, one remedy
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{value}: not readable from the hub ({reason}); accept its licence there and run "
@@ -202,13 +203,13 @@ def _explained(value):
 
 
 def _commit(dataset):
-    """The commit of a hub dataset that was read, which the folder of its cache is named by; None where it isn't."""
+    """The commit of a hub dataset that was read, which names the folder of its cache; None where it does not."""
     folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
     return next((name for name in sorted(folders) if re.fullmatch(r"[0-9a-f]{40}", name)), None)
 
 
 def located(source, convert, *more):
-    """Yield (place, converted) of a source's rows; a UserError of `convert` is told the row's place."""
+    """Yield (place, converted) for a source's rows; a UserError of `convert` gets the row's place in front."""
     for place, row in source:
         try:
             converted = convert(row, *more)

@@ -1,4 +1,4 @@
-"""Which split a row belongs to, and in which order a split takes its rows: both by hashes of the row's own text.
+"""Which split a row belongs to, and the order of rows in a split: both follow from hashes of the row's own text.
 
 So splits never overlap, whatever their sizes and seeds, and a larger split begins with the smaller one.
 """
@@ -11,11 +11,11 @@ from salsa.data.messages import user
 
 
 def split_of(text, shares, salt):
-    """The name of the split that `text` belongs to, or None where the shares leave a rest.
+    """The name of the split that `text` belongs to, or None where the shares sum to less than 1 and leave it out.
 
     Args:
-        text: what identifies a row.
-        shares: split name -> share of all rows; in the order given, at most 1 in sum.
+        text: identifies a row.
+        shares: split name -> share of all rows, at most 1 in sum; their order matters.
         salt: a name that makes the hashes of different tasks independent.
     """
     point = int.from_bytes(hashlib.sha256(f"{salt}/{text}".encode()).digest()[:8], "big") / 2**64
@@ -27,21 +27,21 @@ def split_of(text, shares, salt):
 
 
 def ordered(texts, seed, salt):
-    """The texts in a random order that depends on the seed, and for each text on nothing but that text."""
+    """The texts in a random order: the seed and a text alone decide its place relative to other texts."""
     return sorted(texts, key=lambda text: hashlib.sha256(f"{salt}/{seed}/{text}".encode()).digest())
 
 
 def normalised(text):
-    """What two texts have in common that differ in case, white space and the spelling of accents (NFC, NFD) alone."""
+    """The text without differences of case, white space and the spelling of accents (NFC, NFD)."""
     return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def with_sampled_preferences(demonstrations, prompts):
-    """The rows of each split of a world whose preferences are sampled from the SFT models and labelled by gold.
+    """Split -> rows, for a world whose preferences are sampled from the SFT models and labelled by gold.
 
     Args:
         demonstrations: split -> rows {"messages"}.
-        prompts: split -> texts of one user message each.
+        prompts: split -> texts, each of one user message.
     """
     rows = {split: demonstrations(split) for split in ("demonstrations", "validation")}
     names = {"preferences": "preference_prompts", "prompts": "prompts", "evaluation": "evaluation"}
@@ -51,10 +51,11 @@ def with_sampled_preferences(demonstrations, prompts):
 
 
 def mean_gold(judge, rows):
-    """Split -> the mean gold of the last answers of its demonstrations; None where it has none."""
+    """Split -> the mean gold of the last answers of its demonstrations; None for a split without any."""
     means = {}
     for split in ("demonstrations", "validation"):
-        told = [row["messages"] for row in rows[split]]
-        scores = judge.score([messages[:-1] for messages in told], [messages[-1]["content"] for messages in told])
-        means[split] = round(statistics.fmean(scores), 4) if told else None
+        conversations = [row["messages"] for row in rows[split]]
+        answers = [messages[-1]["content"] for messages in conversations]
+        scores = judge.score([messages[:-1] for messages in conversations], answers)
+        means[split] = round(statistics.fmean(scores), 4) if answers else None
     return means

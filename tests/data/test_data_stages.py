@@ -154,5 +154,5 @@ def test_real_benchmarks(tmp_path):
     test = config.Benchmark("preference_file", prompts=100, file=str(feedback / "eval_200.jsonl.gz"))
     rows, counts = benchmark_of(test, task, tmp_path / "test", parent)
     assert len(rows) == 100 and counts["dropped"]["in_training"] > 20  # the evaluation's 40, ties aside
-    known = benchmark.known_prompts(parent)
+    known = benchmark.training_prompts(parent)
     assert not any(benchmark.normalised(row["turns"][0]) in known for row in rows)

@@ -1,1 +1,1 @@
-"""Benchmarks, one file a kind: prompts that no training sees (`salsa.data.Benchmark`)."""
+"""Benchmarks, one file per kind: prompts that no training sees (`salsa.data.Benchmark`)."""

@@ -14,9 +14,9 @@ def questions(benchmark, task):
 
 
 def _question(row, index):
-    """The id and the row of question.jsonl (uid, cluster, prompt), or of the hub's dataset (turns of {"content"}).
+    """The id and the question of a row of question.jsonl (uid, cluster, prompt) or of the hub's (turns of {"content"}).
 
-    The row may be the reason (text) why it is dropped. The category is the cluster: `category` is the same in all rows.
+    For a dropped question it is the reason (text). The category is the cluster: all rows have the same `category`.
     """
     value, cluster = FORM.values(row)
     identifier = files.identifier_of(row, ("uid", "question_id"), index)

@@ -1,4 +1,4 @@
-"""Benchmark of the stories: new instructions of the form that policies are trained on."""
+"""Benchmark for stories: new instructions of the form that policies are trained on."""
 
 from salsa.data import Benchmark
 from salsa.data.worlds import stories

@@ -15,8 +15,8 @@ KIND = "mt_bench"
 FILES = ("file", "reference_file")
 FORM = sources.Form(("turns", "category"), ("question_id", "prompt_id", "reference"), {"turns": "prompt"})
 REFERENCE_FORM = sources.Form(("question_id", "choices"))
-# Whose answers MT-Bench's judge compares with a reference (FastChat's NEED_REF_CATS). A question of another category
-# may have notes in its `reference`: they are no answers.
+# In these categories MT-Bench's judge compares answers with a reference (FastChat's NEED_REF_CATS). In others a
+# question's `reference` may hold notes, which are no answers.
 REFERENCE_CATEGORIES = {"math", "reasoning", "coding"}
 CHOICES = 'a list of {"turns": a list of texts}'
 
@@ -33,27 +33,27 @@ def questions(benchmark, task):
     """`Questions` of the file.
 
     Raises UserError where the reference file does not fit the questions. Answers to questions that are not in the file,
-    as of a part of MT-Bench's, are counted.
+    which may be a part of MT-Bench, are counted.
     """
     answers = _answers(benchmark)
-    made, asked = files.questions(
+    questions, identifiers = files.questions(
         benchmark, task, FORM, _question, lambda *question: _reference(benchmark.reference_file, answers, *question)
     )
-    unused = len(answers.keys() - asked)
+    unused = len(answers.keys() - identifiers)
     if unused and unused == len(answers):
         raise UserError(f"{benchmark.reference_file}: answers no question of {benchmark.file}; compare the ids")
-    return made._replace(facts=made.facts | ({"references_unused": unused} if unused else {}))
+    return questions._replace(facts=questions.facts | ({"references_unused": unused} if unused else {}))
 
 
 def _question(row, index):
-    """The id and the row of a question; the row may be the reason (text) why it is dropped."""
+    """The id and the row of a question; in the place of a row that is dropped stands the reason (text)."""
     value, category = FORM.values(row)
     identifier = files.identifier_of(row, ("question_id", "prompt_id"), index)
     notes = row.get("reference")
     if not isinstance(notes, list | None):
         raise messages.wrong("reference", notes, "a list of texts")
     try:
-        made = {
+        question = {
             "id": f"{KIND}-{identifier}",
             "turns": files.texts("turns", value),
             "category": messages.text("category", category),
@@ -61,30 +61,30 @@ def _question(row, index):
         }
     except Dropped as reason:
         return identifier, str(reason)
-    return identifier, made
+    return identifier, question
 
 
 def _reference(file, answers, place, identifier, row):
-    """The reference answers of a question, one a turn, or None.
+    """The reference answers of a question, one per turn, or None outside the categories that are judged by a reference.
 
-    In the three categories that are judged by a reference, one of the reference file goes before the question's own.
+    Answers of the reference file take precedence over the question's own.
     """
     if row["category"] not in REFERENCE_CATEGORIES:
         return None
     notes = row["reference"] and row["reference"] + [""] * (len(row["turns"]) - len(row["reference"]))
-    asked_at, (place, texts) = place, answers.get(identifier, (place, notes))
-    shown = rows.printable(identifier)
-    if texts and len(texts) != len(row["turns"]):
-        said = f"{len(texts)} reference answers to question {shown}, which has {len(row['turns'])} turns"
-        raise UserError(f"{place}: {said}; give one a turn")
+    answered_at, texts = answers.get(identifier, (place, notes))
+    name, turns = rows.printable(identifier), len(row["turns"])
+    if texts and len(texts) != turns:
+        problem = f"{len(texts)} reference answers to question {name}, which has {turns} turns"
+        raise UserError(f"{answered_at}: {problem}; give one per turn")
     if not texts and file:
-        said = f"no answer to question {shown} of {row['category']} ({asked_at})"
-        raise UserError(f"{file}: {said}; add it, or leave the file out")
+        problem = f"no answer to question {name} of {row['category']} ({place})"
+        raise UserError(f"{file}: {problem}; add it, or leave the file out")
     return texts or None
 
 
 def _answers(benchmark):
-    """Question's id -> the place and the reference answers, one a turn; of the reference file."""
+    """Question's id -> (place, reference answers, one per turn) in the reference file."""
     if not benchmark.reference_file:
         return {}
     if sources.is_hub_id(benchmark.reference_file):
@@ -93,8 +93,8 @@ def _answers(benchmark):
     source = rows.read(benchmark.reference_file, REFERENCE_FORM.keys)
     for place, (identifier, texts) in sources.located(source, _answers_of_row):
         if identifier in answers:
-            said = f"question {rows.printable(identifier)} is answered in {answers[identifier][0]} too"
-            raise UserError(f"{place}: {said}; remove one")
+            problem = f"question {rows.printable(identifier)} is answered in {answers[identifier][0]} too"
+            raise UserError(f"{place}: {problem}; remove one")
         answers[identifier] = (place, texts)
     return answers
 
@@ -116,7 +116,7 @@ def _answers_of_row(row):
 
 def check(benchmark):
     files.check(benchmark)
-    if sources.is_hub_id(benchmark.file):  # which the stage will read; the answers are here
+    if sources.is_hub_id(benchmark.file):  # the stage reads the questions, but the answers are here already
         _answers(benchmark)
 
 

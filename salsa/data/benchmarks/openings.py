@@ -1,4 +1,4 @@
-"""Benchmark of the reviews: openings to be continued, of reviews that nothing else sees."""
+"""Benchmark for reviews: openings of reviews that nothing else sees, to be continued."""
 
 from salsa.data import Benchmark, Questions
 from salsa.data.worlds import reviews

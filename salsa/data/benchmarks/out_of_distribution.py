@@ -1,6 +1,6 @@
-"""Benchmark of the stories: half held-out pairs of nouns at trained counts, half trained pairs at counts of five, six.
+"""Benchmark for stories: half held-out pairs of nouns at trained counts, half trained pairs at counts of five and six.
 
-See `salsa.data.worlds.stories` for what is held out.
+`salsa.data.worlds.stories` says what is held out.
 """
 
 from salsa.data import Benchmark

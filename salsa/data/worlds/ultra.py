@@ -1,15 +1,15 @@
 """Ultra: real instructions. SFT conversations and given preferences, from hub datasets or local files of their form.
 
-- `sft_file`: rows {"messages"}, as HuggingFaceH4/ultrachat_200k (splits train_sft, test_sft). Empty: demonstrations
+- `sft_file`: rows {"messages"}, as in HuggingFaceH4/ultrachat_200k (splits train_sft, test_sft). Empty: demonstrations
   are the chosen answers of a share of the preference file that is used for nothing else.
-- `preference_file`: rows {"prompt", "chosen", "rejected"}, the last two texts or conversations, as
-  HuggingFaceH4/ultrafeedback_binarized (splits train_prefs, test_prefs). Split by a hash of the user's first message.
+- `preference_file`: rows {"prompt", "chosen", "rejected"}, the last two texts or conversations, as in
+  HuggingFaceH4/ultrafeedback_binarized (splits train_prefs, test_prefs). A hash of the user's first message splits it.
 - `evaluation_file`: more rows with a prompt, for the development evaluation. Empty: a share of the preference file.
 
-Local files are read by `rows`, a hub dataset (ORG/NAME, or ORG/NAME@REVISION) by the datasets library; the rows of
-both go through the functions below, while planning (`check`) and in the stages. What can't be learned from is dropped
-and counted, by reason: ties, identical texts, empty texts, tool calls, repeated prompts, prompts that another file or
-another split already holds.
+`rows` reads local files, the datasets library reads hub datasets (ORG/NAME, or ORG/NAME@REVISION). The rows of both go
+through the functions below, while planning (`check`) and in the stages. Rows that can't be learned from are dropped and
+counted, by reason: ties, identical texts, empty texts, tool calls, repeated prompts, prompts that another file or
+another split holds already.
 """
 
 import functools
@@ -29,7 +29,7 @@ from salsa.workflow.runs import UserError
 CONVERSATION = Form(("messages",))
 PREFERENCE = Form(("prompt", "chosen", "rejected"), ("metadata", "score_chosen", "score_rejected"))
 PROMPT = Form(("prompt",))
-SHARES = {"preferences": 0.6, "prompts": 0.35, "evaluation": 0.05}  # of the preference file
+SHARES = {"preferences": 0.6, "prompts": 0.35, "evaluation": 0.05}  # of the preference file, with an sft_file
 SHARES_WITHOUT_SFT_FILE = {
     "demonstrations": 0.3,
     "validation": 0.05,
@@ -38,27 +38,27 @@ SHARES_WITHOUT_SFT_FILE = {
     "evaluation": 0.05,
 }
 SFT_SHARES = {"demonstrations": 0.95, "validation": 0.05}  # of an sft_file without a test split
-VALIDATION = ("test_sft",)  # the hub's split of an sft_file that SFT is validated on
+VALIDATION = ("test_sft",)  # the split of a hub's sft_file that SFT is validated on
 
 
 def prompt_key(conversation):
-    """What makes two prompts the same."""
+    """The text that is equal for two prompts that count as the same."""
     return "\n".join(f"{m['role']}: {normalised(m['content'])}" for m in conversation)
 
 
 def _user_turns(row):
-    """The user's messages of a canonical row, wherever they stand, in their order, as they are compared."""
+    """All of the user's messages in a canonical row, normalised so that they can be compared."""
     return [normalised(m["content"]) for m in row.get("messages") or row["prompt"] if m["role"] == "user"]
 
 
 def _prompt(value, left_out=None):
-    """The messages of a prompt, a text or messages."""
+    """The messages of a prompt that is a text or messages."""
     prompt = messages.text_or_messages("prompt", value, left_out)
     return [user(prompt)] if isinstance(prompt, str) else prompt
 
 
 def _answer(key, value, left_out):
-    """The text of an answer, and the messages before it: of a text, or of a conversation that ends with the answer."""
+    """The text of an answer and the messages before it, from a text or a conversation that ends with the answer."""
     value = messages.text_or_messages(key, value, left_out)
     if isinstance(value, str):
         return value, []
@@ -66,7 +66,7 @@ def _answer(key, value, left_out):
 
 
 def _refused_prompt(prompt):
-    """Why a prompt is dropped, or None."""
+    """The reason why a prompt is dropped, or None."""
     if not prompt or any(blank(m["content"]) for m in prompt):
         return "empty"
     return None if prompt[-1]["role"] == "user" else "no_user_message"
@@ -105,7 +105,7 @@ def preference(row, left_out=None):
 
 
 def _metadata(value):
-    """The metadata of a preference, also where it is the text of a JSON object; nothing where it is anything else."""
+    """The metadata of a preference, an object or its JSON text; {} for anything else."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -115,7 +115,7 @@ def _metadata(value):
 
 
 def conversation(row, left_out=None):
-    """A demonstration {"messages"} that ends with an answer, or the reason why it is dropped; as `preference`."""
+    """A demonstration {"messages"} that ends with an answer, or the reason why it is dropped; see `preference`."""
     (given,) = CONVERSATION.values(row)
     try:
         told = messages.messages("messages", given, left_out)
@@ -129,7 +129,7 @@ def conversation(row, left_out=None):
 
 
 def evaluation_prompt(row, left_out=None):
-    """A prompt {"prompt"}, or the reason why it is dropped; as `preference`."""
+    """A prompt {"prompt"}, or the reason why it is dropped; see `preference`."""
     (given,) = PROMPT.values(row)
     try:
         prompt = _prompt(given, left_out)
@@ -143,18 +143,18 @@ def _prompt_of_row(row):
 
 
 def _first_prompt(row):
-    """The key of a conversation: of the user's first message, whatever system message stands before it."""
+    """The key of a conversation, which is that of the user's first message, without any system message."""
     return prompt_key([next(m for m in row.get("messages") or row["prompt"] if m["role"] == "user")])
 
 
 class File(NamedTuple):
-    """What a setting's file holds.
+    """The content of a setting's file.
 
     Attributes:
-        form: of its rows.
-        convert: row, Counter of left out parts -> canonical row, or the reason (text) why it is dropped.
-        key: canonical row -> what makes two of them the same.
-        splits: of a hub dataset, the one to read: the first that there is.
+        form: the `Form` of its rows.
+        convert: (row, Counter of left out parts) -> canonical row, or the reason (text) why it is dropped.
+        key: canonical row -> a key, which is equal for rows that count as the same.
+        splits: names of splits; the first that a hub dataset has is read.
     """
 
     form: Form
@@ -183,13 +183,13 @@ class Settings:
     """Development prompts: the same forms; nothing: held out from the pairs."""
 
 
-def read(source, file, known=frozenset(), keep=lambda row: row):
+def read(source, file, others=frozenset(), keep=lambda row: row):
     """Canonical rows by the key of their prompt, and counts; repeated prompts and those of other files are dropped.
 
     Args:
         source: (place, row) of each row of a `File`.
-        known: normalised messages of the user that stand in other files.
-        keep: canonical row -> what shall be kept of it.
+        others: normalised messages of the user in other files.
+        keep: canonical row -> the part of it to keep.
     """
     kept, dropped, left_out, number = {}, Counter(), Counter(), 0
     for _, row in sources.located(source, file.convert, left_out):
@@ -200,7 +200,7 @@ def read(source, file, known=frozenset(), keep=lambda row: row):
         key = file.key(row)
         if key in kept:
             dropped["duplicate_prompt"] += 1
-        elif not known.isdisjoint(_user_turns(row)):
+        elif not others.isdisjoint(_user_turns(row)):
             dropped["in_other_file"] += 1
         else:
             kept[key] = keep(row)
@@ -209,7 +209,7 @@ def read(source, file, known=frozenset(), keep=lambda row: row):
 
 
 def _without_answers(row):
-    """What planning keeps of a canonical row: enough to say which split it belongs to."""
+    """The part of a canonical row that planning keeps, which decides its split."""
     return {"prompt": [m for m in row.get("messages") or row["prompt"] if m["role"] == "user"]}
 
 
@@ -230,16 +230,16 @@ def _splits(task, keep=lambda row: row):
 
     Args:
         task: config.Task.
-        keep: canonical row -> what shall be kept of it.
+        keep: canonical row -> the part of it to keep.
     """
     _check_given(task)
-    files, known = {}, set()
+    files, others = {}, set()
 
     def rows_of(setting, file=None, name=None):
-        """The rows of a file by key, none of which asks what a file before it asks."""
+        """The rows of a file by key, without those with a message of the user that an earlier file holds."""
         file = file or FILES[setting]
         with sources.opened(getattr(task, setting), file.form, file.splits, setting) as source:
-            kept, counts = read(source, file, known, keep)
+            kept, counts = read(source, file, others, keep)
         files[name or setting] = counts | source.facts
         return kept
 
@@ -247,18 +247,18 @@ def _splits(task, keep=lambda row: row):
         return [kept[key] for key in ordered(kept, task.seed, "ultra")]
 
     pairs = rows_of("preference_file")
-    known |= {turn for row in pairs.values() for turn in _user_turns(row)}
+    others |= {turn for row in pairs.values() for turn in _user_turns(row)}
     shares = SHARES if task.sft_file else SHARES_WITHOUT_SFT_FILE
     made = _divided(pairs, shares, task.seed, files["preference_file"])
     if task.evaluation_file:
-        others = rows_of("evaluation_file")
-        made["evaluation"] = in_order(others)
-        known |= {turn for row in others.values() for turn in _user_turns(row)}
+        prompts = rows_of("evaluation_file")
+        made["evaluation"] = in_order(prompts)
+        others |= {turn for row in prompts.values() for turn in _user_turns(row)}
     if task.sft_file:
         told = rows_of("sft_file")
         # Only a hub dataset has a split to validate on.
         if is_hub_id(task.sft_file) and not set(VALIDATION).isdisjoint(sources.offered_splits(task.sft_file)):
-            known |= {_user_turns(row)[0] for row in told.values()}
+            others |= {_user_turns(row)[0] for row in told.values()}
             tests = rows_of("sft_file", FILES["sft_file"]._replace(splits=VALIDATION), "sft_file_validation")
             made |= {"demonstrations": in_order(told), "validation": in_order(tests)}
         else:
@@ -272,9 +272,10 @@ def _splits(task, keep=lambda row: row):
 def _divided(pairs, shares, seed, counts):
     """Split name -> rows of the preference file, in the seed's order.
 
-    The user's first message says which split a row belongs to, so that neither system messages nor the prompts of one
-    tree of conversations part equal questions. A row whose later message is the first one of another split's row is
-    dropped, and counted in `counts`. Two later messages may be equal: "go on" is no question.
+    The user's first message decides the split of a row, so that equal questions stay together whatever system message
+    precedes them, and so do the prompts of one tree of conversations. A row with a later message that is the first one
+    of a row of another split is dropped, and counted in `counts`. Two later messages may be equal: "go on" is no
+    question.
     """
     split = {key: split_of(_first_prompt(row), shares, "ultra") for key, row in pairs.items()}
     firsts = {_user_turns(row)[0]: split[key] for key, row in pairs.items()}
@@ -294,23 +295,23 @@ def _check_given(task):
 
 
 def check(task):
-    """Find the faults of the local files of a config.Task, by what prepare reads them with.
+    """UserError of one line for a fault in the local files of a config.Task, which are read as prepare reads them.
 
-    Raises UserError of one line; each file is read once for the same size and time.
+    Each file is read once as long as it keeps its size and time.
     """
     _check_given(task)
-    paths, there = local_files(task), sizes(task)
-    if there is None:  # some of the rows are the hub's
+    paths, numbers = local_files(task), sizes(task)
+    if numbers is None:  # some of the rows are the hub's
         for name, path in paths.items():
             check_file(path, FILES[name])
         return
-    for split, number in there.items():
+    for split, number in numbers.items():
         if not number:
-            raise UserError(f"{paths['preference_file']}: no rows for {split} ({shown(there)}); give more rows")
+            raise UserError(f"{paths['preference_file']}: no rows for {split} ({shown(numbers)}); give more rows")
 
 
 def sizes(task):
-    """Split name -> rows that there are of it, for a config.Task whose files are all local; None for any other."""
+    """Split name -> number of its rows, for a config.Task whose files are all local; None for any other."""
     paths = local_files(task)
     if len(paths) < sum(bool(getattr(task, name)) for name in FILES):
         return None
@@ -325,9 +326,9 @@ def _sizes(files):
 
 @sources.once
 def check_file(path, file):
-    """Read a local file that is a `File` as a stage would; returns its counts.
+    """Read a local file, whose content is a `File`, as a stage would; returns its counts.
 
-    Raises UserError for what can't be read, and where no row is kept.
+    Raises UserError where the file can't be read, and where no row is kept.
     """
     _, counts = read(rows.read(path, file.form.keys), file, keep=bool)
     if not counts["kept"]:
