@@ -231,7 +231,7 @@ def _plain_ids(tokenizer, text):
 
 
 def _render(tokenizer, messages, generation=False):
-    """The text of a conversation, with `generation` up to where an answer begins. Raises Refused as the template does."""
+    """The text of a conversation, with `generation` up to where an answer begins. Refused if the template refuses."""
     template = tokenizer.chat_template
     # The tokenizer of a folder that a user gives has not been through `prepare`.
     stopped = {"chat_template": _stop_clock(template)} if isinstance(template, str) else {}
@@ -388,14 +388,11 @@ def encode_conversation(tokenizer, messages, end=None):
         raise Refused("dropped_by_template", "the chat template doesn't begin it with its generation prompt")
     prompt = conversation.ids(before)
     response = _ids_after(conversation, prompt, before, whole)
-    place = _place(response, end)
-    return prompt, [*response, end.id] if place is None else response[: place + 1]
-
-
-def _place(response, end):
-    """The place of the template's end token in a response's ids, which may hold that token as a word before it."""
+    # The template writes the last `end.times` end tokens; an answer may hold that token before them, as a word.
     places = [place for place, token in enumerate(response) if token == end.id]
-    return places[-end.times] if 0 < end.times <= len(places) else None
+    if 0 < end.times <= len(places):
+        return prompt, response[: places[-end.times] + 1]
+    return prompt, [*response, end.id]
 
 
 def _ids_after(conversation, prompt, before, whole):

@@ -36,8 +36,9 @@ class Sentiment(gold.Gold):
 
 def save(folder, kind, classifier):
     """Write a classifier's terms and numbers, as plain data: loading them runs no code."""
-    terms, numbers = numbers_of(classifier)
-    gold.save(folder, kind, terms=terms)
+    tfidf, regression = (step for _, step in classifier.steps)
+    numbers = {"idf": tfidf.idf_, "coefficients": regression.coef_, "intercept": regression.intercept_}
+    gold.save(folder, kind, terms=tfidf.get_feature_names_out().tolist())  # in the order of the features
     np.savez_compressed(Path(folder) / CLASSIFIER, **numbers)
 
 
@@ -96,15 +97,8 @@ def _pipeline(**options):
     )
 
 
-def numbers_of(classifier):
-    """A fitted gold classifier as plain data: its terms, in the order of its V features, and name -> array."""
-    tfidf, regression = (step for _, step in classifier.steps)
-    numbers = {"idf": tfidf.idf_, "coefficients": regression.coef_, "intercept": regression.intercept_}
-    return tfidf.get_feature_names_out().tolist(), numbers
-
-
 def classifier_of(terms, numbers):
-    """The classifier of `numbers_of`, with the same predictions to the last bit. ValueError where they don't fit."""
+    """The classifier that was saved, with the same predictions to the last bit. ValueError where parts don't fit."""
     idf, coefficients, intercept = (numbers[name] for name in ("idf", "coefficients", "intercept"))
     if (idf.shape, coefficients.shape, intercept.shape) != ((len(terms),), (1, len(terms)), (1,)):
         raise ValueError(f"{len(terms)} terms, and {idf.shape}, {coefficients.shape} and {intercept.shape} numbers")

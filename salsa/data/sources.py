@@ -163,7 +163,10 @@ def opened(value, form, splits, setting):
         if key not in columns and form.instead.get(key) not in columns:
             raise UserError(f"{value}: no column {key!r} but {', '.join(columns)} ({setting})")
     lines = dataset.select_columns([column for column in columns if column in form.keys])
-    facts = {"dataset": value, "split": str(dataset.split), "commit": _commit(dataset)}
+    # The commit that was read names the folder of the cache, if the dataset comes from one.
+    folders = sorted({Path(file["filename"]).parent.name for file in dataset.cache_files})
+    commit = next((name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)), None)
+    facts = {"dataset": value, "split": str(dataset.split), "commit": commit}
     yield Source(((f"{value}: row {number}", row) for number, row in enumerate(lines, 1)), {"hub": facts})
 
 
@@ -200,12 +203,6 @@ def _explained(value):
             f"{value}: not readable from the hub ({reason}); accept its licence there and run "
             "`huggingface-cli login`, or give a local JSONL or Parquet file"
         ) from None
-
-
-def _commit(dataset):
-    """The commit of a hub dataset that was read, which names the folder of its cache; None where it does not."""
-    folders = {Path(file["filename"]).parent.name for file in dataset.cache_files}
-    return next((name for name in sorted(folders) if re.fullmatch(r"[0-9a-f]{40}", name)), None)
 
 
 def located(source, convert, *more):

@@ -207,19 +207,11 @@ def length_controlled_interval(scores, differences, seed=0, resamples=2000, leve
         return math.nan, math.nan
     if np.ptp(scores) < SAME:
         return bounds_of_few(scores, level)
-    rates = [
-        _rates_at_one_length(scores[indices], differences[indices])
-        for indices in _resampled(scores.size, seed, resamples)
-    ]
-    return _widened(np.concatenate(rates), length_controlled(scores, differences), scores, level)
-
-
-def _resampled(size, seed, resamples):
-    """Yield indices (R, size) of bootstrap samples, `resamples` rows in all and a bounded number at a time."""
-    generator = np.random.default_rng(seed)
-    rows = max(1, CHUNK // size)
+    generator, rows, rates = np.random.default_rng(seed), max(1, CHUNK // scores.size), []
     for start in range(0, resamples, rows):
-        yield generator.integers(size, size=(min(rows, resamples - start), size))
+        indices = generator.integers(scores.size, size=(min(rows, resamples - start), scores.size))
+        rates.append(_rates_at_one_length(scores[indices], differences[indices]))
+    return _widened(np.concatenate(rates), length_controlled(scores, differences), scores, level)
 
 
 def _rates_at_one_length(scores, differences):
@@ -267,11 +259,6 @@ def replicate_interval(values, level=0.95):
 def _finite(values):
     values = np.asarray(values, dtype=np.float64)
     return values[np.isfinite(values)]
-
-
-def without_spread(values):
-    """Whether these finite values (R,) are all the same but for rounding, so that they have no t interval."""
-    return np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())) if len(values) else True
 
 
 def interquartile_mean(values):
@@ -342,7 +329,7 @@ def decide(values, smallest_effect, level=0.95):
     needed = None
     if values.size < 2:
         p, verdict = math.nan, "undecided"
-    elif without_spread(values):
+    elif np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())):  # equal but for rounding
         low = high = math.nan
         effect = mean if abs(mean) > SAME else 0.0
         p = 0.5**values.size if effect > 0 else 1.0
