@@ -11,14 +11,11 @@ def figure(study, tables):
     """Validation loss along the line between the SFT models, with the straight line that a barrier rises above."""
     figure, axes = style.panels(1, 1, width=3.5, height=2.4)
     axis, count = axes[0, 0], len(study.replicates)
-    for index, replicate in enumerate(study.replicates):
-        line = study.landscape(replicate).line
+    for index, (replicate, line) in enumerate(study.frames.soups.groupby("replicate")):
         colour = matplotlib.colormaps["cividis"](0.1 + 0.75 * index / max(count - 1, 1))
-        alphas = [row["alpha"] for row in line]
-        marker = style.MARKERS[index % len(style.MARKERS)]
-        axis.plot(alphas, [row["loss"] for row in line], color=colour, marker=marker, markersize=4,
-                  label=f"replicate {replicate}")  # fmt: skip
-        axis.plot(alphas, [row["loss_interpolated"] for row in line], color=colour, linestyle="--", linewidth=0.9)
+        marker, name = style.MARKERS[index % len(style.MARKERS)], f"replicate {replicate}"
+        axis.plot(line["alpha"], line["loss"], color=colour, marker=marker, markersize=4, label=name)
+        axis.plot(line["alpha"], line["loss_interpolated"], color=colour, linestyle="--", linewidth=0.9)
     axis.plot([], [], color=style.GREY, linestyle="--", linewidth=0.9, label="interpolated")
     barriers = style.measured(tables, "gates", "barrier").get("barrier", pd.Series(dtype=float))
     largest = f"{'largest ' * (count > 1)}barrier: {barriers.max():.2g} nats per token"

@@ -11,9 +11,9 @@ from salsa.report.sections import Section
 from salsa.report.sections.frontier import final
 
 BANDS = 6  # curves whose bands one panel can hold
-MEASURES = {  # of a line of metrics.jsonl, and gold
-    "score": style.PROXY,
-    "gold": "gold reward of kept rollouts",
+MEASURES = {  # column of the frame of trajectories -> words
+    "reward": style.PROXY,
+    "gold_reward": "gold reward of kept rollouts",
     "kl_to_sft0": "KL(policy ‖ sft0), nats",
     "kl_to_reference": "KL(policy ‖ own reference), nats",
     "eos_rate": "end-of-sequence rate",
@@ -23,50 +23,43 @@ MEASURES = {  # of a line of metrics.jsonl, and gold
 
 def training_curves(study, tables):
     """Curves of training by arm: mean over replicates, and their range; kl_coef where it changes over a run."""
-    kl_coefs = style.drawn_kl_coefs(study)
-    curves = study.groups(kl_coefs)
-    changing = any(len({row.get("kl_coef") for row in p.metrics}) > 1 for group in curves.values() for p in group)
-    measures = MEASURES | ({"kl_coef": "kl_coef"} if changing else {})
+    kl_coefs, measures = style.drawn_kl_coefs(study), dict(MEASURES)
+    rows = study.frames.trajectories
+    rows = rows[rows["kl_coef"].isin(kl_coefs)]
+    if "current_kl_coef" in rows and (rows.groupby(["name", "replicate"])["current_kl_coef"].nunique() > 1).any():
+        measures["current_kl_coef"] = "kl_coef"
     figure, axes = style.panels(math.ceil(len(measures) / 3), 3, height=2.2, sharex=True)
     for axis in axes.flat[len(measures) :]:
         axis.remove()
     for axis, (name, label) in zip(axes.flat, measures.items(), strict=False):
-        _draw_curves(axis, study, curves, name)
+        _draw_curves(axis, study, kl_coefs, name)
         axis.set_title(label, loc="left")
         if not axis.lines:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=style.GREY)
     for axis in axes.flat[len(measures) - 3 : len(measures)]:  # the lowest of each column
         _iterations(axis)
-    style.legend(figure, study, arms={arm for arm, _ in curves}, kl_coefs=kl_coefs, markers=False, lines=True)
+    style.legend(figure, study, arms=set(rows["arm"]), kl_coefs=kl_coefs, markers=False, lines=True)
     return figure
 
 
-def banded(study, curves):
+def banded(study, kl_coefs):
     """The arms whose bands are drawn: all, or where they would hide each other, plain PPO and salsa."""
-    return set(study.arms) if len(curves) <= BANDS else {study.plain, "salsa"}
+    return set(study.arms) if len(study.groups(kl_coefs)) <= BANDS else {study.plain, "salsa"}
 
 
-def _draw_curves(axis, study, curves, name):
+def _draw_curves(axis, study, kl_coefs, name):
     """For each arm and kl_coef the mean line over replicates, and their range, over the iterations that all have."""
-    shaded = banded(study, curves)
-    for (arm, kl_coef), policies in curves.items():
-        by_replicate = [_curve(policy, name) for policy in policies]
-        shared = sorted(set.intersection(*map(set, by_replicate)))
-        if not shared:
+    rows, shaded = study.frames.trajectories, banded(study, kl_coefs)
+    for arm, kl_coef in study.groups(kl_coefs) if name in rows else ():
+        curves = rows[(rows["arm"] == arm) & (rows["kl_coef"] == kl_coef)]
+        curves = curves.pivot(index="iteration", columns="replicate", values=name).dropna()
+        if curves.empty:
             continue
-        values = np.array([[curve[x] for x in shared] for curve in by_replicate])  # (replicates, x)
-        look, width = style.look(arm, policies[0].alpha), 1.4 * style.sizes(study.kl_coefs)[kl_coef]
-        axis.plot(shared, values.mean(axis=0), color=look.colour, linestyle=look.line, linewidth=width)
-        if len(policies) > 1 and arm in shaded:
-            low, high = values.min(axis=0), values.max(axis=0)
-            axis.fill_between(shared, low, high, color=look.colour, alpha=0.14, linewidth=0)
-
-
-def _curve(policy, name):
-    """iteration -> a measure of it, where that is known."""
-    if name == "gold":
-        return {iteration: score for iteration, score in policy.gold.items() if score == score}
-    return {row["iteration"]: row[name] for row in policy.metrics if row.get(name) is not None}
+        look, width = style.looks(study)[arm], 1.4 * style.sizes(study.kl_coefs)[kl_coef]
+        axis.plot(curves.mean(axis=1), color=look.colour, linestyle=look.line, linewidth=width)
+        if len(curves.columns) > 1 and arm in shaded:
+            low, high = curves.min(axis=1), curves.max(axis=1)
+            axis.fill_between(curves.index, low, high, color=look.colour, alpha=0.14, linewidth=0)
 
 
 def _iterations(axis):
@@ -92,7 +85,7 @@ def lengths_and_ends(study, tables):
             axis = first = figure.add_subplot(grid[row, column], sharey=first)
             axis.tick_params(labelleft=column == 0)
             if column < len(kl_coefs):
-                _draw_curves(axis, study, study.groups([kl_coefs[column]]), name)
+                _draw_curves(axis, study, [kl_coefs[column]], name)
                 axis.set_title(f"training, kl_coef {kl_coefs[column]:g}" if row == 0 else "")
                 _iterations(axis)
             else:
@@ -114,19 +107,14 @@ def _draw_finals(axis, study, tables, name):
     start = style.measured(tables, "rewards", name)
     for level in start[start["arm"] == "sft0"][name] if len(start) else ():
         axis.axhline(level, color="black", linewidth=1)
-    count = len(study.arms)
+    policies, count = study.frames.policies.dropna(subset=name), len(study.arms)
     markersize = 4.5 if count <= style.FEW else 3
     for slot, (arm, look) in enumerate(style.looks(study).items()):
-        x, means = [], []
-        for kl_coef, policies in ((k, study.of(arm=arm, kl_coef=k)) for k in places):
-            values = [p.evaluation[name] for p in policies if p.evaluation.get(name) is not None]
-            if values:
-                x.append(places[kl_coef] + ((slot + 0.5) / count - 0.5) * 0.7)
-                means.append(np.mean(values))
-                axis.scatter([x[-1]] * len(values), values, s=7, color=look.colour, marker=look.marker, alpha=0.35,
-                             linewidths=0)  # fmt: skip
-        axis.plot(x, means, color=look.colour, marker=look.marker, markersize=markersize, linestyle=look.line,
-                  linewidth=0.8)  # fmt: skip
+        rows = policies[policies["arm"] == arm]
+        rows = rows.assign(x=rows["kl_coef"].map(places) + ((slot + 0.5) / count - 0.5) * 0.7)
+        axis.scatter(rows["x"], rows[name], s=7, color=look.colour, marker=look.marker, alpha=0.35, linewidths=0)
+        axis.plot(rows.groupby("x")[name].mean(), color=look.colour, marker=look.marker, markersize=markersize,
+                  linestyle=look.line, linewidth=0.8)  # fmt: skip
     axis.set_xticks(list(places.values()), [f"{kl_coef:g}" for kl_coef in places])
     axis.set_xlim(-0.6, len(places) - 0.4)
     axis.set_xlabel("kl_coef")
@@ -143,7 +131,7 @@ def _draw_benchmark_lengths(axis, study):
         for slot, ((arm, kl_coef), policies) in enumerate(groups.items()):
             x = place + ((slot + 0.5) / len(groups) - 0.5) * width
             lengths = [_mean_tokens(policy.responses, benchmark) for policy in policies]
-            look, size = style.look(arm, policies[0].alpha), style.sizes(study.kl_coefs)[kl_coef]
+            look, size = style.looks(study)[arm], style.sizes(study.kl_coefs)[kl_coef]
             axis.scatter([x] * len(lengths), lengths, s=12 * size**2, color=look.colour, marker=look.marker,
                          alpha=0.4, linewidths=0)  # fmt: skip
             axis.plot(x, np.mean(lengths), marker=look.marker, markersize=5.5 * size, color=look.colour,
@@ -172,11 +160,11 @@ def curves_caption(study, tables):
 
 
 def curves_reading(study, tables):
-    curves = study.groups(style.drawn_kl_coefs(study))
-    shaded = [arm for arm in study.arms if arm in banded(study, curves)]
+    kl_coefs = style.drawn_kl_coefs(study)
+    shaded = [arm for arm in study.arms if arm in banded(study, kl_coefs)]
     if len(study.replicates) == 1 or len(shaded) == len(study.arms):
         return ""
-    return f"Of {len(curves)} curves, the ranges of {' and '.join(shaded)} alone are shown."
+    return f"Of {len(study.groups(kl_coefs))} curves, the ranges of {' and '.join(shaded)} alone are shown."
 
 
 def lengths_caption(study, tables):
