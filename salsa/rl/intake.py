@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, file_exists, snapshot_download, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from salsa.data import chat
@@ -81,15 +81,21 @@ def _folder(model):
     with folders.loading(f"model.path={model.path}", remedy):
         folder = Path(snapshot_download(model.path, revision=model.revision, **SMALL_FILES))
         commit = folder.name
-        forms = [(folders.INDEX, folders.SINGLE), (folders.PICKLE_INDEX, folders.PICKLE)]
-        for index, single in forms[: 1 + model.pickled_weights]:  # pickles only where there is no safetensors
-            names = [single]
-            if (folder / index).is_file():
-                names = sorted(set(folders.read_object(folder / index)["weight_map"].values()))
-            snapshot_download(model.path, revision=commit, allow_patterns=names)
-            if (folder / names[0]).is_file():
-                break
+        index, single = folders.INDEX, folders.SINGLE
+        if model.pickled_weights and not (folder / index).is_file() and not _has(model.path, commit, single):
+            index, single = folders.PICKLE_INDEX, folders.PICKLE
+        names = [single]
+        if (folder / index).is_file():
+            names = sorted(set(folders.read_object(folder / index)["weight_map"].values()))
+        snapshot_download(model.path, revision=commit, allow_patterns=names)
     return folder, commit
+
+
+def _has(repository, commit, name):
+    """Whether a repository on the hub has a file or, offline, whether it is in the cache."""
+    if constants.HF_HUB_OFFLINE:  # an offline `snapshot_download` would refuse files of a partial download
+        return isinstance(try_to_load_from_cache(repository, name, revision=commit), str)
+    return file_exists(repository, name, revision=commit)
 
 
 def _from_package(package):
