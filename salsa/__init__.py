@@ -7,7 +7,7 @@ import sys
 __version__ = "0.1.0"
 
 # A stage that the workflow starts imports thousands of modules, in which there is no garbage to be found: half a
-# second of looking for it. `salsa.workflow.runs.command` lets the collector work again.
+# second of looking for it. `salsa.workflow.command` lets the collector work again.
 if "--plan" in sys.orig_argv and any(argument.startswith("salsa.") for argument in sys.orig_argv):
     from salsa.workflow import failures
 

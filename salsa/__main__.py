@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 try:
@@ -43,7 +44,7 @@ def main(argv=None):
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         line = failures.describe(error) or f"{place}{error.strerror or error}"
-        print(f"salsa: {runs.printable(line)}", file=sys.stderr)
+        print(f"salsa: {printable(line)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {runs.printable(message)}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def _split(argv):
@@ -122,7 +123,7 @@ def plan_command(arguments, _):
         print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
     Console().print(survey.table())
     for line in [*survey.lines(), *warnings]:
-        print(runs.printable(line))
+        print(printable(line))
     return 0
 
 
@@ -147,7 +148,7 @@ def verify_command(arguments, _):
         count += 1
         if problem:
             damaged.append(folder)
-            print(runs.printable(problem))
+            print(printable(problem))
     print(f"{count} finished runs, {len(damaged)} damaged")
     if damaged:
         print(f"to compute them again: rm -r {shlex.join(map(str, damaged))}, then the command that made them")

@@ -158,4 +158,4 @@ def _blocks(tokenizer, texts, length):
 
 
 if __name__ == "__main__":
-    runs.command(stages.BASE, make, VERSION, __doc__)
+    stages.BASE.command(make, VERSION, __doc__)

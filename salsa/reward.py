@@ -292,4 +292,4 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
 
 
 if __name__ == "__main__":
-    runs.command(stages.REWARD_MODEL, train, VERSION, __doc__)
+    stages.REWARD_MODEL.command(train, VERSION, __doc__)

@@ -109,4 +109,4 @@ def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
 
 
 if __name__ == "__main__":
-    runs.command(stages.SFT, train, VERSION, __doc__)
+    stages.SFT.command(train, VERSION, __doc__)

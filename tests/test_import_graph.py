@@ -22,6 +22,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
     ("base", "sft", "reward", "evaluate"),
     ("workflow.plan",),
+    ("workflow.command",),
     ("report", "tools"),
     (
         "workflow.checks",

@@ -368,7 +368,7 @@ def test_the_command_by_hand_takes_a_plain_model_folder(prepare_run, tiny_chat_m
     output = tmp_path / "sft"
     parents = [f"--parent=prepare={prepare_run}", f"--parent=base={tiny_chat_model}"]
     arguments = ["--settings", str(tmp_path / "settings.json"), *parents, "--output", str(output)]
-    runs.command(stages.SFT, sft.train, sft.VERSION, argv=arguments)
+    stages.SFT.command(sft.train, sft.VERSION, argv=arguments)
     assert runs.verify(output)["settings"]["seed"] == 1
     assert models.load_policy(output / "model").num_parameters() > 0
 

@@ -62,12 +62,11 @@ class Algorithm:
         """The module of its stage."""
         return f"{__name__}.{self.kind}"
 
+    def command(self, version, description):
+        """Run the command line of its file, by which its runs are started."""
+        from salsa.workflow import stages  # which imports this module
 
-def command(algorithm, version, description):
-    """The command of an algorithm's file, which its runs are started by."""
-    from salsa.workflow import stages  # which imports this module
-
-    runs.command(stages.ALL[algorithm.kind], algorithm.train, version, description)
+        stages.ALL[self.kind].command(self.train, version, description)
 
 
 @functools.cache

@@ -136,4 +136,4 @@ ALGORITHM = algorithms.Algorithm(
 
 
 if __name__ == "__main__":
-    algorithms.command(ALGORITHM, VERSION, __doc__)
+    ALGORITHM.command(VERSION, __doc__)

@@ -59,4 +59,4 @@ def training_prompts(folder):
 
 
 if __name__ == "__main__":
-    runs.command(stages.BENCHMARK, make, VERSION, __doc__)
+    stages.BENCHMARK.command(make, VERSION, __doc__)

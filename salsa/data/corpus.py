@@ -28,4 +28,4 @@ def make(settings, parents, output, execution):
 
 
 if __name__ == "__main__":
-    runs.command(stages.CORPUS, make, VERSION, __doc__)
+    stages.CORPUS.command(make, VERSION, __doc__)

@@ -39,4 +39,4 @@ def prepare(settings, parents, output, execution):
 
 
 if __name__ == "__main__":
-    runs.command(stages.PREPARE, prepare, VERSION, __doc__)
+    stages.PREPARE.command(prepare, VERSION, __doc__)

@@ -113,4 +113,4 @@ def check(candidate, baselines, parents):
 
 
 if __name__ == "__main__":
-    runs.command(stages.JUDGE, judge, VERSION, __doc__)
+    stages.JUDGE.command(judge, VERSION, __doc__)

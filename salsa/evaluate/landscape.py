@@ -154,4 +154,4 @@ def judge_gates(settings, line, reward_model):
 
 
 if __name__ == "__main__":
-    runs.command(stages.LANDSCAPE, survey, VERSION, __doc__)
+    stages.LANDSCAPE.command(survey, VERSION, __doc__)

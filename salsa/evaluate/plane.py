@@ -121,4 +121,4 @@ def _best(measured, measure):
 
 
 if __name__ == "__main__":
-    runs.command(stages.PLANE, survey, VERSION, __doc__)
+    stages.PLANE.command(survey, VERSION, __doc__)

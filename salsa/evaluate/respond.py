@@ -129,4 +129,4 @@ def _evaluation_rows(answers, rewards, golds, kls):
 
 
 if __name__ == "__main__":
-    runs.command(stages.RESPOND, respond, VERSION, __doc__)
+    stages.RESPOND.command(respond, VERSION, __doc__)

@@ -255,4 +255,4 @@ def _name_points(axis, points):
 
 
 if __name__ == "__main__":
-    runs.command(stages.COMPARISON, build, VERSION, __doc__)
+    stages.COMPARISON.command(build, VERSION, __doc__)

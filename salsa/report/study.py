@@ -334,4 +334,4 @@ def _without_paths(settings):
 
 
 if __name__ == "__main__":
-    runs.command(stages.STUDY, build, VERSION, __doc__)
+    stages.STUDY.command(build, VERSION, __doc__)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from salsa import judges
 from salsa.workflow import config, gpus, places, runs, schema, stages
+from salsa.workflow.bounds import printable
 from salsa.workflow.failures import KEPT
 
 LOG = "log.txt"
@@ -152,4 +153,4 @@ def last_lines(log, count=SHOWN):
         return [f"can't be read ({error.strerror})"]
     # A progress bar goes back to the line's begin each time; what stood there last is what was seen.
     lines = [line.rstrip().rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [runs.printable(line)[:LONGEST_LINE] for line in lines if line][-count:]
+    return [printable(line)[:LONGEST_LINE] for line in lines if line][-count:]

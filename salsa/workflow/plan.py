@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from salsa import anchors, data, judges
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
+from salsa.workflow.bounds import printable
 from salsa.workflow.weights import decimal_text, used
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
@@ -72,7 +73,7 @@ class Plan:
         except OSError as error:
             if failures.describe(error):
                 raise
-            folder = runs.printable(repr(self.results))
+            folder = printable(repr(self.results))
             raise runs.UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
         return path
 
@@ -85,7 +86,7 @@ def results_folder(text):
     """
     if not isinstance(text, str) or not text.strip():
         raise runs.UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
-    unfit = next((sign for sign in text if sign in "{}<>" or runs.printable(sign) != sign), None)
+    unfit = next((sign for sign in text if sign in "{}<>" or printable(sign) != sign), None)
     problem = None
     if unfit:
         problem = f"has {unfit!r} in it, which no results folder can have"

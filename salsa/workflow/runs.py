@@ -2,15 +2,12 @@
 
 A run's address is the sha256 of its stage, the stage's VERSION, its settings and its parents' addresses, as canonical
 JSON. Its folder holds whatever the stage writes and, last of all, `manifest.json`: written atomically, it says that
-the run is finished and what it consists of. This module also turns a stage's function into a command, so that each
-stage runs alone (`python -m salsa.sft --help`) exactly as the workflow runs it. It knows nothing of any stage.
+the run is finished and what it consists of. This module knows nothing of any stage.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import datetime
-import gc
 import hashlib
 import json
 import math
@@ -28,8 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa.workflow import failures, gpus, messages, schema, surroundings
-from salsa.workflow.bounds import printable
+from salsa.workflow import schema, surroundings
 from salsa.workflow.messages import UserError
 
 MANIFEST = "manifest.json"
@@ -484,127 +480,8 @@ def _parent_address(role, folder):
     raise UserError(f"{folder}: no {MANIFEST}; the run is not finished (parent {role!r})")
 
 
-def _module(function):
-    """The name of a function's module, of the one that was started with `python -m` too."""
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    return main.name if function.__module__ == "__main__" and main else function.__module__
-
-
 def print_anything():
     """Let this process print any text, whatever its language: a log in ASCII shows ‖ as an escape."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not one that a test put in its place
             stream.reconfigure(errors="backslashreplace")
-
-
-def command(stage, function, version, description=None, argv=None):
-    """The command line of a `stages.Stage`: by the plan that the driver wrote, or by hand.
-
-    `--plan FILE --run STAGE/NAME` runs one run of a plan. By hand, `--settings FILE` (JSON of the stage's settings),
-    `--parent ROLE=FOLDER` and `--output FOLDER` say the same without a workflow.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_module(function)}",
-        description=description,
-        epilog=f"settings: {stage.settings.__name__} of salsa.workflow.config; "
-        f"parents: {', '.join(stage.roles) or 'none'}",
-    )
-    parser.add_argument("--plan", help="a plan file that `salsa plan` or the workflow wrote")
-    parser.add_argument("--run", help="with --plan: the run's folder below the plan's results, STAGE/NAME")
-    parser.add_argument("--settings", help="JSON file of the stage's settings (- for standard input)")
-    parser.add_argument("--execution", help="JSON file of execution settings", default=None)
-    parser.add_argument("--parent", action="append", default=[], metavar="ROLE=FOLDER")
-    parser.add_argument("--output", help="the folder to write")
-    arguments = parser.parse_args(argv)
-    from salsa.workflow import config  # as planning does, it imports this module
-
-    print_anything()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    gpus.keep()
-    gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second
-    gc.enable()
-    surroundings.clean()
-    surroundings.warn()
-    output = arguments.output
-    try:
-        if arguments.plan:
-            if not arguments.run:
-                parser.error("--plan needs --run")
-            from salsa.workflow import plan as planning
-
-            plan = planning.load(arguments.plan, arguments.run)
-            run = plan.runs.get(arguments.run)
-            if run is None or run.stage != stage.name:
-                raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage.name}")
-            results = Path(plan.results)
-            settings, execution, output = run.settings, run.execution, results / arguments.run
-            parents = {role: results / path for role, path in run.parents.items()}
-            expected = run.address
-        else:
-            if not (arguments.settings and arguments.output):
-                parser.error("give --plan and --run, or --settings and --output")
-            settings, execution = _given(arguments.settings), _given(arguments.execution or "{}")
-            parents, expected = _given_parents(arguments.parent), None
-        execute(
-            stage.name,
-            version,
-            function,
-            _checked(stage.settings, settings, arguments.plan or arguments.settings),
-            parents,
-            output,
-            _checked(config.Execution, execution, arguments.plan or arguments.execution),
-            expected,
-            stage.writes,
-            stage.may_write,
-        )
-    except Exception as error:
-        line = str(error) if isinstance(error, UserError) else failures.describe(error, output)
-        if line is None and not arguments.plan and isinstance(error, ValueError | FileNotFoundError):
-            line = str(error)  # what was given by hand
-        if line is None:
-            raise
-        if surroundings.world()[1]:
-            time.sleep(5)  # within which the launcher ends this process, where the first one says the same
-        _end_bars()
-        sys.exit(f"{parser.prog}: {printable(line)}")
-
-
-def _end_bars():
-    """End the line of each progress bar that is open, or what is said next would stand after it."""
-    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
-
-
-def _given(text):
-    """The JSON object in a file, on standard input (-), or in the text itself, which then begins with a brace."""
-    if text.startswith("{"):
-        value = json.loads(text)
-    elif text == "-":
-        value = json.load(sys.stdin)
-    else:
-        value = read_json(text)
-    if not isinstance(value, dict):
-        raise UserError(f"{text}: not a JSON object of settings, but {type(value).__name__}")
-    return value
-
-
-def _checked(cls, values, where):
-    """The settings `cls` of a dictionary. UserError, which names the key and `where` it stands, for any other."""
-    try:
-        return schema.from_dict(cls, values)
-    except messages.SettingError as error:
-        raise UserError(f"{error} ({where})" if where and len(where) < 200 else str(error)) from None
-
-
-def _given_parents(pairs):
-    """Role -> folder of ROLE=FOLDER texts."""
-    parents = {}
-    for pair in pairs:
-        role, sign, folder = pair.partition("=")
-        if not (role and sign and folder):
-            raise UserError(f"--parent {pair}: write ROLE=FOLDER")
-        if role in parents:
-            raise UserError(f"--parent {pair}: {role} is given twice")
-        parents[role] = folder
-    return parents

@@ -77,6 +77,12 @@ class Stage:
                 return ast.literal_eval(node.value)
         raise runs.UserError(f"{path.relative_to(ROOT)}: has no VERSION")
 
+    def command(self, function, version, description=None, argv=None):
+        """Run the stage as its command line asks; see `command.main`."""
+        from salsa.workflow import command  # which plans, and so imports this module
+
+        command.main(self, function, version, description, argv)
+
 
 def _data(**fields):
     """A stage that makes data: a small process that holds whole data sets in memory."""

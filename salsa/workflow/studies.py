@@ -7,6 +7,7 @@ from pathlib import Path
 
 from salsa import data
 from salsa.workflow import runs, stages
+from salsa.workflow.bounds import printable
 from salsa.workflow.jobs import finished
 from salsa.workflow.plan import LABEL
 
@@ -25,10 +26,10 @@ def conclude(plan):
         for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
             if (folder / name).exists():
                 figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
-                yield runs.printable(f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}")
+                yield printable(f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}")
         if (folder / MAIN_TABLE).exists():
             table = (folder / MAIN_TABLE).read_text(encoding="utf-8", errors="replace")
-            yield from map(runs.printable, table.rstrip().split("\n"))
+            yield from map(printable, table.rstrip().split("\n"))
     if plan.comparison and finished(plan, plan.comparison):
         yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / stages.COMPARISON.page}"
 

@@ -112,7 +112,7 @@ def greedy(settings, parents, output, execution):
     prepare.prepare(settings, parents, output, execution)
     bytearray(2**30)
 
-runs.command(stages.PREPARE, greedy, prepare.VERSION)
+stages.PREPARE.command(greedy, prepare.VERSION)
 """
 
 

@@ -107,7 +107,7 @@ def stage(arguments, log, interruption):
         os.dup2(descriptor, stream)
     if interruption:
         INTERRUPTIONS[interruption]()
-    runs.command(stages.ALL["ppo"], trainer.train, ppo_stage.VERSION, argv=arguments)
+    stages.ALL["ppo"].command(trainer.train, ppo_stage.VERSION, argv=arguments)
 
 
 def ended(process):

@@ -13,7 +13,7 @@ import pytest
 
 from salsa import anchors, data, judges
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import bounds, compose, config, policies, runs, schema, stages
+from salsa.workflow import bounds, compose, config, policies, schema, stages
 from salsa.workflow.bounds import Items, Range, Text, fraction
 from salsa.workflow.messages import SettingError
 
@@ -239,7 +239,7 @@ def test_a_stage_names_the_file_of_what_it_refuses(tmp_path):
     file.write_text('{"seed": 0, "sft": {"epochs": 0}, "lengths": {}}')
     with pytest.raises(SystemExit) as stopped:
         arguments = ["--settings", str(file), "--output", str(tmp_path / "out")]
-        runs.command(stages.SFT, lambda *_: None, 1, argv=arguments)
+        stages.SFT.command(lambda *_: None, 1, argv=arguments)
     assert "sft.epochs=0: must be at least 1, and at most 10000" in str(stopped.value) and str(file) in str(
         stopped.value
     )

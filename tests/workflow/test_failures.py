@@ -77,7 +77,7 @@ def test_a_stage_ends_with_the_line(tmp_path, by_plan):
         path = plan.add_run(made, "corpus", "stories", settings, {}, dataclasses.asdict(config.Execution()))
         arguments = ["--plan", str(made.save()), "--run", path]
     with pytest.raises(SystemExit, match="/place/file: the disk is full") as caught:
-        runs.command(stages.CORPUS, fail, stages.CORPUS.version, argv=arguments)
+        stages.CORPUS.command(fail, stages.CORPUS.version, argv=arguments)
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("*/*/manifest.json"))
 
 

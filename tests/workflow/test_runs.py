@@ -418,7 +418,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def command(*arguments):
-    runs.command(STAGE, write, 1, argv=[str(argument) for argument in arguments])
+    STAGE.command(write, 1, argv=[str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -496,5 +496,5 @@ def test_an_error_has_a_line_of_its_own(tmp_path, capsys):
     runs.write_json(tmp_path / "settings.json", {})
     with pytest.raises(SystemExit) as ended:
         arguments = ["--settings", str(tmp_path / "settings.json"), "--output", str(tmp_path / "run")]
-        runs.command(STAGE, stage, 1, argv=arguments)
+        STAGE.command(stage, 1, argv=arguments)
     assert str(ended.value.code).endswith(": too few rows") and capsys.readouterr().err.endswith("\n")

@@ -18,6 +18,7 @@ from snakemake.spawn_jobs import format_cli_arg
 from test_plan import make
 
 from salsa.workflow import config, gpus, jobs, places, plan, runs, stages, studies
+from salsa.workflow.bounds import printable
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARIES = {name: f"canary-{name.lower()}-Xy7" for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY")}
@@ -27,7 +28,7 @@ ESCAPE = "\x1b]0;title\x07\x1b[2J\u202egnp.exe\r\x9b31m\u2028next"
 
 def one_line(caught):
     text = str(caught.value)
-    assert text and text == runs.printable(text) and "\n" not in text
+    assert text and text == printable(text) and "\n" not in text
     return text
 
 
@@ -241,7 +242,7 @@ def test_a_stage_takes_no_run_that_the_plan_does_not_sign_for(tmp_path):
     for wanted in (path, "../../x", first(values, "sft")):
         arguments = ["--plan", str(tmp_path / "plan.json"), "--run", wanted]
         with pytest.raises(SystemExit) as caught:
-            runs.command(stages.CORPUS, table, 1, argv=arguments)
+            stages.CORPUS.command(table, 1, argv=arguments)
         one_line(caught)
     assert not (tmp_path / "results").exists()
 
@@ -346,7 +347,7 @@ def test_mistakes_of_the_command_line_are_one_line(tmp_path, monkeypatch, capfd,
         code = stopped.code
     printed = capfd.readouterr()
     lines = printed.err.splitlines()
-    assert code in (1, 2) and len(lines) == 1 and says in lines[0] and lines[0] == runs.printable(lines[0]), printed
+    assert code in (1, 2) and len(lines) == 1 and says in lines[0] and lines[0] == printable(lines[0]), printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -372,10 +373,10 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsy
 
 def test_what_a_terminal_would_obey_is_spelt_out():
     text = "a\x1b[31mb\n\t\x9b\u202e\u2028\udcff\ufeff\u200b\U000e0041"
-    assert runs.printable(text) == r"a\x1b[31mb\n\t\x9b\u202e\u2028\udcff\ufeff\u200b\U000e0041"
+    assert printable(text) == r"a\x1b[31mb\n\t\x9b\u202e\u2028\udcff\ufeff\u200b\U000e0041"
     plain = "naïve 日本語 שלום 👩‍🔬 – a\\b {x} [y]"  # with a joiner, which only joins
-    assert runs.printable(plain) == plain
-    assert str(runs.UserError(f"x{ESCAPE}y")) == runs.printable(f"x{ESCAPE}y")
+    assert printable(plain) == plain
+    assert str(runs.UserError(f"x{ESCAPE}y")) == printable(f"x{ESCAPE}y")
 
 
 def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
@@ -393,7 +394,7 @@ def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
     logs[4].touch()
     lines = list(jobs.failures(made))
     shown = [line for line in lines if line.startswith("not finished: ")]
-    assert all(line == runs.printable(line) and len(line) < 1000 for line in lines) and len(lines) < 60
+    assert all(line == printable(line) and len(line) < 1000 for line in lines) and len(lines) < 60
     assert len(shown) == 4 and shown[0].endswith("\\u2028next")
     assert shown[1].endswith(": the end") and "is no file" in shown[2] and ": boom: xxx" in shown[3]
     assert "  | 100% done" in lines
@@ -405,7 +406,7 @@ def test_what_a_study_says_at_its_end_is_text_alone(tmp_path):
     runs.write_atomically(folder / studies.MAIN_TABLE, f"| {ESCAPE} |\n|---|\n")
     runs.write_json(folder / runs.MANIFEST, {})
     lines = list(studies.conclude(made))
-    assert "|---|" in lines and all(line == runs.printable(line) for line in lines)
+    assert "|---|" in lines and all(line == printable(line) for line in lines)
 
 
 # Places
