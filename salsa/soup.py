@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
-from salsa.workflow import failures
+from salsa.workflow import bounds, failures
 from salsa.workflow.runs import UserError
 
 # Numbers averaged at once. An ingredient, the total and the result (1 MiB each in float32) then stay in a core's cache,
@@ -47,7 +47,6 @@ VOLATILE = {
 DROPOUT = re.compile("dropout|pdrop")  # in keys of config.json that matter in training alone
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
-EXPONENT = re.compile(r"e[+-]?\d{3}", re.IGNORECASE)
 LARGEST_WEIGHT = 1000  # a soup lies between its ingredients, or not far beyond
 ALIKE = "only like models can be averaged"
 
@@ -58,13 +57,9 @@ def parse_weights(weights, count):
     Raises UserError unless there are `count` of them and they sum to 1 within 1e-6.
     """
     shown = " ".join(str(weight)[:20] for weight in weights)
-    try:
-        # As a fraction, 1e-999999999 would take all memory.
-        if any(EXPONENT.search(str(weight)) for weight in weights):
-            raise ValueError
-        parsed = [Fraction(str(weight)) for weight in weights]
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise UserError(f"weights {shown}: each must be a decimal or a fraction") from None
+    parsed = [bounds.fraction(weight) for weight in weights]
+    if None in parsed:
+        raise UserError(f"weights {shown}: each must be a decimal or a fraction")
     if len(parsed) != count:
         raise UserError(f"{len(parsed)} weights for {count} models; give one for each")
     if abs(sum(parsed) - 1) > Fraction(1, 10**6):

@@ -7,7 +7,6 @@ and the form: the file is not what the setting wants, or was written wrongly.
 
 import unicodedata
 
-from salsa.data.rows import printable
 from salsa.workflow.runs import UserError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as OpenAI names them
@@ -32,7 +31,7 @@ class Dropped(Exception):
 
 def wrong(key, value, form):
     """The error for a value that has another form than it should."""
-    words = printable(repr(value) if isinstance(value, str) else type(value).__name__)
+    words = repr(value) if isinstance(value, str) else type(value).__name__
     return UserError(f"{key!r} has the wrong form: {words[:60]}; it is {form}")
 
 
@@ -95,13 +94,13 @@ def _message(key, message, left_out):
         raise wrong(key, message, MESSAGES)
     role, problem = message.get("role"), None
     if not isinstance(role, str):
-        problem = f"a message without 'role' ({printable(', '.join(map(str, message)))[:60]})"
+        problem = f"a message without 'role' ({', '.join(map(str, message))[:60]})"
     elif role in TOOL_ROLES or message.get("tool_calls") or message.get("function_call"):
         raise Dropped("tool_calls")
     elif role not in ROLES:
-        problem = f"the role {printable(role)[:30]!r}"
+        problem = f"the role {role[:30]!r}"
     elif "content" not in message:
-        problem = f"a message without 'content' ({printable(', '.join(map(str, message)))[:60]})"
+        problem = f"a message without 'content' ({', '.join(map(str, message))[:60]})"
     if problem:
         raise UserError(f"{key!r} has the wrong form: {problem}; it is {MESSAGES}")
     content = message["content"]

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Annotated
 
 from salsa import data
-from salsa.data import Questions, messages, rows, sources
+from salsa.data import Questions, messages, sources
 from salsa.data.messages import Dropped, blank
 from salsa.data.splits import normalised, ordered
 from salsa.workflow import schema
@@ -58,8 +58,7 @@ def questions(benchmark, task, form, make, reference=None):
                 dropped["empty_or_repeated" if reason == "empty" else reason] += 1
                 continue
             if identifier in places:
-                name = rows.printable(identifier)
-                raise UserError(f"{place}: the id {name} is also that of {places[identifier]}; give each its own")
+                raise UserError(f"{place}: the id {identifier} is also that of {places[identifier]}; give each its own")
             number = len(next(iter(kept.values()), row)["turns"])
             if len(turns) != number:
                 words = f"{len(turns)} turn{'s' if len(turns) > 1 else ''}, where the questions before have {number}"

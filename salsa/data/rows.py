@@ -55,7 +55,6 @@ def local(value):
 
     Raises UserError for a folder, a pipe or a device, and for a file that can't be accessed.
     """
-    text = printable(value)
     try:
         path = expanded(value)
         mode = path.stat().st_mode
@@ -63,16 +62,16 @@ def local(value):
             names = sorted(entry.name for entry in path.iterdir() if holds_rows(entry.name))
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
-            raise UserError(f"{text}: a link to a file that is not there; mend it") from None
+            raise UserError(f"{value}: a link to a file that is not there; mend it") from None
         return None
     except (OSError, ValueError) as error:  # no permission, a NUL
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{text}: can't be read ({reason}); give a file that can be") from None
+        raise UserError(f"{value}: can't be read ({reason}); give a file that can be") from None
     if stat.S_ISDIR(mode):
-        listing = ", ".join(map(printable, names[:4])) + (", …" if len(names) > 4 else "")
-        raise UserError(f"{text}: a folder, not a file; give one of its files ({listing or 'none holds rows'})")
+        listing = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        raise UserError(f"{value}: a folder, not a file; give one of its files ({listing or 'none holds rows'})")
     if not stat.S_ISREG(mode):
-        raise UserError(f"{text}: a pipe or a device, not a file; write the rows to a file")
+        raise UserError(f"{value}: a pipe or a device, not a file; write the rows to a file")
     return path
 
 
@@ -82,11 +81,6 @@ def expanded(path):
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
-
-
-def printable(value):
-    """A value for a message of one line: with escapes if it holds a line end or a control character."""
-    return str(value) if str(value).isprintable() else repr(str(value))
 
 
 def read(path, keys=None):
@@ -100,25 +94,25 @@ def read(path, keys=None):
     has a key twice, or that is longer than LARGEST.
     """
     if local(path) is None:
-        raise UserError(f"{printable(path)}: no such file; give {FORMS}")
+        raise UserError(f"{path}: no such file; give {FORMS}")
     path = expanded(path)
-    name, text = path.name.lower(), printable(path)
-    compressed, empty = name.endswith(".gz"), True
+    name, empty = path.name.lower(), True
+    compressed = name.endswith(".gz")
     reader = _parquet if name.removesuffix(".gz").endswith(".parquet") else _text
     try:
         with (
             open(path, "rb") as raw,
-            _unpacked(text, raw) if compressed else contextlib.nullcontext(raw) as file,
-            contextlib.closing(reader(text, file, keys, compressed)) as lines,
+            _unpacked(path, raw) if compressed else contextlib.nullcontext(raw) as file,
+            contextlib.closing(reader(path, file, keys, compressed)) as lines,
         ):
             for place, row in lines:
                 empty = False
                 yield place, row
     except (OSError, EOFError, zlib.error) as error:  # of the disk, of gzip
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{text}: can't be read ({reason}); {FETCH}") from None
+        raise UserError(f"{path}: can't be read ({reason}); {FETCH}") from None
     if empty:
-        raise UserError(f"{text}:1: the file is empty; give one with rows")
+        raise UserError(f"{path}:1: the file is empty; give one with rows")
 
 
 def _unpacked(path, raw):
@@ -231,7 +225,7 @@ def _parquet(path, file, keys, compressed):
             raise UserError(f"{path}: two columns {doubled[0]!r}; remove one")
         columns = [name for name in names if keys is None or name in keys]
         if not columns:
-            raise UserError(f"{path}: no column {', '.join(keys)} but {', '.join(map(printable, names)) or 'none'}")
+            raise UserError(f"{path}: no column {', '.join(keys)} but {', '.join(names) or 'none'}")
         for batch in table.iter_batches(batch_size=BATCH, columns=columns):
             for row in batch.to_pylist():
                 number += 1
@@ -239,7 +233,7 @@ def _parquet(path, file, keys, compressed):
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         place = f" after row {number}" if number else ""
-        raise UserError(f"{path}: not a Parquet file that can be read{place} ({printable(reason)}); {FETCH}") from None
+        raise UserError(f"{path}: not a Parquet file that can be read{place} ({reason}); {FETCH}") from None
 
 
 class _Doubled(Exception):

@@ -42,7 +42,7 @@ class Form:
         """The values of a row's required keys. UserError where one is missing."""
         missing = next((key for key in self.required if not row.keys() & {key, self.instead.get(key)}), None)
         if missing:
-            there = f" but {rows.printable(', '.join(row))[:60]}" if row else ""
+            there = f" but {', '.join(row)[:60]}" if row else ""
             raise UserError(f"no key {missing!r}{there}; each row needs {', '.join(self.required)}")
         return [row[key] if key in row else row[self.instead[key]] for key in self.required]
 
@@ -72,10 +72,9 @@ def is_hub_id(value):
     """
     if rows.local(value):
         return False
-    text = rows.printable(value)
     pattern = "; a pattern is not expanded, name one file" if re.search(r"[*?\[]", value) else ""
     if rows.holds_rows(value) or value.lower().endswith(rows.OTHER_SUFFIXES) or value.startswith(("/", ".", "~")):
-        raise UserError(f"{text}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
+        raise UserError(f"{value}: no such file{pattern or f'; give {rows.FORMS}, or a hub dataset ORG/NAME'}")
     if not re.fullmatch(HUB_DATASET, value):
         raise UserError(f"{value!r}: neither a file nor a hub dataset ORG/NAME{pattern}")
     if "@" in value and rows.local(value.partition("@")[0]):
@@ -116,7 +115,7 @@ def describe(path):
     try:
         return _describe(path)
     except OSError as error:
-        raise UserError(f"{rows.printable(path)}: can't be read ({error.strerror}); see to its permissions") from None
+        raise UserError(f"{path}: can't be read ({error.strerror}); see to its permissions") from None
 
 
 def contents(settings):
@@ -139,8 +138,9 @@ def check_unchanged(settings, files):
         if path is None and not getattr(settings, name, ""):
             continue  # a file of the benchmark's task
         if path is None or describe(path) != content:
-            place = rows.printable(path or getattr(settings, name))
-            raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
+            raise UserError(
+                f"{path or getattr(settings, name)}: changed since the run was planned ({name}); plan again"
+            )
 
 
 @contextlib.contextmanager

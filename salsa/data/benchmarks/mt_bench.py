@@ -73,12 +73,12 @@ def _reference(file, answers, place, identifier, row):
         return None
     notes = row["reference"] and row["reference"] + [""] * (len(row["turns"]) - len(row["reference"]))
     answered_at, texts = answers.get(identifier, (place, notes))
-    name, turns = rows.printable(identifier), len(row["turns"])
+    turns = len(row["turns"])
     if texts and len(texts) != turns:
-        problem = f"{len(texts)} reference answers to question {name}, which has {turns} turns"
+        problem = f"{len(texts)} reference answers to question {identifier}, which has {turns} turns"
         raise UserError(f"{answered_at}: {problem}; give one per turn")
     if not texts and file:
-        problem = f"no answer to question {name} of {row['category']} ({place})"
+        problem = f"no answer to question {identifier} of {row['category']} ({place})"
         raise UserError(f"{file}: {problem}; add it, or leave the file out")
     return texts or None
 
@@ -93,7 +93,7 @@ def _answers(benchmark):
     source = rows.read(benchmark.reference_file, REFERENCE_FORM.keys)
     for place, (identifier, texts) in sources.located(source, _answers_of_row):
         if identifier in answers:
-            problem = f"question {rows.printable(identifier)} is answered in {answers[identifier][0]} too"
+            problem = f"question {identifier} is answered in {answers[identifier][0]} too"
             raise UserError(f"{place}: {problem}; remove one")
         answers[identifier] = (place, texts)
     return answers
