@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import re
 import stat
 import zlib
@@ -55,8 +56,8 @@ def local(value):
 
     Raises UserError for a folder, a pipe or a device, and for a file that can't be accessed.
     """
+    path = Path(os.path.expanduser(value))
     try:
-        path = expanded(value)
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             names = sorted(entry.name for entry in path.iterdir() if holds_rows(entry.name))
@@ -75,14 +76,6 @@ def local(value):
     return path
 
 
-def expanded(path):
-    """A path with the home folder in place of ~; unchanged where there is no such user, or no home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
 def read(path, keys=None):
     """Yield (place, row) for every row of a file, in its order; `place` is FILE:LINE, or FILE: row N.
 
@@ -93,9 +86,9 @@ def read(path, keys=None):
     Raises UserError for a file that can't be read or has no row, and for the first row that is no JSON object, that
     has a key twice, or that is longer than LARGEST.
     """
-    if local(path) is None:
-        raise UserError(f"{path}: no such file; give {FORMS}")
-    path = expanded(path)
+    value, path = path, local(path)
+    if path is None:
+        raise UserError(f"{value}: no such file; give {FORMS}")
     name, empty = path.name.lower(), True
     compressed = name.endswith(".gz")
     reader = _parquet if name.removesuffix(".gz").endswith(".parquet") else _text

@@ -138,9 +138,8 @@ def check_unchanged(settings, files):
         if path is None and not getattr(settings, name, ""):
             continue  # a file of the benchmark's task
         if path is None or describe(path) != content:
-            raise UserError(
-                f"{path or getattr(settings, name)}: changed since the run was planned ({name}); plan again"
-            )
+            place = path or getattr(settings, name)
+            raise UserError(f"{place}: changed since the run was planned ({name}); plan again")
 
 
 @contextlib.contextmanager
