@@ -1,4 +1,4 @@
-"""What a policy is anchored to: one file a kind of reference, with a record of what there is to know of it.
+"""What a policy is anchored to: one file per kind of reference, with a record of what there is to know of it.
 
 Planning, estimates, training and the report iterate the records, so a new kind is a new file. This module imports no
 torch: `build` and `final` do so where they are called. Left out: the classes that hold a reference in memory
