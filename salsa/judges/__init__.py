@@ -1,4 +1,4 @@
-"""Judges: which of two responses to a prompt is better. One file per kind, with a record; all else iterates the records.
+"""Judges: which of two responses to a prompt is better. One file per kind, with a record; all else reads the records.
 
 This module and the records import nothing heavy: planning asks them. Left out: what is compared with what, and how
 verdicts are kept (salsa/evaluate/judge.py and common/ledger.py); what verdicts say (salsa/evaluate/statistics.py).
