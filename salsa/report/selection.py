@@ -114,11 +114,6 @@ def sft0_responses(study, replicate):
     return [row for row in study.landscape(replicate).responses if row["model"] == SFT0]
 
 
-def name_of(study, arm, kl_coef):
-    """The name of an arm's policies in verdicts, the same in every replicate."""
-    return study.of(arm=arm, kl_coef=kl_coef)[0].name
-
-
 def replicate_win_rates(study, candidate, baseline, judge, benchmarks):
     """replicate -> adjusted win rate of two models, by their names in verdicts, over all prompts of some benchmarks.
 
@@ -181,7 +176,12 @@ def gold_of(study):
 
 def rate_of(study, judge, benchmarks):
     """The function (arm, kl_coef) -> {replicate: win rate against sft0}, by one judge on some benchmarks."""
-    return lambda arm, kl_coef: replicate_win_rates(study, name_of(study, arm, kl_coef), SFT0, judge, benchmarks)
+
+    def rates(arm, kl_coef):
+        name = study.of(arm=arm, kl_coef=kl_coef)[0].name  # the same in every replicate
+        return replicate_win_rates(study, name, SFT0, judge, benchmarks)
+
+    return rates
 
 
 def matched(study, candidate, baseline, values):

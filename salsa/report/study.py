@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from salsa.evaluate import statistics
-from salsa.report import cards, formats, pages, sections, style, words
+from salsa.report import cards, formats, pages, provenance, sections, style, words
 from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 
@@ -189,7 +189,7 @@ def read(settings, parents):
         landscapes={k: _landscape(folder, texts) for k, folder in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
-        runs=all_runs(settings.policies, parents),
+        runs=provenance.all_runs(settings.policies, parents),
         parents=parents,
     )
 
@@ -264,73 +264,6 @@ def _csv(path):
 
 def _number(text):
     return float(Fraction(text)) if "/" in text else float(text) if text not in ("", "None") else float("nan")
-
-
-def all_runs(policies, parents):
-    """Every run that the study stands on, ancestors included, once: what runs.csv says of each."""
-    rows, folders = {}, {}
-    entries = {entry["index"]: entry for entry in policies}
-    for role, folder in parents.items():
-        _collect(folder, _labels(role, entries), rows, folders)
-    return sorted(rows.values(), key=lambda row: (row["started"] or "", row["folder"]))
-
-
-def _labels(role, entries):
-    """What a role of the study says of its run: replicate, arm and kl_coef, where it has them."""
-    kind, *rest = role.split("/")
-    if kind in ("landscape", "reward_model"):
-        return {"replicate": int(rest[0][1:])}
-    if kind in ("policy", "respond", "judge", "plane"):
-        entry = entries[int(rest[-1])]
-        return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
-    return {}
-
-
-def _collect(folder, labels, rows, folders):
-    """Add the run in `folder` and, through its manifest, its parents: they lie in folders beside it, under results."""
-    manifest = runs.manifest_of(folder)
-    if manifest is None:
-        return
-    address = manifest["address"]
-    if address in rows:
-        rows[address].update({name: value for name, value in labels.items() if rows[address][name] is None})
-        return
-    rows[address] = _run_row(manifest, folder, labels)
-    results = folder.parent.parent
-    inherited = {"replicate": labels.get("replicate")}
-    for parent in manifest["parents"].values():
-        name = parent["folder"]
-        if name not in folders:
-            folders[name] = next((path for path in sorted(results.glob(f"*/{name}")) if path.is_dir()), None)
-        if folders[name] is not None:
-            stage = folders[name].parent.name
-            _collect(folders[name], inherited if stage in ("sft", "reward_model") else {}, rows, folders)
-
-
-def _run_row(manifest, folder, labels):
-    return {
-        "stage": manifest["stage"],
-        "folder": f"{folder.parent.name}/{folder.name}",
-        "address": manifest["address"],
-        "replicate": labels.get("replicate"),
-        "arm": labels.get("arm"),
-        "kl_coef": labels.get("kl_coef"),
-        "seed": manifest["settings"].get("seed"),
-        "wall_seconds": manifest.get("wall_seconds"),
-        "peak_memory_mib": manifest.get("peak_memory_mib"),
-        "git_commit": manifest.get("git_commit"),
-        "started": manifest.get("started"),
-        "settings": runs.canonical_json(_without_paths(words.cleaned(manifest["settings"]))),
-    }
-
-
-def _without_paths(settings):
-    """Settings as they can be shown: a local file or folder by its name, as its content is what counts."""
-    if isinstance(settings, dict):
-        return {name: _without_paths(value) for name, value in settings.items()}
-    if isinstance(settings, str) and Path(settings).is_absolute():
-        return Path(settings).name
-    return settings
 
 
 if __name__ == "__main__":

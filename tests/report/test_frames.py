@@ -107,6 +107,12 @@ def test_a_folder_that_is_no_study(tree, tmp_path):
             salsa.load(folder)
 
 
+def test_settings_of_another_version_are_refused_in_one_line(tree):
+    settings = config.StudySettings(tree.settings.config | {"kl_coef": 0.1}, tree.settings.policies)
+    with pytest.raises(runs.UserError, match=r"^kl_coef.*planned by another version: plan and run it again$"):
+        study.read(settings, tree.parents)
+
+
 def test_no_torch_is_imported(tree):
     code = (
         "import salsa, sys; from salsa.report import study; study.gold_judge = lambda prepare: None; "
