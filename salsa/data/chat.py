@@ -202,9 +202,9 @@ def _turn_end(tokenizer):
 
 def _around_answer(tokenizer):
     """The text between the prompt and an answer, and the text after it. UserError for a template that can't be used."""
-    asked = [user(QUESTION)]
+    question = [user(QUESTION)]
     try:
-        before, whole = _render(tokenizer, asked, True), _render(tokenizer, [*asked, assistant(ANSWER)])
+        before, whole = _render(tokenizer, question, True), _render(tokenizer, [*question, assistant(ANSWER)])
     except Refused as refused:
         raise runs.UserError(f"a question with its answer: {refused}; {REMEDY}") from None
     if not whole.startswith(before):
@@ -335,9 +335,9 @@ class _Conversation:
             text = text.replace(character, spelled)
         tokens = backend.encode(text, add_special_tokens=False).ids
         controls = set(self.controls.ids.values()) - {self.tokenizer.unk_token_id}
-        named = {backend.token_to_id(alias) for alias in aliases.values()}
+        alias_ids = {backend.token_to_id(alias) for alias in aliases.values()}
         if any(token not in ids and token in controls for token in tokens) or written != sum(
-            token in named for token in tokens
+            token in alias_ids for token in tokens
         ):
             words = ", ".join(self.stand_ins.values())
             raise Refused("dropped_control_token", f"it spells {words}, which this tokenizer can't read as text")

@@ -88,7 +88,7 @@ def _problem(row):
         return "its benchmark, prompt_id or model is neither text nor a number"
     for name in ("prompt", "responses"):
         if not isinstance(row[name], list) or not row[name] or not all(isinstance(text, str) for text in row[name]):
-            return f"its {name!r} is not a list of texts, one a turn"
+            return f"its {name!r} is not a list of texts, one per turn"
     if len(row["prompt"]) != len(row["responses"]):
         return f"has {len(row['responses'])} responses to {len(row['prompt'])} turns"
     return None

@@ -83,8 +83,8 @@ def settings():
 @functools.cache
 def kinds(world=None):
     """Kind -> Judge; of those that fit a kind of World."""
-    made = registry.records(__name__, "JUDGE")
-    return {kind: judge for kind, judge in made.items() if world is None or judge.fits(data.world_kinds()[world])}
+    records = registry.records(__name__, "JUDGE")
+    return {kind: judge for kind, judge in records.items() if world is None or judge.fits(data.world_kinds()[world])}
 
 
 def find(kind):

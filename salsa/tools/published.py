@@ -193,8 +193,8 @@ def alpaca_eval(rows, baseline=None):
         digest = hashlib.sha256(row["instruction"].encode()).hexdigest()[:12]
         same = row["generator_2"], row["generator_1"], digest
         seen[same] += 1  # a set may hold an instruction twice
-        named = {"question_id": digest if seen[same] == 1 else f"{digest}-{seen[same]}", "judge": row.get("annotator")}
-        verdict = _verdict(named, "alpaca_eval", row["generator_2"], row["generator_1"], 0, winner)
+        names = {"question_id": digest if seen[same] == 1 else f"{digest}-{seen[same]}", "judge": row.get("annotator")}
+        verdict = _verdict(names, "alpaca_eval", row["generator_2"], row["generator_1"], 0, winner)
         verdicts.append(verdict | {"score": score})
     return verdicts, dropped
 

@@ -271,16 +271,16 @@ def _story(rng):
     pleasant = rng.random()
     mood = 0.8 * pleasant * rng.random(), 0.8 * (1 - pleasant) * rng.random()
     number = 2 + int(rng.random() * 5)
-    told = sentences(rng, number, characters, [object_], mood)
+    story = sentences(rng, number, characters, [object_], mood)
     for i in range(number):
         if rng.random() < 0.25:
-            told[i] = _fill(pick(rng, STORY_TEMPLATES), rng, characters, [object_], mood, set())
+            story[i] = _fill(pick(rng, STORY_TEMPLATES), rng, characters, [object_], mood, set())
     if rng.random() < SLIPS:
-        told[-1] = _slip(rng, told[-1])
+        story[-1] = _slip(rng, story[-1])
     if rng.random() < TITLED:
         first, second = (character, object_) if rng.random() < 0.5 else (object_, character)
-        told.insert(0, TITLE.replace("FIRST", first).replace("SECOND", second))
-    return " ".join(told)
+        story.insert(0, TITLE.replace("FIRST", first).replace("SECOND", second))
+    return " ".join(story)
 
 
 def answer(rng, instruction, before=()):
@@ -292,14 +292,14 @@ def answer(rng, instruction, before=()):
     characters, objects = _topic(rng, nouns, [*before, *nouns])
     number = asked if rng.random() < RIGHT_COUNT else asked + (1 if asked == 1 else pick(rng, (-1, 1)))
     pleasant = rng.random()  # seldom neutral, because answers differ most in this
-    told = sentences(rng, number, characters, objects, (0.8 * pleasant, 0.8 * (1 - pleasant)))
+    reply = sentences(rng, number, characters, objects, (0.8 * pleasant, 0.8 * (1 - pleasant)))
     if rng.random() < 0.5:  # the sentence with both nouns is the last as often as the first
-        told.append(told.pop(0))
+        reply.append(reply.pop(0))
     if number > 1 and rng.random() < REPEATS:
-        told[1] = told[0]
+        reply[1] = reply[0]
     if rng.random() < SLIPS:
-        told[-1] = _slip(rng, told[-1])
-    return " ".join(told)
+        reply[-1] = _slip(rng, reply[-1])
+    return " ".join(reply)
 
 
 def _topic(rng, nouns, before):
@@ -358,12 +358,12 @@ def questions(kind, conversations):
 
 def split_sentences(text):
     """The sentences of a text, each up to its period; the last may have none."""
-    told = [[]]
+    phrases = [[]]
     for word in text.split():
-        told[-1].append(word)
+        phrases[-1].append(word)
         if word == ".":
-            told.append([])
-    return [" ".join(sentence) for sentence in told if sentence]
+            phrases.append([])
+    return [" ".join(sentence) for sentence in phrases if sentence]
 
 
 def gold_parts(instruction, response):
@@ -377,7 +377,7 @@ def gold_parts(instruction, response):
     variety: mean of the shares of different sentences and of different adjectives (1 without adjectives).
     """
     asked, nouns = parse_instruction(instruction)
-    told, words = split_sentences(response), response.split()
+    phrases, words = split_sentences(response), response.split()
     if not words:
         return dict.fromkeys(GOLD_WEIGHTS, 0.0)
     balance = sum((word in _PLEASANT) - (word in _UNPLEASANT) for word in words)
@@ -386,9 +386,9 @@ def gold_parts(instruction, response):
     return {
         "pleasant": min(max((1 + balance / (PLEASANT_PER_SENTENCE * asked)) / 2, 0.0), 1.0),
         "topic": sum(noun in words for noun in nouns) / 2,
-        "count": max(1 - abs(len(told) - asked) / asked, 0.0),
-        "grammar": sum(map(parse, told)) / len(told),
-        "variety": (len(set(told)) / len(told) + different) / 2,
+        "count": max(1 - abs(len(phrases) - asked) / asked, 0.0),
+        "grammar": sum(map(parse, phrases)) / len(phrases),
+        "variety": (len(set(phrases)) / len(phrases) + different) / 2,
     }
 
 

@@ -118,14 +118,14 @@ def conversation(row, left_out=None):
     """A demonstration {"messages"} that ends with an answer, or the reason why it is dropped; see `preference`."""
     (given,) = CONVERSATION.values(row)
     try:
-        told = messages.messages("messages", given, left_out)
+        turns = messages.messages("messages", given, left_out)
     except Dropped as reason:
         return str(reason)
-    if not told or any(blank(m["content"]) for m in told):
+    if not turns or any(blank(m["content"]) for m in turns):
         return "empty"
-    if len(told) < 2 or told[-1]["role"] != "assistant" or "user" not in {m["role"] for m in told[:-1]}:
+    if len(turns) < 2 or turns[-1]["role"] != "assistant" or "user" not in {m["role"] for m in turns[:-1]}:
         return "no_answer"
-    return {"messages": told}
+    return {"messages": turns}
 
 
 def evaluation_prompt(row, left_out=None):
@@ -215,14 +215,14 @@ def _without_answers(row):
 
 def prepare(task, folder=None):
     """The rows of every split, and counts for each file; there is no gold to write."""
-    made, files = _splits(task)
+    by_split, files = _splits(task)
     if not task.sft_file:
         for name in ("demonstrations", "validation"):
-            made[name] = [{"messages": row["prompt"] + row["chosen"]} for row in made[name]]
-    made = {name: values[: getattr(task, name) or None] for name, values in made.items()}
+            by_split[name] = [{"messages": row["prompt"] + row["chosen"]} for row in by_split[name]]
+    by_split = {name: values[: getattr(task, name) or None] for name, values in by_split.items()}
     for name in ("prompts", "evaluation"):
-        made[name] = [{"id": f"{name}-{i}", "prompt": row["prompt"]} for i, row in enumerate(made[name])]
-    return made, {"files": files}
+        by_split[name] = [{"id": f"{name}-{i}", "prompt": row["prompt"]} for i, row in enumerate(by_split[name])]
+    return by_split, {"files": files}
 
 
 def _splits(task, keep=lambda row: row):
@@ -249,24 +249,23 @@ def _splits(task, keep=lambda row: row):
     pairs = rows_of("preference_file")
     others |= {turn for row in pairs.values() for turn in _user_turns(row)}
     shares = SHARES if task.sft_file else SHARES_WITHOUT_SFT_FILE
-    made = _divided(pairs, shares, task.seed, files["preference_file"])
+    by_split = _divided(pairs, shares, task.seed, files["preference_file"])
     if task.evaluation_file:
         prompts = rows_of("evaluation_file")
-        made["evaluation"] = in_order(prompts)
+        by_split["evaluation"] = in_order(prompts)
         others |= {turn for row in prompts.values() for turn in _user_turns(row)}
     if task.sft_file:
-        told = rows_of("sft_file")
+        conversations = rows_of("sft_file")
         # Only a hub dataset has a split to validate on.
         if is_hub_id(task.sft_file) and not set(VALIDATION).isdisjoint(sources.offered_splits(task.sft_file)):
-            others |= {_user_turns(row)[0] for row in told.values()}
+            others |= {_user_turns(row)[0] for row in conversations.values()}
             tests = rows_of("sft_file", FILES["sft_file"]._replace(splits=VALIDATION), "sft_file_validation")
-            made |= {"demonstrations": in_order(told), "validation": in_order(tests)}
+            by_split |= {"demonstrations": in_order(conversations), "validation": in_order(tests)}
         else:
-            split = {key: split_of(key, SFT_SHARES, "ultra") for key in told}
-            made |= {
-                name: in_order({key: row for key, row in told.items() if split[key] == name}) for name in SFT_SHARES
-            }
-    return made, files
+            split = {key: split_of(key, SFT_SHARES, "ultra") for key in conversations}
+            for name in SFT_SHARES:
+                by_split[name] = in_order({key: row for key, row in conversations.items() if split[key] == name})
+    return by_split, files
 
 
 def _divided(pairs, shares, seed, counts):
