@@ -38,6 +38,7 @@ REMINDER = (
     + ", ".join(f"[[{grade}]]" for grade in GRADES[:-1])
     + f" or [[{GRADES[-1]}]]."
 )
+VARIABLE = "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself"
 HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", "answer_b": "It is five."}
 
 
@@ -48,25 +49,17 @@ class Settings:
     model: Annotated[str, schema.Text(200), schema.ALWAYS] = ""
     """The name by which the server knows it; any server that speaks OpenAI's API."""
     base_url: Annotated[str, schema.Text(schema.PATH, secret=True), schema.ALWAYS] = ""
-    """Nothing: the environment's OPENAI_BASE_URL, or OpenAI's own."""
+    """Empty: the environment's OPENAI_BASE_URL, or OpenAI's own server."""
     key_variable: Annotated[
-        str,
-        schema.Text(
-            100,
-            r"[A-Za-z_][A-Za-z0-9_]*",
-            "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself",
-            empty=False,
-            secret=True,
-        ),
-        schema.ALWAYS,
+        str, schema.Text(100, r"[A-Za-z_][A-Za-z0-9_]*", VARIABLE, empty=False, secret=True), schema.ALWAYS
     ] = "OPENAI_API_KEY"
     """The environment variable that holds the key."""
     templates: Annotated[schema.Path, schema.ALWAYS] = ""
     """A folder of prompts; "": the project's own, salsa/judges/templates."""
     temperature: Annotated[float, schema.Range(0, 100), schema.ALWAYS] | None = 0.0
-    """null leaves a parameter out of what is asked, for a server that refuses it."""
+    """null leaves the parameter out of requests, for a server that refuses it."""
     max_tokens: Annotated[int, schema.Range(1, 2**20), schema.ALWAYS] | None = 1024
-    """Of an answer."""
+    """Of each answer."""
     seed: Annotated[schema.Seed, schema.ALWAYS] | None = 0
     """Of answers that are sampled; another seed draws others."""
     attempts: Annotated[int, schema.Range(1, 100), schema.ALWAYS] = 3
