@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from salsa.workflow import registry, runs, schema
 
-CONTRACT = (*runs.MODEL, "metrics.jsonl", "rollouts.jsonl")
-"""What every algorithm writes.
+CONTRACT = (*runs.MODEL, "metrics.jsonl")
+"""What every algorithm writes: a model's folder `model/`, and its metrics.
 
-metrics.jsonl has a line an iteration: `iteration` (from 0), `kl_to_sft0` and `kl_to_reference` in nats per response,
-and what else it logs. rollouts.jsonl has a line a kept response: `iteration`, `prompt_id`, `prompt`, `response`. A
-reference that has moved stands in `reference/`.
+metrics.jsonl has a line per iteration: `iteration` (from 0), `kl_to_sft0` and `kl_to_reference` in nats per response,
+and what else it logs. An algorithm that samples may write rollouts.jsonl, a line per kept response: `iteration`,
+`prompt_id`, `prompt`, `response`. A reference that has moved stands in `reference/`.
 """
 
 
@@ -36,8 +36,9 @@ class Algorithm:
             the folder `output`, and imports torch when it is called.
         words: (its section) -> how long it trains, in words, for the report.
         resources: resources.Case -> resources.Resources, of a run.
-        may_write: names of files and folders beside those of `CONTRACT` and `reference`.
+        may_write: names of files and folders beside those of `CONTRACT`, rollouts.jsonl and `reference`.
         processes: whether several processes may share a run.
+        remedy: what lowers its memory, as a part of a sentence; for `salsa plan`.
         resumes: whether an interrupted run goes on from a checkpoint, so that a failed job is tried again.
         check: (its section, config.Execution) -> None. ValueError of one line for what no run can honour.
     """
@@ -51,6 +52,7 @@ class Algorithm:
     may_write: tuple = ()
     processes: bool = False
     resumes: bool = False
+    remedy: str = ""
     check: Callable = _nothing
 
     def __post_init__(self):

@@ -131,6 +131,7 @@ ALGORITHM = algorithms.Algorithm(
     may_write=("value_model",),
     processes=True,
     resumes=True,
+    remedy="share the value model (ppo.value_model=shared)",
     check=check,
 )
 

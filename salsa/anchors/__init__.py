@@ -71,7 +71,7 @@ def settings():
 
 
 def frozen_models(reference):
-    """How many models KL is reported to: those of the reference, and sft0 unless it is one of them."""
+    """How many frozen models training holds: those of the reference, and sft0 unless it is one of them."""
     record = kinds()[reference.kind]
     return record.models(reference) + (not record.holds_sft0(reference))
 
@@ -94,7 +94,10 @@ def build(settings, ingredients, earlier=None):
 
     Raises UserError when `earlier` has another content than what the ingredients make.
     """
-    reference = kinds()[settings.reference.kind].build(settings, ingredients, earlier)
+    kind = kinds()[settings.reference.kind]
+    reference = kind.build(settings, ingredients, earlier)
+    if (reference.moves, len(reference.models)) != (kind.moves, kind.models(settings.reference)):
+        raise RuntimeError(f"the reference {kind.kind} moves, or holds models, otherwise than its record says")
     reference.summary = {**reference.summary, "sha256": reference.sha256()}
     if earlier and earlier["sha256"] != reference.summary["sha256"]:
         raise runs.UserError(

@@ -232,10 +232,16 @@ def _policy(entry, parents, plain, gold, texts):
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), texts),
-        gold=rollout_gold(runs.read_jsonl(policy / "rollouts.jsonl"), gold),
+        gold=rollout_gold(_rollouts(policy), gold),
         geometry=runs.read_json(respond / "geometry.json"),
         plane=_csv(parents[f"plane/{entry['index']}"] / "plane.csv") if f"plane/{entry['index']}" in parents else [],
     )
+
+
+def _rollouts(policy):
+    """The kept responses of a training run; none of an algorithm that samples nothing."""
+    path = policy / "rollouts.jsonl"
+    return runs.read_jsonl(path) if path.exists() else []
 
 
 def rollout_gold(rollouts, gold):

@@ -17,6 +17,16 @@ from transformers.cache_utils import DynamicLayer
 
 from salsa.data import chat
 from salsa.rl.forward import Sequences, at_least_float32, concatenate, pad_left, pad_right, positions
+from salsa.workflow import runs
+
+
+def prompt_order(count, iterations, batch_size, seed):
+    """Prompt indices for each iteration: shuffled passes over all prompts, each without its incomplete last batch."""
+    generator, batches = np.random.default_rng(runs.derive_seed(seed, "prompt order", 0)), []
+    while len(batches) < iterations:
+        permutation = generator.permutation(count)
+        batches += [permutation[i : i + batch_size] for i in range(0, count - batch_size + 1, batch_size)]
+    return batches[:iterations]
 
 
 def uniforms(seed, iteration, prompt_ids, length):

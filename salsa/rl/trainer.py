@@ -23,7 +23,7 @@ from tqdm import tqdm
 from salsa import anchors
 from salsa.data import chat
 from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
-from salsa.rl.rollout import uniforms
+from salsa.rl.rollout import prompt_order, uniforms
 from salsa.workflow import runs
 
 LARGEST_IMPORTANCE = 2.0  # the truncation of importance weights
@@ -159,7 +159,7 @@ class Trainer:
 
         When it is asked to `stop`, it saves a checkpoint and exits with 143.
         """
-        order = _prompt_order(len(rows), self.ppo, self.settings.seed)
+        order = prompt_order(len(rows), self.ppo.iterations, self.ppo.batch_size, self.settings.seed)
         checkpoints.load(self.accelerator, self.progress, self.output)
         log = record.Record(
             self.output, self.progress.iteration, self.accelerator.is_main_process, self.ppo.rollouts_every
@@ -532,12 +532,3 @@ class Trainer:
                 f"iteration {iteration}: log-probabilities from sampling and from a fresh forward pass of the policy "
                 f"differ by {difference:.3g} nats per token (at most {LARGEST_DIFFERENCE}); set {remedy}"
             )
-
-
-def _prompt_order(count, ppo, seed):
-    """Prompt indices for each iteration: shuffled passes over all prompts, each without its incomplete last batch."""
-    generator, batches = np.random.default_rng(runs.derive_seed(seed, "prompt order", 0)), []
-    while len(batches) < ppo.iterations:
-        permutation = generator.permutation(count)
-        batches += [permutation[i : i + ppo.batch_size] for i in range(0, count - ppo.batch_size + 1, ppo.batch_size)]
-    return batches[: ppo.iterations]

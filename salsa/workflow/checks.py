@@ -365,7 +365,7 @@ def _check_names_differ(composed):
     seen = set()
     for policy in policies.policies(composed):
         if policy.name in seen:
-            raise UserError(f"two arms or alphas are both shown as {policy['name']}; remove one")
+            raise UserError(f"two arms or alphas are both shown as {policy.name}; remove one")
         seen.add(policy.name)
 
 

@@ -120,12 +120,15 @@ def _hydra():
 
 
 def _check_read(study, overrides):
-    """Refuse overrides of what makes a model, where the model is not made but taken."""
+    """Refuse overrides of what nothing reads: how a model is made that is taken, an algorithm that trains nothing."""
     source = study.model.source
-    keys = [override.get_key_element().lstrip("+~") for override in parse(overrides)]
-    ignored = next((key for key in keys if re.match(r"(base|model\.architecture)(\.|$)", key)), None)
-    if ignored and source != "pretrain":
-        raise UserError(f"{ignored}: of model.source=pretrain alone, and this is {source}; leave it out")
+    for override in parse(overrides):
+        key = override.get_key_element().lstrip("+~")
+        section = key.partition(".")[0]
+        if re.match(r"(base|model\.architecture)(\.|$)", key) and source != "pretrain":
+            raise UserError(f"{key}: of model.source=pretrain alone, and this is {source}; leave it out")
+        if section in config.ALGORITHMS and section not in policies.algorithms_of(policies.expanded_arms(study)):
+            raise UserError(f"{key}: no arm of this study is trained by {section}; leave it out")
 
 
 def _compose_one(overrides):

@@ -6,13 +6,13 @@ file system or a judge behind an API adds.
 
 from dataclasses import asdict, dataclass, field
 
+from salsa import algorithms
 from salsa.workflow import jobs, resources, stages
 from salsa.workflow.resources import Resources
 
 REMEDIES = (
-    "lower execution.micro_batch, execution.rollout_batch or lengths, share the value model (ppo.value_model=shared), "
-    "train adapters (sft.lora_rank, reward_model.lora_rank, ppo.lora_rank), or use more GPUs (execution.gpus, "
-    "processes, accelerate_config)"
+    "lower execution.micro_batch, execution.rollout_batch or lengths, train adapters (lora_rank of the stage's "
+    "section), or use more GPUs (execution.gpus, processes, accelerate_config)"
 )
 
 
@@ -133,7 +133,8 @@ class Survey:
             if stage.gpus:
                 size, limit, where = stage.a_gpu, gpu_memory, "a GPU"
             if limit is not None and size > limit * 2**30:
-                lines.append(f"warning: {name} needs {_size(size)} on {where}, which has {limit:g} GiB; {REMEDIES}")
+                need = f"{name} needs {_size(size)} on {where}, which has {limit:g} GiB"
+                lines.append(f"warning: {need}; {_remedies(name)}")
         return lines
 
     def as_dict(self):
@@ -165,6 +166,11 @@ def survey(result, finished, tflops=None):
         longest.append(path)
         path = before[path]
     return Survey({name: s for name, s in totals.items() if s.runs}, (last, longest[::-1]), tflops is not None)
+
+
+def _remedies(stage):
+    algorithm = algorithms.kinds().get(stage)
+    return f"{algorithm.remedy}, {REMEDIES}" if algorithm and algorithm.remedy else REMEDIES
 
 
 def _size(size):

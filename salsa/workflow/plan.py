@@ -398,7 +398,7 @@ class _Replicate:
         """Add the runs that train a policy and let it answer; returns both as `Trained`."""
         spec = policy.spec
         settings = config.TRAINING[spec.algorithm](
-            seed=self.seed(spec.algorithm),
+            seed=self.seed("ppo"),  # of every algorithm: all arms see the same prompts and the same noise
             kl_coef=spec.kl_coef(policy.kl_coef),
             start=list(spec.start),
             reference=spec.reference,

@@ -38,8 +38,8 @@ MODEL = (
     "model/*.safetensors",
     "model/tokenizer_config.json",
 )  # what a model's folder has at least
-# A trained policy's role -> its name in addresses and manifests, from when PPO alone trained policies: with another
-# name, no published run would be found again.
+# A trained policy's role -> its name in addresses and manifests, from when PPO alone trained policies: another name
+# would give every finished run after a policy another address, and it would run again.
 PUBLISHED_ROLES = {"policy": "ppo"}
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
 

@@ -194,7 +194,7 @@ def test_fsdp2_in_bfloat16_rounds_neither_noise_nor_logprobs(results, prompts, p
     assert {tensor.dtype for tensor in found["weights"].values()} == {torch.float32}
     assert found["metrics"][0]["kl_k2"] < 1e-6  # at its reference: 1e-3 where outputs are rounded
     frozen = models.load_policy(parents["sft0"] / "model", dtype=torch.bfloat16)
-    chosen = trainer._prompt_order(len(prompts[0]), Ppo(iterations=1, batch_size=BATCH), 11)[0]
+    chosen = rollout.prompt_order(len(prompts[0]), 1, BATCH, 11)[0]
     noise = rollout.uniforms(11, 0, [prompts[0][i] for i in chosen], 10)
     ends = chat.end_ids(frozen, tokenizer)
     expected, _, _ = rollout.sample_batch(

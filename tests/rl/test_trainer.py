@@ -351,7 +351,7 @@ def test_training_is_that_of_a_plain_implementation(make, prompts, reward_run, e
     naive = Naive(made, settings, reward_run)
     made.fit([{"id": i, "prompt": ""} for i in prompts[0]], prompts[1])
     metrics = runs.read_jsonl(made.output / "metrics.jsonl")
-    order = trainer._prompt_order(len(prompts[0]), settings.ppo, settings.seed)
+    order = rollout.prompt_order(len(prompts[0]), settings.ppo.iterations, settings.ppo.batch_size, settings.seed)
     ends = []
     for iteration, (chosen, found) in enumerate(zip(order, metrics, strict=True)):
         expected = naive.iterate(iteration, *([column[i] for i in chosen] for column in prompts))
@@ -589,12 +589,11 @@ def test_arms_see_the_same_prompts_and_noise(make, prompts):
 
 
 def test_every_pass_sees_every_prompt_once():
-    ppo = Ppo(iterations=7, batch_size=3)
-    order = trainer._prompt_order(10, ppo, 5)
+    order = rollout.prompt_order(10, 7, 3, 5)
     assert [len(batch) for batch in order] == [3] * 7
     for start in (0, 3):
         assert len({int(i) for batch in order[start : start + 3] for i in batch}) == 9
-    again = trainer._prompt_order(10, Ppo(iterations=3, batch_size=3, learning_rate=1.0), 5)
+    again = rollout.prompt_order(10, 3, 3, 5)
     assert all((a == b).all() for a, b in zip(order[:3], again, strict=True))
     assert any((a != b).any() for a, b in zip(order[:3], order[3:6], strict=True))
 

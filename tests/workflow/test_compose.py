@@ -635,3 +635,9 @@ def test_snakemake_hands_the_overrides_of_salsa_run_on(overrides):
 def test_the_dtype_of_a_package_is_refused_instead_of_ignored():
     with pytest.raises(UserError, match="read as float32"):
         compose.compose(["experiment=smollm2_reviews", "model.dtype=bfloat16"])
+
+
+def test_two_arms_that_differ_in_the_third_decimal_are_refused():
+    near = ['+arms.a.reference.weights=["0.501","0.499"]', '+arms.b.reference.weights=["0.502","0.498"]']
+    with pytest.raises(UserError, match=r"are both shown as start_sft0-ref_soup0\.50-kl_0\.05"):
+        compose.compose(near)
