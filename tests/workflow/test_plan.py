@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from salsa import algorithms
 from salsa.algorithms.ppo import Ppo
 from salsa.workflow import config, plan, policies, runs, schema, stages
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
-    reference = config.Reference(kind, list(weights), rate, every)
+    reference = config.Reference(kind, list(weights), rate=rate, every=every)
     return dataclasses.asdict(config.Arm("", list(start), reference, kl_scale, kl_schedule))
 
 
@@ -68,7 +69,8 @@ def test_runs_come_after_their_parents():
 def test_settings_are_those_of_the_stages():
     """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
     judges = {kind: {"kind": kind} for kind in ("gold", "reward_model", "openai")}
-    changes = {"alphas": ["0.25", "1/3"], "evaluate__plane__arms": ["salsa"], "judges": judges}
+    arms = ARMS | {f"by_{kind}": arm() | {"algorithm": kind} for kind in algorithms.kinds()}
+    changes = {"alphas": ["0.25", "1/3"], "evaluate__plane__arms": ["salsa"], "judges": judges, "arms": arms}
     result = plan.plan([make(seed=seed, point={"seed": str(seed)}, **changes) for seed in (0, 1)])
     assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():

@@ -17,6 +17,7 @@ from snakemake.cli import parse_config
 from snakemake.spawn_jobs import format_cli_arg
 from test_plan import make
 
+from salsa import algorithms
 from salsa.workflow import config, gpus, jobs, places, plan, runs, stages, studies
 from salsa.workflow.bounds import printable
 
@@ -58,6 +59,7 @@ def test_every_rule_quotes_what_it_hands_to_a_shell(tmp_path):
     """The commands of all rules, as Snakemake would run them: of a nasty folder's name each word is a whole path."""
     command = [sys.executable, "-m", "salsa", "run", f"results={hydra_quoted(NASTY)}", "replicates=[0]"]
     command += ["seed=0,1", "evaluate.plane.arms=[salsa]", "execution.processes=2", "execution.gpus=2"]
+    command += [f"+arms.by_{kind}.algorithm={kind}" for kind in algorithms.kinds()]
     options = ["--", "-n", "--printshellcmds", "--directory", str(tmp_path), "--resources", "gpu=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
