@@ -23,47 +23,51 @@ class Ppo(schema.Training):
     mini_batches: schema.Batch = 1
     """Optimizer steps per pass."""
     learning_rate: schema.LearningRate = 0.0001
-    """Adam's, of policy and value model."""
+    """Learning rate of Adam, for policy and value model."""
     schedule: Literal["linear", "constant"] = "linear"
-    """linear: to 0 over the run."""
+    """How the learning rate goes on: linear, to 0 over the run | constant."""
     warmup: Annotated[int, schema.Range(0, 10**6)] = 0
-    """Iterations."""
+    """Iterations in which the learning rate rises."""
     adam_beta1: schema.Part = 0.9
     """Decay of Adam's first moment."""
     adam_beta2: schema.Part = 0.999
-    """Decay of its second."""
+    """Decay of Adam's second moment."""
     adam_epsilon: Annotated[float, schema.Range(1e-30, 1)] = 1e-05
-    """Above 0 in float32, too."""
+    """Adam's epsilon, above 0 in float32, too."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL to the reference, from sampled tokens (k1, k2, k3 of joschu.net/blog/kl-approx.html)."""
+    """Estimator of the KL to the reference, from sampled tokens (joschu.net/blog/kl-approx.html)."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the penalty enters: each token's reward, or the loss."""
     gamma: schema.Share = 1.0
     """Discount of rewards per token."""
     lam: schema.Share = 0.95
-    """GAE's λ."""
+    """GAE's λ (1506.02438)."""
     clip_range: Annotated[float, schema.Range(0, 1000)] = 0.2
-    """Of the probability ratio, about 1."""
+    """How far the probability ratio may move from 1 before it is clipped."""
     value_clip_range: Annotated[float, schema.Range(0, 10**6)] = 0.2
-    """Of the value, about the old one."""
+    """How far a value may move from the old one before it is clipped."""
     value_coef: Annotated[float, schema.Range(0, 10**6)] = 0.1
     """Weight of the value loss."""
     value_model: Literal["reward_model", "sft", "shared"] = "reward_model"
-    """A network of its own that starts as the reward model (reward_model) or as the policy does, with a head of zeros
-    (sft), or a head of zeros on the policy's trunk (shared).
+    """reward_model: a network of its own that starts as the reward model | sft: one that starts as the policy does,
+    with a head of zeros | shared: a head of zeros on the policy's trunk.
     """
     max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
-    """Gradients of both networks together are scaled down to it."""
+    """Norm to which the gradients of both networks together are clipped."""
     temperature: schema.Temperature = 1.0
-    """Of sampling in training; log-probabilities are taken at it."""
+    """Temperature of sampling in training; log-probabilities are taken at it."""
     score_normalisation: Literal["constants", "batch", "none"] = "constants"
-    """constants: shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch | none."""
+    """constants: scores are shifted and scaled as on sft0's samples | batch: to mean 0 and deviation 1 in each batch |
+    none.
+    """
     score_clip: Annotated[float, schema.Range(0, 10**6)] = 0.0
     """Largest absolute score that is paid, after normalisation; 0: no limit."""
     missing_eos_penalty: Annotated[float, schema.Range(0, 10**6)] = 1.0
-    """Taken off the score of a response that does not end by itself."""
+    """What is taken off the score of a response that does not end by itself."""
     whiten_advantages: schema.Switch = True
-    """Rescales what is paid, but not a penalty in the loss: kl_in=loss is several times weaker with it."""
+    """Whether advantages are whitened. It rescales what is paid, but not a penalty in the loss: kl_in=loss is several
+    times weaker with it.
+    """
 
     @model_validator(mode="after")
     def _consistent(self):

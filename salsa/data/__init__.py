@@ -26,17 +26,17 @@ class TaskSettings(schema.Kind):
     """
 
     kind: str
-    """The world."""
+    """The world that all of it comes from."""
     seed: schema.Seed = 0
-    """Of what is generated, and of what is taken for which purpose."""
+    """Seed of what is generated, and of what is taken for which purpose."""
     demonstrations: schema.Count = 0
-    """For SFT."""
+    """Demonstrations for SFT."""
     validation: schema.Count = 0
     """Demonstrations that measure SFT's loss."""
     preferences: schema.Count = 0
-    """Prompts (sampled preferences) or pairs (given preferences)."""
+    """Prompts (sampled preferences) or pairs (given preferences) for the reward model."""
     prompts: schema.Count = 0
-    """To train policies on."""
+    """Prompts to train policies on."""
     evaluation: schema.Count = 0
     """Development prompts on which KL and rewards of final policies are reported."""
 
@@ -46,9 +46,9 @@ class BenchmarkSettings(schema.Kind):
     """What policies are compared on: the settings of every kind of benchmark."""
 
     kind: str
-    """Which prompts."""
+    """The kind of prompts."""
     prompts: schema.Count = 0
-    """Upper limit; 0: all."""
+    """Largest number of prompts; 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,9 @@ class Settings(schema.Kind):
     """Who compares two responses: the settings that every kind of judge has."""
 
     kind: str
-    """What judges."""
+    """The kind of judge."""
     tournament: schema.Switch = False
-    """Not only against sft0 and the plain anchor: every pair of policies at one kl_coef."""
+    """Compare every pair of policies at one kl_coef, not only each with sft0 and the plain anchor."""
 
 
 @dataclass(frozen=True, kw_only=True)

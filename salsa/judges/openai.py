@@ -57,11 +57,11 @@ class Settings:
     templates: Annotated[schema.Path, schema.ALWAYS] = ""
     """A folder of prompts; "": the project's own, salsa/judges/templates."""
     temperature: Annotated[float, schema.Range(0, 100), schema.ALWAYS] | None = 0.0
-    """null leaves the parameter out of requests, for a server that refuses it."""
+    """Temperature of answers; null leaves the parameter out of requests, for a server that refuses it."""
     max_tokens: Annotated[int, schema.Range(1, 2**20), schema.ALWAYS] | None = 1024
-    """Of each answer."""
+    """Longest answer, in tokens."""
     seed: Annotated[schema.Seed, schema.ALWAYS] | None = 0
-    """Of answers that are sampled; another seed draws others."""
+    """Seed of answers that are sampled."""
     attempts: Annotated[int, schema.Range(1, 100), schema.ALWAYS] = 3
     """Answers asked for until one holds a verdict."""
 

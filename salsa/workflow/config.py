@@ -66,17 +66,17 @@ class Architecture:
     """A Llama that the project pretrains itself."""
 
     vocabulary_size: Annotated[int, Range(1, 2**20)] = 512
-    """Of the tokenizer, which is trained too."""
+    """Size of the vocabulary of the tokenizer, which is trained too."""
     hidden_size: Annotated[int, Range(1, 2**14)] = 128
     """Width of the residual stream."""
     intermediate_size: Annotated[int, Range(1, 2**16)] = 384
     """Width of the MLP."""
     layers: Annotated[int, Range(1, 200)] = 4
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: Annotated[int, Range(1, 1024)] = 4
-    """Attention heads of a block."""
+    """Attention heads of each block."""
     max_length: Annotated[int, Range(2, 2**20)] = 192
-    """Positions, in tokens."""
+    """Longest text, in tokens."""
 
 
 @dataclass()
@@ -84,7 +84,7 @@ class Model:
     """A base model: made by the project (`pretrain`), from a package's GGUF (`package`), or a hub id or folder."""
 
     name: Label
-    """In labels of runs, tables and cards."""
+    """Name in labels of runs, tables and cards."""
     source: Literal["pretrain", "package", "hub"]
     """pretrain: the project makes it | package: a Python package holds it as GGUF | hub: the hub, or a folder."""
     path: Path = ""
@@ -94,13 +94,13 @@ class Model:
     ) = None
     """Branch, tag or commit on the hub; null: the newest, whose commit is recorded."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights on disk."""
+    """Type of the weights on disk."""
     pickled_weights: Switch = False
     """Read pickles (pytorch_model.bin), where there are no safetensors; tensors alone."""
     chat_template: Label | None = None
     """A file of salsa/data/templates, without .jinja; null: the model's own."""
     architecture: Architecture = field(default_factory=Architecture)
-    """pretrain: of the Llama."""
+    """The Llama that is pretrained (source: pretrain)."""
 
 
 @dataclass()
@@ -108,9 +108,9 @@ class Corpus(Kind):
     """Pretraining text."""
 
     kind: Literal[*PRETRAINED_ON, "none"]
-    """A world that has one, or none."""
+    """The world whose text it is; none: no pretraining."""
     seed: Annotated[Seed, ReadBy(*PRETRAINED_ON), ALWAYS] = 0
-    """Of what is generated or chosen."""
+    """Seed of what is generated or chosen."""
     documents: Annotated[int, Range(0, 10**7), ReadBy(*PRETRAINED_ON), ALWAYS] = 0
     """Stories or reviews that the model is pretrained on."""
 
@@ -120,13 +120,13 @@ class Data:
     """What models learn from: text to pretrain on, and the task."""
 
     name: Label
-    """In labels of runs and tables."""
+    """Name in labels of runs and tables."""
     preferences: Literal["sampled", "given"] = "sampled"
     """sampled: pairs drawn from the SFT models, labelled by gold | given: read from data."""
     corpus: Corpus
-    """What a model of the project's own is pretrained on."""
+    """Text that a model of the project's own is pretrained on."""
     task: Task
-    """What everything after it learns from."""
+    """What SFT, reward model, training and evaluation are made from."""
 
 
 @dataclass()
@@ -134,19 +134,19 @@ class Arm:
     """A way to train a policy: by what algorithm, from where (weights over the SFT models), against what reference."""
 
     description: Prose = ""
-    """For the table of arms."""
+    """What the table of arms says of it."""
     start: Weights = listed("1")
     """Where the policy starts: weights over the SFT models."""
     reference: Reference = field(default_factory=Reference)
     """What its KL penalty is measured from."""
     kl_scale: Annotated[float, Range(above=0, at_most=10**6)] = 1.0
-    """Of the study's kl_coef."""
+    """Factor by which this arm multiplies the study's kl_coef."""
     kl_schedule: KlSchedule | None = None
-    """null: that of the algorithm's section."""
+    """How kl_coef changes over the run; null: as in the algorithm's section."""
     kl_coefs: KlCoefs | None = None
-    """Those of the study's that it is run at; null: all."""
+    """The study's kl_coefs at which this arm is run; null: all."""
     algorithm: Annotated[Literal[*algorithms.kinds()], ADDED] = "ppo"
-    """What trains it."""
+    """What trains the policy."""
 
 
 @dataclass()
@@ -164,19 +164,19 @@ class Base:
     """Pretraining, for `model.source: pretrain`."""
 
     seed: Seed = 0
-    """Of the first weights and the order of documents."""
+    """Seed of the first weights and of the order of documents."""
     epochs: Annotated[int, Range(1, 10000)] = 1
     """Passes over the corpus."""
     batch_size: Batch = 64
-    """Blocks per step."""
+    """Blocks per optimizer step."""
     block_length: Annotated[int, Range(2, 2**20)] = 128
     """Tokens of a block."""
     learning_rate: LearningRate = 0.001
-    """The highest, after the warm-up."""
+    """Learning rate after the warm-up, from where it falls to 0."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.01
-    """AdamW's."""
+    """Weight decay of AdamW."""
     warmup: Part = 0.05
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
 
 
 @dataclass()
@@ -188,19 +188,19 @@ class Sft:
     epochs: Annotated[int, Range(1, 10000)] = 3
     """Passes over the demonstrations."""
     batch_size: Batch = 32
-    """Demonstrations per step, over all processes."""
+    """Demonstrations per optimizer step, over all processes."""
     learning_rate: LearningRate = 0.0001
-    """The highest, after the warm-up."""
+    """Learning rate after the warm-up, from where it falls to 0."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
-    """AdamW's."""
+    """Weight decay of AdamW."""
     warmup: Part = 0.05
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
     dropout: Part = 0.0
     """Attention dropout while training; with the data order, what a seed changes."""
     stop: Literal["validation", "epochs"] = "validation"
     """validation: the epoch of lowest validation loss | epochs: the last, over-fitted or not."""
     lora_rank: LoraRank = 0
-    """Low-rank adapters on every linear layer but the head, merged in the end; 0: all are trained."""
+    """Rank of low-rank adapters on every linear layer but the head, merged in the end; 0: all weights are trained."""
     lora_alpha: LoraAlpha = 16.0
     """Adapters are scaled by lora_alpha / lora_rank."""
 
@@ -216,19 +216,19 @@ class RewardModel:
     epochs: Annotated[int, Range(1, 10000)] = 1
     """Passes over the pairs."""
     batch_size: Batch = 64
-    """Pairs per step, over all processes."""
+    """Pairs per optimizer step, over all processes."""
     learning_rate: LearningRate = 0.0001
-    """The highest, after the warm-up."""
+    """Learning rate after the warm-up, from where it falls to 0."""
     warmup: Part = 0.05
-    """Share of the steps."""
+    """Share of the steps in which the learning rate rises."""
     gold_temperature: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
     """Bradley-Terry noise of sampled preferences, in units of gold."""
     normalisation_prompts: Annotated[int, Range(2, MOST)] = 256
     """Prompts on which sft0's samples fix the reward's shift and scale: a deviation takes two."""
     lora_rank: LoraRank = 0
-    """As in Sft; the head, which sft0 has none of, is trained whole."""
+    """Rank of low-rank adapters; 0: all weights are trained. The head, which sft0 has none of, is trained whole."""
     lora_alpha: LoraAlpha = 16.0
-    """As in Sft."""
+    """Adapters are scaled by lora_alpha / lora_rank."""
 
     @model_validator(mode="after")
     def _a_batch_at_least(self):
@@ -242,13 +242,13 @@ class Gates:
     """Conditions, read before PPO, without which a comparison of references says nothing. They warn, not stop."""
 
     smallest_kl: Annotated[float, Range(0, 10**6)] = 0.05
-    """KL(sft0 ‖ soup), nats per response; nearer to sft0, SALSA is PPO."""
+    """Smallest KL(sft0 ‖ soup), nats per response; nearer to sft0, SALSA is PPO."""
     lowest_agreement: Share = 0.75
-    """Of the reward model with gold, on held-out pairs."""
+    """Lowest agreement of the reward model with gold, on held-out pairs."""
     highest_agreement: Share = 0.95
-    """Above it, the proxy is as good as gold, and nothing is over-optimised."""
+    """Highest agreement; above it, the proxy is as good as gold, and nothing is over-optimised."""
     largest_barrier: Annotated[float, Range(0, 10**6)] = 0.01
-    """Nats per token, of the loss between the SFT models above their ends' line."""
+    """Largest rise of the loss between the SFT models above their ends' line, nats per token."""
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -263,15 +263,15 @@ class Plane:
     """Reward over the plane through sft0, sft1 and a trained policy, and along sft0 -> policy beyond both ends."""
 
     arms: Labels = listed()
-    """Whose policies span a plane; none: no plane."""
+    """Arms whose policies span a plane; none named: no plane."""
     kl_coef: KlCoef | None = None
-    """Of these policies; null: the first that the arm is run at."""
+    """The kl_coef of these policies; null: the first that the arm is run at."""
     replicates: Annotated[int, Range(0, 1000)] = 1
-    """Of the study's, the first so many."""
+    """How many of the study's replicates have a plane, from the first on."""
     step: Annotated[str, Range(above=0, at_most=1, in_text=True)] = "1/4"
-    """Of the weights on the grid."""
+    """Distance between points of the grid, in weight."""
     margin: Annotated[str, Range(0, 5, in_text=True)] = "1/2"
-    """How far the grid goes beyond the three models."""
+    """How far the grid goes beyond the three models, in weight."""
     prompts: Annotated[int, Range(1, MOST)] = 64
     """Evaluation prompts answered at each point."""
 
@@ -292,13 +292,13 @@ class Evaluate:
     """How policies answer benchmarks, and what is measured of SFT models and of the space of weights."""
 
     temperature: Temperature = 1.0
-    """Of benchmark answers; reported KL is always at temperature 1."""
+    """Temperature of benchmark answers; reported KL is always at temperature 1."""
     alphas: Alphas = listed("0", "0.25", "0.5", "0.75", "1")
-    """SFT soups along the line."""
+    """Places on the line from sft0 to sft1 whose soups are measured."""
     gates: Gates = field(default_factory=Gates)
     """What has to hold before PPO."""
     plane: Plane = field(default_factory=Plane)
-    """Of rewards over weights."""
+    """The plane of weights over which rewards are measured."""
 
 
 @dataclass()
@@ -306,7 +306,7 @@ class Claim:
     """A hypothesis, fixed before the run: candidate minus baseline is above 0, and by how much it would matter."""
 
     text: Prose
-    """In words."""
+    """The hypothesis in words."""
     measure: Literal["kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable"]
     """What is compared, each arm at its chosen kl_coef."""
     smallest_effect: Annotated[float, Range(above=0, at_most=10**6)]
@@ -314,9 +314,9 @@ class Claim:
     origin: Literal["abstract", "control"] = "abstract"
     """abstract: the paper says so | control: what another explanation denies."""
     candidate: Label = "salsa"
-    """An arm."""
+    """The arm that is claimed to do better."""
     baseline: Label = PLAIN
-    """An arm; `ppo` is the plain anchor, whatever its arm is called."""
+    """The arm that it is compared with; `ppo` is the plain anchor, whatever its arm is called."""
     benchmarks: Labels = listed()
     """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
     meaning: Prose = ""
@@ -334,19 +334,19 @@ class Stability:
     """When a trained policy counts as stable, and when as collapsed."""
 
     lowest_end_rate: Annotated[float, Range(0, 1000)] = 0.9
-    """Share of evaluation responses that end by themselves, relative to sft0's."""
+    """Lowest share of evaluation responses that end by themselves, relative to sft0's."""
     shortest_length: Annotated[float, Range(0, 1000)] = 0.5
-    """Mean response length, relative to sft0's."""
+    """Shortest mean response length, relative to sft0's."""
     largest_gold_loss: Annotated[float, Range(0, 10**6)] = 0.02
-    """Gold of the last kept rollouts below their peak."""
+    """Largest fall of gold from its peak to the last kept rollouts."""
     collapsed_end_rate: Annotated[float, Range(0, 1000)] = 0.5
-    """Beyond this, as beyond the next two, a policy is marked as collapsed wherever it is shown. Share of responses
-    that end, by sft0's.
-    """
+    """Share of responses that end, relative to sft0's, under which a policy counts as collapsed."""
     collapsed_length: Annotated[float, Range(0, 1000)] = 0.1
-    """Mean response length, by sft0's."""
+    """Mean response length, relative to sft0's, under which a policy counts as collapsed."""
     collapsed_kl: Annotated[float, Range(above=0, at_most=10**6)] = 5.0
-    """KL(policy ‖ sft0), nats per token: its tokens are such as sft0 gives less than 1 % (e⁻⁵)."""
+    """KL(policy ‖ sft0), nats per token, above which a policy counts as collapsed: its tokens are such as sft0 gives
+    less than 1 % (e⁻⁵).
+    """
 
 
 @dataclass()
@@ -357,11 +357,13 @@ class JudgeLimits:
     """
 
     largest_error_share: Share = 0.1
-    """Of its answers: errors on 10 % of the prompts that differ from the others by 30 points move a rate by 3."""
+    """Largest share of answers without a verdict: errors on 10 % of the prompts that differ from the others by 30
+    points move a rate by 3.
+    """
     smallest_discrimination: Share = 0.0
-    """Share of verdicts that follow the answers."""
+    """Smallest share of verdicts that follow the answers."""
     smallest_kappa: Annotated[float, Range(-1, 1)] = 0.0
-    """Agreement with gold beyond chance, where gold is."""
+    """Smallest agreement with gold beyond chance, where there is gold."""
 
 
 @dataclass()
@@ -371,13 +373,13 @@ class Report:
     bootstrap: Annotated[int, Range(1, 100000)] = 2000
     """Resamples of prompts for each interval."""
     seed: Seed = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     samples: Annotated[int, Range(0, 1000)] = 5
     """Prompts per benchmark, answered by every arm side by side."""
     reader: Annotated[int, Range(0, 10000)] = 20
     """Prompts per benchmark, with every policy's responses and verdicts, in report.html."""
     judges: JudgeLimits = field(default_factory=JudgeLimits)
-    """When a judge can't be believed."""
+    """Limits beyond which no claim is read from a judge's verdicts."""
 
 
 @dataclass()
@@ -385,15 +387,15 @@ class Objective:
     """The number that a sweeper maximises, read from a finished study; no part of any address."""
 
     arm: Annotated[str, Text(64)] = ""
-    """Nothing: salsa, or the last arm where there is none of that name."""
+    """The arm; nothing: salsa, or the last arm where there is none of that name."""
     kl_coef: KlCoef | None = None
-    """Of the study's; null: the first that the arm is run at."""
+    """One of the study's kl_coefs; null: the first that the arm is run at."""
     measure: Literal["", "gold_reward", "reward", "win_rate"] = ""
     """gold_reward | reward: the arm's mean minus sft0's | win_rate: against sft0, by the first judge, mean over
     benchmarks | "": gold_reward, or win_rate where the data has no gold.
     """
     kl_budget: Annotated[float, Range(0, 10**6)] | None = None
-    """Of KL(policy ‖ sft0), nats per response; null: no limit."""
+    """Largest KL(policy ‖ sft0) that costs nothing, nats per response; null: no limit."""
     kl_penalty: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
     """Taken off for each nat above the budget, in the measure's unit."""
 
@@ -411,7 +413,7 @@ class Execution:
     threads: Annotated[int, Range(1, 1024)] = 1
     """CPU threads of a training or sampling job."""
     micro_batch: Batch = 64
-    """Sequences a forward and backward pass."""
+    """Sequences per forward and backward pass."""
     rollout_batch: Batch = 128
     """Sequences sampled at once."""
     gradient_checkpointing: Switch = False
@@ -419,23 +421,23 @@ class Execution:
     compile: Switch = False
     """torch.compile of PPO's training passes; needs a C++ compiler, warms up for a minute."""
     rollouts: Literal["transformers", "vllm"] = "transformers"
-    """What samples PPO's responses and answers."""
+    """What samples a policy's responses, in training and evaluation."""
     processes: Annotated[int, Range(1, 1024)] = 1
-    """Of a run of SFT, a reward model or PPO, started by `accelerate launch`."""
+    """Processes of a run of SFT, a reward model or a policy, started by `accelerate launch`."""
     accelerate_config: Path = ""
-    """Its configuration file: FSDP, DeepSpeed (conf/accelerate)."""
+    """Configuration file of Accelerate, for FSDP or DeepSpeed (conf/accelerate)."""
     checkpoint_every: Annotated[int, Range(0, 10**6)] = 10
-    """PPO iterations between checkpoints; 0: only when it is told to stop."""
+    """Iterations of training a policy between checkpoints; 0: only when it is told to stop."""
     keep_value_models: Switch = True
     """Write PPO's value models too, which take as much disk as its policies."""
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 30.0
-    """Between checkpoints of SFT and reward models; 0: only when told to stop."""
+    """Minutes between checkpoints of SFT and reward models; 0: only when they are told to stop."""
     memory_mb: Annotated[int, Range(1, 10**9)] = 2000
-    """Of a job, in MB, for the scheduler."""
+    """Memory of a job in MB, for the scheduler."""
     runtime: Annotated[int, Range(1, 10**6)] = 60
-    """Minutes."""
+    """Time limit of a job in minutes, for the scheduler."""
     gpus: Annotated[int, Range(0, 1024)] = 0
-    """Of a job; 0: none."""
+    """GPUs of a job; 0: none."""
     judge_concurrency: Annotated[int, Range(1, 1000)] = 8
     """Questions at once, to a judge over the network."""
     judge_timeout: Annotated[float, Range(above=0, at_most=86400)] = 120.0
@@ -443,13 +445,13 @@ class Execution:
     judge_retries: Annotated[int, Range(0, 1000)] = 6
     """Further tries after a failure of the network or the server."""
     judge_requests: Annotated[int, Range(0, 10**12)] = 0
-    """Budget of a judge run; 0: no limit. One that is used up ends the run, which can go on."""
+    """Most requests of a judge run; 0: no limit. A run whose budget is used up ends, and can go on."""
     judge_tokens: Annotated[int, Range(0, 10**15)] = 0
-    """As judge_requests, in tokens."""
+    """Most tokens of a judge run; 0: no limit."""
     judge_check: Switch = True
     """Try, before the first job, whether the judge's server takes a connection."""
     trackers: Annotated[list[Tracker], Items()] = listed()
-    """Accelerate's: tensorboard, wandb, …"""
+    """Where metrics are logged to, by Accelerate: tensorboard, wandb, …"""
     shipped_base: Switch = True
     """Copy the checkpoint that comes with the project where its address is the run's."""
 
@@ -470,9 +472,9 @@ class Sections:
     """A study: its list axes, what every stage does, and how it is executed. `Config` adds each algorithm's section."""
 
     name: Label = "default"
-    """Of the study: of its folder and its report."""
+    """Name of the study, of its folder and its report."""
     title: Prose = ""
-    """Of the report; nothing: its name."""
+    """Title of the report; nothing: the name."""
     seed: Seed = 0
     """The root of all seeds."""
     results: Annotated[str, Text(PATH, empty=False)] = "results"
@@ -496,15 +498,15 @@ class Sections:
     benchmarks: Annotated[dict[EntryName, Benchmark], Items()] = field(default_factory=dict)
     """Prompts that policies are compared on, by name."""
     judges: Annotated[dict[EntryName, Judge], Items()] = field(default_factory=dict)
-    """Who compares, by name."""
+    """Judges that compare policies, by name."""
     model: Model
     """The base model."""
     data: Data
-    """What everything is learned from."""
+    """What models learn from."""
     lengths: Lengths = field(default_factory=Lengths)
-    """Of prompts and responses."""
+    """Lengths of prompts and responses."""
     base: Base = field(default_factory=Base)
-    """Pretraining."""
+    """How the base model is pretrained."""
     sft: Sft = field(default_factory=Sft)
     """Supervised fine-tuning, from the base model."""
     reward_model: RewardModel = field(default_factory=RewardModel)
@@ -512,9 +514,9 @@ class Sections:
     evaluate: Evaluate = field(default_factory=Evaluate)
     """How policies answer, and what is measured beside them."""
     report: Report = field(default_factory=Report)
-    """Its intervals and samples."""
+    """Intervals and samples of the report."""
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
-    """Hypotheses, by name."""
+    """Hypotheses that are fixed before the run, by name."""
     stability: Stability = field(default_factory=Stability)
     """When a policy counts as stable or collapsed."""
     objective: Objective = field(default_factory=Objective)

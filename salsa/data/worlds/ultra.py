@@ -178,9 +178,9 @@ class Settings:
     sft_file: Annotated[schema.Path, schema.ALWAYS] = ""
     """Conversations: ORG/NAME, ORG/NAME@REVISION, or a local file (docs/extending.md)."""
     preference_file: Annotated[schema.Path, schema.ALWAYS] = ""
-    """Pairs: the same forms."""
+    """Preference pairs, in the same forms."""
     evaluation_file: Annotated[schema.Path, schema.ALWAYS] = ""
-    """Development prompts: the same forms; nothing: held out from the pairs."""
+    """Development prompts, in the same forms; nothing: a share of the pairs' prompts."""
 
 
 def read(source, file, others=frozenset(), keep=lambda row: row):
