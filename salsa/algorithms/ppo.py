@@ -117,6 +117,7 @@ def resources_of(case):
 
 
 def check(section, execution):
+    """ValueError where processes can't share a mini-batch evenly."""
     size = section.batch_size // section.mini_batches
     if size % execution.processes:
         raise ValueError(

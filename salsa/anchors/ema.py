@@ -20,6 +20,7 @@ class Settings:
 
 
 def build(settings, ingredients, earlier):
+    """A copy of the soup, moved a little towards the policy after each iteration."""
     from salsa.rl.reference import Moving, described
 
     rate = settings.reference.rate
@@ -32,6 +33,7 @@ def build(settings, ingredients, earlier):
 
 
 def check(key, reference, training):
+    """ValueError for a rate by which nothing would move, or further than the policy."""
     rate = reference.rate
     if not 0 < rate <= 1:
         raise ValueError(f"{key}.rate={rate}: must be above 0 and at most 1, the policy's share after each iteration")

@@ -10,6 +10,7 @@ from salsa.workflow.weights import soup_words, weights_label
 
 
 def build(settings, ingredients, earlier):
+    """Each SFT model with a weight of its own in the penalty."""
     from salsa.rl.reference import Reference, described
 
     weights = {i: float(weight) for i, weight in enumerate(map(Fraction, settings.reference.weights)) if weight}
@@ -18,6 +19,7 @@ def build(settings, ingredients, earlier):
 
 
 def check(key, reference, training):
+    """ValueError for a weight below 0, or for one model alone."""
     weights = [Fraction(weight) for weight in reference.weights]
     if min(weights) < 0:
         weights = ",".join(reference.weights)

@@ -92,6 +92,7 @@ def _mean_kl(model, reference, batches, micro_batch):
 
 
 def check(key, reference, training):
+    """ValueError for a soup that is sft0 itself, at no distance from it."""
     if Fraction(reference.weights[0]) == 1:
         raise ValueError(f"{key}: noise as far as sft0 from sft0 is none; give a soup's weights")
 

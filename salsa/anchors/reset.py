@@ -16,6 +16,7 @@ class Settings:
 
 
 def build(settings, ingredients, earlier):
+    """A copy of the soup, which becomes the policy after every so many iterations."""
     from salsa.rl.reference import Moving, described
 
     every = settings.reference.every
@@ -29,6 +30,7 @@ def build(settings, ingredients, earlier):
 
 
 def check(key, reference, training):
+    """ValueError where no iteration would reset it."""
     every, iterations = reference.every, training.iterations
     if not 1 <= every < iterations:
         raise ValueError(

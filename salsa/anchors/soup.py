@@ -7,6 +7,7 @@ from salsa.workflow.weights import soup_words, weights_label
 
 
 def build(settings, ingredients, earlier):
+    """The weight average itself, which stays as it is."""
     from salsa.rl.reference import Reference, described
 
     return Reference([ingredients.mix(settings.reference.weights)], described(settings))

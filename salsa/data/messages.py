@@ -18,10 +18,12 @@ INVISIBLE = set("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(code) for code in
 
 
 def user(text):
+    """A message of the user."""
     return {"role": "user", "content": text}
 
 
 def assistant(text):
+    """A message of the assistant."""
     return {"role": "assistant", "content": text}
 
 

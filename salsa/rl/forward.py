@@ -30,6 +30,7 @@ class Sequences:
 
     @property
     def prompt_length(self):
+        """Length of the prompts with their padding."""
         return self.tokens.shape[1] - self.response_mask.shape[1]
 
     @property

@@ -57,6 +57,7 @@ class ActorCritic(torch.nn.Module):
             layer.training = on
 
     def forward(self, task, *arguments):
+        """Call the method `task`: DDP and FSDP see what goes through `forward` alone."""
         return getattr(self, task)(*arguments)
 
     @property
@@ -73,9 +74,11 @@ class ActorCritic(torch.nn.Module):
         return logprobs, entropies, self._head(forward.before_responses(hidden, sequences))
 
     def logprobs(self, sequences):
+        """The log-probabilities of response tokens, (B, T)."""
         return forward.response_logprobs(self.policy, sequences, self.temperature)[0]
 
     def values(self, sequences):
+        """The values before each response token, (B, T)."""
         if not self.shared:
             return self.value_model.values(sequences)
         return self._head(forward.before_responses(forward.hidden_states(self.policy, sequences), sequences))

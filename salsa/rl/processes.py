@@ -18,6 +18,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def make_accelerator(settings, device, execution, output):
+    """The Accelerator of a run."""
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         # Buffers never change, so that DDP need not send them at each step.

@@ -91,10 +91,12 @@ class Clock:
         self.start = self.last = time.perf_counter()
 
     def lap(self, name):
+        """End the phase `name`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # kernels run on after their call returns
         now = time.perf_counter()
         self.laps[f"seconds_{name}"], self.last = now - self.last, now
 
     def seconds(self):
+        """Name -> seconds of each phase, and of all."""
         return {**self.laps, "seconds": self.last - self.start}

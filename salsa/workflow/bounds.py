@@ -111,6 +111,7 @@ class Range(Rule):
         return None if inside else self.words()
 
     def words(self):
+        """What is allowed, for messages."""
         if self.at_least is not None and self.at_most is not None and self.at_most - self.at_least < 10:
             return f"must lie between {self.at_least} and {self.at_most}"
         low = f"at least {self.at_least}" if self.above is None else f"above {self.above}"

@@ -138,6 +138,7 @@ class Survey:
         return lines
 
     def as_dict(self):
+        """The survey as JSON holds it."""
         stages = {name: asdict(stage) for name, stage in self.stages.items()}
         if not self.timed:
             return {"stages": stages}

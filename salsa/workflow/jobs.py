@@ -100,6 +100,7 @@ def distributed_type(path):
 
 
 def finished(plan, path):
+    """Whether the run at a path of the plan has its manifest."""
     return (Path(plan.results) / path / runs.MANIFEST).exists()
 
 

@@ -126,6 +126,7 @@ def _swept(override):
 
 
 def parse(overrides):
+    """Hydra's Override of each text. UserError for what is none."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -164,6 +165,7 @@ def presets(group):
 
 
 def first_line(error):
+    """What an error of Hydra or OmegaConf says, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])  # Hydra's "ValidationError raised while composing:"
     return bounds.printable(said.rstrip(".")[:300])

@@ -249,19 +249,23 @@ class _Study:
         return add_run(self.result, stage, label, schema.dump(settings), parents, self.execution, replicate, after)
 
     def add_prepare(self):
+        """The run that makes demonstrations, preferences and prompts."""
         section = self.config.data
         return self.add_run("prepare", section.name, config.PrepareSettings(section.task, self.files_of("prepare")), {})
 
     def files_of(self, run):
+        """Name -> content of the local files that a run reads."""
         return self.files.get(run, {})
 
     def add_benchmark(self, name):
+        """The run that makes a benchmark's prompts."""
         section, benchmark = self.config.data, self.config.benchmarks[name]
         files = self.files_of("prepare") | self.files_of(f"benchmark/{name}")
         settings = config.BenchmarkSettings(name, benchmark, section.task, files)
         return self.add_run("benchmark", f"{section.name}-{name}", settings, {"prepare": self.prepare})
 
     def add_base(self):
+        """The run that makes or takes the base model, after its corpus."""
         model, corpus = self.config.model, self.config.data.corpus
         if model.source != "pretrain":
             return self.add_run("base", model.name, config.BaseSettings(model, files=self.files_of("base")), {})
@@ -293,6 +297,7 @@ class Trained(NamedTuple):
 
     @property
     def name(self):
+        """Its name in verdicts."""
         return self.policy.name
 
 
@@ -313,6 +318,7 @@ class _Replicate:
 
     @property
     def parents(self):
+        """What most runs of a replicate read."""
         return {"prepare": self.study.prepare, "reward_model": self.reward_model}
 
     def add(self, members, parents):
@@ -356,12 +362,14 @@ class _Replicate:
         return {f"opponent{i}": (other.name, "policy", other.respond) for i, other in earlier if not other.policy.plain}
 
     def seed(self, stage, index=0):
+        """The replicate's seed of a stage."""
         return runs.derive_seed(self.config.seed, stage, self.number, index)
 
     def add_run(self, stage, label, settings, parents, after=()):
         return self.study.add_run(stage, label, settings, parents, self.number, after)
 
     def add_sft(self, index):
+        """The run that trains one SFT model."""
         settings = config.SftSettings(
             seed=self.seed("sft", index),
             sft=_adapters(
@@ -373,6 +381,7 @@ class _Replicate:
         return self.add_run("sft", f"{self.label}-s{index}", settings, parents)
 
     def add_reward_model(self, label, index, preferences):
+        """A run that trains a reward model, on preferences that the SFT models' samples or the data give."""
         source = self.config.data.preferences
         settings = config.RewardModelSettings(
             seed=self.seed("reward_model", index),
@@ -384,6 +393,7 @@ class _Replicate:
         return self.add_run("reward_model", label, settings, {"prepare": self.study.prepare, **samplers})
 
     def add_landscape(self):
+        """The run that measures the line between the first two SFT models."""
         evaluate = self.config.evaluate
         settings = config.LandscapeSettings(
             seed=self.seed("respond"),  # as the policies answer, so that noise is shared
@@ -418,12 +428,14 @@ class _Replicate:
         return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=schedule))
 
     def add_respond(self, label, spec, run):
+        """The run that lets a policy answer."""
         settings = config.RespondSettings(self.seed("respond"), self.config.evaluate.temperature, self.config.lengths)
         mixed = {f"sft{i}": self.sft[i] for i in anchors.needed(spec.reference)}  # the reference, once more
         parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
         return self.add_run("respond", label, settings, parents)
 
     def spans_plane(self, policy):
+        """Whether the study wants the plane through a policy."""
         plane = self.config.evaluate.plane
         kl_coefs = [other.kl_coef for other in self.study.policies if other.spec == policy.spec]
         return (
@@ -434,6 +446,7 @@ class _Replicate:
         )
 
     def add_plane(self, one):
+        """The run that measures the plane through a policy."""
         plane = self.config.evaluate.plane
         settings = config.PlaneSettings(
             seed=self.seed("respond"),
@@ -446,6 +459,7 @@ class _Replicate:
         return self.add_run("plane", f"{self.label}-{one.policy.run_label}", settings, parents)
 
     def add_judge(self, name, one, opponents):
+        """The run in which a judge compares a policy with its opponents."""
         judge = self.config.judges[name]
         settings = config.JudgeSettings(
             name=name,

@@ -174,13 +174,16 @@ class Policy:
 
     @property
     def name(self):
+        """Its name in verdicts, the same in every replicate."""
         return self.spec.name(self.kl_coef)
 
     @property
     def run_label(self):
+        """What the labels of its runs end with."""
         return self.spec.run_label(self.kl_coef)
 
     def is_plain_anchor_of(self, other):
+        """Whether it is what another policy is compared with."""
         return self.plain and (self.spec.algorithm, self.kl_coef) == (other.spec.algorithm, other.kl_coef)
 
     def described(self):

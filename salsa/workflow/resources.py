@@ -48,6 +48,7 @@ class Shape:
 
     @property
     def parameters(self):
+        """Parameters of the whole model."""
         return self.trunk + (0 if self.tied else self.vocabulary * self.hidden)
 
     @property
@@ -130,6 +131,7 @@ class Resources:
 
     @property
     def peak(self):
+        """Bytes of all processes together, at the largest moment."""
         return total(self.parts)
 
     @property
@@ -139,6 +141,7 @@ class Resources:
 
 
 def total(parts):
+    """The sum of some parts."""
     return sum(parts.values())
 
 
@@ -190,6 +193,7 @@ class Case:
         return min(batch_size // self.processes or 1, self.execution["micro_batch"])
 
     def logits(self, tokens):
+        """Bytes of logits and what is computed from them, a piece at a time."""
         return LOGITS * FLOAT * min(tokens * self.shape.vocabulary, max(CHUNK, self.shape.vocabulary))
 
     def sampling(self, rows, number):
@@ -225,6 +229,7 @@ def base(case):
 
 
 def sft(case):
+    """Training one SFT model."""
     settings, shape = case.settings["sft"], case.shape
     rows = case.share(settings["batch_size"])
     memory = {"process": TRAINER, **case.trained(settings), "activations": case.activations(rows, case.length)}
@@ -265,10 +270,12 @@ def _prompts(case):
 
 
 def landscape(case):
+    """Answers of sft0, sft1 and soups."""
     return _answering(case, 3 * _prompts(case))
 
 
 def plane(case):
+    """Answers of the models on the grid."""
     return _answering(case, 50 * case.settings["prompts"])
 
 

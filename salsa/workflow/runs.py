@@ -92,6 +92,7 @@ def derive_seed(root, stage, replicate, index=0):
 
 
 def file_sha256(path):
+    """The sha256 of a file, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -33,6 +33,7 @@ def decimal_text(number):
 
 
 def number_label(number):
+    """A number as names have it: 0.05, and 1 instead of 1.0."""
     return repr(float(number)).removesuffix(".0")
 
 
