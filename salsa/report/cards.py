@@ -75,7 +75,7 @@ def card(study, tables, policy):
 
 
 def metadata(settings, algorithm):
-    """What the hub reads. A licence is named only where base model and data are the project's own."""
+    """The metadata that the hub reads. A licence is named only where base model and data are the project's own."""
     model, task = settings.model, settings.data.task
     files = [file.partition("@")[0] for file in (task.sft_file, task.preference_file)]  # without the revision
     learned = {task.kind, settings.data.corpus.kind} if model.source == "pretrain" else {None}

@@ -69,7 +69,7 @@ class Test:
 
 
 class NotTested(Exception):
-    """A study without what a claim needs; its text says what."""
+    """The study lacks what a claim needs; the text says what."""
 
 
 def frame(study):
@@ -87,7 +87,7 @@ def frame(study):
 
 
 def ordered(claims):
-    """The claims, abstract's first, then by measure, then as they come: a plan sorts them by name."""
+    """The claims: the abstract's come first, then they are ordered by measure, then by name, as a plan sorts them."""
     origins, measures = list(ORIGINS), list(MEASURES)
     return dict(sorted(claims.items(), key=lambda c: (origins.index(c[1].origin), measures.index(c[1].measure))))
 
@@ -109,7 +109,7 @@ def _rows(study, name, claim):
 
 
 def _collapsed(study, claim, pair):
-    """What a reader of a claim must know of the policies that it compares: which of them have collapsed, and how."""
+    """Notes for the reader of a claim: which of the policies that it compares have collapsed, and how."""
     sides = [(pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef)]
     notes, matched = [], claim.measure.startswith("matched")
     for arm, kl_coef in sides[:1] if claim.measure == "stable" else sides:
@@ -123,7 +123,7 @@ def _collapsed(study, claim, pair):
 
 
 def _doubts(test):
-    """What stands against the verdict of a test, where its numbers alone would say more than they can."""
+    """Doubts about the verdict of a test that its numbers alone don't show."""
     doubts, replicates = [], test.decision["replicates"]
     if test.lost:
         doubts.append(f"{test.lost} of {test.lost + replicates} replicates have no finite number")
@@ -180,7 +180,7 @@ def tested(study, claim, pair):
 
 
 def _seen(study, claim, judge, benchmark):
-    """How much of an effect a judge shows on a benchmark, at least. NotTested: it can't measure the smallest one."""
+    """The share of an effect that a judge shows at least. NotTested: it can't measure the smallest effect."""
     quality = judging.quality(study, judge, benchmark)
     if quality.reason:
         everywhere = judging.quality(study, judge).reason
@@ -296,7 +296,7 @@ def collapses(study):
 
 
 def summary(study, claims):
-    """One paragraph: how many claims came to which verdict, and what that rests on."""
+    """One paragraph that counts the verdicts and says how many replicates they rest on."""
     if claims.empty:
         return "This study makes no claims."
     verdicts = claims.drop_duplicates("claim").set_index("claim")["claim_verdict"]
@@ -362,7 +362,7 @@ def because(claim, rows):
 
 
 def numbers(claims):
-    """What Markdown shows of the tested claims' rows."""
+    """The table that readers see of tested claims."""
     rows = []
     for row in claims.to_dict("records"):
         measured, unit = MEASURES[row["measure"]]

@@ -96,7 +96,7 @@ def collapsed(frame):
 
 
 def _column(key):
-    """A swept key as the name of a column: the group `arm` and the axis `replicates` are not what those names say."""
+    """The column of a swept key: the group `arm` and the axis `replicates` are not what columns of these names hold."""
     return f"{key} (swept)" if key in ("arm", "replicates", "study", "point") else key
 
 
@@ -168,7 +168,7 @@ def statements(frame, duels, plain):
 
 
 def _means_against_plain(arm, trained, measure, name, plain):
-    """At how many points an arm's mean is above plain PPO's, and by how much."""
+    """A sentence that says at how many points an arm's mean is above plain PPO's, and by how much."""
     rows, plain_rows = trained[trained["arm"] == arm], trained[trained["arm"].isin(plain)]
     pairs = rows.merge(plain_rows, on=["point", "kl_coef"], suffixes=("", "_plain"))
     gains = (pairs[measure] - pairs[f"{measure}_plain"]).dropna()
@@ -182,7 +182,7 @@ def _means_against_plain(arm, trained, measure, name, plain):
 
 
 def _duels_against_plain(arm, duels):
-    """How many of its intervals lie above and below ½."""
+    """A sentence that counts the intervals above and below ½ of an arm's win rates against plain PPO."""
     rated = [row for row in duels if not math.isnan(row["adjusted_win_rate"])]
     if not rated:
         return []

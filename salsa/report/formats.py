@@ -1,7 +1,7 @@
 """How a table is written: every number as CSV; rounded, "mean [low, high]", as Markdown and LaTeX.
 
 A cell that readers see is text that people wrote, which each format escapes, or a `Number`, which stays as it is. What
-the numbers are is in `tables`.
+the numbers are is in `sections`.
 """
 
 import math
@@ -145,7 +145,7 @@ def _latex_cell(cell):
 
 
 def write_csv(frame, path):
-    """CSV with full precision and empty cells for missing numbers; text is one line, and no spreadsheet's formula."""
+    """Write CSV of full precision, with empty cells for missing numbers; no text breaks a line or is a formula."""
     frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=_csv_cell)
     runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
 
@@ -161,7 +161,7 @@ def read_csv(path):
 
 
 def _csv_cell(text):
-    """Text that a spreadsheet shows and does not compute: an apostrophe stands before what would begin a formula."""
+    """Text that a spreadsheet shows and does not compute: an apostrophe is put before what would be a formula."""
     text = words.line(words.plain(text))
     return "'" + text if text.lstrip().startswith(("=", "+", "-", "@")) and not _is_number(text) else text
 

@@ -204,9 +204,9 @@ def bounded(*names):
 
 
 def over_replicates(frame, by, measures):
-    """One row per group of equal values `by`, in the frame's order: its replicates' number, `interval` of each measure.
+    """One row per group of equal values `by`, in the frame's order, with `interval` of each measure.
 
-    Columns: by, replicates, and each of `measures` with its bounds. The frame has one row per replicate in each group.
+    Columns: by, replicates (their number), and each of `measures` with its bounds. A group has one row per replicate.
     """
     rows = []
     for values, group in frame.groupby(list(by), sort=False, dropna=False):

@@ -58,7 +58,7 @@ def judged(study):
 
 
 def unfit(study):
-    """Sentences: each judge from which no claim can be read, on all benchmarks together or on some, and why."""
+    """Sentences that name each judge from which no claim can be read, on all benchmarks or on some, and say why."""
     sentences = []
     for judge in asked(study):
         reasons = [quality(study, judge).reason]
@@ -70,7 +70,7 @@ def unfit(study):
 
 
 def lines_of(study, judge):
-    """benchmark -> all lines of a judge on it, `all` first."""
+    """benchmark -> all verdicts of a judge on it; `all` comes first."""
     by_benchmark = {ALL: []}
     for (name, benchmark, *_), lines in study.verdicts.items():
         if name == judge:
@@ -141,7 +141,7 @@ def _agreement(study, judge, lines):
 
 
 def gold_judge(study):
-    """The judge that is gold; GOLD_SCORES where none is but responses carry gold; None where there is no gold."""
+    """The judge that is gold, else GOLD_SCORES where the responses carry gold scores, else None."""
     for judge in asked(study):
         if selection.kind_of(study, judge).is_gold:
             return judge

@@ -42,7 +42,7 @@ def write(study, tables, output):
 
 
 def report(study, tables):
-    """What report.md and report.html say, by the names that their templates have for it."""
+    """The values of report.md and report.html, by their names in the templates."""
     gold = tables["gates"].dropna(subset="gold_sft0").to_dict("records")
     return {
         "title": words.title(study),
@@ -141,7 +141,7 @@ def _by_prompt(rows):
 
 
 def cell(text):
-    """Model text as one line of a Markdown table that no text can leave: neither HTML, markup nor a pipe survives."""
+    """A model's text as one cell of a Markdown table: neither HTML, nor markup, nor a pipe survives."""
     return escape(words.plain(str(text)), quote=False).translate(MARKUP).replace("\n", "<br>").replace("\t", " ")
 
 

@@ -16,7 +16,7 @@ def all_runs(policies, parents):
 
 
 def _labels(role, entries):
-    """What a role of the study says of its run: replicate, arm and kl_coef, where it has them."""
+    """The replicate, arm and kl_coef of the run in a role of the study, where it has them."""
     kind, *rest = role.split("/")
     if kind in ("landscape", "reward_model"):
         return {"replicate": int(rest[0][1:])}
@@ -65,7 +65,7 @@ def _run_row(manifest, folder, labels):
 
 
 def _without_paths(settings):
-    """Settings as they can be shown: a local file or folder by its name, as its content is what counts."""
+    """Settings for readers: a local file or folder goes by its name, as its content is what counts."""
     if isinstance(settings, dict):
         return {name: _without_paths(value) for name, value in settings.items()}
     if isinstance(settings, str) and Path(settings).is_absolute():

@@ -17,14 +17,14 @@ READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(<
 
 
 def embedded(value):
-    """JSON that nothing in it can end: `<`, `>`, `&` and quotes are escapes, which JSON reads as the same text."""
+    """JSON that can stand in HTML: `<`, `>`, `&` and quotes become escapes, which JSON reads as the same text."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     escapes = {character: f"\\u{ord(character):04x}" for character in "<>&'\u2028\u2029"}
     return markupsafe.Markup(text.translate(str.maketrans(escapes)))
 
 
 def without_prompts(text):
-    """A report without the texts of its prompts, for data whose texts are other people's."""
+    """A report without the texts of its prompts, where these belong to other people."""
 
     def strip(match):
         data = json.loads(match[2])
@@ -74,7 +74,7 @@ def reader(study):
 
 
 def first_prompts(study, benchmark):
-    """The first rows of a benchmark by prompt id, one a prompt, as many as the configuration says."""
+    """The first rows of a benchmark by prompt id, one per prompt, as many as the configuration says."""
     rows = {row["prompt_id"]: row for policy in study.policies for row in policy.responses
             if row["benchmark"] == benchmark}  # fmt: skip
     return sorted(rows.values(), key=words.natural)[: study.config.report.reader]
@@ -92,7 +92,7 @@ def placed(rows, places, prompts):
 
 
 def finite(x):
-    """A number to four digits, or None for what JSON has not."""
+    """A number of four digits, or None where JSON has no sign for it."""
     return None if x is None or not math.isfinite(x) else float(f"{x:.4g}")
 
 

@@ -54,13 +54,13 @@ def grid(study, arm):
 
 
 def measured_by(study):
-    """What kl_coefs are chosen by: gold_reward where every policy has it, else reward."""
+    """The measure by which kl_coefs are chosen: gold_reward where every policy has it, else reward."""
     gold, reward = DEVELOPMENT
     return gold if all(p.evaluation.get(gold) is not None for p in study.policies) else reward
 
 
 def development(study, arm, kl_coef):
-    """The mean over replicates of what kl_coefs are chosen by, on the development prompts; nan where one has none."""
+    """The mean of that measure over replicates, on the development prompts; nan where a replicate lacks it."""
     name = measured_by(study)
     return float(np.mean([number_or_nan(p.evaluation.get(name)) for p in study.of(arm=arm, kl_coef=kl_coef)]))
 
@@ -84,7 +84,7 @@ def pair(study, candidate, baseline):
 
 
 def main_judge(study):
-    """The judge whose verdicts claims are read from: of those asked, the one of the lowest rank. None where none was.
+    """The judge whose verdicts decide claims: of those asked, the one of the lowest rank. None: no judge was asked.
 
     Of several judges of one rank, the first by name.
     """
@@ -98,7 +98,7 @@ def kind_of(study, judge):
 
 
 def number_or_nan(x):
-    """A float; None (a number that this data has not) becomes nan."""
+    """A float; None (a number that this data lacks) becomes nan."""
     return math.nan if x is None else float(x)
 
 
@@ -199,7 +199,7 @@ def matched(study, candidate, baseline, values):
 
 
 def _curves(study, arm, values):
-    """replicate -> its points (KL to sft0, value), one per kl_coef, where it has two of them at least."""
+    """replicate -> its points (KL to sft0, value), one per kl_coef, where it has at least two."""
     points = defaultdict(list)
     for kl_coef in grid(study, arm):
         by_replicate = values(arm, kl_coef)
@@ -297,6 +297,6 @@ def collapses(study, arm, kl_coef=None, replicate=None):
 
 
 def collapsed(study, arm, kl_coef=None, replicate=None):
-    """What is put after an arm's name: " (collapsed)", " (1 of 3 collapsed)", or nothing."""
+    """The mark after an arm's name: " (collapsed)", " (1 of 3 collapsed)", or nothing."""
     count, total = collapses(study, arm, kl_coef, replicate)
     return "" if not count else " (collapsed)" if count == total else f" ({count} of {total} collapsed)"

@@ -90,7 +90,7 @@ class Study:
 
     @property
     def kl_coefs(self):
-        """The study's values, in its own order: the first is the one that a figure of one value shows."""
+        """The kl_coefs of the policies, in the configuration's order; a figure of one kl_coef shows the first."""
         present = {policy.kl_coef for policy in self.policies}
         configured = [value for value in self.config.kl_coefs if value in present]
         return configured + sorted(present - set(configured))

@@ -78,7 +78,7 @@ GOLD = "gold reward"
 
 @contextlib.contextmanager
 def own_style():
-    """Within it, figures are drawn with the project's style, whatever the user's own is."""
+    """A context in which figures have the project's style, whatever the user's is."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -86,7 +86,7 @@ def own_style():
 
 
 def drawn(function, study, tables):
-    """A figure in the project's style; of a study with collapsed policies, it says above all panels which."""
+    """A figure in the project's style; above all panels it names the policies that have collapsed."""
     with own_style():
         figure, marks = function(study, tables), collapsed_policies(study)
         if marks:
@@ -122,7 +122,7 @@ def looks(study):
 
 
 def collapsed_policies(study):
-    """Of which arms and kl_coefs policies have collapsed, and how many of how many."""
+    """The arms and kl_coefs whose policies have collapsed, each with how many of how many."""
     marks = []
     for arm, kl_coef in study.groups():
         count, total = selection.collapses(study, arm, kl_coef)
@@ -219,7 +219,7 @@ def below(figure, handles, **options):
 
 
 def mark(label, marker="o", size=5, **options):
-    """A legend's entry for a mark that is of no arm."""
+    """A legend's entry for a mark."""
     return Line2D([], [], marker=marker, markersize=size, label=label, **{"color": DARK, "linestyle": "none"} | options)
 
 

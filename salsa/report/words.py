@@ -30,7 +30,7 @@ OUTER = re.compile(r"(?<![^\W_])_|_(?![^\W_])")  # an underscore that is not wit
 
 @functools.lru_cache(maxsize=100_000)
 def plain(text):
-    """Text without what a reader can't see and a program obeys: controls, bidirectional and other, and tags.
+    """Text without signs that readers can't see and programs obey: controls, bidirectional and other, and tags.
 
     Lines and tabs stay; what ends a line in other ways becomes one; half of a surrogate pair becomes U+FFFD. What
     remains is text that UTF-8 can hold, reads in the order in which it is written, and hides nothing.
@@ -162,5 +162,5 @@ def no_verdicts(study):
 
 
 def doubts(study):
-    """What a table of win rates can't be read without: judges that can't measure. Begins with a space, or is ""."""
+    """Sentences about judges that can't measure, for captions of win rates; they begin with a space, or are ""."""
     return "".join(f" {line[:1].upper()}{line[1:]}." for line in judging.unfit(study))

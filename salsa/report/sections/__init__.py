@@ -40,7 +40,7 @@ def sides(study, row):
 
 
 def sides_at_all_kl_coefs(study, row):
-    """As `sides`, of a table whose rows are over all kl_coefs of the arms that name none: (arm, None) each."""
+    """As `sides`; an arm for which a row names no kl_coef is there at all of them, as (arm, None)."""
     arms = [arm for arm in ("arm", "candidate", "baseline") if arm in row and "kl_coef" not in row]
     return sides(study, row) + [(row[arm], None) for arm in arms if math.isnan(row.get(f"{arm}_kl_coef", math.nan))]
 
@@ -91,7 +91,7 @@ class Section:
         return style.drawn(self.figure, study, tables)
 
     def shown(self, frame):
-        """The `formats.Table` that readers see of the section's frame, first of all which policies have collapsed."""
+        """The `formats.Table` that readers see; its first column says which policies have collapsed, if any."""
         frame = self.rows(frame).drop(columns=list(self.left_out), errors="ignore")
         if self.sides and COLLAPSED in frame:
             frame = frame[[COLLAPSED, *frame.columns.drop(COLLAPSED)]]

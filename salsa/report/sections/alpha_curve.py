@@ -30,8 +30,7 @@ def table(study):
 
 
 def figure(study, tables):
-    """By alpha: proxy and gold reward and win rate against sft0, of SFT soups before PPO and policies after it; and the
-    soups' validation loss."""
+    """By alpha: rewards and win rate of SFT soups before PPO and policies after it, and the soups' validation loss."""
     frame = style.measured(tables, "alpha_curve", "alpha")
     measures = {name: label for name, label in MEASURES.items() if style.known(frame, name)}
     if not measures:

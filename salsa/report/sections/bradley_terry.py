@@ -33,7 +33,7 @@ def table(study):
 
 
 def label_of(policy):
-    """What a model is called that is a policy."""
+    """The name of a policy among the models."""
     return f"{policy.arm}, kl_coef {policy.kl_coef:g}"
 
 
@@ -61,7 +61,7 @@ def figure(study, tables):
 
 
 def policy_of(study, model):
-    """The policy that a judged model is, by its name in verdicts or its label; None where it is none."""
+    """The policy with this name in verdicts or this label; None where the model is no policy."""
     return next((policy for policy in study.policies if model in (policy.name, label_of(policy))), None)
 
 

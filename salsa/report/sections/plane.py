@@ -33,7 +33,7 @@ def table(study):
 
 
 def figure(study, tables):
-    """Per arm that spans a plane: contours of proxy and of gold reward over it, and both along sft0 → policy.
+    """For each arm that spans a plane: contours of proxy and of gold reward over it, and both along sft0 → policy.
 
     After Garipov et al. (2018, arXiv 1802.10026, figure 1): an orthonormal basis of the plane through three models, so
     that distances are those of weight space. Points of several replicates are averaged at equal weights.
@@ -103,7 +103,7 @@ def _draw_surface(axis, frame, name, at):
 
 
 def means_of(frame, name):
-    """Weights and mean of a measure over the replicates: far out it may be no finite number, and is left out."""
+    """Means of a measure over replicates, by weights, without what is no finite number: far out it may be none."""
     rows = frame.reindex(columns=[*WEIGHTS, name])
     finite = rows[np.isfinite(rows[name].to_numpy(dtype=float))]
     return finite.groupby(WEIGHTS, sort=True)[name].mean().reset_index()
@@ -119,7 +119,7 @@ def _draw_models(axis, at):
 
 
 def _draw_line(axis, frame, name, colour):
-    """A measure along the line, a curve a replicate, with its standard error over prompts as a band."""
+    """A measure along the line, one curve per replicate, with its standard error over prompts as a band."""
     if not style.known(frame, name):
         style.say_nothing(axis)
         return

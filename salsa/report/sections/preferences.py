@@ -32,7 +32,7 @@ def ablations(study):
 
 
 def salsa_arm(study):
-    """The arm that is SALSA: of that name, or from sft0 with the soup of alpha ½ as its reference. Or None."""
+    """The arm called salsa, or the one with the soup of alpha ½ as its reference, or None."""
     return selection.arm_of(study, "salsa") or next((p.arm for p in study.policies if p.alpha == 0.5), None)
 
 
@@ -55,7 +55,7 @@ def preferences(study, arms):
 
 
 def caption(study, frame, subject, column):
-    """What the win rates against PPO of a table say."""
+    """The caption of one of the two tables."""
     if frame.empty:
         return "No arm here that was judged against plain PPO or sft0." + words.doubts(study)
     indirect = int((frame["how"] != selection.DIRECT).sum())

@@ -8,7 +8,7 @@ from salsa.report.sections import Section
 
 
 def table(study):
-    """One row per arm × kl_coef: responses by sft0's, gold's loss from its peak, and in how many replicates that holds.
+    """One row per arm × kl_coef: lengths and ends of responses by sft0's, and gold's loss from its peak.
 
     Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
     configuration's `stability`, `collapsed` those whose policy has collapsed (`selection.collapse`).
