@@ -211,15 +211,16 @@ def add_run(result, stage, label, settings, parents, execution, replicate=None, 
     """Add a run to the plan `result`, unless it is there; returns its path."""
     addresses = {role: result.runs[path].address for role, path in parents.items()}
     digest = runs.address(stage, stages.ALL[stage].version, settings, addresses)
-    label = label[:LONGEST_LABEL]
+    label = label[:LONGEST_LABEL]  # for people alone: the digest after it tells runs apart
     path = f"{stages.ALL[stage].folder}/{label}-{digest[:12]}"
-    if path not in result.runs:
+    if path not in result.runs:  # of another study or arm, which asks for the same
         result.runs[path] = Run(stage, label, digest, settings, parents, execution, replicate, after)
     return path
 
 
 def _adapters(settings):
     """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
+    # What a run doesn't read must not enter its address, or the same would be trained twice.
     return settings if settings.lora_rank else replace(settings, lora_alpha=schema.Training.lora_alpha)
 
 
@@ -277,6 +278,7 @@ class _Study:
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
         left_out = {"execution", "results", "companions", "objective"}
+        # A section that no arm reads is no part of the study, so that a new algorithm changes no study's address.
         left_out |= {*config.ALGORITHMS} - {policy.spec.algorithm for policy in self.policies}
         values = {key: value for key, value in schema.dump(self.config).items() if key not in left_out}
         parts = {"prepare": values["data"]["task"], "base": values["model"]}
@@ -335,7 +337,7 @@ class _Replicate:
             parents |= {f"policy/{index}": one.run, f"respond/{index}": one.respond}
             if self.spans_plane(one.policy):
                 parents[f"plane/{index}"] = self.add_plane(one)
-            baselines = self.baselines(one, trained)
+            baselines = self.baselines(one, trained)  # judged in one run, which shares the candidate's answers
             for judge in self.study.judges:
                 opponents = baselines | self.opponents(judge, one, trained)
                 if opponents:
@@ -416,6 +418,7 @@ class _Replicate:
             **self.common,
         )
         parents = self.parents | {f"sft{i}": self.sft[i] for i in used(spec.start, spec.weights)}
+        # Its gates are printed before hours of training, so that a study that can show nothing is stopped in time.
         after = (self.landscape,) if self.landscape else ()
         label = f"{self.label}-{policy.run_label}"
         run = self.add_run(spec.algorithm, label, settings, parents, after)
@@ -430,7 +433,8 @@ class _Replicate:
     def add_respond(self, label, spec, run):
         """The run that lets a policy answer."""
         settings = config.RespondSettings(self.seed("respond"), self.config.evaluate.temperature, self.config.lengths)
-        mixed = {f"sft{i}": self.sft[i] for i in anchors.needed(spec.reference)}  # the reference, once more
+        # KL to the reference is measured again on fresh samples, so that it is mixed once more.
+        mixed = {f"sft{i}": self.sft[i] for i in anchors.needed(spec.reference)}
         parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
         return self.add_run("respond", label, settings, parents)
 
