@@ -53,7 +53,7 @@ def respond(settings, parents, output, execution):
     with models.on_device(reward_model, device):
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
-    kls = _kls(settings, parents, policy, batch, tokenizer, device, execution)
+    kls = _kls(parents, policy, batch, tokenizer, device, execution)
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
@@ -83,7 +83,7 @@ def summarise(answers, rewards, golds):
     return summary
 
 
-def _kls(settings, parents, policy, batch, tokenizer, device, execution):
+def _kls(parents, policy, batch, tokenizer, device, execution):
     """KL(policy ‖ ·) of each response, to sft0 and to the policy's own reference at the end of its training.
 
     Both models have the weights that training used (bfloat16 rounds them), and KL is computed in float32.

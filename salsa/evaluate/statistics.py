@@ -261,16 +261,6 @@ def _finite(values):
     return values[np.isfinite(values)]
 
 
-def interquartile_mean(values):
-    """The mean of the middle half of the values (M,): a quarter of them, rounded down, is left out at each end.
-
-    Agarwal et al. 2021 (2108.13264) recommend it for few runs. nan values are left out; without values it is nan.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    values = values[~np.isnan(values)]
-    return float(stats.trim_mean(values, 0.25)) if values.size else math.nan
-
-
 def matched_difference(first, second):
     """The mean of first - second over the KL that both curves of a replicate reach: how much more value at equal KL.
 

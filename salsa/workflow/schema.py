@@ -19,7 +19,6 @@ from salsa.workflow.bounds import ADDED, ALWAYS, Items, Range, ReadBy, Text, fau
 MOST = 10**9  # of rows, and of what else is counted
 LARGEST_BATCH = 10**6
 LARGEST_SEED = 2**32 - 1  # that numpy and transformers take
-MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
 PATH = 4096  # characters of the longest path
 
 Count = Annotated[int, Range(0, MOST)]

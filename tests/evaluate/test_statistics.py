@@ -423,13 +423,6 @@ def test_length_controlled_interval():
     assert all(map(math.isnan, statistics.length_controlled_interval([], [])))
 
 
-def test_interquartile_mean():
-    assert statistics.interquartile_mean([100, 1, 2, 3, -50, 4, 5, 6]) == 3.5  # without -50, 1, 6 and 100
-    assert statistics.interquartile_mean([1, 2, 9]) == 4  # a quarter of 3 is none
-    assert statistics.interquartile_mean([math.nan, 2]) == 2
-    assert math.isnan(statistics.interquartile_mean([]))
-
-
 @pytest.mark.parametrize(
     "first, second, expected",
     [

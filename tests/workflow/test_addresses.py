@@ -1,7 +1,7 @@
 """The addresses of every run of every preset, as they were published: what must not change by accident.
 
 An address decides whether a finished run is found again. Where one changes on purpose, write the files anew with
-`SALSA_WRITE_ADDRESSES=1 pytest tests/test_addresses.py`, and say in the commit which runs are new, and why.
+`SALSA_WRITE_ADDRESSES=1 pytest tests/workflow/test_addresses.py`, and say in the commit which runs are new, and why.
 """
 
 import os
