@@ -274,7 +274,7 @@ def text(study, claims, win_rates):
         titles=ORIGINS,
         baseline=study.plain,
         differences=differences(study),
-        signs=signs(win_rates, study.plain),
+        signs=signs(win_rates, {*study.plain_arms.values()}),
         markdown=formats.markdown,
     )
 
@@ -392,19 +392,20 @@ def _at(row, role):
 
 
 def differences(study):
-    """Every arm minus plain PPO at the same kl_coef: a row per arm × kl_coef, a column per quantity, as text.
+    """Every arm minus its plain anchor at the same kl_coef: a row per arm × kl_coef, a column per quantity, as text.
 
     Bold where the interval excludes 0, which says above or below PPO and no more.
     """
     rows, judge = [], selection.main_judge(study)
     for arm, kl_coef in study.groups():
-        if arm == study.plain or not study.of(arm=study.plain, kl_coef=kl_coef):
+        plain = study.plain_of(arm)
+        if plain in (None, arm) or not study.of(arm=plain, kl_coef=kl_coef):
             continue
         row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
         for key, quantity in QUANTITIES.items():
-            sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, study.plain))
+            sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, plain))
             row[quantity] = _difference(selection.by_replicate(*sides))
-        pair = selection.Pair(arm, study.plain, (kl_coef,), kl_coef, kl_coef)
+        pair = selection.Pair(arm, plain, (kl_coef,), kl_coef, kl_coef)
         for benchmark in study.compared if judge else ():
             effects, _ = selection.preference(study, pair, judge, benchmark)
             row[f"win rate minus ½, {benchmark}"] = _difference(effects)
@@ -420,6 +421,6 @@ def _difference(effects):
 
 
 def signs(win_rates, plain):
-    """(how many sign tests against plain PPO stay below 0.05 after Holm's correction, of how many)."""
-    rows = win_rates[win_rates["baseline"] == plain]
+    """(how many sign tests against plain anchors stay below 0.05 after Holm's correction, of how many)."""
+    rows = win_rates[win_rates["baseline"].isin(plain)]
     return int((rows["holm_p"] < 0.05).sum()), len(rows)

@@ -12,7 +12,7 @@ import pandas as pd
 from salsa.report import formats, style, words
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import COLLAPSED
-from salsa.workflow import config, runs, stages
+from salsa.workflow import config, policies, runs, schema, stages
 
 VERSION = 3
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}
@@ -117,8 +117,8 @@ def panels(frame):
 
 def head_to_head(study):
     """The rows of a study's win rates against plain PPO, as dictionaries."""
-    rates = _table(study, "win_rates")
-    return rates[rates["baseline"].isin(plain_arms([study]))].to_dict("records")
+    plain = plain_arms([study])
+    return [row for row in _table(study, "win_rates").to_dict("records") if row["baseline"] == plain[row["candidate"]]]
 
 
 def against_plain(points, studies):
@@ -132,8 +132,12 @@ def against_plain(points, studies):
 
 
 def plain_arms(studies):
-    """The names of the arms that are plain PPO: sft0 is their start and their reference."""
-    return {policy["arm"] for study in studies for policy in _policies(study) if policy["alpha"] == "0"}
+    """Arm -> the arm of its plain anchor, or None; see `policies.plain_arms`."""
+    arms = {}
+    for study in studies:
+        values = schema.from_dict(config.Config, runs.manifest_of(study)["settings"]["config"])
+        arms |= policies.plain_arms(policies.Composed(values, policies.expanded_arms(values)))
+    return arms
 
 
 def _policies(study):
@@ -153,7 +157,7 @@ def statements(frame, duels, plain):
     trained = frame[frame["kl_coef"].notna()]
     sentences = []
     for arm in dict.fromkeys(trained["arm"]):
-        if arm not in plain:
+        if plain.get(arm) not in (None, arm):
             sentences += _means_against_plain(arm, trained, measure, name, plain)
             sentences += _duels_against_plain(arm, [row for row in duels if row["candidate"] == arm])
     measured = trained.dropna(subset=measure)
@@ -169,7 +173,7 @@ def statements(frame, duels, plain):
 
 def _means_against_plain(arm, trained, measure, name, plain):
     """A sentence that says at how many points an arm's mean is above plain PPO's, and by how much."""
-    rows, plain_rows = trained[trained["arm"] == arm], trained[trained["arm"].isin(plain)]
+    rows, plain_rows = trained[trained["arm"] == arm], trained[trained["arm"] == plain[arm]]
     pairs = rows.merge(plain_rows, on=["point", "kl_coef"], suffixes=("", "_plain"))
     gains = (pairs[measure] - pairs[f"{measure}_plain"]).dropna()
     if gains.empty:

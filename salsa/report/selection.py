@@ -130,15 +130,15 @@ def preference(study, pair, judge, benchmark):
     """(replicate -> how much the candidate is preferred, how that was judged), by one judge on one benchmark.
 
     Where the two were judged against each other: the win rate minus ½. Otherwise the difference of their win rates
-    against a model that both were judged against: plain PPO where both met the same policy of it, else sft0. Empty
-    where neither.
+    against a model that both were judged against: the plain anchor where both met the same policy of it, else sft0.
+    Empty where neither.
     """
     first = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)[0]
     second = study.of(arm=pair.baseline, kl_coef=pair.baseline_kl_coef)[0]
     rates = replicate_win_rates(study, first.name, second.name, judge, [benchmark])
     if rates:
         return {replicate: rate - 0.5 for replicate, rate in rates.items()}, DIRECT
-    for baseline in (study.plain, SFT0):
+    for baseline in (study.plain_of(pair.candidate), SFT0):
         opponent = first.baselines.get(baseline)
         if opponent is not None and opponent == second.baselines.get(baseline):
             ours = replicate_win_rates(study, first.name, opponent, judge, [benchmark])

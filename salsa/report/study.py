@@ -79,10 +79,20 @@ class Study:
     def replicates(self):
         return sorted({policy.replicate for policy in self.policies})
 
+    @functools.cached_property
+    def plain_arms(self):
+        """Arm -> the arm of its plain anchor: sft0 is start and reference, the algorithm is the same. None: no such."""
+        present = {policy.arm for policy in self.policies}
+        return {arm: plain for arm, plain in policies.plain_arms(self.composed).items() if plain in present}
+
+    def plain_of(self, arm):
+        """The arm of an arm's plain anchor, or None."""
+        return self.plain_arms.get(arm)
+
     @property
     def plain(self):
-        """The arm of the plain anchor (sft0 is its start and its reference), by its own name; None: there is none."""
-        return next((policy.arm for policy in self.policies if policy.alpha == 0), None)
+        """The first arm that is a plain anchor; None: there is none."""
+        return next((arm for arm in self.arms if self.plain_of(arm) == arm), None)
 
     def landscape(self, replicate):
         """A replicate's landscape; an empty one where the study has a single SFT model."""
@@ -177,7 +187,7 @@ def read(settings, parents):
     except ValueError as error:
         raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
-    plain = next((entry["arm"] for entry in settings.policies if entry["alpha"] == "0"), None)
+    plain = policies.plain_arms(policies.Composed(study_config, policies.expanded_arms(study_config)))
     verdicts, texts = defaultdict(list), {}
     for role, folder in parents.items():
         if role.startswith("judge/"):
@@ -228,7 +238,7 @@ def _policy(entry, parents, plain, gold, texts):
         replicate=entry["replicate"],
         name=entry["name"],
         index=entry["index"],
-        baselines={plain if name == config.PLAIN else name: model for name, model in entry["baselines"].items()},
+        baselines={plain[entry["arm"]] if role == config.PLAIN else role: m for role, m in entry["baselines"].items()},
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), texts),

@@ -201,6 +201,12 @@ def policies(composed):
     ]
 
 
+def plain_arms(composed):
+    """Arm -> the arm that is the plain anchor of its algorithm, with which it is compared; None: the study has none."""
+    arms = {policy.spec.algorithm: policy.arm for policy in policies(composed) if policy.plain}
+    return {name: arms.get(arm.algorithm) for name, arm in composed.arms.items()}
+
+
 def _alpha_of(spec, study):
     if replace(spec, weights=SFT0) != plain_spec(study, DEFAULT) or len(spec.weights) > 2:
         return None

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tree import composed
 
 from salsa.report import comparison, style
-from salsa.workflow import config, runs
+from salsa.workflow import config, runs, schema
 
 POINTS = [{"ppo.learning_rate": "1e-4"}, {"ppo.learning_rate": "2e-4"}]
 ALPHAS = {"ppo": "0", "salsa": "0.5"}
@@ -19,6 +20,7 @@ WIN_RATES += ["prompts", "replicates"]
 @dataclasses.dataclass
 class Settings:
     policies: list[dict[str, Any]]
+    config: dict[str, Any]
 
 
 def reward_row(arm, kl_coef, gold, kl=math.nan):
@@ -45,7 +47,7 @@ def write_study(folder, gain, kl_coefs=(0.05,)):
         pd.DataFrame(rewards).to_csv(output / "tables" / "rewards.csv", index=False)
         pd.DataFrame(rates, columns=WIN_RATES).to_csv(output / "tables" / "win_rates.csv", index=False)
 
-    runs.execute("study", 1, write, Settings(policies), {}, folder, config.Execution())
+    runs.execute("study", 1, write, Settings(policies, schema.dump(composed())), {}, folder, config.Execution())
     return folder
 
 
@@ -113,7 +115,7 @@ def test_sentences_are_what_the_numbers_say(built):
 def test_without_gold_proxy_reward_is_compared(tmp_path):
     studies = [write_study(tmp_path / f"s{i}", gain) for i, gain in enumerate((0.2, 0.1))]
     frame = comparison.comparison(POINTS, studies).assign(gold_reward=math.nan)
-    lines = comparison.statements(frame, [], {"ppo"})
+    lines = comparison.statements(frame, [], {"ppo": "ppo", "salsa": "ppo"})
     assert (
         len(lines) == 2 and "mean proxy reward above plain PPO's in 2 of 2" in lines[0] and "by 0.2 to 0.4" in lines[0]
     )

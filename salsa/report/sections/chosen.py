@@ -18,12 +18,11 @@ COLUMNS = [
 
 
 def table(study):
-    """One row per pair of arms that is compared: every arm and plain PPO, and the pairs of the study's claims.
+    """One row per pair of arms that is compared: every arm and its plain anchor, and the pairs of the study's claims.
 
     The grid, the kl_coef chosen for each, and what it has on the development prompts (`by`).
     """
-    plain, rows = study.plain, []
-    pairs = [(arm, plain) for arm in study.arms]
+    rows, pairs = [], [(arm, study.plain_of(arm)) for arm in study.arms]
     for claim in study.config.claims.values():
         pairs.append((selection.arm_of(study, claim.candidate), selection.arm_of(study, claim.baseline)))
     for candidate, baseline in dict.fromkeys(pairs):

@@ -1,4 +1,4 @@
-"""Each arm against plain PPO where both are as far from sft0."""
+"""Each arm against its plain anchor where both are as far from sft0."""
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -21,17 +21,18 @@ COLUMNS = [
 
 
 def table(study):
-    """One row per arm × measure: the arm minus plain PPO at equal KL to sft0, over the KL that both reach.
+    """One row per arm × measure: the arm minus its plain anchor at equal KL to sft0, over the KL that both reach.
 
     Measures: gold reward on the development prompts; the win rate against sft0 over all benchmarks' prompts. Of the
     arms that were run at two kl_coefs at least; bounds: t over replicates.
     """
-    rows, main, plain = [], selection.main_judge(study), study.plain
+    rows, main = [], selection.main_judge(study)
     measures = [("gold_reward", "", selection.gold_of(study))]
     if main:
         measures.append(("win_rate_vs_sft0", main, selection.rate_of(study, main, study.benchmarks)))
-    for arm in study.arms if plain else ():
-        for measure, judge, values in measures if arm != plain else ():
+    for arm in study.arms:
+        plain = study.plain_of(arm)
+        for measure, judge, values in measures if plain not in (None, arm) else ():
             differences = selection.matched(study, arm, plain, values)
             if differences:
                 row = {"arm": arm, "baseline": plain, "measure": measure, "judge": judge}
@@ -70,8 +71,9 @@ def caption(study, tables):
     spread = frame["difference_high"] > frame["difference_low"]  # equal replicates have no interval
     above = int((spread & (frame["difference_low"] > 0)).sum())
     below = int((spread & (frame["difference_high"] < 0)).sum())
+    plain = " or ".join(frame["baseline"].unique())
     return (
-        f"Arms minus {study.plain} at equal KL to sft0, over the range that the curves through both arms' final "
+        f"Arms minus {plain} at equal KL to sft0, over the range that the curves through both arms' final "
         f"policies share (no point at sft0 itself, and nothing beyond a curve's ends): of {len(frame)} differences, "
         f"{above} intervals lie above 0 and {below} below; {words.band(study)}."
     )

@@ -4,7 +4,7 @@ import pandas as pd
 
 from salsa.report import selection, words
 from salsa.report.frames import bounded, identity, interval
-from salsa.report.sections import Section, sides
+from salsa.report.sections import Section
 
 COLUMNS = [
     *["model", "data", "benchmark", "judge", "arm", "alpha", "kl_coef", "ppo_kl_coef"],
@@ -27,7 +27,7 @@ def paper_table(study):
 def ablations(study):
     """As `paper_table`, a row per arm × benchmark: alphas by alpha, then the controls."""
     alphas = {policy.arm: policy.alpha for policy in study.policies}
-    arms = [arm for arm in study.arms if arm != study.plain]
+    arms = [arm for arm in study.arms if arm != study.plain_of(arm)]
     return preferences(study, sorted(arms, key=lambda arm: (alphas[arm] is None, alphas[arm] or 0.0)))
 
 
@@ -37,10 +37,11 @@ def salsa_arm(study):
 
 
 def preferences(study, arms):
-    """One row per arm × benchmark, at chosen kl_coefs: the arm against plain PPO, and both against sft0."""
-    rows, judge, plain = [], selection.main_judge(study), study.plain
-    for arm in arms if plain and judge else ():
-        pair = selection.pair(study, arm, plain)
+    """One row per arm × benchmark, at chosen kl_coefs: the arm against its plain anchor, and both against sft0."""
+    rows, judge = [], selection.main_judge(study)
+    for arm in arms if judge else ():
+        plain = study.plain_of(arm)
+        pair = selection.pair(study, arm, plain) if plain else None
         for benchmark in study.compared if pair else ():
             effects, how = selection.preference(study, pair, judge, benchmark)
             rate = selection.rate_of(study, judge, [benchmark])
@@ -52,6 +53,11 @@ def preferences(study, arms):
             row |= interval("ppo_vs_sft0", list(rate(plain, pair.baseline_kl_coef).values()))
             rows.append(row | {"how": how, "replicates": len(effects)})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def against_plain(study, arm, kl_coef, row):
+    """(arm, kl_coef) of the two policies that a row compares."""
+    return [(arm, kl_coef), (study.plain_of(arm), row["ppo_kl_coef"])]
 
 
 def caption(study, frame, subject, column):
@@ -79,7 +85,7 @@ PAPER_TABLE = Section(
     table=paper_table,
     left_out=("data",),
     caption=lambda study, tables: caption(study, tables["paper_table"], "SALSA", "salsa_vs_ppo"),
-    sides=lambda study, row: [(salsa_arm(study), row["salsa_kl_coef"]), (study.plain, row["ppo_kl_coef"])],
+    sides=lambda study, row: against_plain(study, salsa_arm(study), row["salsa_kl_coef"], row),
 )
 ABLATIONS = Section(
     name="ablations",
@@ -87,5 +93,5 @@ ABLATIONS = Section(
     place=2,
     table=ablations,
     caption=lambda study, tables: caption(study, tables["ablations"], "Alphas and controls", "arm_vs_ppo"),
-    sides=lambda study, row: [*sides(study, row), (study.plain, row["ppo_kl_coef"])],
+    sides=lambda study, row: against_plain(study, row["arm"], row["kl_coef"], row),
 )

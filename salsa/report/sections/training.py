@@ -44,7 +44,7 @@ def training_curves(study, tables):
 
 def banded(study, kl_coefs):
     """The arms whose bands are drawn: all, or where they would hide each other, plain PPO and salsa."""
-    return set(study.arms) if len(study.groups(kl_coefs)) <= BANDS else {study.plain, "salsa"}
+    return set(study.arms) if len(study.groups(kl_coefs)) <= BANDS else {*study.plain_arms.values(), "salsa"}
 
 
 def _draw_curves(axis, study, kl_coefs, name):
