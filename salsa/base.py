@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from salsa.workflow import runs, schema, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 2
 ASSETS = Path(__file__).parent / "assets"
@@ -51,7 +52,7 @@ def pretrain(settings, corpus, output, execution):
     chat.set_chat_template(tokenizer, settings.model.chat_template)
     blocks = _blocks(tokenizer, texts, base.block_length)
     if len(blocks) < 2:
-        raise runs.UserError(
+        raise UserError(
             f"the corpus fills {len(blocks)} blocks of base.block_length={base.block_length} tokens, and two are the "
             "least: one to learn, one held out; give more text, or make blocks shorter"
         )
@@ -121,7 +122,7 @@ def make_tokenizer(texts, words, shape):
     if words.is_file():
         vocabulary = special + runs.read_json(words)
         if len(vocabulary) > shape.vocabulary_size:
-            raise runs.UserError(
+            raise UserError(
                 f"model.architecture.vocabulary_size={shape.vocabulary_size}: the corpus has {len(vocabulary)} words"
             )
         tokenizer = Tokenizer(tokenizer_models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))

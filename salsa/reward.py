@@ -21,6 +21,7 @@ from salsa.data import gold as gold_data
 from salsa.rl import divergence, forward, models, training
 from salsa.rl.rollout import sample_in_batches
 from salsa.workflow import runs, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 2
 FOR_JUDGE = "_for_judge"
@@ -36,7 +37,7 @@ def train(settings, parents, output, execution):
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
-        raise runs.UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
+        raise UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
     prompts = _check_sizes(settings, parents, tokenizer)
     # The first process makes the pairs for all: on GPUs of their own, they would round their samples differently.
     pairs = _pairs(settings, parents, tokenizer, device, execution) if training.world()[1] == 0 else None
@@ -73,7 +74,7 @@ def _check_sizes(settings, parents, tokenizer):
     count = reward.normalisation_prompts
     rows, encoded = rows[:count], encoded[:count]
     if len(rows) < 2:
-        raise runs.UserError(
+        raise UserError(
             f"{len(rows)} prompt of PPO's for reward_model.normalisation_prompts={count}: the reward of one response "
             "has no standard deviation; take more"
         )
@@ -100,7 +101,7 @@ def _pairs(settings, parents, tokenizer, device, execution):
         after = f" after PPO's {len(ppo_pairs)}" if ppo_pairs else ""
         identical = counts.get("dropped_identical", 0)
         why = f"; {identical} pairs of two equal responses were dropped" if identical else ""
-        raise runs.UserError(
+        raise UserError(
             f"{len(held_out)} held-out and {len(train_pairs)} training pairs are left of {counts['read']} rows{after}: "
             f"too few for reward_model.held_out={reward.held_out} and reward_model.batch_size={reward.batch_size}{why}"
         )
@@ -162,7 +163,7 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     read = len(rows)
     rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "preference prompts")
     if len(rows) <= reward.held_out:
-        raise runs.UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
+        raise UserError(f"{len(rows)} preference prompts for reward_model.held_out={reward.held_out}; give more")
     train_prompts = [reward.held_out + i % (len(rows) - reward.held_out) for i in range(reward.pairs)]
     ppo_prompts = set(train_prompts)
     if settings.preferences.endswith(FOR_JUDGE):
@@ -284,7 +285,7 @@ def normalise(model, settings, prompts, parents, tokenizer, device, execution):
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if std <= ROUNDING * np.abs(scores).max():
         cause = "sft0 says the same to all of them" if len(responses) == 1 else "the reward model says the same of all"
-        raise runs.UserError(
+        raise UserError(
             f"the standard deviation of the reward on {len(scores)} samples of sft0 is {std:.3g} (mean {mean:.3g}): "
             f"{cause}, and a policy could learn nothing; look at sft0, reward_model.learning_rate and the pairs"
         )

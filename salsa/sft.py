@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from salsa.data import chat
 from salsa.rl import models, training
 from salsa.workflow import runs, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 3
 IGNORED = -100  # the label of a token that has no loss
@@ -99,7 +100,7 @@ def tokenize(tokenizer, rows, lengths, end=None, what="sft"):
             inputs.append(prompt + response)
             masks.append([0] * len(prompt) + [1] * len(response))
     if not inputs:
-        raise runs.UserError(
+        raise UserError(
             f"{what}.jsonl: none of {len(rows)} demonstrations fits lengths.prompt={lengths.prompt} and "
             f"lengths.response={lengths.response} tokens" + chat.because(refused)
         )

@@ -27,7 +27,7 @@ import torch
 
 from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
 from salsa.workflow import bounds, failures
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 # Numbers averaged at once. An ingredient, the total and the result (1 MiB each in float32) then stay in a core's cache,
 # where each row of the grid finds them again; larger pieces would be read from memory once per row.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from salsa.workflow import registry, runs, schema, weights
+from salsa.workflow.messages import UserError
 
 
 def _nothing(*args):
@@ -100,7 +101,7 @@ def build(settings, ingredients, earlier=None):
         raise RuntimeError(f"the reference {kind.kind} moves, or holds models, otherwise than its record says")
     reference.summary = {**reference.summary, "sha256": reference.sha256()}
     if earlier and earlier["sha256"] != reference.summary["sha256"]:
-        raise runs.UserError(
+        raise UserError(
             "the reference is not, bit for bit, the one that this run was anchored to: its SFT models, the hardware "
             "or a library have changed; remove the run's folder and run again"
         )

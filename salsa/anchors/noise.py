@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from salsa import anchors
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 from salsa.workflow.weights import soup_words, weights_label
 
 HALVINGS = 12  # of the interval that holds the displacement: 1 part in 4096 of its length
@@ -26,7 +27,7 @@ def build(settings, ingredients, earlier):
     samples = _samples(sft0, settings, ingredients)
     wanted = _mean_kl(sft0, target, samples, ingredients.micro_batch)
     if wanted <= 0:
-        raise runs.UserError("reference noise: the soup of its weights is sft0 itself; give other weights")
+        raise UserError("reference noise: the soup of its weights is sft0 itself; give other weights")
 
     def kl_at(length):
         move(length)

@@ -12,7 +12,7 @@ from salsa.data import prepare as preparation
 from salsa.data import sources
 from salsa.data.splits import normalised
 from salsa.workflow import runs, stages
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 VERSION = 3
 

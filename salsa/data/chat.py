@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from salsa.data.messages import assistant, user
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 REMEDY = "set model.chat_template=roles"
@@ -36,7 +37,7 @@ NO_TEXT = "ÿ"  # how byte-level vocabularies write the byte 0xFF, which no text
 STAND_INS, ALIASES = 0xF0000, 0x100000
 
 
-class Refused(runs.UserError):
+class Refused(UserError):
     """A conversation that can't become token ids. `reason` is its name in a stage's counts."""
 
     def __init__(self, reason, message):
@@ -60,12 +61,12 @@ def prepare(network, tokenizer, name):
     Raises UserError for a tokenizer without an end token, and for a template that can't be trained with.
     """
     if tokenizer.eos_token_id is None:
-        raise runs.UserError("the model's tokenizer has no end token; set eos_token in its tokenizer_config.json")
+        raise UserError("the model's tokenizer has no end token; set eos_token in its tokenizer_config.json")
     set_chat_template(tokenizer, name)
     rows = network.get_input_embeddings().weight.shape[0]
     ends, (words, turn_end) = end_ids(network, tokenizer), _turn_end(tokenizer)
     if words:  # a policy would spell them, and judges would read them
-        raise runs.UserError(
+        raise UserError(
             f"the chat template ends an answer with {words[:40]!r}, which is no token of the tokenizer; {REMEDY}"
         )
     if turn_end is not None and turn_end not in ends:
@@ -74,7 +75,7 @@ def prepare(network, tokenizer, name):
     last = ending(tokenizer, ends).id
     if last >= rows:
         token = tokenizer.convert_ids_to_tokens(last)
-        raise runs.UserError(f"the chat template ends a turn with {token}, of which the model has no row; {REMEDY}")
+        raise UserError(f"the chat template ends a turn with {token}, of which the model has no row; {REMEDY}")
     ensure_padding(tokenizer, ends, rows)
     summary = {"end_tokens": tokenizer.convert_ids_to_tokens(ends), "pad_token": tokenizer.pad_token}
     if CLOCK_NAME in tokenizer.chat_template:
@@ -91,14 +92,14 @@ def set_chat_template(tokenizer, name):
         path = TEMPLATES / f"{name}.jinja"
         if not path.is_file():
             names = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-            raise runs.UserError(f"model.chat_template={name}: no such template; there are {names}")
+            raise UserError(f"model.chat_template={name}: no such template; there are {names}")
         tokenizer.chat_template = path.read_text()
     if isinstance(tokenizer.chat_template, dict):  # several, by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
-        raise runs.UserError(f"the model's tokenizer has no chat template; {REMEDY}")
+        raise UserError(f"the model's tokenizer has no chat template; {REMEDY}")
     if re.search(r"\|\s*random\b|\blipsum\s*\(", tokenizer.chat_template):
-        raise runs.UserError(f"the chat template draws at random, so a study could not be repeated; {REMEDY}")
+        raise UserError(f"the chat template draws at random, so a study could not be repeated; {REMEDY}")
     tokenizer.chat_template = _stop_clock(tokenizer.chat_template)
 
 
@@ -114,7 +115,7 @@ def _stop_clock(template):
     try:
         strings = [value[1:-1] for _, kind, value in jinja2.Environment().lex(template) if kind == "string"]
     except jinja2.TemplateError as error:
-        raise runs.UserError(f"the chat template can't be read ({error}); {REMEDY}") from None
+        raise UserError(f"the chat template can't be read ({error}); {REMEDY}") from None
     formats = [text for text in dict.fromkeys(strings) if "%" in text]
     cases = "".join(
         f"{{%- elif format == '{text}' -%}}{{{{ '{CLOCK.strftime(text)}' }}}}" for text in formats if "'" not in text
@@ -150,7 +151,7 @@ def ensure_padding(tokenizer, ends=(), rows=None):
     elif NO_TEXT in vocabulary and vocabulary[NO_TEXT] not in _plain_ids(tokenizer, NO_TEXT):
         tokenizer.pad_token = NO_TEXT
     else:
-        raise runs.UserError("the tokenizer has no special token beside its end token that could pad; add one to it")
+        raise UserError("the tokenizer has no special token beside its end token that could pad; add one to it")
 
 
 def end_ids(model, tokenizer):
@@ -187,7 +188,7 @@ def ending(tokenizer, ends):
         if token in ends:
             return Ending(token, after.count(token))
     if tokenizer.eos_token_id is None:
-        raise runs.UserError("the tokenizer has no end token; set eos_token in its tokenizer_config.json")
+        raise UserError("the tokenizer has no end token; set eos_token in its tokenizer_config.json")
     return Ending(tokenizer.eos_token_id, 0)
 
 
@@ -206,16 +207,16 @@ def _around_answer(tokenizer):
     try:
         before, whole = _render(tokenizer, question, True), _render(tokenizer, [*question, assistant(ANSWER)])
     except Refused as refused:
-        raise runs.UserError(f"a question with its answer: {refused}; {REMEDY}") from None
+        raise UserError(f"a question with its answer: {refused}; {REMEDY}") from None
     if not whole.startswith(before):
-        raise runs.UserError(f"the chat template doesn't begin a conversation with its generation prompt; {REMEDY}")
+        raise UserError(f"the chat template doesn't begin a conversation with its generation prompt; {REMEDY}")
     lead, answer, after = whole.removeprefix(before).partition(ANSWER)
     if not answer or QUESTION not in before:
-        raise runs.UserError(f"the chat template changes what is said, beyond white space around it; {REMEDY}")
+        raise UserError(f"the chat template changes what is said, beyond white space around it; {REMEDY}")
     # Marks of thinking may stand before an answer: a policy then writes them, too.
     marks = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
     if re.sub(_any_of(marks), "", lead).strip():
-        raise runs.UserError(
+        raise UserError(
             f"the chat template writes {lead.strip()[:40]!r} before an answer, but not as a generation prompt; {REMEDY}"
         )
     return lead, after
@@ -464,7 +465,7 @@ def fitting(tokenizer, rows, length, what, messages=lambda row: row["prompt"]):
     pairs, refused = accepted(rows, lambda row: encode_prompt(tokenizer, messages(row)))
     kept = [(row, ids) for row, ids in pairs if len(ids) <= length]
     if not kept:
-        raise runs.UserError(
+        raise UserError(
             f"{what}: none of the {len(rows)} rows is left{because(refused)}"
             if len(refused) == len(rows)
             else f"{what}: every prompt is longer than lengths.prompt={length} tokens; raise it{because(refused)}"

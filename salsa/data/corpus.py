@@ -5,7 +5,7 @@ It holds nothing that must stay unseen: no held-out pairs of the stories, and no
 
 from salsa import data
 from salsa.workflow import runs, stages
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 VERSION = 1
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from salsa import data
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 FILE = "gold.json"
 NONE = "none"  # in place of a world's kind, where it has no gold
@@ -33,6 +34,6 @@ def load(prepare_folder):
     """The gold judge of a finished prepare run, or None where the task has none. UserError if it can't be read."""
     folder = Path(prepare_folder) / "gold"
     if not (folder / FILE).is_file():
-        raise runs.UserError(f"{folder / FILE}: missing; {prepare_folder} is no finished prepare run")
+        raise UserError(f"{folder / FILE}: missing; {prepare_folder} is no finished prepare run")
     kind = runs.read_json(folder / FILE)["kind"]
     return None if kind == NONE else data.world_kinds()[kind].gold(folder)

@@ -7,7 +7,7 @@ and the form: the file is not what the setting wants, or was written wrongly.
 
 import unicodedata
 
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # as OpenAI names them
 TOOL_ROLES = ("tool", "function", "ipython", "observation")

@@ -8,7 +8,7 @@ sampled preferences preference_prompts.jsonl {"id", "prompt"}, for given ones pr
 from salsa import data
 from salsa.data import gold, sources
 from salsa.workflow import runs, stages
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 VERSION = 2
 FILES = {  # split -> file; every task has either preference_prompts or preferences, and all the others

@@ -14,7 +14,7 @@ from salsa.data import Questions, messages, sources
 from salsa.data.messages import Dropped, blank
 from salsa.data.splits import normalised, ordered
 from salsa.workflow import schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 SPLITS = ("test_prefs", "test", "train")  # the first of these that a hub dataset has is read
 

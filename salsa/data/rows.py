@@ -17,7 +17,7 @@ import stat
 import zlib
 from pathlib import Path
 
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 # What else people give for a file of rows.

@@ -13,6 +13,7 @@ import numpy as np
 from salsa.data import gold
 from salsa.data.splits import normalised, split_of
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 CLASSIFIER = "classifier.npz"  # the numbers; the terms they belong to are in gold.FILE
 FRAGMENT = 20  # words of a fragment where the task's response_words is 0: a Rotten Tomatoes review's median
@@ -50,7 +51,7 @@ def load(folder):
             return Sentiment(classifier_of(terms, numbers))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
-        raise runs.UserError(
+        raise UserError(
             f"{folder / CLASSIFIER}: not the numbers of gold's classifier ({reason}); remove {folder.parent} and run "
             "again"
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from salsa import data
 from salsa.data import rows
 from salsa.workflow import runs
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 HUB_DATASET = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_-][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?"  # and its revision
 

@@ -16,6 +16,7 @@ from salsa.data import chat
 from salsa.data.messages import assistant, user
 from salsa.rl import rollout
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 
 @dataclass
@@ -74,7 +75,7 @@ def check(model, tokenizer, benchmarks, lengths):
         if limit and needed > limit:
             fits = (limit - unanswered) // turns
             remedy = f"set lengths.response={fits} or less" if fits > 0 else "leave the benchmark out"
-            raise runs.UserError(
+            raise UserError(
                 f"benchmark {name}: with lengths.response={lengths.response} a conversation needs up to {needed} "
                 f"tokens, the model holds {limit}; {remedy}"
             )
@@ -138,12 +139,12 @@ def _wanted(tokenizer, rows, name, lengths):
     """
     counts = {len(row["turns"]) for row in rows}
     if len(counts) > 1:
-        raise runs.UserError(
+        raise UserError(
             f"benchmark {name}: prompts of {min(counts)} and of {max(counts)} turns; make it two benchmarks"
         )
     pairs, refused = chat.accepted(rows, lambda row: chat.encode_prompt(tokenizer, _unanswered(row)))
     if not pairs:
-        raise runs.UserError(f"benchmark {name}: no prompt is left of {len(rows)}{chat.because(refused)}")
+        raise UserError(f"benchmark {name}: no prompt is left of {len(rows)}{chat.because(refused)}")
     kept, ids, _ = chat.fitting(
         tokenizer, [row for row, _ in pairs], lengths.prompt, f"benchmark {name}", lambda row: _unanswered(row, 1)
     )
@@ -211,6 +212,6 @@ def _check_context(model, prompts, response_length, name):
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, prompts)) + response_length
     if limit and longest > limit:
-        raise runs.UserError(
+        raise UserError(
             f"benchmark {name}: a conversation needs {longest} tokens, the model holds {limit}; lower lengths.response"
         )

@@ -13,7 +13,7 @@ import math
 import torch
 
 from salsa import soup
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 PIECE = 2**22  # weights held in float64 at once, of each model
 

@@ -12,6 +12,7 @@ from salsa import judges
 from salsa.judges.common.ledger import Comparison, Ledger, key
 from salsa.judges.common.scoring import response_name
 from salsa.workflow import runs, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 3
 WINNERS = ("model_a", "model_b", "tie", "error")
@@ -42,7 +43,7 @@ def judge(settings, parents, output, execution):
                 verdicts.append(comparison.question | verdict | names)
     except judges.Interrupted as interrupted:
         reason = f"judge {settings.name}: {interrupted}"
-        raise runs.UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
+        raise UserError(f"{reason}; {len(verdicts.lines)} of {len(comparisons)} verdicts are kept") from None
     verdicts.finish()
     counts = {"prompts": len(candidate), "baselines": len(baselines), "kept": len(kept)}
     return counts | {"errors": sum(line["winner"] == "error" for line in verdicts.lines)} | instance.finish()
@@ -64,16 +65,16 @@ def responses(folder, model):
     for number, row in enumerate(runs.read_jsonl(path), 1):
         problem = _problem(row)
         if problem:
-            raise runs.UserError(f"{path}:{number}: {problem}; answer the benchmarks again")
+            raise UserError(f"{path}:{number}: {problem}; answer the benchmarks again")
         place = row["benchmark"], row["prompt_id"]
         if row["model"] != model:
             continue
         if place in rows:
-            raise runs.UserError(f"{path}:{number}: {response_name(row)} stands there twice; remove one")
+            raise UserError(f"{path}:{number}: {response_name(row)} stands there twice; remove one")
         if row.get("compared", True):
             rows[place] = row
     if not rows:
-        raise runs.UserError(f"{path}: no response of model {model!r}; give the folder of a run that answered with it")
+        raise UserError(f"{path}: no response of model {model!r}; give the folder of a run that answered with it")
     return rows
 
 
@@ -109,7 +110,7 @@ def check(candidate, baselines, parents):
             problem = f"{len(missing)} of the candidate's prompts have no response of {name}, first {first}"
         if problem:
             path = parents[f"baseline/{name}"] / "responses.jsonl"
-            raise runs.UserError(f"{path}: {problem}; answer the same benchmarks with both")
+            raise UserError(f"{path}: {problem}; answer the same benchmarks with both")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
 from salsa.workflow import runs, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 2
 
@@ -40,7 +41,7 @@ def survey(settings, parents, output, execution):
     )
     validation = [pair for _, pair in validation if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
     if not validation:
-        raise runs.UserError(
+        raise UserError(
             f"no validation demonstration fits lengths.prompt={lengths.prompt} and "
             f"lengths.response={lengths.response} tokens; raise them"
         )

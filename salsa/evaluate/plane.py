@@ -16,6 +16,7 @@ from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
 from salsa.workflow import runs, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 2
 
@@ -51,7 +52,7 @@ def triangle(step, margin):
     Raises UserError unless 1 is a multiple of `step`, so that the models are points themselves.
     """
     if (1 / step).denominator != 1:
-        raise runs.UserError(f"evaluate.plane.step={step}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
+        raise UserError(f"evaluate.plane.step={step}: 1 must be a multiple of it; give 1/2, 1/3, 1/4, …")
     steps, beyond = int(1 / step), math.floor(margin / step)
     return [
         (1 - (sft1 + policy) * step, sft1 * step, policy * step)

@@ -20,6 +20,7 @@ from scipy import special, stats
 
 from salsa.data import rows
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")
@@ -41,7 +42,7 @@ def read_verdicts(path):
     unknown winner or order.
     """
     if not Path(path).is_file():
-        raise runs.UserError(f"{path}: no such file; give the verdicts.jsonl that a judge run wrote")
+        raise UserError(f"{path}: no such file; give the verdicts.jsonl that a judge run wrote")
     return [_checked(verdict, place) for place, verdict in rows.read(path)]
 
 
@@ -49,20 +50,20 @@ def _checked(verdict, place):
     """The verdict, if the rest of this module can rely on it; else a UserError that begins with `place`."""
     missing = [name for name in FIELDS if name not in verdict]
     if missing:
-        raise runs.UserError(f"{place}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")
+        raise UserError(f"{place}: no field {missing[0]!r}; a verdict has {', '.join(FIELDS)}")
     if verdict["winner"] not in WINNERS:
-        raise runs.UserError(f"{place}: winner {verdict['winner']!r} is none of {', '.join(WINNERS)}")
+        raise UserError(f"{place}: winner {verdict['winner']!r} is none of {', '.join(WINNERS)}")
     if isinstance(verdict["order"], bool) or verdict["order"] not in (0, 1):
-        raise runs.UserError(f"{place}: order {verdict['order']!r} is neither 0 nor 1")
+        raise UserError(f"{place}: order {verdict['order']!r} is neither 0 nor 1")
     if not isinstance(verdict.get("turn"), int | None):
-        raise runs.UserError(f"{place}: turn {verdict['turn']!r} is no whole number")
+        raise UserError(f"{place}: turn {verdict['turn']!r} is no whole number")
     for name in ("benchmark", "model_a", "model_b", "judge"):
         if not isinstance(verdict[name], str):
-            raise runs.UserError(f"{place}: {name} {verdict[name]!r} is no text")
+            raise UserError(f"{place}: {name} {verdict[name]!r} is no text")
     for name in ("prompt_id", "replicate"):
         value = verdict.get(name)
         if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-            raise runs.UserError(f"{place}: {name} {value!r} is neither text nor a number")
+            raise UserError(f"{place}: {name} {value!r} is neither text nor a number")
     return verdict
 
 
@@ -583,19 +584,19 @@ def compare(verdicts, candidate, baseline, seed=0, resamples=2000):
 def select(verdicts, candidate, baseline, judge=None, source="verdicts"):
     """The verdicts of one pair by one judge. UserError for no such pair, and for several judges and none named."""
     if candidate == baseline:
-        raise runs.UserError(f"candidate and baseline are both {candidate!r}; compare two models")
+        raise UserError(f"candidate and baseline are both {candidate!r}; compare two models")
     pairs = {frozenset((v["model_a"], v["model_b"])) for v in verdicts}
     of_pair = [v for v in verdicts if {v["model_a"], v["model_b"]} == {candidate, baseline}]
     if not of_pair:
         names = sorted(" and ".join(sorted(pair)) for pair in pairs)
         more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         names = ("; ".join(names[:SHOWN]) or "none") + more
-        raise runs.UserError(f"{source}: no verdict on {candidate!r} and {baseline!r}; its pairs are: {names}")
+        raise UserError(f"{source}: no verdict on {candidate!r} and {baseline!r}; its pairs are: {names}")
     judges = sorted({v["judge"] for v in of_pair})
     if judge is None and len(judges) > 1:
-        raise runs.UserError(f"{source}: verdicts of several judges ({', '.join(judges)}); choose one with --judge")
+        raise UserError(f"{source}: verdicts of several judges ({', '.join(judges)}); choose one with --judge")
     if judge is not None and judge not in judges:
-        raise runs.UserError(f"{source}: no verdict by judge {judge!r} on this pair; its judges: {', '.join(judges)}")
+        raise UserError(f"{source}: no verdict by judge {judge!r} on this pair; its judges: {', '.join(judges)}")
     return [v for v in of_pair if judge is None or v["judge"] == judge]
 
 
@@ -614,7 +615,7 @@ def main(argv=None):
     pair = arguments.candidate, arguments.baseline
     try:
         verdicts = select(read_verdicts(arguments.verdicts), *pair, arguments.judge, arguments.verdicts)
-    except runs.UserError as error:
+    except UserError as error:
         sys.exit(f"{parser.prog}: {error}")
     result = compare(verdicts, *pair, arguments.seed)
     print(json.dumps({name: None if value != value else value for name, value in result.items()}, allow_nan=False))

@@ -12,7 +12,7 @@ from scipy import special
 from scipy.sparse import coo_array, csgraph
 
 from salsa.evaluate import statistics
-from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 RIDGE = 0.01
 GRADES = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}  # A's score, its count
@@ -42,7 +42,7 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
     """
     models, pairs, shares = _shares(verdicts)
     if anchor not in models:
-        raise runs.UserError(f"anchor {anchor!r} has no verdict; the models are: {', '.join(models) or 'none'}")
+        raise UserError(f"anchor {anchor!r} has no verdict; the models are: {', '.join(models) or 'none'}")
     design, place = _design(pairs, len(models)), models.index(anchor)
     counts = shares.reshape(len(shares), -1)  # (N, P·3)
     score = _relative(_fit(counts.sum(axis=0)[None], design), place)[0]

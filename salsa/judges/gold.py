@@ -2,7 +2,7 @@
 
 from salsa.judges import Judge
 from salsa.judges.common.scoring import ScoringJudge, ScoringSettings, response_name
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 
 def gold(row):

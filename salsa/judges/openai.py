@@ -20,7 +20,7 @@ from salsa.judges.language_model import access
 from salsa.judges.language_model.client import Client, Failed, Refused, readable
 from salsa.judges.language_model.verdict_text import CUT, GRADES, parse, verdict
 from salsa.workflow import bounds, runs, schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 _ONE = ("question", "answer_a", "answer_b")

@@ -4,14 +4,14 @@ import functools
 
 from salsa.judges import Judge
 from salsa.judges.common.scoring import ScoringJudge, ScoringSettings
-from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 
 def _open(settings, parents, output, execution, comparisons):
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise runs.UserError("judge vader: not installed; run `pip install vaderSentiment`") from None
+        raise UserError("judge vader: not installed; run `pip install vaderSentiment`") from None
     analyser = SentimentIntensityAnalyzer()
     compound = functools.cache(lambda text: analyser.polarity_scores(text)["compound"])
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from salsa.report import selection, words
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 NAMES = ("claim", "arm", "benchmark", "judge", "candidate", "baseline")  # columns that are never numbers
 SYMBOLS = {  # what pdflatex does not know by itself
@@ -153,10 +154,10 @@ def write_csv(frame, path):
 def read_csv(path):
     """A table as `write_csv` wrote it. Names stay text: an arm may be called 1, true or nan.
 
-    Raises `runs.UserError` where there is no such table.
+    Raises `UserError` where there is no such table.
     """
     if not path.is_file():
-        raise runs.UserError(f"{path}: no such table; run the study again")
+        raise UserError(f"{path}: no such table; run the study again")
     return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
 
 

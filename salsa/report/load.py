@@ -12,17 +12,18 @@ import pandas as pd
 from salsa.report import formats, study
 from salsa.report.comparison import label
 from salsa.workflow import config, runs
+from salsa.workflow.messages import UserError
 
 
 def load(folder):
     """The frames of a finished study (`LoadedStudy`), or of all studies of a sweep (`LoadedSweep`).
 
-    Raises `runs.UserError` (one line) where the folder is neither.
+    Raises `UserError` (one line) where the folder is neither.
     """
     folder = Path(folder).resolve()
     manifest = runs.manifest_of(folder)
     if manifest is None or manifest["stage"] not in ("study", "comparison"):
-        raise runs.UserError(f"{folder}: no finished study; give a folder like results/studies/default")
+        raise UserError(f"{folder}: no finished study; give a folder like results/studies/default")
     if manifest["stage"] == "study":
         return LoadedStudy(folder, manifest)
     studies = _parents(folder, manifest)
@@ -33,7 +34,7 @@ def load(folder):
 class LoadedStudy:
     """A study as frames; docs/frames.md says what their columns are. Each is read when it is first asked for.
 
-    Raises `runs.UserError` (one line) where a run that a frame is read from isn't there.
+    Raises `UserError` (one line) where a run that a frame is read from isn't there.
     """
 
     def __init__(self, folder, manifest):
@@ -75,7 +76,7 @@ class LoadedSweep:
 def _parents(folder, manifest):
     """role -> the folder of the run that plays it, under the results folder that `folder` lies in."""
     if "parents" not in manifest:
-        raise runs.UserError(f"{folder}: a published copy has no runs; of its frames, `claims` alone can be read")
+        raise UserError(f"{folder}: a published copy has no runs; of its frames, `claims` alone can be read")
     results = folder.parent.parent
     return {runs.role_of(role): _run(results, **parent) for role, parent in manifest["parents"].items()}
 
@@ -84,4 +85,4 @@ def _run(results, folder, address):
     for path in results.glob(f"*/{folder}"):
         if (runs.manifest_of(path) or {}).get("address") == address:
             return path
-    raise runs.UserError(f"{results}: no finished run {folder}, from which the study was made; run it again")
+    raise UserError(f"{results}: no finished run {folder}, from which the study was made; run it again")

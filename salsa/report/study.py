@@ -19,6 +19,7 @@ from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, provenance, sections, style, words
 from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
+from salsa.workflow.messages import UserError
 
 VERSION = 5
 
@@ -179,13 +180,13 @@ def read(settings, parents):
     """Read what a study consists of.
 
     Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), policy/<i>, respond/<i>, judge/<name>/<i> and,
-    for some, plane/<i> (i the `index` of a policy of the settings). Raises `runs.UserError` (one line) where the
+    for some, plane/<i> (i the `index` of a policy of the settings). Raises `UserError` (one line) where the
     settings are those of another version.
     """
     try:
         study_config = schema.from_dict(config.Config, words.cleaned(settings.config))
     except ValueError as error:
-        raise runs.UserError(f"{error}; the study was planned by another version: plan and run it again") from None
+        raise UserError(f"{error}; the study was planned by another version: plan and run it again") from None
     gold = gold_judge(parents["prepare"])
     plain = policies.plain_arms(policies.Composed(study_config, policies.expanded_arms(study_config)))
     verdicts, texts = defaultdict(list), {}

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType, patch_environment
 from accelerate.utils.other import load as load_as_data
 
 from salsa.workflow import failures, runs
+from salsa.workflow.messages import UserError
 
 ANCHOR = "reference.json"  # beside the checkpoints: the summary of the reference that the run is anchored to
 LAYOUT = "processes.json"  # beside the checkpoints: how many processes wrote them, and how
@@ -88,7 +89,7 @@ def check_layout(accelerator, before, saved):
     """Raise UserError where the folder `saved` has a checkpoint with another layout, `before`, than these processes."""
     now, words = layout(accelerator), "{processes} process(es) of {distributed_type}".format
     if before != now:
-        raise runs.UserError(
+        raise UserError(
             f"{saved}: saved by {words(**before)}, and this is {words(**now)}; go on as it was started, or remove "
             f"{saved.parent}"
         )
@@ -178,7 +179,7 @@ def read_object(path, *keys):
 
 def _unusable(place, reason):
     root = next((folder for folder in place.parents if folder.name == runs.CHECKPOINTS), place.parent)
-    return runs.UserError(f"{place}: {reason}; remove {root} and run again: training begins anew")
+    return UserError(f"{place}: {reason}; remove {root} and run again: training begins anew")
 
 
 @contextlib.contextmanager
@@ -190,7 +191,7 @@ def reading(folder):
                 _InertUnpickler(file).load()
         with patch_environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
             yield
-    except runs.UserError:
+    except UserError:
         raise
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or failures.describe(error):

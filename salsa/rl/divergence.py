@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 FACTS, BATCH = "diverged.json", "diverged.safetensors"
 
@@ -23,7 +24,7 @@ def stop(output, message, facts, tensors, writes=True):
         batch = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(batch, output / BATCH)
         runs.write_json(output / FACTS, {"message": message, **facts})
-    raise runs.UserError(f"{message} (the batch: {output / BATCH})")
+    raise UserError(f"{message} (the batch: {output / BATCH})")
 
 
 class NotFinite(Exception):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from salsa.workflow import failures
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 
 from salsa.data import chat
 from salsa.rl import folders, forward, models, rollout
-from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 # The files of a model on the hub that transformers reads beside weights; code is not downloaded.
 SMALL_FILES = {
@@ -73,7 +73,7 @@ def _folder(model):
     if local.is_dir():
         return local, None
     if local.exists():
-        raise runs.UserError(f"model.path={model.path}: a file; give the model's folder")
+        raise UserError(f"model.path={model.path}: a file; give the model's folder")
     remedy = (
         "if it is gated, accept its licence on the hub and run `hf auth login`; offline, download it before, or give a "
         "local folder"
@@ -103,7 +103,7 @@ def _from_package(package):
     spec = find_spec(package.replace("-", "_"))
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec else []
     if not files:
-        raise runs.UserError(f"the package {package} is not installed; run `make smollm2`")
+        raise UserError(f"the package {package} is not installed; run `make smollm2`")
     folder, name = files[0].parent, files[0].name
     # save_pretrained refuses a model from a GGUF unless its configuration says that it was dequantised.
     quantized = GgufConfig(dequantize=True)
@@ -135,7 +135,7 @@ def _check_rows(network, tokenizer):
     }
     for token, i in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if i >= count and i not in unwritten:
-            raise runs.UserError(
+            raise UserError(
                 f"the tokenizer's token {token!r} has id {i}, and the model's embedding {count} rows: are tokenizer "
                 "and weights of one model?"
             )
@@ -149,15 +149,15 @@ def _rehearse(network, tokenizer):
         models.check_head(network)
         _check_trunk(network)
         difference = _sampling_error(network, tokenizer)
-    except runs.UserError:
+    except UserError:
         raise
     except Exception as error:
-        raise runs.UserError(
+        raise UserError(
             f"{name} can't be trained here ({type(error).__name__}: {folders.one_line(error)}); choose another model"
         ) from None
     network.to(dtype)
     if difference > LARGEST_DIFFERENCE:
-        raise runs.UserError(
+        raise UserError(
             f"{name}: log-probabilities of tokens sampled with a cache differ from those of a fresh pass by "
             f"{difference:.2g} nats, so PPO could not train it; choose another model"
         )
@@ -174,7 +174,7 @@ def _check_trunk(network):
     )
     if ours != theirs or not hasattr(classifier, "score"):
         first = min((name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)), default="")
-        raise runs.UserError(
+        raise UserError(
             f"{type(network).__name__}: a reward model, {type(classifier).__name__}, has another trunk "
             f"(tensor {first}); choose another model"
         )
@@ -189,7 +189,7 @@ def _sampling_error(network, tokenizer):
     limit = folders.positions(network.config.to_dict()) or math.inf
     length, lengths = 6, [9, 2, 5, 4]
     if limit < length + max(lengths):
-        raise runs.UserError(f"{type(network).__name__} holds {limit} tokens, and a prompt and a response need more")
+        raise UserError(f"{type(network).__name__} holds {limit} tokens, and a prompt and a response need more")
     count = min(models.rows(network), len(tokenizer))
     ordinary = [i for i in range(count) if i not in set(tokenizer.all_special_ids)] or list(range(count))
     tokens = [ordinary[i * 7919 % len(ordinary)] for i in range(sum(lengths))]

@@ -27,6 +27,7 @@ from salsa import soup
 from salsa.rl import folders
 from salsa.rl.forward import ScoreModel
 from salsa.workflow import runs, surroundings
+from salsa.workflow.messages import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -53,7 +54,7 @@ def prepare_process(execution, output=None):
         # If it saw several GPUs, transformers' Trainer would spread each batch over them, and so enlarge it.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if execution.device == "cuda" and not torch.cuda.is_available():
-        raise runs.UserError("execution.device=cuda, but torch finds no GPU; use execution.device=cpu or auto")
+        raise UserError("execution.device=cuda, but torch finds no GPU; use execution.device=cpu or auto")
     return torch.device("cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -66,7 +67,7 @@ def check_context(parent, lengths):
     """Raise UserError unless the model has positions for a prompt and a response of these lengths."""
     limit = folders.positions(folders.load_config(model_folder(parent)).to_dict())
     if limit and lengths.prompt + lengths.response > limit:
-        raise runs.UserError(
+        raise UserError(
             f"lengths.prompt={lengths.prompt} and lengths.response={lengths.response} need "
             f"{lengths.prompt + lengths.response} positions, and the model holds {limit}; make them shorter"
         )
@@ -83,7 +84,7 @@ def load_tokenizer(folder, **options):
         tokenizer.init_kwargs.pop(name, None)
     if not isinstance(tokenizer.model_max_length, int | float):
         longest = tokenizer.model_max_length
-        raise runs.UserError(f"{folder}/tokenizer_config.json: model_max_length={longest!r}: no number; mend it")
+        raise UserError(f"{folder}/tokenizer_config.json: model_max_length={longest!r}: no number; mend it")
     return tokenizer
 
 
@@ -112,7 +113,7 @@ def _token_ids(folder, config):
     for name, value in ids.items():
         candidates = value if isinstance(value, list) else [value]
         if any(type(i) is not int for i in candidates if i is not None):
-            raise runs.UserError(f"{path}: {name}={value!r}: neither a token id nor a list of such; mend it")
+            raise UserError(f"{path}: {name}={value!r}: neither a token id nor a list of such; mend it")
         # Some models write -1 for none. An id outside the vocabulary is never sampled.
         valid = [i for i in candidates if i is not None and 0 <= i < config.get_text_config().vocab_size]
         ids[name] = valid if isinstance(value, list) and valid else next(iter(valid), None)
@@ -147,7 +148,7 @@ def load_whole(cls, folder, head="", trunk="", besides=(), **options):
             **options,
         )
     for name, given, wanted in sorted(report["mismatched_keys"]):
-        raise runs.UserError(
+        raise UserError(
             f"{folder}: tensor {name} has shape {list(given)}, and config.json makes it {list(wanted)}; "
             "give the configuration and the weights of one model"
         )
@@ -156,14 +157,14 @@ def load_whole(cls, folder, head="", trunk="", besides=(), **options):
         # A wrapper (torch.compile, DDP, PEFT) may have put its prefix before all names.
         prefixed = (name for name in sorted(report["unexpected_keys"]) if name.endswith(tuple(missing)))
         instead = next((f" (the files have {name})" for name in prefixed), "")
-        raise runs.UserError(
+        raise UserError(
             f"{folder}: tensor {missing[0]} is missing{_more(missing)}, of {type(model).__name__}{instead}; it would "
             "start at random: give a whole model, with weights, names and number of layers as config.json says"
         )
     surplus = (name for name in report["unexpected_keys"] if name.startswith(trunk) and name not in besides)
     surplus = sorted(name for name in surplus if not COMPUTED.search(name))
     if surplus:
-        raise runs.UserError(
+        raise UserError(
             f"{folder}: tensor {surplus[0]}{_more(surplus)} is none of {type(model).__name__}, and would be "
             "dropped; give a causal language model, with as many layers as config.json says"
         )
@@ -182,7 +183,7 @@ def _check_finite(model, folder):
             continue
         # One sum tells most tensors to be finite; only where it is not, each number is looked at.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise runs.UserError(f"{folder}: tensor {name} holds NaN or infinity; save or download the model again")
+            raise UserError(f"{folder}: tensor {name} holds NaN or infinity; save or download the model again")
 
 
 def even_micro_batch(batch_size, limit):
@@ -203,7 +204,7 @@ def adapter_config(section, settings, score=False):
     try:
         from peft import LoraConfig  # an optional dependency
     except ImportError:
-        raise runs.UserError(f"{section}.lora_rank={settings.lora_rank} needs peft: pip install -e '.[lora]'") from None
+        raise UserError(f"{section}.lora_rank={settings.lora_rank} needs peft: pip install -e '.[lora]'") from None
 
     task = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if score else {}
     return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", **task)
@@ -230,7 +231,7 @@ def load_score_model(folder, device="cpu", dtype=torch.float32, normalised=True)
     """
     constants = runs.read_json(folder / "normalisation.json") if normalised else {"mean": 0.0, "std": 1.0}
     if not (0 < constants["std"] < math.inf and math.isfinite(constants["mean"])):
-        raise runs.UserError(
+        raise UserError(
             f"{folder / 'normalisation.json'}: the reward on sft0's samples has mean {constants['mean']:g} and "
             f"standard deviation {constants['std']:g}, by which nothing can be divided; train the reward model again"
         )
@@ -260,7 +261,7 @@ def _named_class(folder):
     """The class of transformers that a folder names, or None; a trunk alone counts as a causal language model."""
     try:
         config = folders.load_config(folder)
-    except runs.UserError:
+    except UserError:
         return None
     name = str((*config.architectures, "")[0]) if isinstance(config.architectures, list) else ""
     cls = None if name.endswith("Model") else getattr(transformers, name, None)
@@ -302,7 +303,7 @@ def classifier_class(config):
 def check_causal(config):
     """Raise UserError where transformers has no causal language model for a loaded configuration."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise runs.UserError(
+        raise UserError(
             f"model_type {config.model_type!r}: transformers has no causal language model of it; choose another model"
         )
 
@@ -352,7 +353,7 @@ def attention_dropout(folder, rate):
     config = folders.load_config(folder)
     names = [name for name in ATTENTION_DROPOUT if hasattr(config, name)]
     if rate and not names:
-        raise runs.UserError(f"sft.dropout={rate}: {config.model_type} has no attention dropout; set sft.dropout=0")
+        raise UserError(f"sft.dropout={rate}: {config.model_type} has no attention dropout; set sft.dropout=0")
     return dict.fromkeys(names, rate) if rate else {}
 
 
@@ -372,7 +373,7 @@ def check_head(model):
     advice = "choose a model without a cap or scale of logits"
     name, cap = type(model).__name__, getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     if cap:  # a comparison of logits would miss it: it hardly changes those of an untrained model
-        raise runs.UserError(
+        raise UserError(
             f"{name} changes its logits after its head (final_logit_softcapping={cap}), which is not computed here; "
             + advice
         )
@@ -381,9 +382,9 @@ def check_head(model):
     logits = model(input_ids=tokens).logits.float()
     from_head = model.get_output_embeddings()(model.base_model(input_ids=tokens).last_hidden_state).float()
     if logits.isnan().any():
-        raise runs.UserError(f"{name}: its predictions are NaN; save or download the model again")
+        raise UserError(f"{name}: its predictions are NaN; save or download the model again")
     if logits.shape != from_head.shape or not torch.allclose(logits, from_head, rtol=1e-2, atol=1e-2):
-        raise runs.UserError(f"{name} changes its logits after its head, which is not computed here; {advice}")
+        raise UserError(f"{name} changes its logits after its head, which is not computed here; {advice}")
 
 
 def rows(model):

@@ -13,6 +13,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from salsa.rl.forward import Sequences
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
@@ -52,7 +53,7 @@ def check_batch(ppo, accelerator):
     """Raise UserError where the processes can't share a batch evenly."""
     processes = accelerator.num_processes
     if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
-        raise runs.UserError(
+        raise UserError(
             f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
             f"evenly; make it a multiple of {processes * ppo.mini_batches}"
         )
@@ -62,9 +63,9 @@ def check(ppo, accelerator, anchor, rollouts):
     """Raise UserError where the settings of a run do not fit how it was started."""
     check_batch(ppo, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise runs.UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
+        raise UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
     if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
-        raise runs.UserError(
+        raise UserError(
             f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
             "ppo.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
         )

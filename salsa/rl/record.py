@@ -7,6 +7,7 @@ import torch
 
 from salsa.data import chat
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 
 class Record:
@@ -32,7 +33,7 @@ class Record:
         if [row["iteration"] for row in self.metrics] != list(range(iteration)):
             incomplete = "metrics.jsonl"
         if incomplete:
-            raise runs.UserError(
+            raise UserError(
                 f"{output / incomplete}: lacks rows before iteration {iteration}, with which the checkpoint goes on; "
                 f"remove {output} and run again"
             )

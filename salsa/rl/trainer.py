@@ -25,6 +25,7 @@ from salsa.data import chat
 from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
 from salsa.rl.rollout import prompt_order, uniforms
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 LARGEST_IMPORTANCE = 2.0  # the truncation of importance weights
 LARGEST_DIFFERENCE = 0.1  # nats per token, mean: importance weights correct for less, and more is a mistake
@@ -36,7 +37,7 @@ PHASES = {  # phase -> its tensors, and what to do where one is not finite befor
 }
 
 
-class InvariantError(runs.UserError, RuntimeError):
+class InvariantError(UserError, RuntimeError):
     """A condition of every correct PPO run does not hold: there is a bug, or a model computes inconsistently."""
 
 
@@ -68,7 +69,7 @@ def train(settings, parents, output, execution):
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
     rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
     if len(rows) < settings.ppo.batch_size:
-        raise runs.UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
+        raise UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
     earlier = checkpoints.anchored_to(output)
     participants = load(settings, parents, tokenizer, accelerator.device, execution, earlier)
     trainer = Trainer(settings, participants, tokenizer, accelerator, execution, output)
@@ -114,7 +115,7 @@ class Trainer:
         processes.check(self.ppo, accelerator, self.reference, execution.rollouts)
 
         if self.ppo.lora_rank and self.reference.moves:
-            raise runs.UserError(
+            raise UserError(
                 f"ppo.lora_rank={self.ppo.lora_rank} trains adapters, and a reference that moves follows all weights; "
                 "set ppo.lora_rank=0, or a reference that stays"
             )

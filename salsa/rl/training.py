@@ -23,6 +23,7 @@ from transformers.trainer_utils import align_special_tokens
 
 from salsa.rl import checkpoints, divergence, models, processes
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 from salsa.workflow.surroundings import world
 
 KEPT = "kept"  # beside the checkpoints: the model, or its adapters, that is the result so far
@@ -73,7 +74,7 @@ def batch_share(name, section):
     """The number of rows of a batch for each process. Raises UserError where they can't share it evenly."""
     count, _ = world()
     if section.batch_size % count:
-        raise runs.UserError(
+        raise UserError(
             f"{count} processes can't share {name}.batch_size={section.batch_size} evenly; make it a multiple of "
             f"{count}"
         )

@@ -22,6 +22,7 @@ from accelerate.utils.other import get_free_port
 from salsa.data import chat
 from salsa.rl import forward
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 SETTING = "execution.rollouts=vllm"
 MEMORY_SHARE = 0.3  # of the GPU's memory, for weights and cache while vLLM is awake (TRL's default)
@@ -44,7 +45,7 @@ class Engine:
 
     def __init__(self, policy, tokenizer, dtype, context, device, processes=1):
         if device.type not in DEVICES:
-            raise runs.UserError(
+            raise UserError(
                 f"{SETTING}: needs a CUDA GPU, and this run is on {device.type}; set execution.rollouts=transformers"
             )
         self.vllm = _imported()
@@ -118,7 +119,7 @@ class Engine:
         weights = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
         (missing,) = self.llm.apply_model(lambda model: _load(model, weights))
         if missing:
-            raise runs.UserError(
+            raise UserError(
                 f"{SETTING}: the policy has no weights of the names that vLLM wants ({', '.join(missing[:3])}, …); set "
                 "execution.rollouts=transformers"
             )
@@ -137,7 +138,7 @@ class Sampler(Engine):
 
     def __init__(self, policy, tokenizer, settings, accelerator):
         if settings.ppo.lora_rank:
-            raise runs.UserError(
+            raise UserError(
                 f"ppo.lora_rank={settings.ppo.lora_rank}: {SETTING} takes a policy whose weights are all trained; set "
                 "execution.rollouts=transformers or ppo.lora_rank=0"
             )
@@ -174,7 +175,7 @@ def _imported():
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
-        raise runs.UserError(f"{SETTING}: needs vllm, of the extra salsa[vllm]; pip install -e '.[vllm]'") from None
+        raise UserError(f"{SETTING}: needs vllm, of the extra salsa[vllm]; pip install -e '.[vllm]'") from None
     return vllm
 
 

@@ -31,6 +31,7 @@ from salsa.evaluate import statistics, tournament
 from salsa.judges.common import scoring
 from salsa.judges.language_model import verdict_text
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 TIE_DELTA = 0.1  # FastChat's: scores no further apart than this are a tie
 NO_SCORE = -1  # FastChat's, where the judge's answer holds no score or its API failed ($ERROR$)
@@ -260,7 +261,7 @@ def _with(rows, *fields):
     for number, row in enumerate(rows, 1):
         missing = [name for name in fields if name not in row] if isinstance(row, dict) else fields
         if missing:
-            raise runs.UserError(f"row {number}: no field {missing[0]!r}; is the file of this format?")
+            raise UserError(f"row {number}: no field {missing[0]!r}; is the file of this format?")
         yield row
 
 
@@ -287,7 +288,7 @@ def main(argv=None):
         rows = [row for path in arguments.files for _, row in reader.read(path)]
         verdicts, dropped = convert(rows, **options)
         table = leaderboard(rows, **options)
-    except runs.UserError as error:
+    except UserError as error:
         sys.exit(f"{parser.prog}: {error}")
     runs.write_jsonl(arguments.output, verdicts)
     result = {"verdicts": len(verdicts), "dropped": {why: n for why, n in dropped.items() if n}, "leaderboard": table}

@@ -14,7 +14,7 @@ from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
 from salsa.workflow import bounds, jobs, policies, runs, yaml_files
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(data.__file__).parent / "templates"
 MOST_POLICIES = 5000  # of a study: its plan takes a minute

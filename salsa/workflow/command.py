@@ -11,7 +11,7 @@ from pathlib import Path
 from salsa.workflow import config, failures, gpus, messages, runs, schema, surroundings
 from salsa.workflow import plan as planning
 from salsa.workflow.bounds import printable
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 
 def _module(function):

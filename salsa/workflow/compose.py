@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from salsa.workflow import bounds, checks, config, messages, overriding, policies, schema, yaml_files
+from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import ENTRIES, ENTRY, ROOT, applied, expand, first_line, labels, parse, presets
-from salsa.workflow.runs import UserError
 
 RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
 # What Hydra and OmegaConf raise for a mistake; those of Python's own where they expect none.

@@ -26,8 +26,8 @@ from omegaconf import open_dict
 
 from salsa.workflow import compose, jobs, objectives, overriding, places, plan, runs, yaml_files
 from salsa.workflow.jobs import snakemake_text
+from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import CONF, ROOT
-from salsa.workflow.runs import UserError
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"

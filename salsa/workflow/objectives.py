@@ -6,7 +6,7 @@ import math
 from salsa import data
 from salsa.workflow import policies, schema
 from salsa.workflow.checks import listed
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 
 def resolve(composed):

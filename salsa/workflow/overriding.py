@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from salsa.workflow import bounds, runs
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"

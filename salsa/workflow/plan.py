@@ -15,6 +15,7 @@ from typing import NamedTuple
 from salsa import anchors, data, judges
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.bounds import printable
+from salsa.workflow.messages import UserError
 from salsa.workflow.weights import decimal_text, used
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
@@ -74,7 +75,7 @@ class Plan:
             if failures.describe(error):
                 raise
             folder = printable(repr(self.results))
-            raise runs.UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
+            raise UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
         return path
 
 
@@ -85,7 +86,7 @@ def results_folder(text):
     expand it, by who expects an object store, by a terminal that obeys it.
     """
     if not isinstance(text, str) or not text.strip():
-        raise runs.UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
+        raise UserError(f"results={text!r}: names no folder; leave it out, or give results=results")
     unfit = next((sign for sign in text if sign in "{}<>" or printable(sign) != sign), None)
     problem = None
     if unfit:
@@ -97,7 +98,7 @@ def results_folder(text):
     elif "://" in text:
         problem = "is no folder of this machine, which all stages read and write"
     if problem:
-        raise runs.UserError(f"results={text!r}: {problem}; give another folder")
+        raise UserError(f"results={text!r}: {problem}; give another folder")
     return str(PurePath(text))
 
 
@@ -112,11 +113,11 @@ def load(path, only=None):
     try:
         values = runs.read_json(path)
     except FileNotFoundError:
-        raise runs.UserError(f"{path}: no such plan; `salsa plan` writes one") from None
+        raise UserError(f"{path}: no such plan; `salsa plan` writes one") from None
     except OSError as error:
-        raise runs.UserError(f"{path}: can't be read ({error.strerror}); {again}") from None
+        raise UserError(f"{path}: can't be read ({error.strerror}); {again}") from None
     except runs.Unreadable:
-        raise runs.UserError(f"{path}: not a plan, for it is no JSON; {again}") from None
+        raise UserError(f"{path}: not a plan, for it is no JSON; {again}") from None
     try:
         result = Plan(results_folder(values["results"]), {name: Run(**run) for name, run in values["runs"].items()})
         for name, run in result.runs.items():
@@ -127,11 +128,11 @@ def load(path, only=None):
         if result.comparison is not None and result.runs[result.comparison].stage != "comparison":
             raise ValueError(f"{result.comparison} is no comparison")
         return result
-    except runs.UserError as error:
-        raise runs.UserError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = bounds.printable(f"lacks {error}" if isinstance(error, KeyError) else error)[:LONGEST_REASON]
-        raise runs.UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
+        raise UserError(f"{path}: not a plan of this version of salsa: {problem}; {again}") from None
 
 
 def _check_run(path, run, others):
@@ -179,11 +180,11 @@ def plan(studies):
         studies: a list of `policies.Composed`, as `compose.compose` returns it.
 
     Raises:
-        runs.UserError: the studies disagree on the results folder, or it can't be one.
+        UserError: the studies disagree on the results folder, or it can't be one.
     """
     folders = sorted({composed.config.results for composed in studies})
     if len(folders) > 1:
-        raise runs.UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
+        raise UserError(f"results: one plan has one results folder, not {' and '.join(folders)}")
     result = Plan(results_folder(folders[0]))
     points = []
     for composed in studies:

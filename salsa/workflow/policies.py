@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from salsa import anchors
-from salsa.workflow import config, runs
+from salsa.workflow import config
+from salsa.workflow.messages import UserError
 from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
 
 DEFAULT = config.Arm.algorithm  # which names of policies leave out, and which alphas are trained by
@@ -123,7 +124,7 @@ def expanded_arms(study):
     """The arms of a `config.Config`, with one more for each alpha that is none of them: alpha_0.25.
 
     Raises:
-        runs.UserError: two alphas have one name, which has two decimals.
+        UserError: two alphas have one name, which has two decimals.
     """
     arms = dict(study.arms)
     written = {spec_of(arm, study) for arm in arms.values()}
@@ -134,7 +135,7 @@ def expanded_arms(study):
         if spec_of(arm, study) in written:
             continue
         if name in arms:
-            raise runs.UserError(f"two alphas are both shown as {name}; remove one")
+            raise UserError(f"two alphas are both shown as {name}; remove one")
         arms[name] = arm
     return arms
 

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError, model
 
 from salsa.workflow import bounds, messages
 from salsa.workflow.bounds import ADDED, ALWAYS, Items, Range, ReadBy, Text, fault
+from salsa.workflow.messages import UserError
 
 MOST = 10**9  # of rows, and of what else is counted
 LARGEST_BATCH = 10**6
@@ -116,7 +117,7 @@ def of_kinds(name, common, records):
             for setting in cls.__annotations__:
                 if owner.setdefault(setting, cls) is not cls:
                     both = f"{owner[setting].__module__} and {cls.__module__}"
-                    raise messages.UserError(f"{both}: both have a setting {setting}; give one of them another name")
+                    raise UserError(f"{both}: both have a setting {setting}; give one of them another name")
                 readers.setdefault(setting, []).append(kind)
     readers = {setting: tuple(kinds) for setting, kinds in readers.items()}
     kinds = {"kind": Literal[*records]}

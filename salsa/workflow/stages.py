@@ -13,6 +13,7 @@ from pathlib import Path
 
 from salsa import algorithms, judges
 from salsa.workflow import config, resources, runs
+from salsa.workflow.messages import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +76,7 @@ class Stage:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
                 return ast.literal_eval(node.value)
-        raise runs.UserError(f"{path.relative_to(ROOT)}: has no VERSION")
+        raise UserError(f"{path.relative_to(ROOT)}: has no VERSION")
 
     def command(self, function, version, description=None, argv=None):
         """Run the stage as its command line asks; see `command.main`."""

@@ -9,6 +9,7 @@ from salsa import data
 from salsa.workflow import runs, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.jobs import finished
+from salsa.workflow.messages import UserError
 from salsa.workflow.plan import LABEL
 
 MAIN_TABLE = "tables/win_rates.md"
@@ -65,14 +66,14 @@ def publish(study):
     link = folder.parent / settings["name"] if settings else folder
     name = settings["name"] if link.is_symlink() and link.resolve() == folder else folder.name
     if not LABEL.fullmatch(name):
-        raise runs.UserError(f"{study}: {name!r} can be no folder's name; run the study again")
+        raise UserError(f"{study}: {name!r} can be no folder's name; run the study again")
     target = folder.parent.parent / "published" / name
     if target == folder:
-        raise runs.UserError(f"{study}: is the published copy itself; give the study's own folder, results/studies/…")
+        raise UserError(f"{study}: is the published copy itself; give the study's own folder, results/studies/…")
     if os.path.lexists(target) and (
         target.is_symlink() or (runs.manifest_of(target) or {}).get("stage") not in REPORTS
     ):
-        raise runs.UserError(f"{target}: in the way, and no published study; move it elsewhere")
+        raise UserError(f"{target}: in the way, and no published study; move it elsewhere")
     copy = target.with_name(f".{name}.{os.getpid()}")
     try:
         _copy_small(folder, copy, manifest)
@@ -107,13 +108,13 @@ def _copy_small(folder, copy, manifest):
 def _report(folder, *stages):
     """The checked manifest of a finished run of one of the report's stages, whose files all lie in its folder."""
     if not (folder / runs.MANIFEST).is_file():  # of which `verify` would say: remove the folder and run again
-        raise runs.UserError(f"{folder}: no finished study; give a study's folder, results/studies/…")
+        raise UserError(f"{folder}: no finished study; give a study's folder, results/studies/…")
     manifest = runs.verify(folder)
     if manifest["stage"] not in stages:
-        raise runs.UserError(f"{folder}: a run of {manifest['stage']}; give a study's folder, results/studies/…")
+        raise UserError(f"{folder}: a run of {manifest['stage']}; give a study's folder, results/studies/…")
     outside = [name for name in manifest["artefacts"] if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
-        raise runs.UserError(f"{folder}: its manifest names {outside[0]}, outside of it; remove it and run again")
+        raise UserError(f"{folder}: its manifest names {outside[0]}, outside of it; remove it and run again")
     return manifest
 
 
@@ -127,20 +128,20 @@ def export(study, arm, output, kl_coef=None, replicate=None):
 
     output = Path(output)
     if os.path.lexists(output):
-        raise runs.UserError(f"{output}: is there already; choose another --output")
+        raise UserError(f"{output}: is there already; choose another --output")
     manifest = _report(study, "study")
     policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate)
     parent = manifest.get("parents", {}).get(runs.published_role(f"policy/{policy['index']}"))
     if parent is None:
-        raise runs.UserError(f"{study}: a copy beside no models; give the study's own folder, results/studies/…")
+        raise UserError(f"{study}: a copy beside no models; give the study's own folder, results/studies/…")
     results = study.resolve().parent.parent
     trained = (results / stage.folder / parent["folder"] for stage in stages.ALL.values() if stage.trains_policy)
     folder = next((path for path in trained if path.is_dir()), results / parent["folder"])
     if runs.verify(folder)["address"] != parent["address"]:
-        raise runs.UserError(f"{folder}: another run than the study was made from; build the study again")
+        raise UserError(f"{folder}: another run than the study was made from; build the study again")
     card = study / "cards" / cards.file_name(policy["arm"], policy["kl_coef"], policy["replicate"])
     if not card.is_file():
-        raise runs.UserError(f"{study}: has no card of this policy; run the study again with this version")
+        raise UserError(f"{study}: has no card of this policy; run the study again with this version")
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
@@ -160,4 +161,4 @@ def _policy(policies, arm, kl_coef, replicate):
         return fitting[0]
     names = [f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" for p in fitting or policies]
     problem = "several policies fit" if fitting else "no such policy"
-    raise runs.UserError(f"{arm}: {problem}; choose one of: {'; '.join(names)}")
+    raise UserError(f"{arm}: {problem}; choose one of: {'; '.join(names)}")

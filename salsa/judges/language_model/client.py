@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from salsa.judges import Interrupted
 from salsa.judges.language_model.access import access_key, base_url, check_access
-from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 LARGEST = 2**24  # bytes of an answer
 LONGEST_WAIT = 8.0  # seconds between two tries after a fault
@@ -126,7 +126,7 @@ class Client:
         try:  # a redirection is not followed: it would carry the key to another host
             self._http = openai.DefaultAsyncHttpxClient(timeout=None, follow_redirects=False, headers=self._headers)
         except Exception as error:
-            raise runs.UserError(
+            raise UserError(
                 f"judge.kind=openai: no connections can be made ({self._shown(str(error))}); mend the environment's "
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE"
             ) from None

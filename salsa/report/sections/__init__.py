@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from salsa.report import formats, selection, style
-from salsa.workflow import runs
+from salsa.workflow.messages import UserError
 
 HEADINGS = (  # in the report's order; a heading of another section's own stands after them
     "Arms",
@@ -111,12 +111,10 @@ def sections():
         try:
             contents = vars(importlib.import_module(f"{__name__}.{module.name}"))
         except Exception as error:
-            raise runs.UserError(f"salsa/report/sections/{module.name}.py: {error}") from error
+            raise UserError(f"salsa/report/sections/{module.name}.py: {error}") from error
         for section in contents.values():
             if isinstance(section, Section) and by_name.setdefault(section.name, section) is not section:
-                raise runs.UserError(
-                    f"salsa/report/sections/{module.name}.py: another section is called {section.name}"
-                )
+                raise UserError(f"salsa/report/sections/{module.name}.py: another section is called {section.name}")
     return dict(sorted(by_name.items(), key=lambda item: _order(item[1])))
 
 
