@@ -132,7 +132,7 @@ def development(evaluation):
 
 
 def win_rates(study, policy):
-    """The adjusted win rates of this policy against sft0 and plain PPO of its replicate, by benchmark and judge."""
+    """The adjusted win rates of this policy against sft0 and its plain anchor, by benchmark and judge."""
     report, rows = study.config.report, []
     for baseline, name in policy.baselines.items():
         for judge, benchmark in judging.judged(study):

@@ -1,7 +1,7 @@
 """What a study says of each claim that its configuration makes, and no more.
 
 A claim (`config.Claim`) is a hypothesis fixed before the run: candidate minus baseline is above 0, and by how much it
-would matter. Differences are paired by replicate (the same SFT models, reward model and PPO seed), each arm at its
+would matter. Differences are paired by replicate (the same SFT models, reward model and training seed), each arm at its
 chosen kl_coef (`selection`), and decided by `statistics.decide`: refuted where the 95 % t interval lies below the
 smallest effect, else supported where it lies above 0, else undecided. One replicate decides nothing, and nothing is
 read from a judge that can't measure (`judging`): its verdicts pull every win rate towards ½. One that measures in part
@@ -311,8 +311,8 @@ def summary(study, claims):
         return text + "One replicate tells nothing of other SFT pairs, so nothing is decided."
     kept = claims[(claims["claim_verdict"] == "supported") & (claims["holm_p"] < 0.025)]["claim"].nunique()
     return text + (
-        f"The tests rest on {count} replicates, each with its own SFT models, reward model and PPO seed; {kept} of the "
-        "supported keep a p below 0.025 after Holm's correction."
+        f"The tests rest on {count} replicates, each with its own SFT models, reward model and training seed; {kept} "
+        "of the supported keep a p below 0.025 after Holm's correction."
     )
 
 
@@ -394,7 +394,7 @@ def _at(row, role):
 def differences(study):
     """Every arm minus its plain anchor at the same kl_coef: a row per arm × kl_coef, a column per quantity, as text.
 
-    Bold where the interval excludes 0, which says above or below PPO and no more.
+    Bold where the interval excludes 0, which says above or below it and no more.
     """
     rows, judge = [], selection.main_judge(study)
     for arm, kl_coef in study.groups():

@@ -22,8 +22,8 @@ ONE_COLUMN = 3  # panels that stand below each other
 AGAINST_PLAIN = ["point", "judge", "benchmark", "arm", "kl_coef", "adjusted_win_rate", "ci_low", "ci_high", "prompts",
                  "replicates", "study"]  # fmt: skip
 CAPTION = (
-    "Adjusted win rates against plain PPO at the same kl_coef, with 95 % intervals over prompts, conditional on the "
-    "models; none is corrected for how many there are."
+    "Adjusted win rates against the plain anchor at the same kl_coef, with 95 % intervals over prompts, conditional on "
+    "the models; none is corrected for how many there are."
 )
 
 
@@ -116,13 +116,13 @@ def panels(frame):
 
 
 def head_to_head(study):
-    """The rows of a study's win rates against plain PPO, as dictionaries."""
+    """The rows of a study's win rates against the plain anchor, as dictionaries."""
     plain = plain_arms([study])
     return [row for row in _table(study, "win_rates").to_dict("records") if row["baseline"] == plain[row["candidate"]]]
 
 
 def against_plain(points, studies):
-    """One row per point, judge, benchmark, arm and kl_coef: the adjusted win rate against plain PPO, and its bounds."""
+    """One row per point, judge, benchmark, arm and kl_coef: its rate against the plain anchor, and bounds."""
     rows = [
         row | {"point": label(point), "arm": row["candidate"], "study": f"{study.parent.name}/{study.name}"}
         for point, study in zip(points, studies, strict=True)
@@ -172,29 +172,29 @@ def statements(frame, duels, plain):
 
 
 def _means_against_plain(arm, trained, measure, name, plain):
-    """A sentence that says at how many points an arm's mean is above plain PPO's, and by how much."""
+    """A sentence that says at how many points an arm's mean is above the plain anchor's, and by how much."""
     rows, plain_rows = trained[trained["arm"] == arm], trained[trained["arm"] == plain[arm]]
     pairs = rows.merge(plain_rows, on=["point", "kl_coef"], suffixes=("", "_plain"))
     gains = (pairs[measure] - pairs[f"{measure}_plain"]).dropna()
     if gains.empty:
         return []
     return [
-        f"{arm}: mean {name} above plain PPO's in {int((gains > 0).sum())} of {len(gains)} pairs of one point and "
-        f"kl_coef, by {formats.number(gains.min())} to {formats.number(gains.max())}; whether one of these differences "
-        "is more than chance, its study's claims.md says."
+        f"{arm}: mean {name} above the plain anchor's in {int((gains > 0).sum())} of {len(gains)} pairs of one point "
+        f"and kl_coef, by {formats.number(gains.min())} to {formats.number(gains.max())}; whether one of these "
+        "differences is more than chance, its study's claims.md says."
     ]
 
 
 def _duels_against_plain(arm, duels):
-    """A sentence that counts the intervals above and below ½ of an arm's win rates against plain PPO."""
+    """A sentence that counts the intervals above and below ½ of an arm's win rates against the plain anchor."""
     rated = [row for row in duels if not math.isnan(row["adjusted_win_rate"])]
     if not rated:
         return []
     above, below = sum(row["ci_low"] > 0.5 for row in rated), sum(row["ci_high"] < 0.5 for row in rated)
     return [
-        f"{arm} judged against plain PPO: the interval of the adjusted win rate lies above ½ in {above} and below ½ in "
-        f"{below} of {len(rated)} comparisons (of a point, kl_coef, judge and benchmark); each is conditional on its "
-        f"models, and about {0.05 * len(rated):.1g} of {len(rated)} would exclude ½ by chance."
+        f"{arm} judged against the plain anchor: the interval of the adjusted win rate lies above ½ in {above} "
+        f"and below ½ in {below} of {len(rated)} comparisons (of a point, kl_coef, judge and benchmark); each is "
+        f"conditional on its models, and about {0.05 * len(rated):.1g} of {len(rated)} would exclude ½ by chance."
     ]
 
 

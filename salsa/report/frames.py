@@ -121,7 +121,7 @@ class Frames:
 
     @functools.cached_property
     def soups(self):
-        """One row per replicate and alpha: soups of the first two SFT models before PPO; the columns of line.csv."""
+        """One row per replicate and alpha: soups of sft0 and sft1 before training; the columns of line.csv."""
         lines = [line | {"replicate": k} for k in self._study.replicates for line in self._study.landscape(k).line]
         columns = ["replicate", "alpha", "loss", *MEASURES]
         return pd.DataFrame(lines, columns=list(dict.fromkeys([*columns, *(name for line in lines for name in line)])))

@@ -26,7 +26,7 @@ VERSION = 5
 
 @dataclass
 class Policy:
-    """One PPO run and its evaluation."""
+    """One training run and its evaluation."""
 
     arm: str
     alpha: float | None  # place of the reference on the line of the first two SFT models; None: not on it
@@ -45,7 +45,7 @@ class Policy:
 
 @dataclass
 class Landscape:
-    """The SFT models of a replicate before PPO."""
+    """The SFT models of a replicate before training."""
 
     line: list[dict[str, float | None]]
     gates: dict[str, Any]

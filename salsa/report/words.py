@@ -84,7 +84,7 @@ def facts(study):
         "model and data": f"{settings.model.name}, {settings.data.name}",
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
-        "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and PPO seed)",
+        "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and training seed)",
         "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",

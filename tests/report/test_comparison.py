@@ -106,7 +106,10 @@ def test_every_point_against_plain_ppo(built):
 
 def test_sentences_are_what_the_numbers_say(built):
     text = (built / "comparison.md").read_text()
-    assert "salsa: mean gold reward above plain PPO's in 1 of 2 pairs of one point and kl_coef, by -0.1 to 0.2" in text
+    assert (
+        "salsa: mean gold reward above the plain anchor's in 1 of 2 pairs of one point and kl_coef, by -0.1 to 0.2"
+        in text
+    )
     assert "lies above ½ in 2 and below ½ in 2 of 4 comparisons" in text  # 0.65 to 0.75, and 0.35 to 0.45
     assert "| ppo.learning_rate=1e-4 | salsa | 0.05 | 2 | 0.7 [0.6, 0.8] |" in text
     assert "The highest gold reward is 0.7, of salsa at ppo.learning_rate=1e-4 (kl_coef 0.05): the best of 4" in text
@@ -117,7 +120,9 @@ def test_without_gold_proxy_reward_is_compared(tmp_path):
     frame = comparison.comparison(POINTS, studies).assign(gold_reward=math.nan)
     lines = comparison.statements(frame, [], {"ppo": "ppo", "salsa": "ppo"})
     assert (
-        len(lines) == 2 and "mean proxy reward above plain PPO's in 2 of 2" in lines[0] and "by 0.2 to 0.4" in lines[0]
+        len(lines) == 2
+        and "mean proxy reward above the plain anchor's in 2 of 2" in lines[0]
+        and "by 0.2 to 0.4" in lines[0]
     )
     assert "gold_reward" not in comparison.panels(frame)
 

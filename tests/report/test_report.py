@@ -120,7 +120,9 @@ def test_gates(built):
     report = (output / "report.md").read_text()
     assert "**Warning**: reward model agrees with gold on at least 75% of pairs of two final policies' " in report
     before, after = report.split("## Results")
-    assert "0.85, 0.85" in before and "ppo" not in before.split("## Before PPO")[1] and "two standard errors" in after
+    assert (
+        "0.85, 0.85" in before and "ppo" not in before.split("## Before training")[1] and "two standard errors" in after
+    )
 
 
 def test_runs(built):
@@ -255,7 +257,7 @@ def test_samples_are_in_the_order_of_numbers():
 def test_report_links_exist_and_gates_come_first(built):
     _, output = built
     text = (output / "report.md").read_text()
-    assert text.index("Gold reward before any PPO") < text.index("## Results") < text.index("figures/frontier.png")
+    assert text.index("Gold reward before training") < text.index("## Results") < text.index("figures/frontier.png")
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert links and all((output / link).is_file() for link in links)
     assert 'overrides="experiment=tiny_test"' in text
@@ -397,7 +399,7 @@ def test_arms_are_described(every):
         assert tuple(frame.loc[arm, ["start", "reference", "kl_scale", "kl_schedule"]]) == row
     assert frame.loc["ema", "description"] == composed().arms["ema"].description
     report = (output / "report.md").read_text()
-    assert report.index("## Arms") < report.index(" sft0 | sft0, then a moving") < report.index("## Before PPO")
+    assert report.index("## Arms") < report.index(" sft0 | sft0, then a moving") < report.index("## Before training")
     assert "p{4cm}" in (output / "tables" / "arms.tex").read_text()
 
 
@@ -431,7 +433,7 @@ def test_kl_coef_is_drawn_where_it_changes(every, built):
 
     curves = every[0].figures["training_curves"]
     assert titles(curves)[6:] == ["kl_coef"] and len(curves.axes[6].lines) == len(EVERY_ARM) + 1
-    assert [axis.get_xlabel() for axis in curves.axes] == [""] * 4 + ["PPO iteration"] * 3
+    assert [axis.get_xlabel() for axis in curves.axes] == [""] * 4 + ["iteration of training"] * 3
     falling = next(line for line in curves.axes[6].lines if line.get_color() == style.LOOKS["decaying_beta"].colour)
     assert falling.get_ydata()[0] == pytest.approx(0.02) and falling.get_ydata()[-1] < 0.005
     constant = sections.sections()["training_curves"].draw(study.read(built[0].settings, built[0].parents), {})

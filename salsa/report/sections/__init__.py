@@ -16,7 +16,7 @@ from salsa.workflow.messages import UserError
 
 HEADINGS = (  # in the report's order; a heading of another section's own stands after them
     "Arms",
-    "Before PPO",
+    "Before training",
     "Claims",
     "Preferences",
     "Rewards and KL",

@@ -1,4 +1,4 @@
-"""Rewards, win rates and loss by alpha: of soups before PPO, and of policies after it."""
+"""Rewards, win rates and loss by alpha: of soups before training, and of policies after it."""
 
 import math
 
@@ -18,7 +18,7 @@ MEASURES = {
 
 
 def table(study):
-    """By alpha: SFT soups before PPO; after it, policies from sft0 with the soup of that alpha as reference.
+    """By alpha: SFT soups before training; after it, policies from sft0 with the soup of that alpha as reference.
 
     loss is the validation loss of an SFT soup, nats per token.
     """
@@ -30,7 +30,7 @@ def table(study):
 
 
 def figure(study, tables):
-    """By alpha: rewards and win rate of SFT soups before PPO and policies after it, and the soups' validation loss."""
+    """By alpha: rewards and win rate of SFT soups and of policies, and the soups' validation loss."""
     frame = style.measured(tables, "alpha_curve", "alpha")
     measures = {name: label for name, label in MEASURES.items() if style.known(frame, name)}
     if not measures:
@@ -49,8 +49,8 @@ def figure(study, tables):
         axis.set_ylabel(label)
         axis.set_xlim(-0.08, 1.08)
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
-    soup = Line2D([], [], color=style.DARK, marker=".", markersize=6, label="SFT soup, before PPO")
-    policy = Line2D([], [], color=style.GREY, marker="o", markersize=5, linewidth=0.9, label="policy, after PPO")
+    soup = Line2D([], [], color=style.DARK, marker=".", markersize=6, label="SFT soup, before training")
+    policy = Line2D([], [], color=style.GREY, marker="o", markersize=5, linewidth=0.9, label="policy, after training")
     on_the_line = {policy.arm for policy in study.policies if policy.alpha is not None}
     style.legend(figure, study, arms=on_the_line, extra=(soup, policy))
     return figure
@@ -79,8 +79,8 @@ def _draw_policies(axis, study, frame, name, kl_coef):
 def caption(study, tables):
     kinds = tables["alpha_curve"]["kind"]
     return (
-        "Reward, and the soups' validation loss, from sft0 (alpha 0) to sft1 (alpha 1), before PPO at "
-        f"{(kinds == 'sft_soup').sum()} soups and after PPO at {(kinds == 'policy').sum()} settings of alpha and "
+        "Reward, and the soups' validation loss, from sft0 (alpha 0) to sft1 (alpha 1), before training at "
+        f"{(kinds == 'sft_soup').sum()} soups and after training at {(kinds == 'policy').sum()} settings of alpha and "
         f"kl_coef, {words.replicates(study)}; {words.band(study)}."
     )
 

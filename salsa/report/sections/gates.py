@@ -1,4 +1,4 @@
-"""What decides whether a study can show anything: gates before PPO and after it."""
+"""What decides whether a study can show anything: gates before training and after it."""
 
 import math
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def policy_agreement(study, replicate):
 
 
 def plain_gain(study, replicate):
-    """(gain, standard error): gold of plain PPO minus sft0's, paired by benchmark prompt, at its first kl_coef."""
+    """(gain, standard error): gold of the plain anchor minus sft0's, paired by prompt, at its first kl_coef."""
     policies = sorted(study.of(arm=study.plain, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
     if not policies:
         return math.nan, math.nan
@@ -144,4 +144,4 @@ def caption(study, tables):
     )
 
 
-SECTION = Section(name="gates", heading="Before PPO", table=table, caption=caption)
+SECTION = Section(name="gates", heading="Before training", table=table, caption=caption)

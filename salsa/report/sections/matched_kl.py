@@ -67,7 +67,7 @@ def figure(study, tables):
 def caption(study, tables):
     frame = tables["matched_kl"]
     if frame.empty:
-        return "No arm beside plain PPO was run at two kl_coefs, or none reaches the same KL."
+        return "No arm beside the plain anchor was run at two kl_coefs, or none reaches the same KL."
     spread = frame["difference_high"] > frame["difference_low"]  # equal replicates have no interval
     above = int((spread & (frame["difference_low"] > 0)).sum())
     below = int((spread & (frame["difference_high"] < 0)).sum())

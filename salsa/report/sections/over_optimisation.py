@@ -14,8 +14,8 @@ DASHES = (0, (2, 1.2))  # of the proxy's line
 def figure(study, tables):
     """Proxy and gold reward over training, a panel per arm: over-optimised where gold turns down alone.
 
-    Both are gains over where plain PPO starts, in shares of the largest gain of any arm, so that one axis holds them;
-    against sqrt(KL), as in Gao et al. (2023), Scaling laws for reward model overoptimization.
+    Both are gains over where the plain anchor starts, in shares of the largest gain of any arm, so that one axis holds
+    them; against sqrt(KL), as in Gao et al. (2023), Scaling laws for reward model overoptimization.
     """
     frame = style.measured(tables, "frontier", "kl_to_sft0", "reward")
     if frame.empty:
@@ -68,7 +68,7 @@ def trajectories(frame):
 
 
 def scaled(study, means, name):
-    """Gains of a measure (N,) over where plain PPO (or else the first arm) starts, in shares of the largest gain."""
+    """Gains of a measure (N,) over the start of the plain anchor (or the first arm), in shares of the largest gain."""
     start, largest = gain_scale(study, means, name)
     return (means[name].to_numpy() - start) / largest
 

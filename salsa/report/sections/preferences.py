@@ -63,18 +63,18 @@ def against_plain(study, arm, kl_coef, row):
 def caption(study, frame, subject, column):
     """The caption of one of the two tables."""
     if frame.empty:
-        return "No arm here that was judged against plain PPO or sft0." + words.doubts(study)
+        return "No arm here that was judged against the plain anchor or sft0." + words.doubts(study)
     indirect = int((frame["how"] != selection.DIRECT).sum())
     other = (
-        f"; {indirect} of {len(frame)} cells against PPO are of arms at two kl_coefs, which no judge compared: ½ plus "
+        f"; {indirect} of {len(frame)} cells against it are of arms at two kl_coefs, which no judge compared: ½ plus "
         "the difference of their win rates against sft0"
         if indirect
         else ""
     )
     return (
-        f"{subject} against PPO, each at its chosen kl_coef: adjusted win rates of {words.spread(frame[column])} by "
-        f"benchmark, judge {frame['judge'].iloc[0]}, beside both against sft0; {words.replicates(study)}, "
-        f"{words.band(study)}{other}; measured here, none of them the paper's."
+        f"{subject} against the plain anchor, each at its chosen kl_coef: adjusted win rates of "
+        f"{words.spread(frame[column])} by benchmark, judge {frame['judge'].iloc[0]}, beside both against sft0; "
+        f"{words.replicates(study)}, {words.band(study)}{other}; measured here, none of them the paper's."
     ) + words.doubts(study)
 
 

@@ -19,7 +19,7 @@ def table(study):
 def caption(study, tables):
     return (
         f"Means over {words.replicates(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 and their "
-        "soup are those before PPO."
+        "soup are those before training."
     )
 
 

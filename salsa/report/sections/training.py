@@ -43,7 +43,7 @@ def training_curves(study, tables):
 
 
 def banded(study, kl_coefs):
-    """The arms whose bands are drawn: all, or where they would hide each other, plain PPO and salsa."""
+    """The arms whose bands are drawn: all, or where they would hide each other, the plain anchors and salsa."""
     return set(study.arms) if len(study.groups(kl_coefs)) <= BANDS else {*study.plain_arms.values(), "salsa"}
 
 
@@ -63,7 +63,7 @@ def _draw_curves(axis, study, kl_coefs, name):
 
 
 def _iterations(axis):
-    axis.set_xlabel("PPO iteration")
+    axis.set_xlabel("iteration of training")
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axis.tick_params(labelbottom=True)
 

@@ -1,4 +1,4 @@
-"""How often judges prefer each arm to plain PPO and to sft0."""
+"""How often judges prefer each arm to the plain anchor and to sft0."""
 
 import math
 from collections import defaultdict
