@@ -25,7 +25,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 def main(module, plan_file, path):
-    from salsa.workflow import config, runs, stages
+    from salsa.workflow import config, runs, schema, stages
 
     record = next(stage for stage in stages.ALL.values() if stage.module == module)
     stage = record.name

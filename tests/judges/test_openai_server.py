@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            number = len(server.bodies)
+            number = self.number = len(server.bodies)
             server.bodies.append(body)
             server.authorizations.append(self.headers["Authorization"])
             server.under_way += 1
@@ -282,7 +282,7 @@ class Raw(Handler):
     """Answers the n-th request by what `server.raw` has for it, a function of the handler; well without one."""
 
     def answer(self, fault, body):
-        raw = self.server.raw.get(len(self.server.bodies) - 1)
+        raw = self.server.raw.get(self.number)
         if raw is None:
             return super().answer(fault, body)
         self.server.begun.set()

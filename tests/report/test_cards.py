@@ -95,7 +95,7 @@ def test_results_are_those_of_this_policy_alone(built, text):
     low, high = statistics.bootstrap_interval([0, 1, 1] * 4, seed=0, resamples=200)  # every third prompt is lost
     assert f"| in_distribution | gold | sft0 | 0.667 [{low:.3g}, {high:.3g}] | 12 |" in text
     assert "| out_of_distribution | gold | ppo | 0.542 [" in text  # one win and 11 ties of 12
-    assert "Warning, seen before training: the soup is near." in text
+    assert "Warning, seen before PPO: the soup is near." in text
     assert "Warning" not in (built[1] / "cards" / "salsa-kl0.05-r0.md").read_text(encoding="utf-8")
 
 
