@@ -530,7 +530,7 @@ Config = schema.extended(
     "Config",
     (Sections,),
     ALGORITHMS,
-    **{kind: field(default_factory=own, kw_only=True) for kind, own in ALGORITHMS.items()},
+    **{kind: field(default_factory=section, kw_only=True) for kind, section in ALGORITHMS.items()},
 )
 
 
@@ -612,10 +612,10 @@ TRAINING = {
     kind: schema.extended(
         f"{kind.title()}Settings",
         (PolicySettings,),
-        {kind: own, "lengths": Lengths, "mixed_precision": Precision},
+        {kind: section, "lengths": Lengths, "mixed_precision": Precision},
         mixed_precision="no",
     )
-    for kind, own in ALGORITHMS.items()
+    for kind, section in ALGORITHMS.items()
 }
 """Algorithm -> the settings of its stage, `PolicySettings` with the section of its name."""
 

@@ -32,16 +32,16 @@ def check(overrides):
     """Refuse overrides of which something would be ignored, or is no preset. UserError, one line."""
     seen = {}
     for text, override in zip(overrides, parse(overrides), strict=True):
-        key, shown = override.get_key_element().lstrip("+~"), bounds.shown(text)
+        key, quoted = override.get_key_element().lstrip("+~"), bounds.shown(text)
         if not key:
-            raise UserError(f"{shown}: no key stands before =; write key=value")
+            raise UserError(f"{quoted}: no key stands before =; write key=value")
         if key in seen:
-            raise UserError(f"{seen[key]} and {shown}: {bounds.shown(key)} is given twice; leave one out")
-        seen[key] = shown
+            raise UserError(f"{seen[key]} and {quoted}: {bounds.shown(key)} is given twice; leave one out")
+        seen[key] = quoted
         if re.match(r"hydra(\.|/|$)", key):
-            raise UserError(f"{shown}: a setting of Hydra, which `salsa run` alone reads; leave it out")
+            raise UserError(f"{quoted}: a setting of Hydra, which `salsa run` alone reads; leave it out")
         if not override.is_sweep_override():
-            _check_value(override, shown)
+            _check_value(override, quoted)
 
 
 def _check_value(override, text):

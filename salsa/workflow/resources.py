@@ -92,10 +92,10 @@ ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_bi
 def shape(model, results=None):
     """The `Shape` of config.Model as a dictionary, or None where only the hub knows it."""
     if model["source"] == "pretrain":
-        own = model["architecture"]
-        size = own["hidden_size"] // own["heads"]
-        sizes = own["vocabulary_size"], own["hidden_size"], own["intermediate_size"], own["layers"]
-        return Shape(*sizes, own["heads"], own["heads"], size)
+        llama = model["architecture"]
+        size = llama["hidden_size"] // llama["heads"]
+        sizes = llama["vocabulary_size"], llama["hidden_size"], llama["intermediate_size"], llama["layers"]
+        return Shape(*sizes, llama["heads"], llama["heads"], size)
     file = Path(model["path"]).expanduser() / "config.json"
     return _of_config(file) if file.is_file() else PUBLISHED.get(model["path"])
 

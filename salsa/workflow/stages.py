@@ -43,7 +43,7 @@ class Stage:
         light_mb: memory of such a process.
         minutes: a time limit that always suffices; None: the run's `execution.runtime`.
         group: settings as a dictionary -> on a cluster, runs with one name that take seconds are one job; or None.
-        shown: whether what a run prints goes to the terminal as well as to its log.
+        printed: whether what a run prints goes to the terminal as well as to its log.
         page: of a stage that makes a report, the file that a person reads first.
     """
 
@@ -61,7 +61,7 @@ class Stage:
     light_mb: int = 2000
     minutes: int | None = None
     group: Callable = lambda settings: None
-    shown: bool = False
+    printed: bool = False
     page: str | None = None
 
     @property
@@ -151,7 +151,7 @@ LANDSCAPE = Stage(
     roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/NAME"),
     writes=("responses.jsonl", "line.csv", "gates.json"),
     resources=resources.landscape,
-    shown=True,  # its gates say before hours of training whether the study can show anything
+    printed=True,  # its gates say before hours of training whether the study can show anything
 )
 POLICIES = [
     Stage(

@@ -157,6 +157,12 @@ def test_a_fault_in_a_file_ends_the_planning(house, changed, name, old, new, sai
     assert done.stderr.startswith(f"salsa: {said}") and len(done.stderr.splitlines()) == 1
 
 
+def test_settings_of_an_algorithm_that_trains_nothing_are_refused(house):
+    done = salsa(house, "plan", "arm=[reinforce]", "ppo.epochs=3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "salsa: ppo.epochs: no arm of this study is trained by ppo; leave it out\n"
+
+
 def test_snakemake_says_a_fault_in_one_line_too(house, changed):
     changed(REFERENCE, "    words=lambda", "    # lambda")
     command = [*(sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"), "--quiet", "all"]

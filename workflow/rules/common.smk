@@ -133,7 +133,7 @@ def command(stage):
         run = planned(stage, wildcards)
         folder = f"{PLAN.results}/{stage.folder}/{wildcards.run}"
         kept, log = (shlex.quote(f"{folder}/{name}") for name in (jobs.KEPT_LOG, jobs.LOG))
-        output = f">> >(tee -a -- {log}) 2>> {log}" if stage.shown else f">> {log} 2>&1"
+        output = f">> >(tee -a -- {log}) 2>> {log}" if stage.printed else f">> {log} 2>&1"
         dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
         plan_file = shlex.quote(f"./{PLAN_FILE}" if dashed else str(PLAN_FILE))
         return (
