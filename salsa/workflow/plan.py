@@ -426,10 +426,8 @@ class _Replicate:
         return Trained(policy, run, self.add_respond(label, spec, run))
 
     def section(self, spec):
-        """The algorithm's settings as they determine a policy: what is not read there has its default."""
-        kind, *values = spec.kl_schedule
-        schedule = schema.KlSchedule(kind, **dict(zip(policies.SCHEDULES[kind], values, strict=True)))
-        return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=schedule))
+        """The algorithm's settings as they determine a policy, with the arm's own schedule."""
+        return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=spec.kl_schedule))
 
     def add_respond(self, label, spec, run):
         """The run that lets a policy answer."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from salsa import anchors
-from salsa.workflow import config
+from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
 
+FIXED = schema.KlSchedule()
 DEFAULT = config.Arm.algorithm  # which names of policies leave out, and which alphas are trained by
-SCHEDULES = {"fixed": (), "linear": ("final",), "adaptive": ("target", "horizon")}  # kind of a schedule -> its settings
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,7 @@ class PolicySpec:
     Attributes:
         start: weights over the SFT models.
         kind, weights, settings: of the reference; settings as pairs of a name, which its kind reads, and a value.
-        kl_scale: of the study's kl_coef.
-        kl_schedule: the kind, and the values of what it reads (`SCHEDULES`), in their order.
+        kl_scale: factor of the study's kl_coef.
         algorithm: what trains it.
     """
 
@@ -32,7 +31,7 @@ class PolicySpec:
     weights: tuple[str, ...] = SFT0
     settings: tuple = ()
     kl_scale: float = 1.0
-    kl_schedule: tuple = ("fixed",)
+    kl_schedule: schema.KlSchedule = FIXED
     algorithm: str = DEFAULT
 
     def kl_coef(self, kl_coef):
@@ -51,7 +50,7 @@ class PolicySpec:
     def kl_label(self, kl_coef):
         """A readable name of the penalty's strength: 0.05, 0.05x0.5, 0.05-linear0, 0.05-adaptive6_10000."""
         scale = "" if self.kl_scale == 1 else f"x{number_label(self.kl_scale)}"
-        kind, *values = self.kl_schedule
+        kind, values = self.kl_schedule.kind, self.kl_schedule.own_settings().values()
         schedule = "" if kind == "fixed" else f"-{kind}" + "_".join(map(number_label, values))
         return number_label(kl_coef) + scale + schedule
 
@@ -97,27 +96,21 @@ def algorithms_of(arms):
 
 def spec_of(arm, study):
     """The `PolicySpec` of a `config.Arm` of a study."""
-    reference, readers = arm.reference, config.Reference.readers()
-    settings = [name for name, kinds in readers.items() if reference.kind in kinds]
+    reference = arm.reference
     return PolicySpec(
         canonical_weights(arm.start),
         reference.kind,
         canonical_weights(reference.weights),
-        tuple((name, getattr(reference, name)) for name in settings),
+        tuple(reference.own_settings().items()),
         arm.kl_scale,
-        canonical_schedule(arm.kl_schedule or section(study, arm.algorithm).kl_schedule),
+        arm.kl_schedule or section(study, arm.algorithm).kl_schedule,
         arm.algorithm,
     )
 
 
-def canonical_schedule(schedule):
-    """`schema.KlSchedule` -> its kind, and the values of what that kind reads."""
-    return (schedule.kind, *(getattr(schedule, name) for name in SCHEDULES[schedule.kind]))
-
-
 def plain_spec(study, algorithm):
     """The plain anchor of an algorithm: sft0 is start and reference, the penalty is the study's own."""
-    return PolicySpec(kl_schedule=canonical_schedule(section(study, algorithm).kl_schedule), algorithm=algorithm)
+    return PolicySpec(kl_schedule=section(study, algorithm).kl_schedule, algorithm=algorithm)
 
 
 def expanded_arms(study):

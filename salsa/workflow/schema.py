@@ -88,6 +88,10 @@ class Kind:
                 )
         return self
 
+    def own_settings(self):
+        """Setting -> value, of those that this kind reads and others don't."""
+        return {name: getattr(self, name) for name, kinds in self.readers().items() if self.kind in kinds}
+
     @classmethod
     def readers(cls):
         """Setting -> the kinds that read it, of those that not all kinds read."""
@@ -130,7 +134,7 @@ def extended(name, bases, annotations, **content):
     return dataclass()(type(name, bases[::-1], content))
 
 
-@dataclass()
+@dataclass(frozen=True)
 class KlSchedule(Kind):
     """How kl_coef changes over a run."""
 

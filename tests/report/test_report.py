@@ -14,9 +14,8 @@ from tree import EVERY_ARM, Tree, composed, table_of
 
 from salsa.evaluate import statistics
 from salsa.report import comparison, sections, study, style, words
-from salsa.report.sections import arms as arms_section
 from salsa.report.sections import win_rates
-from salsa.workflow import config, policies, runs, schema
+from salsa.workflow import config, runs, schema
 
 
 @pytest.fixture(scope="module")
@@ -419,7 +418,6 @@ def test_an_arm_that_is_another_is_shown_under_its_name():
 
 
 def test_schedules_in_words():
-    assert set(arms_section.SCHEDULES) == set(policies.SCHEDULES)
     found = planned({"ppo": composed().arms["ppo"]}, "ppo")
     schedule = schema.KlSchedule("adaptive", target=3.5)
     found.config = replace(found.config, ppo=replace(found.config.ppo, kl_schedule=schedule))

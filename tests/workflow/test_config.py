@@ -13,7 +13,8 @@ import pytest
 
 from salsa import anchors, data, judges
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import bounds, compose, config, policies, schema, stages
+from salsa.report.sections import arms
+from salsa.workflow import bounds, compose, config, schema, stages
 from salsa.workflow.bounds import Items, Range, Text, fraction
 from salsa.workflow.messages import SettingError
 
@@ -174,7 +175,7 @@ def test_choices_are_those_of_the_code():
     def choices(settings):
         return set(rule_of(bounds.type_hints(settings)["kind"]))
 
-    assert choices(schema.KlSchedule) == set(policies.SCHEDULES)
+    assert choices(schema.KlSchedule) == set(arms.SCHEDULES)
     assert choices(config.Reference) == set(anchors.kinds())
     assert choices(config.Judge) == set(judges.kinds())
     assert choices(config.Benchmark) == set(data.benchmark_kinds())

@@ -9,8 +9,8 @@ from salsa.workflow.weights import soup_words
 
 SCHEDULES = {
     "fixed": "fixed",
-    "linear": "falls linearly to {0:g} × kl_coef",
-    "adaptive": "adapts to a KL of {0:g} nats, over {1:g} responses",
+    "linear": "falls linearly to {final:g} × kl_coef",
+    "adaptive": "adapts to a KL of {target:g} nats, over {horizon:g} responses",
 }
 
 
@@ -28,7 +28,7 @@ def table(study):
             "start": soup_words(spec.start),
             "reference": anchors.kinds()[spec.kind].words(spec.reference),
             "kl_scale": spec.kl_scale,
-            "kl_schedule": SCHEDULES[spec.kl_schedule[0]].format(*spec.kl_schedule[1:]),
+            "kl_schedule": SCHEDULES[spec.kl_schedule.kind].format(**spec.kl_schedule.own_settings()),
         }
         written = study.config.arms.get(first)
         for name in names:
