@@ -7,7 +7,7 @@ knows the role `policy` alone, and what `CONTRACT` says of a trained one. This m
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from salsa.workflow import registry, runs, schema
 
@@ -15,8 +15,9 @@ CONTRACT = (*runs.MODEL, "metrics.jsonl")
 """What every algorithm writes: a model's folder `model/`, and its metrics.
 
 metrics.jsonl has a line per iteration: `iteration` (from 0), `kl_to_sft0` and `kl_to_reference` in nats per response,
-and what else it logs. An algorithm that samples may write rollouts.jsonl, a line per kept response: `iteration`,
-`prompt_id`, `prompt`, `response`. A reference that has moved stands in `reference/`.
+where there are any `score`, `response_length` and `eos_rate`, which figures show, and what else the algorithm `logs`.
+One that samples may write rollouts.jsonl, a line per kept response: `iteration`, `prompt_id`, `prompt`, `response`. A
+reference that has moved stands in `reference/`.
 """
 
 
@@ -36,6 +37,7 @@ class Algorithm:
             the folder `output`, and imports torch when it is called.
         words: (its section) -> how long it trains, in words, for the report.
         resources: resources.Case -> resources.Resources, of a run.
+        logs: further column of metrics.jsonl -> (what it means, its unit).
         may_write: names of files and folders beside those of `CONTRACT`, rollouts.jsonl and `reference`.
         processes: whether several processes may share a run.
         remedy: what lowers its memory, as a part of a sentence; for `salsa plan`.
@@ -49,6 +51,7 @@ class Algorithm:
     train: Callable
     words: Callable
     resources: Callable
+    logs: dict = field(default_factory=dict)
     may_write: tuple = ()
     processes: bool = False
     resumes: bool = False

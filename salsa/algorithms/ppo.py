@@ -12,6 +12,27 @@ from salsa.workflow import resources, schema
 from salsa.workflow.schema import fault
 
 VERSION = 3
+PHASES = ("rollout", "score", "reference", "value", "optimise")  # of an iteration, in their order
+LOGS = {
+    "kl_k1": ("KL to the reference, estimated by k1: log-ratios", "nats per response"),
+    "kl_k2": ("likewise by k2: half their squares", "nats per response"),
+    "kl_k3": ("likewise by k3: ratio − 1 − log-ratio", "nats per response"),
+    "reward": ("mean score as it is paid: normalised, clipped, fined for a missing end", ""),
+    "explained_variance": ("variance of the returns that the values explain", "share"),
+    "kl_coef": ("weight of the penalty in this iteration", "reward per nat"),
+    "learning_rate": ("learning rate of this iteration", ""),
+    "importance": ("mean weight of a token for how it was sampled", ""),
+    "sampling_difference": ("log-probabilities in sampling and in training differ by", "nats per token"),
+    "policy_loss": ("clipped loss of the policy", ""),
+    "value_loss": ("clipped loss of the values", ""),
+    "policy_clip_fraction": ("tokens whose ratio is clipped", "share"),
+    "value_clip_fraction": ("tokens whose value is clipped", "share"),
+    "entropy": ("entropy of the policy", "nats per token"),
+    "gradient_norm": ("norm of the policy's gradient before it is clipped", ""),
+    **{f"seconds_{phase}": (f"time of the phase {phase}", "seconds") for phase in PHASES},
+    "seconds": ("time of the iteration", "seconds"),
+    "peak_memory_mib": ("most memory so far", "MiB"),
+}
 
 
 @schema.dataclass()
@@ -133,6 +154,7 @@ ALGORITHM = algorithms.Algorithm(
     train=train,
     words=lambda ppo: f"{ppo.iterations} iterations of {ppo.batch_size} prompts",
     resources=resources_of,
+    logs=LOGS,
     may_write=("value_model",),
     processes=True,
     resumes=True,
