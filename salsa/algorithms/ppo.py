@@ -74,7 +74,7 @@ class Ppo(schema.Training):
     with a head of zeros | shared: a head of zeros on the policy's trunk.
     """
     max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
-    """Norm to which the gradients of both networks together are clipped."""
+    """Norm to which the gradient of each network is clipped."""
     temperature: schema.Temperature = 1.0
     """Temperature of sampling in training; log-probabilities are taken at it."""
     score_normalisation: Literal["constants", "batch", "none"] = "constants"
