@@ -156,7 +156,7 @@ class Lengths:
     prompt: Annotated[int, Range(1, 2**20)] = 32
     """Longest prompt, with its template."""
     response: Annotated[int, Range(1, 2**20)] = 40
-    """Longest response; a longer one is cut."""
+    """Longest response: sampling ends there; demonstrations and pairs with a longer one are dropped."""
 
 
 @dataclass()
