@@ -183,8 +183,9 @@ def blank(width, height):
 
 def not_measured(what):
     """A figure that says in words that there is nothing to draw."""
-    figure, axes = panels(1, 1, width=3.5, height=0.5)
-    say_nothing(axes[0, 0], f"{what}: not measured")
+    text = f"{what}: not measured"
+    figure, axes = panels(1, 1, width=max(3.5, 0.09 * len(text)), height=0.5)  # inches, as much as the text takes
+    say_nothing(axes[0, 0], text)
     return figure
 
 

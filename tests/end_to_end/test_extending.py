@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_study import SMALL
 
 from salsa import algorithms, anchors, data, judges
 from salsa.report import sections
@@ -24,22 +25,13 @@ CHOSEN = [
     "judge=[gold,concise]",
 ]
 TINY = [
-    "replicates=[0]",
-    "sft.epochs=1",
+    *(override for override in SMALL if not override.startswith("arm=")),
     "reward_model.pairs=64",
-    "reward_model.held_out=16",
-    "reward_model.epochs=1",
-    "reward_model.normalisation_prompts=16",
-    "ppo.iterations=2",
-    "ppo.batch_size=8",
-    "ppo.rollouts_every=1",
     "reinforce.iterations=2",
     "reinforce.batch_size=8",
     "reinforce.rollouts_every=1",
     "benchmarks.in_distribution.prompts=6",
     "benchmarks.sums.prompts=6",
-    "evaluate.alphas=[0,0.5,1]",
-    "report.bootstrap=200",
 ]
 
 
