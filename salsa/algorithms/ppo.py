@@ -36,7 +36,7 @@ LOGS = {
 
 
 @schema.dataclass()
-class Ppo(schema.Training):
+class Ppo(schema.OnPolicy):
     """PPO with a KL penalty to the reference (1707.06347; 2403.17031)."""
 
     epochs: Annotated[int, schema.Range(1, 1000)] = 2

@@ -91,6 +91,8 @@ def _check_arms(config):
         for key, weights in (("start", arm.start), ("reference.weights", arm.reference.weights)):
             check_weights(f"arms.{name}.{key}", weights, config.sft.models)
         training = policies.section(config, arm.algorithm)
+        if arm.kl_schedule and training.kl_schedule is None:
+            raise UserError(f"arms.{name}.kl_schedule: {arm.algorithm} has none, its kl_coef is fixed; leave it out")
         _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
         _check_words(anchors.kinds()[arm.reference.kind], arm.reference)
         _check_words(algorithms.kinds()[arm.algorithm], training)

@@ -222,7 +222,9 @@ def add_run(result, stage, label, settings, parents, execution, replicate=None, 
 def _adapters(settings):
     """Settings of a stage that may train adapters: without them their alpha is not read, and has its default."""
     # What a run doesn't read must not enter its address, or the same would be trained twice.
-    return settings if settings.lora_rank else replace(settings, lora_alpha=schema.Training.lora_alpha)
+    if settings.lora_rank or not hasattr(settings, "lora_alpha"):
+        return settings
+    return replace(settings, lora_alpha=schema.Adapters.lora_alpha)
 
 
 class _Study:
@@ -427,7 +429,9 @@ class _Replicate:
 
     def section(self, spec):
         """The algorithm's settings as they determine a policy, with the arm's own schedule."""
-        return _adapters(replace(policies.section(self.config, spec.algorithm), kl_schedule=spec.kl_schedule))
+        section = policies.section(self.config, spec.algorithm)
+        scheduled = section if section.kl_schedule is None else replace(section, kl_schedule=spec.kl_schedule)
+        return _adapters(scheduled)
 
     def add_respond(self, label, spec, run):
         """The run that lets a policy answer."""

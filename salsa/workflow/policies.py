@@ -103,14 +103,14 @@ def spec_of(arm, study):
         canonical_weights(reference.weights),
         tuple(reference.own_settings().items()),
         arm.kl_scale,
-        arm.kl_schedule or section(study, arm.algorithm).kl_schedule,
+        arm.kl_schedule or section(study, arm.algorithm).kl_schedule or FIXED,
         arm.algorithm,
     )
 
 
 def plain_spec(study, algorithm):
     """The plain anchor of an algorithm: sft0 is start and reference, the penalty is the study's own."""
-    return PolicySpec(kl_schedule=section(study, algorithm).kl_schedule, algorithm=algorithm)
+    return PolicySpec(kl_schedule=section(study, algorithm).kl_schedule or FIXED, algorithm=algorithm)
 
 
 def expanded_arms(study):

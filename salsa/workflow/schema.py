@@ -8,7 +8,7 @@ puts together with the others.
 import dataclasses
 import functools
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError, model_validator
@@ -150,18 +150,37 @@ class KlSchedule(Kind):
 
 @dataclass()
 class Training:
-    """What the section of every algorithm has."""
+    """The section of an algorithm. What others read of it, and not every algorithm has, stands here as it is without.
 
-    iterations: Annotated[int, Range(1, 10**6)] = 40
-    """Rounds of sampling and training."""
-    batch_size: Batch = 128
-    """Prompts per iteration, over all processes."""
-    kl_schedule: KlSchedule = field(default_factory=KlSchedule)
-    """How kl_coef changes over the run."""
+    An algorithm whose policy is sampled and trained in turns has the settings of `OnPolicy`.
+    """
+
+    iterations: ClassVar[int] = 1
+    batch_size: ClassVar[int] = 1
+    kl_schedule: ClassVar = None
+    lora_rank: ClassVar[int] = 0
+
+
+@dataclass()
+class Adapters(Training):
+    """Of an algorithm that can train low-rank adapters."""
+
     lora_rank: LoraRank = 0
     """Low-rank adapters on every linear layer of what is trained; 0: all weights are trained."""
     lora_alpha: LoraAlpha = 16.0
     """Adapters are scaled by lora_alpha / lora_rank."""
+
+
+@dataclass()
+class OnPolicy(Adapters):
+    """Of an algorithm that samples from its policy and trains it, in turns."""
+
+    iterations: Annotated[int, Range(1, 10**6)] = 40
+    """Rounds of sampling and training."""
+    batch_size: Batch = 128
+    """Responses per iteration, over all processes."""
+    kl_schedule: KlSchedule = field(default_factory=KlSchedule)
+    """How kl_coef changes over the run."""
     rollouts_every: Annotated[int, Range(1, 10**6)] = 5
     """Iterations between kept rollouts (text), from which gold trajectories are read."""
 

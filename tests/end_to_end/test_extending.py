@@ -137,7 +137,7 @@ REFERENCE, BENCHMARK, JUDGE, ALGORITHM, SECTION = (
         (ALGORITHM, "VERSION = 1", "REVISION = 1", f"{ALGORITHM}: has no VERSION"),
         (ALGORITHM, "    train=train", "    # train", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
         (ALGORITHM, "    resources=resources_of", "    # resources", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
-        (ALGORITHM, "Settings(schema.Training)", "Settings", f"{ALGORITHM}: algorithm reinforce: its settings are no"),
+        (ALGORITHM, "Settings(schema.OnPolicy)", "Settings", f"{ALGORITHM}: algorithm reinforce: its settings are no"),
         (SECTION, "    caption=", "    # ", f"{SECTION}: Section.__init__() missing 1"),
         ("conf/arm/trimmed.yaml", "kept: 0.1", "kept: 0", "arms.trimmed.reference.kept=0: keeps nothing of the soup"),
     ],
