@@ -5,6 +5,7 @@ Hydra nor Snakemake. Two studies that share a run share its address, and so its 
 here once: its settings, its parents, and how it is executed.
 """
 
+import graphlib
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,7 @@ def load(path, only=None):
         for name, run in result.runs.items():
             if only in (None, name):
                 _check_run(name, run, result.runs)
+        _check_order(result.runs)
         result.studies = [_loaded_study(study, result) for study in values["studies"]]
         result.comparison = values.get("comparison")
         if result.comparison is not None and result.runs[result.comparison].stage != "comparison":
@@ -142,12 +144,9 @@ def _check_run(path, run, others):
     if not LABEL.fullmatch(run.label) or len(run.label) > LONGEST_LABEL:
         raise ValueError(f"{path}: {run.label!r} is no label")
     stage = stages.ALL[run.stage]
-    earlier = list(stages.ALL)[: list(stages.ALL).index(run.stage)]
     for other in [*run.parents.values(), *run.after]:
         if other not in others:
             raise ValueError(f"{path}: needs {other!r}, which the plan doesn't have")
-        if others[other].stage not in earlier:  # so that nothing waits for itself
-            raise ValueError(f"{path}: needs {other!r}, which comes after it")
     try:
         schema.from_dict(stage.settings, run.settings)
         schema.from_dict(config.Execution, run.execution)
@@ -161,6 +160,16 @@ def _check_run(path, run, others):
         raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
     if not isinstance(run.replicate, int | None):
         raise ValueError(f"{path}: replicate is {run.replicate!r}")
+
+
+def _check_order(all_runs):
+    """ValueError where a run waits for itself. The order of a plan file says nothing: JSON has none."""
+    needs = {path: [*run.parents.values(), *run.after] for path, run in all_runs.items()}
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        other, path = error.args[1][:2]
+        raise ValueError(f"{path}: needs {other!r}, which comes after it") from None
 
 
 def _loaded_study(values, result):

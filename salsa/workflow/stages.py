@@ -227,7 +227,7 @@ COMPARISON = _report(
     page="comparison.md",
 )
 
-# In the order of the pipeline: a run's parents are of earlier stages.
+# In the order of the pipeline.
 ALL = {
     stage.name: stage
     for stage in (
