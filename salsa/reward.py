@@ -4,7 +4,15 @@ Preferences are read from the data, or sampled: two responses to a prompt, drawn
 gold prefers one with Bradley-Terry noise. The model starts from sft0. Its reward is shifted and scaled by constants
 that are fitted once, on samples of sft0, so that a kl_coef means the same in every arm. The reward model of a judge is
 trained alike, on preferences that PPO's never sees: `sampled_for_judge` and `given_for_judge`.
+
+With reward_model.models=M it is the weight average of M members (WARM, 2401.12187): the mean of their weights, each
+trained on the same pairs from the same start, the new head included, in an order of its own. Constants and quality are
+then those of the average. WARM differs in how the members differ: its have learning rates, dropout and SFT checkpoints
+of their own (Baklava), and begin with a head that was first trained alone (linear probing), where ours share a random
+one.
 """
+
+import shutil
 
 import numpy as np
 import torch
@@ -16,6 +24,7 @@ from tqdm import tqdm
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
+from salsa import soup
 from salsa.data import chat
 from salsa.data import gold as gold_data
 from salsa.rl import divergence, forward, models, training
@@ -31,9 +40,11 @@ ROUNDING = 1e-6  # of float32: a standard deviation below this share of the scor
 def train(settings, parents, output, execution):
     """Write the reward model to `output/model`, its constants to normalisation.json, its quality to evaluation.json.
 
-    Parents: `prepare`, `sft0`, and `sft1` where preferences are sampled. Raises UserError where there are too few pairs
-    or prompts, where training or scores are not finite, and where the reward has no spread.
+    Parents: `prepare`, `sft0`, `sft1` where preferences are sampled, and `reward_model/<i>` for each of the
+    reward_model.models that are averaged, where they are several. Raises UserError where there are too few pairs or
+    prompts, where training or scores are not finite, and where the reward has no spread.
     """
+    members = _members(settings, parents)
     device = models.prepare_process(execution, output)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
@@ -42,7 +53,10 @@ def train(settings, parents, output, execution):
     # The first process makes the pairs for all: on GPUs of their own, they would round their samples differently.
     pairs = _pairs(settings, parents, tokenizer, device, execution) if training.world()[1] == 0 else None
     held_out, train_pairs, counts = broadcast_object_list([pairs])[0]
-    _fit(settings, parents, tokenizer, train_pairs, output, device, execution)
+    if not members:
+        _fit(settings, parents, tokenizer, train_pairs, output, device, execution)
+    elif training.world()[1] == 0:
+        _average(members, output)
     clear_device_cache(garbage_collection=True)  # trainers refer to themselves, and so keep their models in memory
     if training.world()[1]:
         return None  # the first process measures and writes
@@ -56,9 +70,37 @@ def train(settings, parents, output, execution):
         rate = f"reward_model.learning_rate={settings.reward_model.learning_rate:g}"
         divergence.stop(output, f"{rate}: {error}; lower it", {}, error.tensors)
     evaluation = {**quality, "pairs": len(train_pairs), "counts": counts}
+    if members:
+        evaluation["members"] = [_measured(member) for member in members]
     runs.write_json(output / "evaluation.json", evaluation)
     runs.write_json(output / "normalisation.json", constants)
     return evaluation
+
+
+def _members(settings, parents):
+    """The folders of the runs whose models are averaged; none where the model is trained.
+
+    Raises UserError unless the parents are those that reward_model.models asks for.
+    """
+    count = settings.reward_model.models
+    wanted = [f"reward_model/{i}" for i in range(count)] if count > 1 else []
+    if {role for role in parents if role.startswith("reward_model/")} != set(wanted):
+        needed = f"{wanted[0]} to {wanted[-1]}" if wanted else "no reward_model/I"
+        raise UserError(f"reward_model.models={count}: its parents are {needed}; give these with --parent")
+    return [parents[role] for role in wanted]
+
+
+def _average(members, output):
+    """Write the mean of the members' weights, in float32, to `output/model`."""
+    shutil.rmtree(output / "model", ignore_errors=True)  # of a run that was killed while it measured
+    weights = [f"1/{len(members)}"] * len(members)
+    soup.soup([models.model_folder(member) for member in members], weights, output / "model")
+
+
+def _measured(member):
+    """What a member's own run measured of it, on the same held-out pairs."""
+    evaluation = runs.read_json(member / "evaluation.json")
+    return {name: evaluation[name] for name in ("held_out_accuracy", "gold_agreement")}
 
 
 def _check_sizes(settings, parents, tokenizer):
@@ -114,7 +156,7 @@ def _fit(settings, parents, tokenizer, pairs, output, device, execution):
     def load():
         return models.new_classifier(models.model_folder(parents["sft0"]), tokenizer.pad_token_id)
 
-    set_seed(settings.seed)  # for the weights of the new head
+    set_seed(settings.seed)  # for the weights of the new head, which all members of an average share
     trainer = _trainer(settings, load(), tokenizer, pairs, output, device, execution)
     training.train(trainer, output, load, execution.checkpoint_minutes)
 
@@ -128,11 +170,14 @@ class _Trainer(training.DistributedMixin, RewardTrainer):
 
 
 def _trainer(settings, classifier, tokenizer, pairs, output, device, execution):
+    # The members of an average share all random numbers but the order of the pairs.
+    order = runs.derive_seed(settings.seed, "order", settings.member) if settings.member else None
     padding = [tokenizer.pad_token_id]  # as both responses of a pair, it gives no gradient
     return _Trainer(
         model=classifier,
         args=RewardConfig(
             **training.arguments("reward_model", settings.reward_model, settings, execution, output, device),
+            data_seed=order,  # None: the seed itself
             max_length=None,  # pairs that are too long are dropped and counted when they are made
         ),
         train_dataset=Dataset.from_dict(

@@ -18,6 +18,7 @@ from salsa.data.messages import assistant, user
 from salsa.evaluate import landscape
 from salsa.judges import reward_model as judge
 from salsa.rl import divergence, forward, models
+from salsa.rl.training import EpochSampler
 from salsa.workflow import config, runs, stages
 
 LENGTHS = config.Lengths(prompt=64, response=44)
@@ -561,3 +562,127 @@ def test_pairs_that_the_template_or_tokenizer_refuses_are_counted(parents, token
         reward_settings("given"), {"prepare": given, "sft0": parents["sft0"]}, tokenizer, None
     )
     assert counts == {"read": 60, "kept": 56, "dropped_too_long": 3, "dropped_control_token": 1} and len(pairs) == 56
+
+
+SMALL = {"pairs": 96, "held_out": 32, "learning_rate": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def members(parents, execution, tmp_path_factory):
+    """The finished runs of three reward models that are averaged, by their roles."""
+    root, folders = tmp_path_factory.mktemp("members"), {}
+    for member in range(3):
+        settings = dataclasses.replace(reward_settings(**SMALL), member=member)
+        output = root / f"{member}"
+        runs.execute("reward_model", reward.VERSION, trained_by_length, settings, parents, output, execution)
+        folders[f"reward_model/{member}"] = output
+    return folders
+
+
+def trained_by_length(*arguments):
+    """The stage, where gold is the length of a response."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward.gold_data, "load", lambda folder: LengthGold())
+        return reward.train(*arguments)
+
+
+@pytest.fixture(scope="module")
+def averaged(parents, members, execution, tmp_path_factory):
+    """The finished run of their average; a run that was killed while it measured had left a model in its folder."""
+    output = tmp_path_factory.mktemp("averaged") / "run"
+    (output / "model").mkdir(parents=True)
+    (output / "model" / "config.json").write_text("{")
+    settings = reward_settings(**SMALL, models=3)
+    stage = stages.REWARD_MODEL
+    runs.execute(
+        "reward_model",
+        reward.VERSION,
+        trained_by_length,
+        settings,
+        parents | members,
+        output,
+        execution,
+        writes=stage.writes,
+        may_write=stage.may_write,
+    )
+    return output
+
+
+def classifier_weights(run):
+    return dict(AutoModelForSequenceClassification.from_pretrained(run / "model").state_dict())
+
+
+def test_an_averaged_reward_model_is_the_mean_of_its_members(averaged, members):
+    """In float64, of every weight, the head's included; the members differ, or there would be nothing to average."""
+    weights = [classifier_weights(run) for run in members.values()]
+    for name, tensor in classifier_weights(averaged).items():
+        terms = torch.stack([member[name].double() / 3 for member in weights])
+        bound = 4 * 2**-24 * terms.abs().sum(0)  # the weight 1/3, products and sums are rounded
+        assert tensor.dtype == torch.float32 and ((tensor.double() - terms.sum(0)).abs() <= bound).all()
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        assert name != "score.weight" or all(not torch.equal(weights[a][name], weights[b][name]) for a, b in pairs)
+    assert sorted(path.name for path in (averaged / "model").iterdir()) == sorted(
+        path.name for path in (members["reward_model/0"] / "model").iterdir()
+    )
+
+
+def test_an_average_is_measured_as_one_model_is(averaged, members, parents, tokenizer, execution, prompts, sft_models):
+    from salsa.rl import rollout
+
+    evaluation = runs.read_json(averaged / "evaluation.json")
+    alone = [runs.read_json(run / "evaluation.json") for run in members.values()]
+    measured = [{name: run[name] for name in ("held_out_accuracy", "gold_agreement")} for run in alone]
+    assert evaluation.pop("members") == measured
+    assert evaluation.keys() == alone[0].keys()
+    same = ("held_out", "pairs", "counts")
+    assert all({name: run[name] for name in same} == {name: evaluation[name] for name in same} for run in alone)
+
+    # Its accuracy, pair by pair, by transformers alone.
+    pairs, _ = reward.sample_pairs(reward_settings(**SMALL), parents, tokenizer, LengthGold(), CPU, execution)
+    held_out = [pair for pair in pairs if pair["held_out"]]
+    classifier = AutoModelForSequenceClassification.from_pretrained(averaged / "model").eval()
+
+    def score(pair, side):
+        return classifier(input_ids=torch.tensor([pair["prompt"] + pair[side]])).logits.item()
+
+    right = [score(pair, "chosen") > score(pair, "rejected") for pair in held_out]
+    assert evaluation["held_out_accuracy"] == np.mean(right) and evaluation["held_out"] == len(held_out)
+
+    # Its own constants make sft0's samples standard.
+    noise = rollout.uniforms(runs.derive_seed(3, "normalisation", 0), 0, prompts[0][:40], 10)
+    ends = chat.end_ids(sft_models[0], tokenizer)
+    sequences, _, _ = rollout.sample(sft_models[0], prompts[1][:40], noise, 1.0, ends, 0)
+    scores = models.load_score_model(averaged).scores(sequences, 16)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_members_differ_in_the_order_of_the_pairs_alone(parents, tokenizer, execution, tmp_path, rank):
+    """They have the same start, head and adapters included, and the same pairs."""
+    rows = [{"prompt": [5, 6], "chosen": [7 + i % 9], "rejected": [30 + i % 7, 31]} for i in range(20)]
+    settings = reward_settings(lora_rank=rank)
+    starts, orders = [], []
+    for member in (0, 0, 1, 2):
+        reward.set_seed(settings.seed)
+        classifier = models.new_classifier(models.model_folder(parents["sft0"]), tokenizer.pad_token_id)
+        own = dataclasses.replace(settings, member=member)
+        trainer = reward._trainer(own, classifier, tokenizer, rows, tmp_path, CPU, execution)
+        starts.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        orders.append(list(trainer.epoch_sampler))
+        assert trainer.train_dataset["chosen_ids"] == [row["prompt"] + row["chosen"] for row in rows]
+    for start in starts[1:]:
+        torch.testing.assert_close(start, starts[0], rtol=0, atol=0)
+    assert orders[0] == orders[1] and len({tuple(order) for order in orders}) == 3
+    assert orders[0] == list(EpochSampler(len(rows), 1, settings.seed))  # the first is what one model has
+
+
+@pytest.mark.parametrize("places", [(), (0, 1), (0, 1, 3), (0, 1, 2, 3)])
+def test_an_average_of_other_members_is_refused(parents, execution, tmp_path, monkeypatch, places):
+    monkeypatch.setattr(reward, "_pairs", lambda *_: pytest.fail("sampled"))
+    others = {f"reward_model/{i}": parents["reward_model"] for i in places}
+    with pytest.raises(runs.UserError, match=r"models=3: its parents are reward_model/0 to reward_model/2"):
+        reward.train(reward_settings(models=3), parents | others, tmp_path, execution)
+    if places:
+        with pytest.raises(runs.UserError, match=r"models=1: its parents are no reward_model/I"):
+            reward.train(reward_settings(), parents | others, tmp_path, execution)

@@ -134,9 +134,10 @@ def judge_gates(settings, line, reward_model):
             f"KL(sft0 ‖ soup) is {kl:.3f} nats per response, under {limits.smallest_kl}: the soup is almost sft0, "
             "so SALSA is almost PPO"
         )
+    averaged = f" (average of {len(reward_model['members'])})" if "members" in reward_model else ""
     if agreement is not None and not limits.lowest_agreement <= agreement <= limits.highest_agreement:
         warnings.append(
-            f"the reward model agrees with gold in {agreement:.1%} of held-out pairs, outside "
+            f"the reward model{averaged} agrees with gold in {agreement:.1%} of held-out pairs, outside "
             f"{limits.lowest_agreement:.0%} to {limits.highest_agreement:.0%}"
         )
     if barrier > limits.largest_barrier:

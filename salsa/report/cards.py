@@ -56,6 +56,7 @@ def card(study, tables, policy):
         collapse=words.markdown(selection.collapse(study, policy)),
         base=words.markdown(base(settings.model, settings.data.corpus)),
         data=data.world_kinds()[settings.data.task.kind].words,
+        reward_model=words.reward_model(settings),
         preferences=PREFERENCES[settings.data.preferences],
         kl_coef=number_label(policy.kl_coef),
         settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),

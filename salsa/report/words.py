@@ -134,6 +134,12 @@ def replicates(study):
     return f"{count} replicate" + "s" * (count != 1)
 
 
+def reward_model(settings):
+    """The reward model of a study's configuration: one, or the average of several."""
+    count = settings.reward_model.models
+    return "reward model" if count == 1 else f"reward model (average of {count})"
+
+
 def band(study):
     """What an interval of means over replicates is."""
     several = len(study.replicates) > 1

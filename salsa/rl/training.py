@@ -189,7 +189,8 @@ class DistributedMixin(FiniteMixin):
         self.batch_size = count * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self.steps_per_epoch = -(-self.rows // self.batch_size)
         multiple = count * self.args.per_device_train_batch_size if count > 1 else 1
-        self.epoch_sampler = EpochSampler(self.rows, multiple, self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.epoch_sampler = EpochSampler(self.rows, multiple, seed)
         if count > 1:
             # Accelerate would fill up the last batch with rows of the first, and so train on these twice.
             self.train_dataset = _with_rows(self.train_dataset, empty, 1)

@@ -229,6 +229,8 @@ class RewardModel:
     """Rank of low-rank adapters; 0: all weights are trained. The head, which sft0 has none of, is trained whole."""
     lora_alpha: LoraAlpha = 16.0
     """Adapters are scaled by lora_alpha / lora_rank."""
+    models: Annotated[int, Range(1, 100), ADDED] = 1
+    """Reward models per replicate, of which the study's is the weight average (WARM, 2401.12187)."""
 
     @model_validator(mode="after")
     def _a_batch_at_least(self):
@@ -588,7 +590,7 @@ class SftSettings:
 
 @dataclass()
 class RewardModelSettings:
-    """One reward model."""
+    """One reward model, or the average of reward_model.models, which has the settings of its members."""
 
     seed: Seed
     preferences: Literal["sampled", "given", "sampled_for_judge", "given_for_judge"]
@@ -596,6 +598,8 @@ class RewardModelSettings:
     reward_model: RewardModel
     lengths: Lengths
     mixed_precision: Precision = "no"
+    member: Annotated[int, Range(0, 99), ADDED] = 0
+    """Place in an average: each member has its own order of the pairs. The first is what a study of one model has."""
 
 
 @dataclass()

@@ -395,7 +395,10 @@ class _Replicate:
         return self.add_run("sft", f"{self.label}-s{index}", settings, parents)
 
     def add_reward_model(self, label, index, preferences):
-        """A run that trains a reward model, on preferences that the SFT models' samples or the data give."""
+        """A run that makes a reward model, on preferences that the SFT models' samples or the data give.
+
+        It trains one, or averages several, whose runs are then added before it.
+        """
         source = self.config.data.preferences
         settings = config.RewardModelSettings(
             seed=self.seed("reward_model", index),
@@ -403,8 +406,24 @@ class _Replicate:
             reward_model=_adapters(self.config.reward_model),
             **self.common,
         )
-        samplers = self.sft_pair if source == "sampled" else {"sft0": self.sft[0]}
-        return self.add_run("reward_model", label, settings, {"prepare": self.study.prepare, **samplers})
+        parents = {"prepare": self.study.prepare, "sft0": self.sft[0]}
+        if source == "sampled":
+            parents |= self.sft_pair
+        count = settings.reward_model.models
+        if count == 1:
+            return self.add_run("reward_model", label, settings, parents)
+        members = self.add_members(label, settings, parents)
+        return self.add_run("reward_model", f"{label}-average{count}", settings, parents | members)
+
+    def add_members(self, label, settings, parents):
+        """The runs that train the members of an averaged reward model, by their roles in the average's run."""
+        alone = replace(settings.reward_model, models=config.RewardModel.models)  # other members change none
+        members = {}
+        for member in range(settings.reward_model.models):
+            own = replace(settings, reward_model=alone, member=member)
+            own_label = f"{label}-m{member}" if member else label  # the first is the one of a study of one model
+            members[f"reward_model/{member}"] = self.add_run("reward_model", own_label, own, parents)
+        return members
 
     def add_landscape(self):
         """The run that measures the line between the first two SFT models."""

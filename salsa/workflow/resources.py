@@ -242,14 +242,20 @@ def sft(case):
 
 
 def reward_model(case):
-    """Training, or after it the reward of samples, by the first process alone, all in float32."""
+    """Training, or after it the reward of samples, by the first process alone, all in float32.
+
+    An average of several is measured alike, after a mix that takes the memory of a few pieces. It trains nothing.
+    """
     reward, shape = case.settings["reward_model"], case.shape
+    averaged = reward.get("models", 1) > 1
     rows = 2 * case.share(reward["batch_size"])
-    memory = {"process": TRAINER, **case.trained(reward), "activations": case.activations(rows, case.length)}
+    memory = {"process": TRAINER}
+    if not averaged:
+        memory |= {**case.trained(reward), "activations": case.activations(rows, case.length)}
     measuring = {"process": TRAINER, "frozen models": (shape.parameters + shape.trunk) * FLOAT}
     measuring["activations"] = case.sampling(case.execution["rollout_batch"], FLOAT)
     pairs = reward["pairs"] + reward["held_out"]
-    operations = 12 * shape.matrices * reward["pairs"] * reward["epochs"] * case.length
+    operations = 0 if averaged else 12 * shape.matrices * reward["pairs"] * reward["epochs"] * case.length
     if case.settings["preferences"].startswith("sampled"):
         operations += 4 * shape.matrices * pairs * case.length
     return Resources(memory, operations, shape.trunk * FLOAT, alone=measuring)

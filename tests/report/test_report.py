@@ -14,7 +14,7 @@ from tree import EVERY_ARM, Tree, composed, table_of
 
 from salsa.evaluate import statistics
 from salsa.report import comparison, sections, study, style, words
-from salsa.report.sections import win_rates
+from salsa.report.sections import gates, win_rates
 from salsa.workflow import config, runs, schema
 
 
@@ -122,6 +122,19 @@ def test_gates(built):
     assert (
         "0.85, 0.85" in before and "ppo" not in before.split("## Before training")[1] and "two standard errors" in after
     )
+
+
+def test_an_averaged_reward_model_is_called_that(built):
+    tree, output = built
+    result = study.read(tree.settings, tree.parents)
+    frames = {"gates": table(output, "gates")}
+    assert "average" not in gates.caption(result, frames) and words.reward_model(result.config) == "reward model"
+    result.config.reward_model.models = 3
+    for replicate, model in result.reward_models.items():
+        model["members"] = [{"held_out_accuracy": 0.7 + 0.01 * i + 0.02 * replicate} for i in range(3)]
+    says = "The reward model is the average of 3: of held-out pairs, its share in the right order is 0.8, and that of "
+    assert f" {says}its members alone 0.7 to 0.74." in gates.caption(result, frames)
+    assert any("reward model (average of 3) agrees" in str(gate) for gate in gates.checks(result, frames["gates"]))
 
 
 def test_runs(built):

@@ -252,6 +252,8 @@ MISTAKES = {
     "reward_model.batch_size=100000": "more than reward_model.pairs",
     "reward_model.held_out=100000": "none is left to train on",
     "reward_model.normalisation_prompts=1": "at least 2",
+    "reward_model.models=0": "at least 1",
+    "reward_model.models=1.5": "reward_model.models",
     "model.chat_template=../../etc/passwd": "cannot be part of a file name",
     "model.revision=x": "of a model of the hub alone",
     "model.path=x": "nothing is read with model.source=pretrain",

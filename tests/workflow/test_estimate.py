@@ -121,6 +121,17 @@ def test_adapters_have_no_moments_of_what_is_frozen():
         assert adapters[stage].memory["optimizer"] < whole[stage].memory["optimizer"] / 10
 
 
+def test_an_average_of_reward_models_trains_nothing():
+    result = plan.plan(compose.compose(["replicates=[0]", "reward_model.models=3"]))
+    *members, average = [run for run in result.runs.values() if run.stage == "reward_model"]
+    needs = [estimate.of_run(run, result.runs) for run in members]
+    needed = estimate.of_run(average, result.runs)
+    assert len(members) == 3 and all(need == need_of()["reward_model"] for need in needs)
+    assert "optimizer" in needs[0].memory and set(needed.memory) == {"process"}
+    assert needed.alone == needs[0].alone and needed.disk == needs[0].disk
+    assert 0 < needed.operations < needs[0].operations  # it samples the pairs, of which some are held out
+
+
 def test_adapters_are_as_large_as_peft_makes_them():
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))

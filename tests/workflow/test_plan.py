@@ -12,7 +12,7 @@ import pytest
 
 from salsa import algorithms
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import config, plan, policies, runs, schema, stages
+from salsa.workflow import bounds, config, plan, policies, runs, schema, stages
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
@@ -75,7 +75,8 @@ def test_settings_are_those_of_the_stages():
     assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():
         cls = stages.ALL[run.stage].settings
-        assert set(run.settings) == {f.name for f in dataclasses.fields(cls)}
+        hints = bounds.type_hints(cls)
+        assert set(run.settings) == {name for name in hints if bounds.ADDED not in bounds.marks(hints[name])}
         settings = schema.dump(schema.from_dict(cls, run.settings))
         addresses = {role: result.runs[path].address for role, path in run.parents.items()}
         assert runs.address(run.stage, stages.ALL[run.stage].version, settings, addresses) == run.address
@@ -129,6 +130,49 @@ def test_a_judging_reward_model_is_another():
     assert len(judged) == 2 and len(scorers) == 1 and not scorers & trained
     own, other = result[trained.pop()].settings, result[scorers.pop()].settings
     assert other["preferences"] == own["preferences"] + "_for_judge" and other["seed"] != own["seed"]
+
+
+def with_reward_models(**changes):
+    """The plan of one replicate that a reward model judges too; path -> run of the stage that makes reward models."""
+    judges = {"reward_model": dataclasses.asdict(config.Judge("reward_model"))}
+    result = plan.plan([make(judges=judges, replicates=[0], **changes)])
+    return result, {path: run for path, run in result.runs.items() if run.stage == "reward_model"}
+
+
+def test_a_reward_model_is_the_average_of_members():
+    """PPO's and the judge's alike; all is read from the average, and members differ in their place alone."""
+    result, made = with_reward_models(reward_model__models=3)
+    averages = {path: run for path, run in made.items() if "reward_model/0" in run.parents}
+    read = {run.parents.get(role) for run in result.runs.values() for role in ("scorer", "reward_model")}
+    assert len(made) == 2 * 4 and len(averages) == 2 and read - {None} == set(averages)
+    for average in averages.values():
+        roles = [f"reward_model/{i}" for i in range(3)]
+        assert set(average.parents) == {"prepare", "sft0", "sft1", *roles}
+        section = dict(average.settings["reward_model"])
+        assert section.pop("models") == 3
+        for place, role in enumerate(roles):
+            member, own = made[average.parents[role]], {"member": place} if place else {}
+            assert member.settings == average.settings | {"reward_model": section} | own
+            assert set(member.parents) == {"prepare", "sft0", "sft1"} and member.replicate == 0
+    study = next(run for run in result.runs.values() if run.stage == "study")
+    assert study.parents["reward_model/r0"] in averages and study.settings["config"]["reward_model"]["models"] == 3
+
+
+def test_the_first_members_are_shared_by_studies_of_fewer():
+    one, two, three = (set(with_reward_models(reward_model__models=count)[1]) for count in (1, 2, 3))
+    assert one <= two and one <= three and one == set(with_reward_models()[1])
+    assert len(one) == 2 and len(two & three) == 2 * 2  # two members of each average
+
+
+def test_given_preferences_have_averages_too():
+    result = plan.plan([make(data__preferences="given", reward_model__models=2, replicates=[0])])
+    roles = [set(run.parents) for run in result.runs.values() if run.stage == "reward_model"]
+    assert roles == [{"prepare", "sft0"}] * 2 + [{"prepare", "sft0", "reward_model/0", "reward_model/1"}]
+
+
+def test_a_plan_of_averages_is_read_again(tmp_path):
+    result, _ = with_reward_models(reward_model__models=2, results=str(tmp_path))
+    assert plan.load(result.save()).runs.keys() == result.runs.keys()
 
 
 def test_an_openai_judge_is_shown_the_benchmark():
@@ -346,6 +390,8 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
         ({"execution__checkpoint_every": 1}, set()),
         ({"execution__rollouts": "vllm"}, set()),
         ({"reward_model__epochs": 7}, AFTER_REWARD),
+        ({"reward_model__models": 2}, AFTER_REWARD),
+        ({"reward_model__models": 1}, set()),
         ({"sft__epochs": 7}, AFTER_REWARD | {"sft"}),
         ({"base__epochs": 7}, AFTER_REWARD | {"sft", "base"}),
         ({"data__corpus__seed": 7}, AFTER_REWARD | {"sft", "base", "corpus"}),

@@ -119,7 +119,7 @@ def wanted(study):
     limits = study.config.evaluate.gates
     low, high = limits.lowest_agreement, limits.highest_agreement
     kl, barrier = limits.smallest_kl, limits.largest_barrier
-    agreement = "reward model agrees with gold"
+    agreement = f"{words.reward_model(study.config)} agrees with gold"
     return {
         "gold_agreement": (f"{agreement} on {low:.0%} to {high:.0%} of held-out pairs", lambda x: low <= x <= high),
         "kl_sft0_soup": (f"KL(sft0 ‖ soup) at least {kl:g} nats per response", lambda x: x >= kl),
@@ -140,7 +140,20 @@ def caption(study, tables):
     return (
         f"Gates of {words.replicates(study)}: KL(sft0 ‖ soup) {words.spread(frame['kl_sft0_soup'])} nats per response, "
         f"reward model's agreement with gold {words.spread(frame['gold_agreement'])} on held-out pairs and "
-        f"{words.spread(frame['policy_gold_agreement'])} between final policies."
+        f"{words.spread(frame['policy_gold_agreement'])} between final policies." + averaged(study)
+    )
+
+
+def averaged(study):
+    """What the members of an averaged reward model do alone, in a sentence; nothing of one that was trained."""
+    count = study.config.reward_model.models
+    if count == 1:
+        return ""
+    averages = [model["held_out_accuracy"] for model in study.reward_models.values()]
+    members = [member["held_out_accuracy"] for model in study.reward_models.values() for member in model["members"]]
+    return (
+        f" The reward model is the average of {count}: of held-out pairs, its share in the right order is "
+        f"{words.spread(averages)}, and that of its members alone {words.spread(members)}."
     )
 
 
