@@ -214,48 +214,62 @@ def sample_pairs(settings, parents, tokenizer, gold, device, execution):
     if settings.preferences.endswith(FOR_JUDGE):
         train_prompts = [len(rows) - 1 - (place - reward.held_out) for place in train_prompts]
     order = [*range(reward.held_out), *train_prompts]  # the prompt of each pair
-    sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(order))]
-    responses = _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution)
+    prompts = [(rows[i]["id"], encoded[i]) for i in order]
+    responses = draw_pairs(settings, parents, tokenizer, prompts, device, execution)
     texts = [[chat.text_of(tokenizer, ids) for ids in pair] for pair in responses]
-    prompts = [rows[i]["prompt"] for i in order]
-    golds = [gold.score(prompts, [pair[place] for pair in texts]) for place in (0, 1)]
-    generator = np.random.default_rng(settings.seed)
-    preferred = expit((golds[0] - golds[1]) / reward.gold_temperature) > generator.random(len(order))
-    # The classifier reads its score at the last token that is not padding. A response that was cut may end with it.
-    padded = [any(ids[-1] == tokenizer.pad_token_id for ids in pair) for pair in responses]
-    pairs, identical = [], [a == b for a, b in texts]
-    for i, first_is_preferred in enumerate(preferred):
-        if not identical[i] and not padded[i]:
-            best, worst = (0, 1) if first_is_preferred else (1, 0)
-            pairs.append(
-                {
-                    "prompt": encoded[order[i]],
-                    "chosen": responses[i][best],
-                    "rejected": responses[i][worst],
-                    "gold": (float(golds[best][i]), float(golds[worst][i])),
-                    "held_out": i < reward.held_out,
-                }
-            )
-    counts = {"read": read, "sampled": len(order), "kept": len(pairs), "dropped_identical": sum(identical)} | refused
-    if dropped := len(order) - len(pairs) - sum(identical):
-        counts["dropped_ends_in_padding"] = dropped
+    conversations = [rows[i]["prompt"] for i in order]
+    golds = [gold.score(conversations, [pair[place] for pair in texts]) for place in (0, 1)]
+    labelled, dropped = label_pairs(tokenizer, responses, golds, reward.gold_temperature, settings.seed)
+    pairs = [
+        {
+            "prompt": encoded[order[i]],
+            "chosen": responses[i][best],
+            "rejected": responses[i][worst],
+            "gold": (float(golds[best][i]), float(golds[worst][i])),
+            "held_out": i < reward.held_out,
+        }
+        for i, best, worst in labelled
+    ]
+    counts = {"read": read, "sampled": len(order), "kept": len(pairs)} | dropped | refused
     if settings.preferences.endswith(FOR_JUDGE):
         counts["shared_prompts"] = len(ppo_prompts & set(train_prompts))
     return pairs, counts
 
 
-def _draw_pairs(settings, parents, tokenizer, rows, encoded, order, sources, device, execution):
-    """Two responses (token ids) to each prompt of `order`, from the SFT models that `sources` names."""
-    responses = [[None, None] for _ in order]
+def label_pairs(tokenizer, responses, scores, temperature, seed):
+    """Decide which response of each pair (token ids) is preferred: P(first) = σ((first − second score) / temperature).
+
+    Returns the (place, best, worst) of each pair that can be learned from, and how many others were dropped, and why.
+    `scores` are two arrays (N,), of the first responses and of the second ones.
+    """
+    preferred = expit((scores[0] - scores[1]) / temperature) > np.random.default_rng(seed).random(len(responses))
+    identical = [len({chat.text_of(tokenizer, ids) for ids in pair}) == 1 for pair in responses]
+    # The classifier reads its score at the last token that is not padding. A response that was cut may end with it.
+    padded = [any(ids[-1] == tokenizer.pad_token_id for ids in pair) for pair in responses]
+    labelled = [
+        (i, 0, 1) if first else (i, 1, 0) for i, first in enumerate(preferred) if not identical[i] and not padded[i]
+    ]
+    dropped = {"dropped_identical": sum(identical)}
+    if others := len(responses) - len(labelled) - sum(identical):
+        dropped["dropped_ends_in_padding"] = others
+    return labelled, dropped
+
+
+def draw_pairs(settings, parents, tokenizer, prompts, device, execution):
+    """Two responses (token ids) to each prompt (id, token ids), drawn from sft0 and sft1 in turn: 00, 01, 11, 10.
+
+    A prompt that stands there twice gets other noise the second time.
+    """
+    sources = [((0, 0), (0, 1), (1, 1), (1, 0))[i % 4] for i in range(len(prompts))]
+    responses = [[None, None] for _ in prompts]
     for which in (0, 1):
         model = models.load_policy(models.model_folder(parents[f"sft{which}"]), device)
         for place in (0, 1):
             mine = [i for i, source in enumerate(sources) if source[place] == which]
-            prompts = [encoded[order[i]] for i in mine]
-            ids = [f"{rows[order[i]]['id']}/{i}" for i in mine]
+            ids, encoded = [f"{prompts[i][0]}/{i}" for i in mine], [prompts[i][1] for i in mine]
             seed = runs.derive_seed(settings.seed, "preferences", place)
             length, size = settings.lengths.response, execution.rollout_batch
-            batches = sample_in_batches(model, tokenizer, prompts, ids, seed, length, size)
+            batches = sample_in_batches(model, tokenizer, encoded, ids, seed, length, size)
             for indices, sequences in tqdm(batches, desc=f"sft{which}", mininterval=5):
                 for index, response in zip(indices, sequences.response_ids(), strict=True):
                     responses[mine[index]][place] = response
