@@ -98,7 +98,7 @@ def _average(members, output):
 
 
 def _measured(member):
-    """What a member's own run measured of it, on the same held-out pairs."""
+    """What a member's own run measured of it, on the held-out pairs that the average draws again."""
     evaluation = runs.read_json(member / "evaluation.json")
     return {name: evaluation[name] for name in ("held_out_accuracy", "gold_agreement")}
 

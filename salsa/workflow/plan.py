@@ -257,9 +257,12 @@ class _Study:
         path = self.add_run("study", self.config.name, config.StudySettings(self.described(), members), parents)
         return {"name": self.config.name, "path": path, "link": self.link}
 
-    def add_run(self, stage, label, settings, parents, replicate=None, after=()):
-        """`add_run`, of a stage's settings as its dataclass."""
-        return add_run(self.result, stage, label, schema.dump(settings), parents, self.execution, replicate, after)
+    def add_run(self, stage, label, settings, parents, replicate=None, after=(), alone=False):
+        """`add_run`, of a stage's settings as its dataclass; `alone`: in one process, of a stage that may share."""
+        execution = self.execution
+        if alone:
+            execution = execution | {"processes": 1, "gpus": min(1, execution["gpus"]), "accelerate_config": ""}
+        return add_run(self.result, stage, label, schema.dump(settings), parents, execution, replicate, after)
 
     def add_prepare(self):
         """The run that makes demonstrations, preferences and prompts."""
@@ -379,8 +382,8 @@ class _Replicate:
         """The replicate's seed of a stage."""
         return runs.derive_seed(self.config.seed, stage, self.number, index)
 
-    def add_run(self, stage, label, settings, parents, after=()):
-        return self.study.add_run(stage, label, settings, parents, self.number, after)
+    def add_run(self, stage, label, settings, parents, after=(), alone=False):
+        return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
 
     def add_sft(self, index):
         """The run that trains one SFT model."""
@@ -413,7 +416,8 @@ class _Replicate:
         if count == 1:
             return self.add_run("reward_model", label, settings, parents)
         members = self.add_members(label, settings, parents)
-        return self.add_run("reward_model", f"{label}-average{count}", settings, parents | members)
+        # Only the first process would have anything to do: there is nothing to train.
+        return self.add_run("reward_model", f"{label}-average{count}", settings, parents | members, alone=True)
 
     def add_members(self, label, settings, parents):
         """The runs that train the members of an averaged reward model, by their roles in the average's run."""

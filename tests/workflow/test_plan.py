@@ -12,7 +12,7 @@ import pytest
 
 from salsa import algorithms
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import bounds, config, plan, policies, runs, schema, stages
+from salsa.workflow import bounds, config, jobs, plan, policies, runs, schema, stages
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
@@ -162,6 +162,17 @@ def test_the_first_members_are_shared_by_studies_of_fewer():
     one, two, three = (set(with_reward_models(reward_model__models=count)[1]) for count in (1, 2, 3))
     assert one <= two and one <= three and one == set(with_reward_models()[1])
     assert len(one) == 2 and len(two & three) == 2 * 2  # two members of each average
+
+
+def test_an_average_takes_one_process_where_its_members_share():
+    several = {"execution__processes": 4, "execution__gpus": 4, "execution__accelerate_config": "some.yaml"}
+    _, made = with_reward_models(reward_model__models=2, **several)
+    assert set(made) == set(with_reward_models(reward_model__models=2)[1])
+    for run in made.values():
+        averaged = "reward_model/0" in run.parents
+        taken = [run.execution[name] for name in ("processes", "gpus", "accelerate_config")]
+        assert taken == ([1, 1, ""] if averaged else [4, 4, "some.yaml"])
+        assert jobs.resource(run, "gpus") == taken[1] and jobs.launcher(run).endswith("python") == averaged
 
 
 def test_given_preferences_have_averages_too():
