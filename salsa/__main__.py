@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from salsa.workflow.bounds import printable
-from salsa.workflow.messages import UserError
+from salsa.workflow.messages import Parser, UserError
 
 try:
     from salsa.workflow import failures, jobs, places, runs, stages, surroundings
@@ -50,13 +50,6 @@ def main(argv=None):
     return 1
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
-
-
 def _split(argv):
     if "--" not in argv:
         return argv, []
@@ -87,7 +80,7 @@ def _parser():
     verify = commands.add_parser("verify", help="check every finished run's files against its manifest")
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
-    commands.add_parser("soup", help="average the weights of models", add_help=False)
+    commands.add_parser("soup", help="average or otherwise mix the weights of models", add_help=False)
     publish = commands.add_parser("publish", help="copy a finished study to results/published, to be committed")
     publish.add_argument("study", help="a study's folder, such as results/studies/default")
     publish.set_defaults(function=publish_command)

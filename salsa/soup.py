@@ -1,14 +1,17 @@
-"""Weight averages ("soups") of models that share an architecture.
+"""Weight averages ("soups") and other linear combinations of models that share an architecture.
 
 Weights are averaged in one place, `_Mixer`: it reads a piece of a tensor from each ingredient's safetensors file,
 accumulates in float32 and rounds once to the stored dtype, for all rows of a grid of weights. `soups` writes one model
 folder per row from one reading of the ingredients. Its memory is that of a few pieces per thread, whatever the size of
 the models. Training copies `mixed_tensors` straight into a model, so that a grid of references costs no disk.
 
-Left out: SLERP, task arithmetic and the like. Sources: Model soups (2203.05482); SALSA (2411.01798) averages two.
+The other methods of mixing (salsa.mixes) choose coefficients and are written here, too: `combinations` takes
+coefficients that differ between tensors, and `task_products` reads what SLERP computes them from.
+
+Left out: methods that are no linear combination of whole tensors (TIES, DARE and the like). Sources: Model soups
+(2203.05482); SALSA (2411.01798) averages two.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -27,7 +30,7 @@ import torch
 
 from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
 from salsa.workflow import bounds, failures
-from salsa.workflow.messages import UserError
+from salsa.workflow.messages import Parser, UserError
 
 # Numbers averaged at once. An ingredient, the total and the result (1 MiB each in float32) then stay in a core's cache,
 # where each row of the grid finds them again; larger pieces would be read from memory once per row.
@@ -263,47 +266,42 @@ def _end_token(folder):
 
 
 class _Mixer:
-    """Averages pieces of tensors with every row of a grid of weights, in buffers that are made once.
+    """Combines pieces of tensors with every row of a grid of coefficients, in buffers that are made once.
 
     The buffers are all the memory that averaging takes: of two models, 9 MiB for each thread's mixer.
 
     Args:
-        grid: rows of weights, with one weight for each ingredient.
+        count: the number of ingredients.
     """
 
-    def __init__(self, grid):
-        self.grid = grid
-        count = len(grid[0])
+    def __init__(self, count):
         # Ingredients as they are stored, of at most 8 bytes a number, and last the result.
         self.raw = torch.empty(count + 1, 8 * PIECE, dtype=torch.uint8)
         # Ingredients in float32, converted once for all rows of the grid, and last the total. A sum in bfloat16, with
         # its 8 bits of precision, would be rounded after every term.
         self.floats = torch.empty(count + 1, PIECE)
 
-    def averages(self, name, ingredients, files, start, count):
+    def averages(self, name, grid, ingredients, files, start, count):
         """Yield, for each row of the grid, `count` numbers of the average from number `start` on, in the stored dtype.
 
         Args:
+            grid: rows of this tensor's coefficients, with one for each ingredient.
             ingredients: where each model stores the tensor.
             files: open files by their paths.
 
         Each yielded piece is overwritten by the next, so it has to be written or copied at once. Tensors that are no
         floats (buffers) can't be averaged: they must be equal, else UserError.
         """
-        dtype = TYPES[ingredients[0].dtype]
-        raw = self.raw[:, : count * dtype.itemsize]
-        for tensor, buffer in zip(ingredients, raw, strict=False):
-            _read(files[tensor.path], buffer, tensor.start + start * dtype.itemsize)
-        *parts, result = raw.view(dtype)
-        if not dtype.is_floating_point:
+        *parts, result = _read_parts(self.raw, ingredients, files, start, count)
+        if not result.is_floating_point():
             if any(not torch.equal(parts[0], part) for part in parts[1:]):
-                raise UserError(f"tensor {name} is {dtype} and differs between the models; it can't be averaged")
-            yield from itertools.repeat(parts[0], len(self.grid))
+                raise UserError(f"tensor {name} is {result.dtype} and differs between the models; it can't be averaged")
+            yield from itertools.repeat(parts[0], len(grid))
             return
         *floats, total = self.floats[:, :count]
         for part, converted in zip(parts, floats, strict=True):
             converted.copy_(part)
-        for weights in self.grid:
+        for weights in grid:
             # Always in the order of the ingredients: another order gives a float32 sum other bits, and a soup must not
             # depend on the grid or on the number of threads that it was made with.
             torch.mul(floats[0], weights[0], out=total)
@@ -313,20 +311,61 @@ class _Mixer:
             if not total.sum().isfinite():
                 total.zero_()
                 for converted, weight, tensor in zip(floats, weights, ingredients, strict=True):
-                    if weight and not converted.isfinite().all():
-                        raise UserError(
-                            f"{tensor.path}: tensor {name} holds NaN or infinity; save the model again, or give it no "
-                            "weight"
-                        )
                     if weight:
+                        _check_finite(converted, name, tensor)
                         total.add_(converted, alpha=weight)
             yield result.copy_(total)
+
+
+class _Multiplier:
+    """Inner products of pieces of task vectors, in buffers that are made once, about as large as a mixer's.
+
+    Args:
+        count: the number of models, with the origin.
+        from_origin: whether the last model is the origin of the task vectors; else this is 0.
+    """
+
+    def __init__(self, count, from_origin):
+        self.raw = torch.empty(count, 8 * PIECE, dtype=torch.uint8)
+        self.vectors = torch.empty(count, PIECE, dtype=torch.float64)
+        self.from_origin = from_origin
+
+    def products(self, name, ingredients, files, start, count):
+        """The inner products of `count` numbers of the task vectors, from number `start` on: (M, M) float64."""
+        parts = _read_parts(self.raw, ingredients, files, start, count)
+        vectors = self.vectors[:, :count]
+        for part, vector in zip(parts, vectors, strict=True):
+            vector.copy_(part)
+        if self.from_origin:
+            vectors, origin = vectors[:-1], vectors[-1]
+            vectors -= origin
+        products = vectors @ vectors.T
+        if not products.sum().isfinite():
+            for part, tensor in zip(parts, ingredients, strict=True):
+                _check_finite(part.float(), name, tensor, "leave it out")
+        return products
+
+
+def _check_finite(numbers, name, tensor, otherwise="give it no weight"):
+    """UserError where a piece of an ingredient's tensor, in float32, is not finite."""
+    if not numbers.isfinite().all():
+        remedy = f"save the model again, or {otherwise}"
+        raise UserError(f"{tensor.path}: tensor {name} holds NaN or infinity; {remedy}")
 
 
 def _pieces(shape):
     """(place of its first number, how many numbers) of each piece of a tensor."""
     size = math.prod(shape)
     return [(start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
+
+
+def _read_parts(raw, ingredients, files, start, count):
+    """Read `count` numbers of each ingredient's tensor into a row of `raw` (bytes); all rows, in the stored dtype."""
+    dtype = TYPES[ingredients[0].dtype]
+    raw = raw[:, : count * dtype.itemsize]
+    for tensor, buffer in zip(ingredients, raw, strict=False):
+        _read(files[tensor.path], buffer, tensor.start + start * dtype.itemsize)
+    return raw.view(dtype)
 
 
 def _read(file, tensor, offset):
@@ -367,7 +406,7 @@ def mixed_tensors(models, weights, names=None):
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
     models = _aligned([Path(folder) for folder in models])
-    mixer = _Mixer([weights])
+    mixer = _Mixer(len(models))
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, itertools.chain(*(model.values() for model in models)))
         for name in names if names is not None else models[0]:
@@ -375,7 +414,7 @@ def mixed_tensors(models, weights, names=None):
             dtype, shape = TYPES[ingredients[0].dtype], ingredients[0].shape
             tensor = torch.empty(shape, dtype=dtype)
             for start, count in _pieces(shape):
-                (average,) = mixer.averages(name, ingredients, files, start, count)
+                (average,) = mixer.averages(name, [weights], ingredients, files, start, count)
                 tensor.view(-1)[start : start + count] = average
             yield name, tensor
 
@@ -399,23 +438,35 @@ def soups(models, grid, outputs):
     which changes no result. Raises UserError before anything is written when the ingredients don't fit together, an
     output exists or the disk is too small. Whatever else fails, no part of an output is left.
     """
+    grid = parse_grid(models, grid, outputs)
+    combinations(models, outputs, lambda: lambda name: grid)
+
+
+def parse_grid(models, grid, outputs):
+    """Rows of weights as floats; UserError unless there is one for each output, as `parse_weights` wants it."""
+    rows = [parse_weights(weights, len(models)) for weights in grid]
+    if not rows or len(rows) != len(outputs):
+        raise UserError(f"{len(rows)} rows of weights for {len(outputs)} outputs; give each output its --weights")
+    return rows
+
+
+def combinations(models, outputs, choose):
+    """Write linear combinations of model folders, whose coefficients may differ between tensors; else as `soups`.
+
+    Args:
+        choose: a function without arguments, which is called when the models are known to fit together, before anything
+            is written. It returns a function: name of a tensor -> a row of coefficients (floats) for each output, with
+            one for each model.
+    """
     models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
-    grid = [parse_weights(weights, len(models)) for weights in grid]
-    if not grid or len(grid) != len(outputs):
-        raise UserError(f"{len(grid)} rows of weights for {len(outputs)} outputs; give each output its --weights")
-    check_ingredients(models)
-    _check_outputs(outputs)
-    # A folder has another name until it is whole, so that a killed run leaves no folder that looks like a model.
-    partial = [output.with_name(f".{output.name}.partial") for output in outputs]
-    for folder in partial:  # of an earlier attempt that was killed
-        shutil.rmtree(folder, ignore_errors=True)
-    _check_room(models[0], outputs)
+    prepare(models, outputs)
+    grid_of, partial = choose(), _partial(outputs)
     try:
         for folder in partial:
             folder.mkdir(parents=True)
             for path in _companions(models[0]):
                 shutil.copy2(path, folder / path.name)
-        _write_weights(models, grid, partial)
+        _write_weights(models, grid_of, partial)
         for folder, output in zip(partial, outputs, strict=True):
             if output.exists():
                 output.rmdir()
@@ -425,6 +476,49 @@ def soups(models, grid, outputs):
     finally:
         for folder in partial:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def prepare(models, outputs):
+    """Remove what a killed attempt left; UserError unless models fit together, and outputs are new and have room."""
+    models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
+    check_ingredients(models)
+    _check_outputs(outputs)
+    for folder in _partial(outputs):
+        shutil.rmtree(folder, ignore_errors=True)
+    _check_room(models[0], outputs)
+
+
+def _partial(outputs):
+    """The names of outputs until they are whole, so that a killed run leaves no folder that looks like a model."""
+    return [output.with_name(f".{output.name}.partial") for output in outputs]
+
+
+def task_products(models, origin=None):
+    """The inner products <θ_i − θ_origin, θ_j − θ_origin> of models, of each tensor of floats by itself.
+
+    Files are read a piece at a time, in float64 from the difference on, in the memory that `soups` takes.
+
+    Args:
+        models: folders that `check_ingredients` accepts, together with `origin`.
+        origin: the folder that the task vectors start at; None: they start at 0, and are the weights themselves.
+
+    Returns name -> (M, M) float64, which the number of threads doesn't change. Raises UserError where a weight is not
+    finite.
+    """
+    aligned = _aligned([Path(folder) for folder in [*models, *([origin] if origin else [])]])
+    shapes_of = {name: tensor.shape for name, tensor in aligned[0].items() if TYPES[tensor.dtype].is_floating_point}
+    totals = {name: torch.zeros(len(models), len(models), dtype=torch.float64) for name in shapes_of}
+    pieces = [(name, piece) for name, shape in shapes_of.items() for piece in _pieces(shape)]
+    with contextlib.ExitStack() as stack:
+        files = _open_all(stack, itertools.chain(*(model.values() for model in aligned)))
+
+        def multiply(multiplier, name, start, count):
+            return multiplier.products(name, [model[name] for model in aligned], files, start, count)
+
+        multipliers = stack.enter_context(_one_a_thread(lambda: _Multiplier(len(aligned), origin is not None)))
+        for (name, _), products in zip(pieces, _in_threads(stack, multipliers, multiply, pieces), strict=True):
+            totals[name] += products  # in the order of the pieces
+    return totals
 
 
 def _check_outputs(outputs):
@@ -465,25 +559,50 @@ def _companions(folder):
     ]
 
 
-def _write_weights(models, grid, outputs):
-    """Write the averages into the outputs' folders, with the files and places that the first model's tensors have."""
-    models = _aligned(models)
+@contextlib.contextmanager
+def _one_a_thread(make):
+    """Yield what `make()` makes, once for each thread that computes; within this context torch has one of its own."""
     threads = torch.get_num_threads()
-    mixers = [_Mixer(grid) for _ in range(min(threads, THREADS))]
+    workers = [make() for _ in range(min(threads, THREADS))]
     torch.set_num_threads(1)  # each of our threads would start as many of torch's own
     try:
-        for path in sorted({tensor.path for tensor in models[0].values()}):
-            _write_file(path, models, mixers, outputs)
+        yield workers
     finally:
         torch.set_num_threads(threads)
 
 
-def _write_file(path, models, mixers, outputs):
+def _in_threads(stack, workers, work, pieces):
+    """Yield `work(worker, name, start, count)` of each piece (name, (start, count)), in order, a thread per worker.
+
+    The first error ends it, and cancels pieces that wait. The threads end with the stack's context, which closes files
+    later when they were opened earlier.
+    """
+    free = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def borrow(piece):
+        name, (start, count) = piece
+        worker = free.get()
+        try:
+            return work(worker, name, start, count)
+        finally:
+            free.put(worker)
+
+    return stack.enter_context(ThreadPoolExecutor(len(workers))).map(borrow, pieces)
+
+
+def _write_weights(models, grid_of, outputs):
+    """Write the averages into the outputs' folders, with the files and places that the first model's tensors have."""
+    models = _aligned(models)
+    with _one_a_thread(lambda: _Mixer(len(models))) as mixers:
+        for path in sorted({tensor.path for tensor in models[0].values()}):
+            _write_file(path, models, grid_of, mixers, outputs)
+
+
+def _write_file(path, models, grid_of, mixers, outputs):
     """Write one of the first model's files anew in each output: its header, then the averages, a thread per mixer."""
     names = [name for name, tensor in models[0].items() if tensor.path == path]
-    free = queue.SimpleQueue()
-    for mixer in mixers:
-        free.put(mixer)
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, [model[name] for model in models for name in names])
         targets = [stack.enter_context(open(output / path.name, "wb", buffering=0)) for output in outputs]
@@ -492,44 +611,96 @@ def _write_file(path, models, mixers, outputs):
         for target in targets:
             _write(target, memoryview(header), 0)
 
-        def write_piece(piece):
-            name, (start, count) = piece
+        def write_piece(mixer, name, start, count):
             ingredients = [model[name] for model in models]
-            mixer = free.get()
-            try:
-                averages = mixer.averages(name, ingredients, files, start, count)
-                for target, average in zip(targets, averages, strict=True):
-                    offset = ingredients[0].start + start * average.itemsize
-                    _write(target, memoryview(average.view(torch.uint8).numpy()), offset)
-            finally:
-                free.put(mixer)
+            averages = mixer.averages(name, grid_of(name), ingredients, files, start, count)
+            for target, average in zip(targets, averages, strict=True):
+                offset = ingredients[0].start + start * average.itemsize
+                _write(target, memoryview(average.view(torch.uint8).numpy()), offset)
 
         pieces = [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]
-        pool = stack.enter_context(ThreadPoolExecutor(len(mixers)))  # ends before the files are closed
-        for _ in pool.map(write_piece, pieces):  # the first error ends the loop, and cancels pieces that wait
+        for _ in _in_threads(stack, mixers, write_piece, pieces):
             pass
+
+
+METHODS = ("linear", "slerp", "greedy")
+READ_BY = {"weights": ("linear", "slerp"), "origin": ("slerp",), "step": ("slerp",), "validation": ("greedy",)}
 
 
 def main(argv=None):
     """The command line; a user's mistake ends it with one line."""
-    parser = argparse.ArgumentParser(
-        prog="salsa soup",
-        description="Average the weights of model folders. Repeat --weights and --output, in pairs, for several soups "
-        "from one reading.",
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="model folders of one architecture")
-    parser.add_argument(
-        "--weights", nargs="+", action="append", required=True, metavar="W", help="decimals or fractions; sum 1"
-    )
-    parser.add_argument("--output", action="append", required=True, metavar="DIR")
+    parser = _parser()
     words = sys.argv[1:] if argv is None else argv
     # With a space in front, which a number may have, argparse does not take a negative fraction for an option.
     arguments = parser.parse_args([f" {word}" if re.match(r"-[\d.]", str(word)) else word for word in words])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes half-written folders
     try:
-        soups(arguments.models, arguments.weights, arguments.output)
+        _mix(arguments)
     except (UserError, OSError, MemoryError) as error:
         sys.exit(f"{parser.prog}: {failures.describe(error) or error}")
+
+
+def _parser():
+    parser = Parser(
+        prog="salsa soup",
+        description="Mix the weights of model folders. Repeat --weights and --output, in pairs, for several mixes from "
+        "one reading.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="model folders of one architecture")
+    parser.add_argument("--weights", nargs="+", action="append", metavar="W", help="decimals or fractions; sum 1")
+    parser.add_argument("--output", action="append", required=True, metavar="DIR")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="linear",
+        help="linear: the average (default) | slerp: along an arc, tensor by tensor | greedy: the uniform average of "
+        "those models that do not raise the loss on --validation",
+    )
+    parser.add_argument("--origin", metavar="DIR", help="slerp: the model that task vectors start at; without it, 0")
+    parser.add_argument("--step", type=float, metavar="S", help="slerp: share of the way from the origin (default 1)")
+    parser.add_argument("--validation", metavar="FILE", help='greedy: JSONL of held-out conversations, {"messages": …}')
+    return parser
+
+
+def _mix(arguments):
+    """Make what the command line asks for. UserError for an option that its method doesn't read, or needs."""
+    for option, methods in READ_BY.items():
+        if getattr(arguments, option) is not None and arguments.method not in methods:
+            raise UserError(f"--{option} is read by --method {' and '.join(methods)} alone; leave it out")
+    if arguments.method == "greedy":
+        return _mix_greedily(arguments)
+    if arguments.weights is None:
+        raise UserError("no weights; give --weights, one for each model")
+    if arguments.method == "slerp":
+        return _mix_by_slerp(arguments)
+    return soups(arguments.models, arguments.weights, arguments.output)
+
+
+def _mix_by_slerp(arguments):
+    from salsa.mixes import slerp
+
+    models, origin = arguments.models, arguments.origin
+    step = 1.0 if arguments.step is None else arguments.step
+    if not 0 < step <= slerp.LONGEST_STEP:
+        raise UserError(f"--step {step:g}: must be above 0, and at most {slerp.LONGEST_STEP}")
+    if origin is None and step != 1:
+        raise UserError(f"--step {step:g}: has no origin to start from; give --origin")
+    if origin is not None and Path(origin).resolve() in {Path(model).resolve() for model in models}:
+        raise UserError(f"--origin {origin}: is one of the models, and has no direction from itself; give it once")
+    angles = slerp.write(models, arguments.weights, arguments.output, origin, step)
+    for output, of_output in zip(arguments.output, angles, strict=True):
+        print(f"{output}: {slerp.report(of_output)}")
+
+
+def _mix_greedily(arguments):
+    from salsa import mix  # here, because it imports this module
+
+    if arguments.validation is None:
+        raise UserError("--method greedy measures models; give --validation FILE.jsonl, held-out conversations")
+    if len(arguments.output) > 1:
+        raise UserError("--method greedy makes one soup; give one --output")
+    taken = mix.greedily(arguments.models, arguments.validation, arguments.output[0])
+    print(f"{arguments.output[0]}: the average of {', '.join(taken)}")
 
 
 if __name__ == "__main__":

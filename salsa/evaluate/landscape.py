@@ -34,17 +34,8 @@ def survey(settings, parents, output, execution):
     gold = gold_data.load(parents["prepare"])
     reward_model = models.load_score_model(parents["reward_model"])
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
-    end, lengths = chat.ending(tokenizer, chat.folder_end_ids(folders[0], tokenizer)), settings.lengths
-    validation, _ = chat.accepted(
-        runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl"),
-        lambda row: chat.encode_conversation(tokenizer, row["messages"], end),
-    )
-    validation = [pair for _, pair in validation if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
-    if not validation:
-        raise UserError(
-            f"no validation demonstration fits lengths.prompt={lengths.prompt} and "
-            f"lengths.response={lengths.response} tokens; raise them"
-        )
+    demonstrations = runs.read_jsonl(parents["prepare"] / "sft_validation.jsonl")
+    validation = held_out_pairs(tokenizer, folders[0], demonstrations, settings.lengths)
     names = {Fraction(0): "sft0", Fraction(1, 2): "soup", Fraction(1): "sft1"}
     alphas = sorted({Fraction(alpha) for alpha in settings.alphas} | set(names))
 
@@ -52,7 +43,7 @@ def survey(settings, parents, output, execution):
     end_ids, pad_id = chat.end_ids(sft0, tokenizer), tokenizer.pad_token_id
     benchmarks = generate.read_benchmarks(parents)
     conversations = benchmarks | {"evaluation": generate.evaluation_rows(evaluation)}
-    context = generate.check(sft0, tokenizer, conversations, lengths)
+    context = generate.check(sft0, tokenizer, conversations, settings.lengths)
     with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
     sft0_samples, line, rows = None, [], []
@@ -99,6 +90,29 @@ def describe(gates, name):
         f"gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
     )
     return "\n".join([numbers, *(f"  failed: {warning}" for warning in gates["warnings"])])
+
+
+def held_out_pairs(tokenizer, folder, rows, lengths):
+    """(prompt ids, response ids) of the demonstrations that fit `lengths`, as SFT reads them; UserError for none."""
+    pairs, _ = encode_demonstrations(tokenizer, folder, rows)
+    pairs = [pair for pair in pairs if len(pair[0]) <= lengths.prompt and len(pair[1]) <= lengths.response]
+    if not pairs:
+        raise UserError(
+            f"no validation demonstration fits lengths.prompt={lengths.prompt} and "
+            f"lengths.response={lengths.response} tokens; raise them"
+        )
+    return pairs
+
+
+def encode_demonstrations(tokenizer, folder, rows):
+    """(prompt ids, response ids) of rows {"messages"}, and the errors of those that can't be encoded.
+
+    Args:
+        folder: of a model, with whose end token responses end.
+    """
+    end = chat.ending(tokenizer, chat.folder_end_ids(folder, tokenizer))
+    encoded, refused = chat.accepted(rows, lambda row: chat.encode_conversation(tokenizer, row["messages"], end))
+    return [pair for _, pair in encoded], refused
 
 
 @torch.no_grad()

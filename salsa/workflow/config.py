@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from salsa import algorithms, anchors, data, judges
+from salsa import algorithms, anchors, data, judges, mixes
 from salsa.workflow import bounds, schema
 from salsa.workflow.schema import (
     ADDED,
@@ -58,6 +58,7 @@ Task = data.task_settings()
 Benchmark = data.benchmark_settings()
 Judge = judges.settings()
 Reference = anchors.settings()
+Mix = mixes.settings()
 PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
 
 
@@ -633,6 +634,24 @@ class LandscapeSettings:
     temperature: Temperature
     lengths: Lengths
     gates: Gates
+
+
+@dataclass()
+class MixSettings:
+    """One mix of models, made as a model folder."""
+
+    mix: Mix
+    """Its weights are of the run's parents, by their roles."""
+    seed: Seed = 0
+    """Of the responses that a search samples."""
+    lengths: Lengths | None = None
+    """Of what a search measures with; null for a mix without one."""
+
+    @model_validator(mode="after")
+    def _searches_with_lengths(self):
+        if mixes.kinds()[self.mix.kind].searches and self.lengths is None:
+            raise fault(f"a {self.mix.kind} mix is searched for with data; give its lengths", "lengths", shows=False)
+        return self
 
 
 @dataclass()

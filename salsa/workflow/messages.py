@@ -3,6 +3,7 @@
 Left out: what Hydra refuses, which `salsa.workflow.compose` says.
 """
 
+import argparse
 import difflib
 import re
 import types
@@ -28,6 +29,13 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(bounds.printable(message))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {bounds.printable(message)}; see {self.prog} --help\n")
 
 
 class SettingError(ValueError):

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from salsa import anchors
+from salsa import anchors, mixes
 
 FLOAT, MOMENTS = 4, 8  # bytes of a number, and of Adam's two
 PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transformers
 TRAINER = 700 * 2**20  # and TRL
 CHUNK = 2**24  # logits that a pass holds at once (salsa.rl.forward)
 LOGITS = 4  # buffers of their size: logits, probabilities, and a gradient of each
+PIECE = 3 * 2**20  # bytes of a piece of an ingredient, as it is stored and in float32 (salsa.soup)
 TILE = (4096, 32768)  # tokens, and words of the vocabulary, whose logits TRL's SFT holds at once
 
 
@@ -278,6 +279,24 @@ def _prompts(case):
 def landscape(case):
     """Answers of sft0, sft1 and soups."""
     return _answering(case, 3 * _prompts(case))
+
+
+def mix(case):
+    """Combining files a piece at a time and, where a mix is searched for, measuring averages: 2M - 1 of M models."""
+    shape, mixed = case.shape, case.settings["mix"]
+    count, threads = len(mixed["weights"]) + 1, case.execution["threads"]
+    memory = {"process": PROCESS, "pieces": threads * (count + 1) * PIECE}
+    size = shape.parameters * FLOAT
+    if not mixes.kinds()[mixed["kind"]].searches:
+        return Resources(memory, 0, size)
+    samples = mixed["measure"] == "gold"
+    rows = case.rows("evaluation" if samples else "validation")
+    searching = _answering(case, rows * (2 * count - 3))
+    if not samples:  # a forward pass alone, of one model
+        batch = min(rows, case.execution["micro_batch"]) * case.length
+        searching.memory |= {"frozen models": size, "activations": case.logits(batch)}
+        searching.operations /= 4
+    return Resources(max(memory, searching.memory, key=total), searching.operations, size)
 
 
 def plane(case):

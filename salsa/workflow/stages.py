@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from salsa import algorithms, judges
+from salsa import algorithms, judges, mixes
 from salsa.workflow import config, resources, runs
 from salsa.workflow.messages import UserError
 
@@ -168,6 +168,16 @@ POLICIES = [
     )
     for algorithm in algorithms.kinds().values()
 ]
+MIX = Stage(
+    name="mix",
+    module="salsa.mix",
+    settings=config.MixSettings,
+    roles=("the mix's models", "prepare"),
+    writes=runs.MODEL,
+    may_write=tuple({name: None for mix in mixes.kinds().values() for name in mix.writes}),
+    resources=resources.mix,
+    retried=True,
+)
 PLANE = Stage(
     name="plane",
     module="salsa.evaluate.plane",
@@ -239,6 +249,7 @@ ALL = {
         REWARD_MODEL,
         LANDSCAPE,
         *POLICIES,
+        MIX,
         PLANE,
         RESPOND,
         JUDGE,
