@@ -72,7 +72,7 @@ def test_settings_are_those_of_the_stages():
     arms = ARMS | {f"by_{kind}": arm() | {"algorithm": kind} for kind in algorithms.kinds()}
     changes = {"alphas": ["0.25", "1/3"], "evaluate__plane__arms": ["salsa"], "judges": judges, "arms": arms}
     result = plan.plan([make(seed=seed, point={"seed": str(seed)}, **changes) for seed in (0, 1)])
-    assert {run.stage for run in result.runs.values()} == set(stages.ALL)
+    assert {run.stage for run in result.runs.values()} == set(stages.ALL) - {"mix"}  # which no study has yet
     for run in result.runs.values():
         cls = stages.ALL[run.stage].settings
         hints = bounds.type_hints(cls)
