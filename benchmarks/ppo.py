@@ -212,7 +212,7 @@ def matrix_rate(device, dtype):
 def count_operations(made, arguments, vocabulary):
     """Floating-point operations of the matrix products of one update, counted by torch."""
     prompts = torch.randint(3, vocabulary, (arguments.batch, arguments.prompt_length)).tolist()
-    made.ppo.iterations += 1
+    made.section.iterations += 1
     with FlopCounterMode(display=False) as counter:
         made.iterate(arguments.updates, [f"counted/{i}" for i in range(arguments.batch)], prompts)
     return counter.get_total_flops()

@@ -78,3 +78,8 @@ class Algorithm:
 def kinds():
     """Kind -> Algorithm."""
     return registry.records(__name__, "ALGORITHM")
+
+
+def section_of(settings):
+    """The settings of an algorithm among those of its stage (`config.TRAINING`)."""
+    return next(value for value in vars(settings).values() if isinstance(value, schema.Training))

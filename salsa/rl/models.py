@@ -195,7 +195,7 @@ def adapter_config(section, settings, score=False):
     """PEFT's configuration of adapters (LoRA, 2106.09685) on every linear layer but the head; None for rank 0.
 
     Args:
-        section: the section of the settings, for messages: sft, reward_model or ppo.
+        section: the section of the settings, for messages: sft, reward_model or an algorithm's.
         settings: a section with lora_rank and lora_alpha.
         score: whether the model is a classifier, whose head is trained whole.
     """

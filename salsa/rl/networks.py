@@ -1,4 +1,4 @@
-"""The two networks that PPO trains, as one module: what Accelerate wraps, shards and saves.
+"""The networks that are trained, policy and value model, as one module: what Accelerate wraps, shards and saves.
 
 Everything is computed through `forward`, because there a wrapper (DDP, FSDP, DeepSpeed) gathers weights and gradients.
 The networks stay in evaluation mode: with dropout, the ratio would not start at 1.
@@ -16,14 +16,16 @@ from salsa.workflow import runs
 
 
 class ActorCritic(torch.nn.Module):
-    """A policy and its value model, which is a ScoreModel, or a linear head on the policy's trunk.
+    """A policy and its value model: a ScoreModel, a linear head on the policy's trunk, or None.
 
     `networks("evaluate", sequences)` calls the method of this name. Tensors have a row for each sequence.
     """
 
     def __init__(self, policy, value_model, temperature, gradient_checkpointing=False):
         super().__init__()
-        self.policy, self.value_model, self.temperature = policy.eval(), value_model.eval(), temperature
+        self.policy, self.value_model, self.temperature = policy.eval(), value_model, temperature
+        if value_model is not None:
+            value_model.eval()
         self.recomputing = gradient_checkpointing
         if gradient_checkpointing:
             for trunk in self.trunks:
@@ -32,7 +34,7 @@ class ActorCritic(torch.nn.Module):
     @property
     def trunks(self):
         """The models of transformers that are trained."""
-        return [self.policy] if self.shared else [self.policy, self.value_model.classifier]
+        return [self.policy, self.value_model.classifier] if self.has_own_value_model else [self.policy]
 
     @property
     def _no_split_modules(self):
@@ -45,7 +47,7 @@ class ActorCritic(torch.nn.Module):
     def parameter_groups(self):
         """Trained parameters, a group for each network, the policy's first."""
         # Gradients are clipped in each group, so that a large value loss does not shrink the policy's steps.
-        groups = [self] if self.shared else [self.policy, self.value_model]
+        groups = [self.policy, self.value_model] if self.has_own_value_model else [self]
         return [{"params": [p for p in network.parameters() if p.requires_grad]} for network in groups]
 
     def recompute(self, on):
@@ -65,10 +67,17 @@ class ActorCritic(torch.nn.Module):
         """Whether the value model is a head on the policy's trunk."""
         return isinstance(self.value_model, torch.nn.Linear)
 
+    @property
+    def has_own_value_model(self):
+        """Whether the value model is a network of its own."""
+        return self.value_model is not None and not self.shared
+
     def evaluate(self, sequences):
-        """The log-probabilities, entropies and values of response tokens, (B, T) each."""
+        """The log-probabilities, entropies and values of response tokens, (B, T) each; values may be None."""
         hidden = forward.hidden_states(self.policy, sequences) if self.shared else None
         logprobs, entropies = forward.response_logprobs(self.policy, sequences, self.temperature, hidden)
+        if self.value_model is None:
+            return logprobs, entropies, None
         if not self.shared:
             return logprobs, entropies, self.value_model.values(sequences)
         return logprobs, entropies, self._head(forward.before_responses(hidden, sequences))
@@ -91,14 +100,16 @@ class ActorCritic(torch.nn.Module):
     def save(self, output, state=None, value_model=True):
         """Write `output/model`, and `output/value_model` in the form of a reward model's run, or the head's tensors.
 
+        Without a value model, the latter is left out.
+
         Args:
             state: the whole state dictionary, where this process holds a part of the weights.
-            value_model: whether the value model is written.
+            value_model: whether the value model, where there is one, is written.
         """
         models.save(self.policy, output / "model", _below("policy", state))
         folder = output / "value_model"
         shutil.rmtree(folder, ignore_errors=True)
-        if not value_model:
+        if not value_model or self.value_model is None:
             return
         if self.shared:
             folder.mkdir(exist_ok=True)
@@ -123,10 +134,13 @@ def value_model(kind, policy, reward_model, normalised=True):
     """The value model that a run starts from.
 
     Args:
-        kind: reward_model, sft (the policy's start below a head of zeros), or shared (a head on the policy's trunk).
+        kind: reward_model, sft (the policy's start below a head of zeros), shared (a head on the policy's trunk), or
+            None: none.
         reward_model: the folder of a reward model's run.
         normalised: whether rewards are shifted and scaled as on sft0's samples.
     """
+    if kind is None:
+        return None
     if kind == "shared":
         return _zeros(torch.nn.Linear(policy.config.get_text_config().hidden_size, 1))
     # The reward of a whole response is a fair guess at the value of its prefixes, so that a value model that starts
@@ -145,15 +159,15 @@ def _zeros(head):
     return head
 
 
-def adapters(policy, value_model, ppo):
-    """Low-rank adapters of both networks, where `ppo.lora_rank` asks for them; they are merged when training ends."""
-    config = models.adapter_config("ppo", ppo)
+def adapters(policy, value_model, section):
+    """Low-rank adapters of both networks, where `lora_rank` asks for them; they are merged when training ends."""
+    config = models.adapter_config(section.section, section)
     if config is None:
         return []
     from peft import get_peft_model  # an optional dependency, which adapter_config has looked for
 
     wrapped = [get_peft_model(policy, config).eval()]
     if isinstance(value_model, ScoreModel):
-        config = models.adapter_config("ppo", ppo, score=True)
+        config = models.adapter_config(section.section, section, score=True)
         wrapped.append(get_peft_model(value_model.classifier, config).eval())
     return wrapped

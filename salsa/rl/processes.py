@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from transformers.integrations import unset_hf_deepspeed_config
 
+from salsa import algorithms
 from salsa.rl.forward import Sequences
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
@@ -32,7 +33,8 @@ def make_accelerator(settings, device, execution, output):
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = execution.micro_batch
-        config["gradient_clipping"] = settings.ppo.max_grad_norm  # DeepSpeed clips both networks together
+        # DeepSpeed clips both networks together.
+        config["gradient_clipping"] = algorithms.section_of(settings).max_grad_norm
         unset_hf_deepspeed_config()  # or transformers would shard every model that it loads, frozen ones too
     return accelerator
 
@@ -49,25 +51,25 @@ def keep_precision(accelerator):
         )
 
 
-def check_batch(ppo, accelerator):
-    """Raise UserError where the processes can't share a batch evenly."""
-    processes = accelerator.num_processes
-    if processes > 1 and ppo.batch_size % (processes * ppo.mini_batches):
+def check_batch(section, accelerator):
+    """Raise UserError where the processes can't share a batch evenly. `section`: policy_gradient.Settings."""
+    processes, name = accelerator.num_processes, section.section
+    if processes > 1 and section.batch_size % (processes * section.mini_batches):
         raise UserError(
-            f"{processes} processes can't share ppo.batch_size={ppo.batch_size} in ppo.mini_batches={ppo.mini_batches} "
-            f"evenly; make it a multiple of {processes * ppo.mini_batches}"
+            f"{processes} processes can't share {name}.batch_size={section.batch_size} in {name}.mini_batches="
+            f"{section.mini_batches} evenly; make it a multiple of {processes * section.mini_batches}"
         )
 
 
-def check(ppo, accelerator, anchor, rollouts):
+def check(section, accelerator, anchor, rollouts):
     """Raise UserError where the settings of a run do not fit how it was started."""
-    check_batch(ppo, accelerator)
+    check_batch(section, accelerator)
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("FSDP's first version is not supported; set fsdp_version: 2 in Accelerate's configuration")
-    if accelerator.distributed_type in SHARDED and (anchor.moves or ppo.lora_rank or rollouts == "vllm"):
+    if accelerator.distributed_type in SHARDED and (anchor.moves or section.lora_rank or rollouts == "vllm"):
         raise UserError(
             f"{accelerator.distributed_type.value} shards the policy's weights: a reference that moves, "
-            "ppo.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
+            f"{section.section}.lora_rank and execution.rollouts=vllm need them whole; start the run without it"
         )
 
 

@@ -1,4 +1,4 @@
-"""The records of a PPO run: metrics, kept rollouts, seconds and memory."""
+"""The records of a training run: metrics, kept rollouts, seconds and memory."""
 
 import resource
 import time
@@ -56,18 +56,15 @@ def _before(path, iteration):
 
 
 def rollout_rows(iteration, rows, sequences, per_response, tokenizer):
-    """The rows of rollouts.jsonl for the responses of one iteration."""
+    """The rows of rollouts.jsonl for the responses of one iteration, as many to each of the prompts `rows`."""
     numbers = {name: per_response[name].tolist() for name in ("score", "kl_to_reference", "kl_to_sft0")}
-    return [
-        {
-            "iteration": iteration,
-            "prompt_id": row["id"],
-            "prompt": row["prompt"],
-            "response": text,
-            **{name: values[place] for name, values in numbers.items()},
-        }
-        for place, (row, text) in enumerate(zip(rows, chat.decode(tokenizer, sequences), strict=True))
-    ]
+    samples = len(sequences) // len(rows)
+    responses = []
+    for place, text in enumerate(chat.decode(tokenizer, sequences)):
+        row, sample = rows[place // samples], {"sample": place % samples} if samples > 1 else {}
+        told = {"iteration": iteration, "prompt_id": row["id"], **sample, "prompt": row["prompt"], "response": text}
+        responses.append(told | {name: values[place] for name, values in numbers.items()})
+    return responses
 
 
 def explained_variance(values, returns, mask):

@@ -29,13 +29,18 @@ def prompt_order(count, iterations, batch_size, seed):
     return batches[:iterations]
 
 
-def uniforms(seed, iteration, prompt_ids, length):
-    """Uniform numbers in [0, 1), (B, length) float64: one for each prompt and position."""
-    noise = np.empty((len(prompt_ids), length))
-    for row, prompt_id in zip(noise, prompt_ids, strict=True):
+def sample_keys(prompt_ids, samples):
+    """The keys of the noise of `samples` responses to each prompt; the first has that of one response alone."""
+    return [f"{prompt_id}/{sample}" if sample else prompt_id for prompt_id in prompt_ids for sample in range(samples)]
+
+
+def uniforms(seed, iteration, keys, length):
+    """Uniform numbers in [0, 1), (B, length) float64: one for each key (of a prompt and sample) and position."""
+    noise = np.empty((len(keys), length))
+    for row, key in zip(noise, keys, strict=True):
         # Keyed by prompt, not drawn in turn: no other prompt, and no other process, can shift a prompt's noise.
-        key = hashlib.sha256(f"{seed}/{iteration}/{prompt_id}".encode()).digest()
-        row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
+        digest = hashlib.sha256(f"{seed}/{iteration}/{key}".encode()).digest()
+        row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big"))).random(length)
     return torch.from_numpy(noise)
 
 

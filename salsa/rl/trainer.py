@@ -1,9 +1,10 @@
-"""PPO against any reference policy, from top to bottom.
+"""The engine of all algorithms that sample responses and take policy-gradient steps on them, from top to bottom.
 
-One iteration samples responses, scores them, reads the log-probabilities of the references and the values, makes
-rewards and advantages per token, and then takes clipped policy and value steps. `iterate` is the algorithm, `_optimise`
-its steps. The pure functions are in objective.py, sampling in rollout.py, references in reference.py, the trained
-networks in networks.py, forward passes in forward.py, interruptions in checkpoints.py, and the records in record.py.
+One iteration samples responses, scores them, reads the log-probabilities of the references, and the values where the
+algorithm has a value model; then it makes the algorithm's advantages, and takes steps on the algorithm's loss. Both are
+functions of the algorithm's file in salsa/algorithms. `iterate` is an iteration, `_optimise` its steps. The pure
+functions are in objective.py, sampling in rollout.py, references in reference.py, the trained networks in networks.py,
+forward passes in forward.py, interruptions in checkpoints.py, and the records in record.py.
 
 Several processes (processes.py) each sample and read a share of the batch, and then all hold the whole batch: rewards,
 advantages and mini-batches are those of one process, and only the forward passes of the steps are shared again.
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from salsa import anchors
+from salsa import algorithms, anchors
 from salsa.data import chat
 from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
-from salsa.rl.rollout import prompt_order, uniforms
+from salsa.rl.batches import Batch
+from salsa.rl.rollout import prompt_order, sample_keys, uniforms
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
 
@@ -33,12 +35,12 @@ PHASES = {  # phase -> its tensors, and what to do where one is not finite befor
     "rollout": (("old_logprobs", "sampling_difference"), "look at the models that the policy starts from"),
     "score": (("score",), "the reward model is broken; train it with a lower reward_model.learning_rate"),
     "reference": (("reference_logprobs", "sft0_logprobs"), "look at the models that the reference is made of"),
-    "value": (("old_values",), "look at the reward model, which the value model starts from, or at ppo.value_model"),
+    "value": (("old_values",), "look at the reward model, which the value model starts from, or at value_model"),
 }
 
 
 class InvariantError(UserError, RuntimeError):
-    """A condition of every correct PPO run does not hold: there is a bug, or a model computes inconsistently."""
+    """A condition of every correct run does not hold: there is a bug, or a model computes inconsistently."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Participants:
     """The models of a run: policy and value model are trained; reward model, reference and sft0 are frozen."""
 
     policy: Any
-    value_model: Any  # a ScoreModel, or a linear head on the policy's trunk
+    value_model: Any  # a ScoreModel, a linear head on the policy's trunk, or None
     reward_model: Any
     reference: reference.Reference
     sft0: Any
@@ -55,21 +57,23 @@ class Participants:
 def train(settings, parents, output, execution):
     """Train a policy.
 
-    It writes `model/`, `value_model/`, metrics.jsonl (one line per iteration), rollouts.jsonl and, where the reference
-    moves, `reference/`. An interrupted run goes on from its last checkpoint. Raises UserError where a number is not
-    finite, and keeps the batch (divergence.py) and the last checkpoint.
+    It writes `model/`, metrics.jsonl (one line per iteration), rollouts.jsonl, `value_model/` where there is one and,
+    where the reference moves, `reference/`. An interrupted run goes on from its last checkpoint. Raises UserError where
+    a number is not finite, and keeps the batch (divergence.py) and the last checkpoint.
 
     Parents: `prepare` (prompts.jsonl), `reward_model`, `sft0`, and the other SFT models that start or reference need.
     """
+    section = algorithms.section_of(settings)
     device = models.prepare_process(execution)
     divergence.forget(output)
     accelerator = processes.make_accelerator(settings, device, execution, output)
-    processes.check_batch(settings.ppo, accelerator)
+    processes.check_batch(section, accelerator)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
+    title = algorithms.kinds()[section.section].title
     rows = runs.read_jsonl(parents["prepare"] / "prompts.jsonl")
-    rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, "PPO prompts")
-    if len(rows) < settings.ppo.batch_size:
-        raise UserError(f"{len(rows)} PPO prompts for ppo.batch_size={settings.ppo.batch_size}; give more")
+    rows, encoded, refused = chat.fitting(tokenizer, rows, settings.lengths.prompt, f"{title} prompts")
+    if len(rows) < section.prompts:
+        raise UserError(f"{len(rows)} {title} prompts for {section.batch_words}; give more")
     earlier = checkpoints.anchored_to(output)
     participants = load(settings, parents, tokenizer, accelerator.device, execution, earlier)
     trainer = Trainer(settings, participants, tokenizer, accelerator, execution, output)
@@ -82,47 +86,50 @@ def train(settings, parents, output, execution):
 def load(settings, parents, tokenizer, device, execution, earlier=None):
     """The `Participants` of a run, from its parents; `earlier` is the summary of a reference that was built before."""
     torch.manual_seed(settings.seed)  # adapters start with random weights
-    ppo = settings.ppo
+    section = algorithms.section_of(settings)
     ingredients = reference.load_ingredients(settings, parents, tokenizer, device, execution.micro_batch)
     anchor = anchors.build(settings, ingredients, earlier)
     # Trained weights are in float32 whatever precision computes: bfloat16 would round small steps to none.
     policy = reference.mix(ingredients.folders, settings.start, "cpu", torch.float32)
     models.check_head(policy)
-    normalised = ppo.score_normalisation != "none"  # values are in the unit of the rewards that they predict
-    value_model = networks.value_model(ppo.value_model, policy, parents["reward_model"], normalised)
+    normalised = section.score_normalisation != "none"  # values are in the unit of the rewards that they predict
+    value_model = networks.value_model(section.value_model, policy, parents["reward_model"], normalised)
     reward_model = models.load_score_model(parents["reward_model"], device, ingredients.dtype)
     return Participants(policy, value_model, reward_model.requires_grad_(False), anchor, ingredients.sft0)
 
 
 class Trainer:
-    """The models of a run, and the loop that trains two of them.
+    """The models of a run, and the loop that trains the policy, and the value model where there is one.
 
     Args:
-        settings: config.PolicySettings, with the section `ppo`.
+        settings: config.PolicySettings, with the section of an algorithm that is a `PolicyGradient`.
         participants: the Participants; the trained ones may be on any device, in float32 or float64.
         accelerator: the result of `processes.make_accelerator`.
         output: the run's folder.
     """
 
     def __init__(self, settings, participants, tokenizer, accelerator, execution, output):
-        self.settings, self.ppo = settings, settings.ppo
+        self.settings, self.section = settings, algorithms.section_of(settings)
+        self.name = self.section.section
+        self.algorithm = algorithms.kinds()[self.name]
         self.tokenizer, self.execution, self.output = tokenizer, execution, output
         self.accelerator, self.device = accelerator, accelerator.device
         self.reward_model, self.reference = participants.reward_model, participants.reference
         self.sft0, policy, value_model = participants.sft0, participants.policy, participants.value_model
         self.end_ids, self.pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
         self.starts_at_reference = anchors.starts_there(settings)
-        processes.check(self.ppo, accelerator, self.reference, execution.rollouts)
+        processes.check(self.section, accelerator, self.reference, execution.rollouts)
 
-        if self.ppo.lora_rank and self.reference.moves:
+        if self.section.lora_rank and self.reference.moves:
+            setting = f"{self.name}.lora_rank"
             raise UserError(
-                f"ppo.lora_rank={self.ppo.lora_rank} trains adapters, and a reference that moves follows all weights; "
-                "set ppo.lora_rank=0, or a reference that stays"
+                f"{setting}={self.section.lora_rank} trains adapters, and a reference that moves follows all weights; "
+                f"set {setting}=0, or a reference that stays"
             )
         parameters = policy.num_parameters()  # counted before this process holds only a part of them
-        self.adapters = networks.adapters(policy, value_model, self.ppo)
+        self.adapters = networks.adapters(policy, value_model, self.section)
         self.networks = networks.ActorCritic(
-            policy, value_model, self.ppo.temperature, execution.gradient_checkpointing
+            policy, value_model, self.section.temperature, execution.gradient_checkpointing
         )
         compiled = execution.compile and models.compile_trunks(
             [*self.networks.trunks, self.reward_model.classifier, self.sft0, *self.reference.models]
@@ -134,9 +141,9 @@ class Trainer:
             self.vllm = Sampler(policy, tokenizer, self.settings, accelerator)
         self.optimizer = torch.optim.AdamW(
             self.networks.parameter_groups(),
-            lr=self.ppo.learning_rate,
-            betas=(self.ppo.adam_beta1, self.ppo.adam_beta2),
-            eps=self.ppo.adam_epsilon,
+            lr=self.section.learning_rate,
+            betas=(self.section.adam_beta1, self.section.adam_beta2),
+            eps=self.section.adam_epsilon,
             weight_decay=0.0,
             fused=True,  # one pass over each tensor, without temporary tensors as large as all weights
         )
@@ -149,10 +156,10 @@ class Trainer:
             "reference": self.reference.summary,
             "parameters": parameters,
             "compiled": compiled,
-            "kl_gradient": objective.kl_gradient(self.ppo.kl_estimator, self.ppo.kl_in),
+            "kl_gradient": objective.kl_gradient(self.section.kl_estimator, self.section.kl_in),
         }
         if self.summary["kl_gradient"] == "biased" and accelerator.is_main_process:
-            penalty = f"ppo.kl_estimator={self.ppo.kl_estimator} ppo.kl_in={self.ppo.kl_in}"
+            penalty = self.section.penalty_words
             print(f"{penalty}: biased, the penalty's expected gradient is not that of the KL", flush=True)
 
     def fit(self, rows, encoded):
@@ -160,14 +167,14 @@ class Trainer:
 
         When it is asked to `stop`, it saves a checkpoint and exits with 143.
         """
-        order = prompt_order(len(rows), self.ppo.iterations, self.ppo.batch_size, self.settings.seed)
+        section = self.section
+        order = prompt_order(len(rows), section.iterations, section.prompts, self.settings.seed)
         checkpoints.load(self.accelerator, self.progress, self.output)
-        log = record.Record(
-            self.output, self.progress.iteration, self.accelerator.is_main_process, self.ppo.rollouts_every
-        )
+        is_main = self.accelerator.is_main_process
+        log = record.Record(self.output, self.progress.iteration, is_main, section.rollouts_every)
         self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
-        iterations = range(self.progress.iteration, self.ppo.iterations)
-        bar = tqdm(iterations, desc="ppo", mininterval=5, disable=not self.accelerator.is_main_process)
+        iterations = range(self.progress.iteration, section.iterations)
+        bar = tqdm(iterations, desc=self.name, mininterval=5, disable=not is_main)
         for iteration in bar:
             batch = [rows[i] for i in order[iteration]]
             try:
@@ -177,8 +184,9 @@ class Trainer:
             except checkpoints.Stopped:
                 self._checkpoint_and_exit()
             self._move_on(iteration, metrics)
-            kept = iteration % self.ppo.rollouts_every == 0 or iteration == self.ppo.iterations - 1
-            responses = record.rollout_rows(iteration, batch, sequences, per_response, self.tokenizer) if kept else []
+            responses = []
+            if iteration % section.rollouts_every == 0 or iteration == section.iterations - 1:
+                responses = record.rollout_rows(iteration, batch, sequences, per_response, self.tokenizer)
             log.add(metrics, responses)
             self.accelerator.log(metrics, step=iteration)
             bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
@@ -189,7 +197,7 @@ class Trainer:
         self._check_networks()
         if self.execution.trackers:  # ends the group of processes, too
             self.accelerator.end_training()
-        expected = self.ppo.iterations * self.ppo.epochs * self.ppo.mini_batches
+        expected = section.iterations * section.epochs * section.mini_batches
         if self.progress.steps != expected:
             raise InvariantError(f"{self.progress.steps} optimizer steps instead of {expected}")
         self.summary["resumed_at"] = self.progress.resumed_at
@@ -197,12 +205,51 @@ class Trainer:
             self.summary["final_reference"] = self.reference.sha256()
 
     def iterate(self, iteration, prompt_ids, prompts):
-        """One PPO iteration. Returns its metrics, its Sequences, and the score and KLs of each response, (B,) each."""
-        ppo, clock, kl_coef = self.ppo, record.Clock(self.device), self.progress.kl_coef
+        """One iteration. Returns its metrics, its Sequences, and the score and KLs of each response, (B,) each."""
+        clock = record.Clock(self.device)
         self._pause()
+        batch = self._experience(iteration, prompt_ids, prompts, clock)
+
+        # 4. Advantages, of the whole batch, so that neither mini-batches nor processes change them.
+        tensors, measured = self.algorithm.advantages(batch, self.section)
+        importance = self._importance(batch, per_token=tensors["advantages"].dim() > 1)
+        tensors["advantages"] = tensors["advantages"] * importance
+        batch.tensors |= tensors
+
+        # 5. Take steps.
+        learning_rate = self._set_learning_rate(iteration)
+        losses = self._optimise(iteration, batch)
+        clock.lap("optimise")
+
+        # 6. One line of metrics, of the policy that sampled the responses.
+        per_response, mask = self._per_response(batch), batch.mask
+        metrics = {
+            "iteration": iteration,
+            **{name: values.mean().item() for name, values in per_response.items()},
+            "reward": batch["paid"].mean().item(),
+            "response_length": batch.sequences.lengths.float().mean().item(),
+            "eos_rate": batch.sequences.ended.float().mean().item(),
+            **measured,
+            "kl_coef": batch.kl_coef,
+            "learning_rate": learning_rate,
+            "importance": _mean(importance, mask),
+            "sampling_difference": _mean(batch["sampling_difference"].abs(), mask),
+            **losses,
+            **clock.seconds(),
+            "peak_memory_mib": record.peak_memory(self.device),
+        }
+        infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if infinite:
+            self._diverge("optimise", f"{infinite[0]} is {metrics[infinite[0]]}", batch.tensors)
+        return metrics, batch.sequences, per_response
+
+    def _experience(self, iteration, prompt_ids, prompts, clock):
+        """The Batch of an iteration: responses, and what is computed of them before advantages are made."""
         # 1. Sample responses, each process its share of them.
-        share = processes.share(self.accelerator, len(prompts))
-        sequences, old_logprobs, old_values, difference = self._sample(iteration, prompt_ids[share], prompts[share])
+        keys = sample_keys(prompt_ids, self.section.samples)
+        prompts = [prompt for prompt in prompts for _ in range(self.section.samples)]
+        share = processes.share(self.accelerator, len(keys))
+        sequences, old_logprobs, old_values, difference = self._sample(iteration, keys[share], prompts[share])
         clock.lap("rollout")
         self._pause()
 
@@ -218,97 +265,69 @@ class Trainer:
         else:
             sft0_logprobs = self._frozen(self.sft0, sequences)
         clock.lap("reference")
-        if old_values is None:
-            old_values = self._in_batches(sequences, "values")
-        clock.lap("value")
+        tensors = {
+            "score": score,  # (B,)
+            "old_logprobs": old_logprobs,  # (B, T), as all below
+            "sampling_difference": difference,
+            "reference_logprobs": reference_logprobs,  # but (B, R, T) for R references
+            "sft0_logprobs": sft0_logprobs,
+        }
+        if self.section.value_model:
+            tensors["old_values"] = self._in_batches(sequences, "values") if old_values is None else old_values
+            clock.lap("value")
         self._pause()
 
         # From here to the steps, every process has the whole batch.
-        sequences, tensors = processes.gather(
-            self.accelerator,
-            sequences,
-            {
-                "score": score,  # (B,)
-                "old_logprobs": old_logprobs,  # (B, T), as all below
-                "old_values": old_values,
-                "sampling_difference": difference,
-                "reference_logprobs": reference_logprobs,  # but (B, R, T) for R references
-                "sft0_logprobs": sft0_logprobs,
-            },
-            self.pad_id,
-        )
-        self.last_batch = iteration, prompt_ids, sequences
+        sequences, tensors = processes.gather(self.accelerator, sequences, tensors, self.pad_id)
+        self.last_batch = iteration, keys, sequences
         self._check_finite(tensors)
-        mask, score, old_logprobs = sequences.response_mask, tensors["score"], tensors["old_logprobs"]
         if iteration == 0 and self.starts_at_reference:  # then the KL is 0
             start = tensors["reference_logprobs"][:, 0]
-            self._check_agreement("the reference", old_logprobs, start, mask, mean_tolerance=0.1)
+            mask = sequences.response_mask
+            self._check_agreement("the reference", tensors["old_logprobs"], start, mask, mean_tolerance=0.1)
+        tensors["paid"] = self._pay(tensors["score"], sequences.ended)
+        longest = self.settings.lengths.response
+        return Batch(sequences, tensors, self.reference.weights, self.progress.kl_coef, longest)
 
-        # 4. Rewards per token: the penalty at each token, the score at the last.
-        raw = score
-        if ppo.score_normalisation == "none":
-            raw = score * self.reward_model.std + self.reward_model.mean
-        paid = objective.paid_scores(
-            raw, sequences.ended, ppo.score_normalisation, ppo.score_clip, ppo.missing_eos_penalty
+    def _pay(self, score, ended):
+        """What each response is paid, (B,), from its score (B,)."""
+        section = self.section
+        if section.score_normalisation == "none":
+            score = score * self.reward_model.std + self.reward_model.mean
+        return objective.paid_scores(
+            score, ended, section.score_normalisation, section.score_clip, section.missing_eos_penalty
         )
-        penalty = self._penalty(old_logprobs, tensors["reference_logprobs"], ppo.kl_estimator)
-        in_reward = penalty if ppo.kl_in == "reward" else torch.zeros_like(penalty)
-        rewards = objective.token_rewards(in_reward, paid, mask, kl_coef)
 
-        # 5. Advantages. They are whitened over the whole batch, so that neither mini-batches nor processes change them.
-        advantages, returns = objective.gae(rewards, tensors["old_values"], mask, ppo.gamma, ppo.lam)
-        if ppo.whiten_advantages:
-            advantages = objective.whiten(advantages, mask)
-        # vLLM or bfloat16 sample from a slightly other distribution than the policy's. Importance weights correct for
-        # it, and are truncated, because a few large weights would make the gradient noisy.
-        difference = tensors["sampling_difference"]
-        importance = torch.exp(difference).clamp(max=LARGEST_IMPORTANCE)
-        advantages = advantages * importance
+    def _importance(self, batch, per_token):
+        """The weight of each token (B, T), or of each response (B,), for how it was sampled.
 
-        # 6. Take clipped steps.
-        learning_rate = self._set_learning_rate(iteration)
-        batch = {**tensors, "advantages": advantages, "returns": returns}
-        losses = self._optimise(iteration, sequences, batch)
-        clock.lap("optimise")
+        vLLM or bfloat16 sample from a slightly other distribution than the policy's. Importance weights correct for it,
+        and are truncated, because a few large weights would make the gradient noisy.
+        """
+        difference = batch["sampling_difference"]
+        if not per_token:
+            difference = torch.where(batch.mask.bool(), difference, 0.0).sum(dim=1)
+        return torch.exp(difference).clamp(max=LARGEST_IMPORTANCE)
 
-        # 7. One line of metrics, of the policy that sampled the responses.
-        kl_to_sft0 = (old_logprobs - tensors["sft0_logprobs"]) * mask
-        per_response = {"score": score, "kl_to_sft0": kl_to_sft0.sum(dim=1)}
+    def _per_response(self, batch):
+        """The score and the KLs of each response, (B,) each, by name; KLs in nats."""
+        to_sft0 = batch["old_logprobs"] - batch["sft0_logprobs"]
+        per_response = {"score": batch["score"], "kl_to_sft0": (to_sft0 * batch.mask).sum(dim=1)}
         for estimator in ("k1", "k2", "k3"):
-            kl = self._penalty(old_logprobs, tensors["reference_logprobs"], estimator) * mask
-            per_response[f"kl_{estimator}"] = kl.sum(dim=1)
-        per_response["kl_to_reference"] = per_response["kl_k1"]
-        metrics = {
-            "iteration": iteration,
-            **{name: values.mean().item() for name, values in per_response.items()},
-            "reward": paid.mean().item(),
-            "response_length": sequences.lengths.float().mean().item(),
-            "eos_rate": sequences.ended.float().mean().item(),
-            "explained_variance": record.explained_variance(tensors["old_values"], returns, mask),
-            "kl_coef": kl_coef,
-            "learning_rate": learning_rate,
-            "importance": ((importance * mask).sum() / mask.sum()).item(),
-            "sampling_difference": ((difference.abs() * mask).sum() / mask.sum()).item(),
-            **losses,
-            **clock.seconds(),
-            "peak_memory_mib": record.peak_memory(self.device),
-        }
-        infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if infinite:
-            self._diverge("optimise", f"{infinite[0]} is {metrics[infinite[0]]}", batch)
-        return metrics, sequences, per_response
+            per_response[f"kl_{estimator}"] = (batch.kl(estimator) * batch.mask).sum(dim=1)
+        return per_response | {"kl_to_reference": per_response["kl_k1"]}
 
-    def _sample(self, iteration, prompt_ids, prompts):
-        """Responses to prompts: Sequences, and (B, T) log-probabilities, values (or None) and sampling differences.
+    def _sample(self, iteration, keys, prompts):
+        """A response to each prompt: Sequences, and (B, T) log-probabilities, values (or None), sampling differences.
 
         bfloat16 and vLLM sample with other rounding than a forward pass of training. Then a fresh pass decides the old
         log-probabilities, so that the ratio starts at 1, and the differences say how far it is from what was sampled.
         """
         if self.vllm:
             policy = self.accelerator.unwrap_model(self.networks).policy
-            sequences, sampled = self.vllm.sample(policy, prompts, prompt_ids, iteration, self.device)
+            sequences, sampled = self.vllm.sample(policy, prompts, keys, iteration, self.device)
         else:
-            noise = uniforms(self.settings.seed, iteration, prompt_ids, self.settings.lengths.response)
+            noise = uniforms(self.settings.seed, iteration, keys, self.settings.lengths.response)
             batch = self.execution.rollout_batch
             with torch.no_grad(), processes.gathered(self.networks):
                 sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
@@ -320,86 +339,79 @@ class Trainer:
             self._check_sampling(iteration, (difference.abs().sum() / sequences.response_mask.sum()).item())
         return sequences, fresh, None, difference
 
-    def _optimise(self, iteration, sequences, batch):
-        """Take `epochs` x `mini_batches` steps. Returns the metrics of the losses, means over tokens and steps."""
-        ppo, accelerator = self.ppo, self.accelerator
-        totals, all_tokens, norms = {}, 0, []
-        unwrapped = accelerator.unwrap_model(self.networks)
+    def _optimise(self, iteration, batch):
+        """Take `epochs` x `mini_batches` steps. Returns the metrics of the losses, means over all steps."""
+        totals, all_tokens, all_units, norms = {}, 0, 0, []
+        unwrapped = self.accelerator.unwrap_model(self.networks)
         unwrapped.recompute(True)
-        for epoch in range(ppo.epochs):
-            generator = np.random.default_rng([self.settings.seed, iteration, epoch])
-            for index, part in enumerate(np.array_split(generator.permutation(len(sequences)), ppo.mini_batches)):
-                # Sorted by length, so that micro-batches have little padding. Losses are sums over tokens divided by
-                # the tokens of the whole mini-batch, so the size of micro-batches changes nothing.
-                part = torch.from_numpy(part[np.argsort(sequences.lengths[part].cpu().numpy(), kind="stable")])
-                tokens = sequences.response_mask[part].sum().item()
-                first = epoch == index == 0
-                self.optimizer.zero_grad(set_to_none=True)
-                share = part[accelerator.process_index :: accelerator.num_processes]
-                micro_batches, finite = share.split(self.execution.micro_batch), True
-                for rows in micro_batches:
-                    last = rows is micro_batches[-1]
-                    with processes.gradients_kept(accelerator, self.networks, last):
-                        micro_batch = {name: values[rows] for name, values in batch.items()}
-                        sums = self._backward(sequences.rows(rows), micro_batch, tokens, first)
-                    for name, value in sums.items():
-                        totals[name] = totals.get(name, 0.0) + value
-                        finite = finite and math.isfinite(value)
-                all_tokens += tokens
-                policy_norm, *other_norms = self._clip_gradients()
-                finite = finite and all(map(math.isfinite, (policy_norm, *other_norms)))
-                if divergence.anywhere(accelerator, not finite):
-                    self._diverge("optimise", "losses or gradients are not finite", batch, rows=part.tolist())
-                norms.append(policy_norm)
-                self._step()
+        for step, part in enumerate(self._mini_batches(iteration, batch)):
+            tokens, units = batch.mask[part].sum().item(), self._units(batch.mask[part])
+            sums = self._gradients(batch, part, units, first=step == 0)
+            gradient_norms = self._clip_gradients()
+            finite = all(map(math.isfinite, [*(value for _, value in sums), *gradient_norms]))
+            if divergence.anywhere(self.accelerator, not finite):
+                what = "losses or gradients are not finite"
+                self._diverge("optimise", what, batch.tensors, rows=part.tolist())
+            for name, value in sums:
+                totals[name] = totals.get(name, 0.0) + value
+            all_tokens, all_units = all_tokens + tokens, all_units + units
+            norms.append(gradient_norms[0])
+            self._step()
         unwrapped.recompute(False)
-        sums = accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
-        means = {name: value / all_tokens for name, value in zip(totals, sums.tolist(), strict=True)}
+        sums = self.accelerator.reduce(torch.tensor([*totals.values()], dtype=torch.float64, device=self.device))
+        counts = [all_tokens if name == "entropy" else all_units for name in totals]
+        means = {name: value / count for name, value, count in zip(totals, sums.tolist(), counts, strict=True)}
         return {**means, "gradient_norm": float(np.mean(norms))}
 
-    def _backward(self, sequences, batch, tokens, first):
-        """Add the gradients of one micro-batch. Returns its metrics as sums over tokens."""
-        ppo, mask = self.ppo, sequences.response_mask
-        batch = {name: values[..., : mask.shape[1]] if values.dim() > 1 else values for name, values in batch.items()}
-        logprobs, entropies, values = self.networks("evaluate", sequences)
+    def _mini_batches(self, iteration, batch):
+        """The rows of each mini-batch, epoch after epoch."""
+        for epoch in range(self.section.epochs):
+            generator = np.random.default_rng([self.settings.seed, iteration, epoch])
+            for part in np.array_split(generator.permutation(len(batch)), self.section.mini_batches):
+                # Sorted by length, so that micro-batches have little padding.
+                order = np.argsort(batch.sequences.lengths[part].cpu().numpy(), kind="stable")
+                yield torch.from_numpy(part[order])
+
+    def _units(self, mask):
+        """How many tokens, or responses, the loss of some responses is a mean over. `mask`: (B, T)."""
+        return mask.sum().item() if self.algorithm.mean_over == "token" else len(mask)
+
+    def _gradients(self, batch, part, units, first):
+        """The gradients of a mini-batch of rows `part`. Returns (name, sum) of each micro-batch's metrics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        share, sums = part[self.accelerator.process_index :: self.accelerator.num_processes], []
+        micro_batches = share.split(self.execution.micro_batch)
+        for rows in micro_batches:
+            last = rows is micro_batches[-1]
+            with processes.gradients_kept(self.accelerator, self.networks, last):
+                sums += self._backward(batch.rows(rows), units, first).items()
+        return sums
+
+    def _backward(self, batch, units, first):
+        """Add the gradients of one micro-batch of a mini-batch of so many `units`. Returns its metrics as sums."""
+        logprobs, entropies, values = self.networks("evaluate", batch.sequences)
         if first and torch.isfinite(logprobs).all():
-            self._check_agreement("the rollout", logprobs, batch["old_logprobs"], mask)  # the ratio starts at 1
-        policy_loss, policy_clipped = objective.policy_loss(
-            logprobs, batch["old_logprobs"], batch["advantages"], mask, ppo.clip_range
-        )
-        value_loss, value_clipped = objective.value_loss(
-            values, batch["old_values"], batch["returns"], mask, ppo.value_clip_range
-        )
-        loss = policy_loss + ppo.value_coef * value_loss
-        if ppo.kl_in == "loss":
-            penalty = self._penalty(logprobs, batch["reference_logprobs"], ppo.kl_estimator)
-            loss = loss + self.progress.kl_coef * objective.masked_mean(penalty, mask)
-        share = mask.sum().item()
-        # DDP and FSDP average gradients over processes, and the loss is a mean over the tokens of all of them.
-        self.accelerator.backward(loss * (share / tokens * self.accelerator.num_processes))
-        return {
-            "policy_loss": policy_loss.item() * share,
-            "value_loss": value_loss.item() * share,
-            "policy_clip_fraction": policy_clipped.item() * share,
-            "value_clip_fraction": value_clipped.item() * share,
-            "entropy": entropies.sum().item(),
-        }
+            self._check_agreement("the rollout", logprobs, batch["old_logprobs"], batch.mask)  # the ratio starts at 1
+        loss, metrics = self.algorithm.loss(batch, logprobs, values, self.section)
+        # The loss is a mean over the micro-batch. Weighted by its share it adds up to the mean over the mini-batch, so
+        # that the size of micro-batches changes nothing. DDP and FSDP average gradients over processes.
+        share = self._units(batch.mask)
+        self.accelerator.backward(loss * (share / units * self.accelerator.num_processes))
+        sums = {name: value.item() * share for name, value in metrics.items()}
+        return {**sums, "entropy": entropies.sum().item()}
 
     def _clip_gradients(self):
         """Clip gradients to `max_grad_norm` in each network. Returns their norms before, the policy's first."""
-        groups = self.optimizer.param_groups
-        return [float(self.accelerator.clip_grad_norm_(group["params"], self.ppo.max_grad_norm)) for group in groups]
+        limit, groups = self.section.max_grad_norm, self.optimizer.param_groups
+        return [float(self.accelerator.clip_grad_norm_(group["params"], limit)) for group in groups]
 
     def _step(self):
         self.optimizer.step()
         self.progress.steps += 1
 
-    def _penalty(self, logprobs, reference_logprobs, estimator):
-        return objective.kl_penalty(logprobs, reference_logprobs, self.reference.weights, estimator)
-
     def _frozen(self, model, sequences):
         """The log-probabilities (B, T) of responses under a frozen model."""
-        return self._rows(sequences, lambda batch: forward.response_logprobs(model, batch, self.ppo.temperature)[0])
+        return self._rows(sequences, lambda batch: forward.response_logprobs(model, batch, self.section.temperature)[0])
 
     def _in_batches(self, sequences, task):
         """The result (B, T) of a task of the trained networks."""
@@ -416,16 +428,17 @@ class Trainer:
 
     def _move_on(self, iteration, metrics):
         """Update what changes between iterations beside the networks: the reference, and kl_coef."""
-        if iteration < self.ppo.iterations - 1:  # the reference of the last iteration is what the run reports and saves
+        section = self.section
+        if iteration < section.iterations - 1:  # the reference of the last iteration is what the run reports and saves
             self.reference.follow(self.accelerator.unwrap_model(self.networks).policy, iteration)
         self.progress.kl_coef = objective.next_kl_coef(
-            self.ppo.kl_schedule,
+            section.kl_schedule,
             self.settings.kl_coef,
             self.progress.kl_coef,
             iteration,
-            self.ppo.iterations,
+            section.iterations,
             metrics["kl_to_reference"],
-            self.ppo.batch_size,
+            section.batch_size,
         )
         self.progress.iteration = iteration + 1
 
@@ -442,7 +455,7 @@ class Trainer:
     def _check_finite(self, tensors):
         """Raise UserError where tensors of a batch are not finite, for the first phase that computed such a tensor."""
         for phase, (names, _) in PHASES.items():
-            fault = divergence.first({name: tensors[name] for name in names})
+            fault = divergence.first({name: tensors[name] for name in names if name in tensors})
             if fault:
                 self._diverge(phase, fault, tensors)
 
@@ -455,7 +468,8 @@ class Trainer:
         finite = divergence.finite_weights(self.networks)
         if self.last_batch:
             sequences = self.last_batch[2].rows(slice(self.execution.micro_batch))
-            outputs = {task: self._in_batches(sequences, task) for task in ("logprobs", "values")}
+            tasks = ("logprobs", "values") if self.section.value_model else ("logprobs",)
+            outputs = {task: self._in_batches(sequences, task) for task in tasks}
             finite = finite and not divergence.first(outputs)
         if divergence.anywhere(self.accelerator, not finite):
             self._diverge("optimise", "what it left of the networks is not finite", {})
@@ -464,7 +478,7 @@ class Trainer:
         """Keep the last batch, and raise UserError. Called by every process."""
         iteration, prompt_ids, sequences = self.last_batch or (self.progress.iteration, [], None)
         learned = phase == "optimise" or (iteration > 0 and phase not in ("score", "reference"))
-        remedy = f"lower ppo.learning_rate={self.ppo.learning_rate:g}" if learned else PHASES[phase][1]
+        remedy = f"lower {self._learning_rate}" if learned else PHASES[phase][1]
         divergence.stop(
             self.output,
             f"iteration {iteration}, {phase}: {what}; {remedy}",
@@ -497,12 +511,17 @@ class Trainer:
             self.reference.models[0].save_pretrained(self.output / "reference")
             self.tokenizer.save_pretrained(self.output / "reference")
 
+    @property
+    def _learning_rate(self):
+        """The setting, for messages."""
+        return f"{self.name}.learning_rate={self.section.learning_rate:g}"
+
     def _set_learning_rate(self, iteration):
-        rate = self.ppo.learning_rate
-        if iteration < self.ppo.warmup:
-            rate *= (iteration + 1) / self.ppo.warmup
-        elif self.ppo.schedule == "linear":
-            rate *= 1 - (iteration - self.ppo.warmup) / (self.ppo.iterations - self.ppo.warmup)
+        rate = self.section.learning_rate
+        if iteration < self.section.warmup:
+            rate *= (iteration + 1) / self.section.warmup
+        elif self.section.schedule == "linear":
+            rate *= 1 - (iteration - self.section.warmup) / (self.section.iterations - self.section.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -519,7 +538,7 @@ class Trainer:
         if not worst <= tolerance:
             cause = ""
             if self.progress.iteration:
-                cause = f"; has the policy exploded? Then lower ppo.learning_rate={self.ppo.learning_rate:g}"
+                cause = f"; has the policy exploded? Then lower {self._learning_rate}"
             raise InvariantError(
                 f"log-probabilities from {what} and from a fresh forward pass of the policy differ by {worst:.3g} nats "
                 f"(tolerance {tolerance}){cause}"
@@ -533,3 +552,8 @@ class Trainer:
                 f"iteration {iteration}: log-probabilities from sampling and from a fresh forward pass of the policy "
                 f"differ by {difference:.3g} nats per token (at most {LARGEST_DIFFERENCE}); set {remedy}"
             )
+
+
+def _mean(values, mask):
+    """The mean of values (B, T) over the mask, or of values (B,)."""
+    return ((values * mask).sum() / mask.sum()).item() if values.dim() > 1 else values.mean().item()

@@ -2,8 +2,8 @@
 
 vLLM is started asleep, with meaningless weights. To sample, it is woken, given the current weights of the policy, and
 put to sleep again, which frees its memory. `Engine` does this for any policy of one architecture, and answers
-benchmarks; `Sampler` is PPO's. Each of several processes has an engine for its share of the prompts; the engines do not
-communicate.
+benchmarks; `Sampler` is that of training. Each of several processes has an engine for its share of the prompts; the
+engines do not communicate.
 
 Every request has its own seed, from the run's seed, the iteration and the prompt, as the noise of rollout.py has; the
 numbers drawn are others. vLLM's log-probabilities are those of its own computation, at the sampling temperature; the
@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import patch_environment
 from accelerate.utils.other import get_free_port
 
+from salsa import algorithms
 from salsa.data import chat
 from salsa.rl import forward
 from salsa.workflow import runs
@@ -130,30 +131,34 @@ class Engine:
 
 
 class Sampler(Engine):
-    """The engine of a PPO run.
+    """The engine of a training run.
 
     All processes of the run make their Sampler at the same time. Raises UserError where vLLM is missing, or can't
     sample for the run.
     """
 
     def __init__(self, policy, tokenizer, settings, accelerator):
-        if settings.ppo.lora_rank:
+        section = algorithms.section_of(settings)
+        if section.lora_rank:
+            setting = f"{section.section}.lora_rank"
             raise UserError(
-                f"ppo.lora_rank={settings.ppo.lora_rank}: {SETTING} takes a policy whose weights are all trained; set "
-                "execution.rollouts=transformers or ppo.lora_rank=0"
+                f"{setting}={section.lora_rank}: {SETTING} takes a policy whose weights are all trained; set "
+                f"execution.rollouts=transformers or {setting}=0"
             )
-        self.settings = settings
+        self.settings, self.temperature = settings, section.temperature
         dtype, context = DTYPES[settings.mixed_precision], settings.lengths.prompt + settings.lengths.response
         super().__init__(policy, tokenizer, dtype, context, accelerator.device, accelerator.num_processes)
 
-    def sample(self, policy, prompts, prompt_ids, iteration, device):
+    def sample(self, policy, prompts, keys, iteration, device):
         """Sample a response to each prompt (a list of token ids) from `policy` as it is now.
+
+        `keys` are those of their noise (`rollout.sample_keys`).
 
         Returns (Sequences, logprobs): the log-probabilities as vLLM computed them, (B, T) float32, zero where masked.
         """
-        seeds = [runs.derive_seed(self.settings.seed, "rollout", iteration, prompt_id) for prompt_id in prompt_ids]
+        seeds = [runs.derive_seed(self.settings.seed, "rollout", iteration, key) for key in keys]
         length = self.settings.lengths.response
-        responses, logprobs = self.respond(policy, prompts, seeds, self.settings.ppo.temperature, length)
+        responses, logprobs = self.respond(policy, prompts, seeds, self.temperature, length)
         sequences = forward.from_lists(prompts, responses, self.end_ids, self.pad_id, device)
         values = torch.tensor([value for row in logprobs for value in row], dtype=torch.float32, device=device)
         mask = sequences.response_mask

@@ -237,7 +237,10 @@ def _check_data(config):
 
 def _largest_batch(config):
     """(setting, its value): of the algorithms of a study, the largest number of prompts that one takes at once."""
-    sizes = {f"{name}.batch_size": section.batch_size for name, section in _training(config).items()}
+    sizes = {
+        f"{name}.batch_size" + f" / {name}.samples" * (section.samples > 1): section.batch_size // section.samples
+        for name, section in _training(config).items()
+    }
     return max(sizes.items(), key=lambda item: item[1])
 
 

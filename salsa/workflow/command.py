@@ -14,12 +14,6 @@ from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 
-def _module(function):
-    """The name of a function's module, of the one that was started with `python -m` too."""
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    return main.name if function.__module__ == "__main__" and main else function.__module__
-
-
 def main(stage, function, version, description=None, argv=None):
     """Run a stage as its command line asks: by the plan that the driver wrote, or by hand.
 
@@ -30,7 +24,7 @@ def main(stage, function, version, description=None, argv=None):
         stage: the stages.Stage.
         function, version: as `runs.execute` takes them.
     """
-    parser = _parser(stage, function, description)
+    parser = _parser(stage, description)
     arguments = parser.parse_args(argv)
     runs.print_anything()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -53,10 +47,10 @@ def main(stage, function, version, description=None, argv=None):
         sys.exit(f"{parser.prog}: {printable(line)}")
 
 
-def _parser(stage, function, description):
+def _parser(stage, description):
     settings, roles = stage.settings.__name__, ", ".join(stage.roles) or "none"
     epilog = f"settings: {settings} of salsa.workflow.config; parents: {roles}"
-    parser = argparse.ArgumentParser(prog=f"python -m {_module(function)}", description=description, epilog=epilog)
+    parser = argparse.ArgumentParser(prog=f"python -m {stage.module}", description=description, epilog=epilog)
     parser.add_argument("--plan", help="a plan file that `salsa plan` or the workflow wrote")
     parser.add_argument("--run", help="with --plan: the run's folder below the plan's results, STAGE/NAME")
     parser.add_argument("--settings", help="JSON file of the stage's settings (- for standard input)")

@@ -157,6 +157,7 @@ class Training:
 
     iterations: ClassVar[int] = 1
     batch_size: ClassVar[int] = 1
+    samples: ClassVar[int] = 1  # responses to each prompt of an iteration
     kl_schedule: ClassVar = None
     lora_rank: ClassVar[int] = 0
 

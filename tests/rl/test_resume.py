@@ -415,7 +415,7 @@ def test_checkpoints_of_something_else_are_refused(stopped, tmp_path, change, me
     change(run)
     assert run.finish() == 1
     *_, last = log = run.log.read_text().splitlines()
-    assert last.startswith("python -m salsa.rl.trainer: ") and message in last and "; remove " in last
+    assert last.startswith("python -m salsa.algorithms.ppo: ") and message in last and "; remove " in last
     assert not [line for line in log[:-1] if line and not line.startswith("Loading weights")]
     assert run.checkpoints == {"000002"}
 

@@ -591,7 +591,7 @@ def test_arms_see_the_same_prompts_and_noise(make, prompts):
 def test_what_is_logged_is_what_the_record_says(fit):
     _, metrics = fit(make_settings())
     contract = {"iteration", "kl_to_sft0", "kl_to_reference", "score", "response_length", "eos_rate"}
-    assert all(set(line) == contract | set(ppo_stage.LOGS) for line in metrics)
+    assert all(set(line) == contract | set(ppo_stage.ALGORITHM.logs) for line in metrics)
 
 
 def test_every_pass_sees_every_prompt_once():

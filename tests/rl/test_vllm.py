@@ -460,9 +460,9 @@ def test_importance_weights_are_truncated_ratios(vllm, make, prompts, monkeypatc
         made = make(make_settings(batch_size=24))
         optimise = made._optimise
 
-        def keep(iteration, sequences, batch, optimise=optimise):
-            batches.append((sequences, batch))
-            return optimise(iteration, sequences, batch)
+        def keep(iteration, batch, optimise=optimise):
+            batches.append((batch.sequences, batch))
+            return optimise(iteration, batch)
 
         monkeypatch.setattr(made, "_optimise", keep)
         metrics.append(made.iterate(0, prompts[0][:24], prompts[1][:24])[0])

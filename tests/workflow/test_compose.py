@@ -347,7 +347,7 @@ MISTAKES = {
     "execution.checkpoint_minutes=-1": "at least 0",
     "execution.rollouts=sglang": "transformers, vllm",
     "execution.processes=0": "at least 1",
-    "execution.processes=3": "64 prompts of a mini-batch",
+    "execution.processes=3": "64 responses of a mini-batch",
     "execution.checkpoint_every=-1": "at least 0",
     "execution.accelerate_config=missing.yaml": "no such file",
     "sft.models=1": "SFT model",
@@ -445,7 +445,7 @@ def test_adapters_and_a_moving_reference_are_refused(monkeypatch):
 
 def test_processes_share_mini_batches_evenly():
     assert one("execution.processes=4", "ppo.mini_batches=2").config.execution.processes == 4
-    with pytest.raises(UserError, match="16 prompts of a mini-batch"):
+    with pytest.raises(UserError, match="16 responses of a mini-batch"):
         one("execution.processes=32", "ppo.mini_batches=4")
     for stage in ("sft", "reward_model"):
         with pytest.raises(UserError, match=rf"cannot share {stage}\.batch_size=34 evenly"):

@@ -88,7 +88,7 @@ def refused(values, path, value):
     except SettingError as error:
         assert "\n" not in str(error) and len(str(error)) < 700
         if re.search(
-            "alone, and this is|of kl_in=loss|longer than|of a batch|; change one|make it smaller|processes of a",
+            "alone, and this is|in the loss, its|longer than|of a batch|; change one|make it smaller|processes of a",
             str(error),
         ):
             return None  # a rule of several settings
