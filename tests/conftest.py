@@ -24,9 +24,10 @@ class Made:
     what: str
 
 
-def finished(stage, folder, write, parents=None):
+def finished(stage, folder, write, parents=None, settings=None):
     """A finished run whose content `write(folder)` makes."""
-    runs.execute(stage, 1, lambda s, p, output, e: write(output), Made(stage), parents or {}, folder, EXECUTION)
+    settings = settings or Made(stage)
+    runs.execute(stage, 1, lambda s, p, output, e: write(output), settings, parents or {}, folder, EXECUTION)
     return folder
 
 
@@ -158,7 +159,9 @@ def reward_run(sft_runs, tokenizer, tmp_path_factory):
         quality = {"held_out_accuracy": 0.8, "gold_agreement": 0.9, "pairs": 10, "held_out": 10}
         runs.write_json(folder / "evaluation.json", quality)
 
-    return finished("reward_model", tmp_path_factory.mktemp("reward") / "reward_model", write)
+    section = config.RewardModel(pairs=20, held_out=16, batch_size=10)
+    settings = config.RewardModelSettings(3, "sampled", section, LENGTHS)
+    return finished("reward_model", tmp_path_factory.mktemp("reward") / "reward_model", write, settings=settings)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.config",),
     ("workflow.policies", "workflow.stages"),
     ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
-    ("base", "sft", "reward", "evaluate", "mix"),
+    ("base", "sft", "reward", "dpo", "evaluate", "mix"),
     ("workflow.plan",),
     ("workflow.command",),
     ("report", "tools"),

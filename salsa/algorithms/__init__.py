@@ -14,10 +14,10 @@ from salsa.workflow import registry, runs, schema
 CONTRACT = (*runs.MODEL, "metrics.jsonl")
 """What every algorithm writes: a model's folder `model/`, and its metrics.
 
-metrics.jsonl has a line per iteration: `iteration` (from 0), `kl_to_sft0` and `kl_to_reference` in nats per response,
-where there are any `score`, `response_length` and `eos_rate`, which figures show, and what else the algorithm `logs`.
-One that samples may write rollouts.jsonl, a line per kept response: `iteration`, `prompt_id`, `prompt`, `response`. A
-reference that has moved stands in `reference/`.
+metrics.jsonl has a line per iteration: `iteration` (from 0), and what the algorithm `logs`. One that samples from its
+policy adds what figures show of it, `kl_to_sft0` and `kl_to_reference` in nats per response and, where there are any,
+`score`, `response_length` and `eos_rate`; it may write rollouts.jsonl, a line per kept response: `iteration`,
+`prompt_id`, `prompt`, `response`. A reference that has moved stands in `reference/`.
 """
 
 
@@ -42,7 +42,10 @@ class Algorithm:
         processes: whether several processes may share a run.
         remedy: what lowers its memory, as a part of a sentence; for `salsa plan`.
         resumes: whether an interrupted run goes on from a checkpoint, so that a failed job is tried again.
+        takes_pairs: whether it learns from preference pairs, and a batch is of them: the data's or, where preferences
+            are sampled, those that it draws from sft0 and sft1, which are then among its parents.
         check: (its section, config.Execution) -> None. ValueError of one line for what no run can honour.
+        check_arm: (key of an arm that it trains, config.Arm, config.Config) -> None. ValueError likewise.
     """
 
     kind: str
@@ -56,7 +59,9 @@ class Algorithm:
     processes: bool = False
     resumes: bool = False
     remedy: str = ""
+    takes_pairs: bool = False
     check: Callable = _nothing
+    check_arm: Callable = _nothing
 
     def __post_init__(self):
         if not issubclass(self.settings, schema.Training):

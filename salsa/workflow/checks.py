@@ -95,7 +95,12 @@ def _check_arms(config):
             raise UserError(f"arms.{name}.kl_schedule: {arm.algorithm} has none, its kl_coef is fixed; leave it out")
         _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
         _check_words(anchors.kinds()[arm.reference.kind], arm.reference)
-        _check_words(algorithms.kinds()[arm.algorithm], training)
+        algorithm = algorithms.kinds()[arm.algorithm]
+        _check_words(algorithm, training)
+        try:
+            algorithm.check_arm(f"arms.{name}", arm, config)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def _check_words(record, settings):
@@ -236,12 +241,14 @@ def _check_data(config):
 
 
 def _largest_batch(config):
-    """(setting, its value): of the algorithms of a study, the largest number of prompts that one takes at once."""
+    """(setting and value, the value): of a study's algorithms, the largest number of prompts that one takes at once."""
     sizes = {
         f"{name}.batch_size" + f" / {name}.samples" * (section.samples > 1): section.batch_size // section.samples
         for name, section in _training(config).items()
+        if not algorithms.kinds()[name].takes_pairs
     }
-    return max(sizes.items(), key=lambda item: item[1])
+    named = {f"{setting}={size}": size for setting, size in sizes.items()}
+    return max(named.items(), key=lambda item: item[1], default=("one prompt", 1))
 
 
 def _check_sizes(config):
@@ -254,8 +261,8 @@ def _check_sizes(config):
         )
     if 0 < task.prompts < max(2, size):
         raise UserError(
-            f"data.task.prompts={task.prompts}: fewer than {batch}={size}, or than the two that a reward's deviation "
-            "takes; change one"
+            f"data.task.prompts={task.prompts}: fewer than {batch}, or than the two that a reward's deviation takes; "
+            "change one"
         )
     worlds = data.world_kinds()
     if not worlds[task.kind].exact:
@@ -411,14 +418,20 @@ def _check_rows(config):
     """UserError where local files hold fewer rows of a split than are taken at once; a hub dataset's are not known."""
     task, reward_model, (batch, size) = config.data.task, config.reward_model, _largest_batch(config)
     there = data.world_kinds()[task.kind].sizes(task) or {}
-    for split, smallest, needed in (
-        ("prompts", max(2, size), f"{batch}={size}"),
+    held_out = f"reward_model.held_out={reward_model.held_out}"
+    needs = [
+        ("prompts", max(2, size), batch),
         (
             "preferences",
             reward_model.held_out + reward_model.batch_size,
-            f"reward_model.held_out={reward_model.held_out} and .batch_size={reward_model.batch_size}",
+            f"{held_out} and .batch_size={reward_model.batch_size}",
         ),
-    ):
+    ]
+    for name, section in _training(config).items():
+        if algorithms.kinds()[name].takes_pairs:
+            least = reward_model.held_out + section.batch_size
+            needs.append(("preferences", least, f"{held_out} and {name}.batch_size={section.batch_size}"))
+    for split, smallest, needed in needs:
         if there.get(split, smallest) < smallest:
             file = task.preference_file
             raise UserError(f"{file}: {there[split]} rows for {split}, and {needed} need {smallest}; give more rows")

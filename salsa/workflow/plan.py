@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from salsa import anchors, data, judges
+from salsa import algorithms, anchors, data, judges
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
@@ -453,6 +453,8 @@ class _Replicate:
             **self.common,
         )
         parents = self.parents | {f"sft{i}": self.sft[i] for i in used(spec.start, spec.weights)}
+        if algorithms.kinds()[spec.algorithm].takes_pairs and self.config.data.preferences == "sampled":
+            parents |= self.sft_pair
         # Its gates are printed before hours of training, so that a study that can show nothing is stopped in time.
         after = (self.landscape,) if self.landscape else ()
         label = f"{self.label}-{policy.run_label}"

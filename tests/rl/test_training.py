@@ -1,4 +1,4 @@
-"""SFT and reward models in two processes against one, with adapters, and after an interruption."""
+"""SFT, reward models and DPO in two processes against one, with adapters, and after an interruption."""
 
 import dataclasses
 import os
@@ -17,6 +17,7 @@ from training_script import run
 from transformers import AutoModelForSequenceClassification
 
 from salsa import base, reward, sft
+from salsa.algorithms.dpo import Dpo
 from salsa.rl import checkpoints, models, training
 from salsa.workflow import config, jobs, runs, schema
 
@@ -42,6 +43,14 @@ def reward_case(mixed_precision="no", stop_after=None, execution=None, **changes
     return _case("reward_model", settings, stop_after, execution or {})
 
 
+def dpo_case(kind, weights, stop_after=None, rate=0.0, execution=None, **changes):
+    """Some 50 pairs, as of the reward model, against a reference of a kind."""
+    values = {"pairs": 50, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "warmup": 0.0} | changes
+    anchor = config.Reference(kind, list(weights), rate=rate)
+    settings = config.TRAINING["dpo"](3, 0.3, ["1"], anchor, Dpo(**values), config.Lengths(64, 10))
+    return _case("dpo", settings, stop_after, execution or {})
+
+
 def _case(stage, settings, stop_after, execution):
     chosen = config.Execution(device="cpu", **{"micro_batch": 3, "rollout_batch": 16} | execution)
     case = {"stage": stage, "settings": dataclasses.asdict(settings), "execution": dataclasses.asdict(chosen)}
@@ -59,6 +68,8 @@ CASES = {
     ),
     "reward": reward_case(stop_after=6),
     "reward_adapters": reward_case(stop_after=2, epochs=1, lora_rank=2, learning_rate=1e-2),
+    "dpo": dpo_case("ema", ["1"], stop_after=5, rate=0.3),
+    "fsdp2_dpo": dpo_case("multi_kl", ["0.6", "0.4"], epochs=1, execution={"gradient_checkpointing": True}),
     "fsdp2_sft": sft_case(stop_after=4, execution={"gradient_checkpointing": True}),
     "fsdp2_reward": reward_case(epochs=1),
     "fsdp2_bf16": sft_case("bf16", epochs=1),
@@ -127,12 +138,26 @@ def test_two_processes_learn_what_one_does(by_two, by_one, name):
     assert {tensor.dtype for tensor in weights(by_two / name).values()} == {torch.float32}
     configuration = (runs.read_json(path / "model/config.json") for path in (by_two / name, folder))
     assert next(configuration) == next(configuration)
-    assert approximately(runs.read_json(by_two / name / "summary.json"), summary, 1e-2 if rounding > 1e-5 else 1e-4)
+    if CASES[name]["stage"] == "dpo":
+        check_dpo(by_two / name, folder)
+    else:
+        assert approximately(runs.read_json(by_two / name / "summary.json"), summary, 1e-2 if rounding > 1e-5 else 1e-4)
     if CASES[name]["stage"] == "reward_model":
         constants = (runs.read_json(path / "normalisation.json") for path in (by_two / name, folder))
         assert next(constants) == pytest.approx(next(constants), rel=1e-3)
     if "stop_after" in CASES[name]:
         assert runs.read_json(by_two / name / runs.CHECKPOINTS / training.SAVED)["processes"] == 2
+
+
+def check_dpo(folder, other):
+    """Metrics are means over pairs, whoever computes them; a reference that moves is the same, too."""
+    both = [runs.read_jsonl(path / "metrics.jsonl") for path in (folder, other)]
+    for row, wanted in zip(*both, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert (folder / "reference").exists() == (other / "reference").exists()
+    if (folder / "reference").exists():
+        moved = [load_file(path / "reference" / "model.safetensors") for path in (folder, other)]
+        assert furthest(*moved) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "section"), [("sft_diverges", "sft"), ("reward_diverges", "reward_model")])

@@ -1,4 +1,4 @@
-"""SFT and reward models that several processes train: `accelerate launch training_script.py CASES.json`.
+"""SFT, reward models and DPO that several processes train: `accelerate launch training_script.py CASES.json`.
 
 Each case writes its run into a folder beside the file, named as the case. The tests import `run` to do the same in one
 process.
@@ -14,11 +14,15 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import training_args
 
-from salsa import reward, sft
+from salsa import dpo, reward, sft
 from salsa.rl import checkpoints, training
 from salsa.workflow import config, runs, schema
 
-STAGES = {"sft": (sft.train, config.SftSettings), "reward_model": (reward.train, config.RewardModelSettings)}
+STAGES = {
+    "sft": (sft.train, config.SftSettings),
+    "reward_model": (reward.train, config.RewardModelSettings),
+    "dpo": (dpo.train, config.TRAINING["dpo"]),
+}
 
 
 def run(case, parents, output):
