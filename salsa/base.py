@@ -18,6 +18,10 @@ ASSETS = Path(__file__).parent / "assets"
 
 def make(settings, parents, output, execution):
     """Write the base model to `output/model`. Raises UserError where there is none to be had."""
+    if "base" in parents:  # another model that references are mixed from
+        from salsa.rl import intake
+
+        return intake.load(settings.model, output, execution, parents["base"] / "model")
     addresses = {role: runs.manifest_of(folder)["address"] for role, folder in parents.items()}
     shipped = ASSETS / runs.address("base", VERSION, schema.dump(settings), addresses)[:12]
     if execution.shipped_base and shipped.is_dir():

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from salsa.data import chat
+from salsa.data import chat, gold
 from salsa.rl import models, training
 from salsa.workflow import runs, stages
 from salsa.workflow.messages import UserError
@@ -29,10 +29,9 @@ def train(settings, parents, output, execution):
     base = models.model_folder(parents["base"])
     tokenizer = models.load_tokenizer(base)
     end = chat.ending(tokenizer, chat.folder_end_ids(base, tokenizer))
-    data = {
-        name: tokenize(tokenizer, runs.read_jsonl(parents["prepare"] / f"{name}.jsonl"), settings.lengths, end, name)
-        for name in ("sft", "sft_validation")
-    }
+    rows = {name: runs.read_jsonl(parents["prepare"] / f"{name}.jsonl") for name in ("sft", "sft_validation")}
+    rows["sft"] = best(rows["sft"], settings.best_share, parents["prepare"])
+    data = {name: tokenize(tokenizer, rows[name], settings.lengths, end, name) for name in rows}
     models.check_context(parents["base"], settings.lengths)
     set_seed(settings.seed)
     # Attention layers copy the rate when they are made, so it can't be set on a loaded model.
@@ -69,6 +68,17 @@ def train(settings, parents, output, execution):
         "epoch": losses.index(loss) + 1,
         "counts": {name: counts for name, (_, counts) in data.items()},
     }
+
+
+def best(rows, share, prepare):
+    """The share of demonstrations {"messages"} whose answers have the highest gold, in their order; at least one."""
+    if share == 1:
+        return rows
+    conversations = [row["messages"] for row in rows]
+    answers = [messages[-1]["content"] for messages in conversations]
+    scores = gold.load(prepare).score([messages[:-1] for messages in conversations], answers)
+    order = sorted(range(len(rows)), key=lambda i: -scores[i])  # of equal ones the first
+    return [rows[i] for i in sorted(order[: max(1, round(share * len(rows)))])]
 
 
 class _Trainer(training.DistributedMixin, SFTTrainer):

@@ -14,7 +14,6 @@ Left out: methods that are no linear combination of whole tensors (TIES, DARE an
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import queue
@@ -28,7 +27,8 @@ from pathlib import Path
 
 import torch
 
-from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, read_object, shards, stored
+from salsa.rl import tokenizers
+from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, shards, stored
 from salsa.workflow import bounds, failures
 from salsa.workflow.messages import Parser, UserError
 
@@ -49,7 +49,6 @@ VOLATILE = {
 }  # fmt: skip
 DROPOUT = re.compile("dropout|pdrop")  # in keys of config.json that matter in training alone
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
 LARGEST_WEIGHT = 1000  # a soup lies between its ingredients, or not far beyond
 ALIKE = "only like models can be averaged"
 
@@ -93,7 +92,7 @@ def check_ingredients(models, loaded=False):
             if mine != its:
                 raise UserError(f"{other}: tensor {name} is {its}, in {first} it is {mine}; {ALIKE}")
         _check_configurations(first, other)
-        _check_tokenizers(first, other)
+        tokenizers.check_same(first, other)
     if not loaded and configuration(first).get("model_type"):
         from salsa.rl import models as loader  # here, because it imports this module
 
@@ -201,68 +200,6 @@ def _compared(values):
     if "rope_type" in values:
         values.pop("type", None)  # the older name of rope_type
     return values
-
-
-def _check_tokenizers(first, other):
-    """UserError, naming the first difference, where two folders' tokenizers read texts, or end them, differently."""
-    mine, its = (
-        {name: (folder / name).read_bytes() for name in TOKENIZERS if (folder / name).is_file()}
-        for folder in (first, other)
-    )
-    if mine != its:
-        if not (mine and its):
-            raise UserError(f"{first if its else other}: has no tokenizer; {ALIKE}")
-        mine, its = map(_tokenizer, (first, other))
-        for part in mine:
-            difference = _difference(mine[part], its[part])
-            if difference:
-                raise UserError(f"{other}: its tokenizer differs from that of {first} in {part}: {difference}; {ALIKE}")
-    mine, its = map(_end_token, (first, other))
-    if None not in (mine, its) and mine != its:
-        raise UserError(f"{other}: its tokenizer's eos_token is {its!r}, that of {first} is {mine!r}; {ALIKE}")
-
-
-def _tokenizer(folder):
-    """The parts in which equal tokenizers agree, as this version writes them: vocabulary and text processing."""
-    if (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        with loading(folder / "tokenizer.json"):
-            text = Tokenizer.from_file(str(folder / "tokenizer.json")).to_str()
-    else:
-        from transformers import AutoTokenizer
-
-        with loading(f"{folder}: the tokenizer"):
-            text = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).backend_tokenizer.to_str()
-    content = json.loads(text)
-    added = {token.pop("id"): token for token in content["added_tokens"]}
-    model = content["model"]
-    vocabulary = model.pop("vocab", {})  # a dictionary, or for Unigram a list
-    return {
-        "vocabulary": vocabulary if isinstance(vocabulary, dict) else dict(enumerate(vocabulary)),
-        "merges": model.pop("merges", []),
-        "model": {**model, "dropout": None},
-        "added tokens": added,
-        "normalizer": content["normalizer"],
-        "pre-tokenizer": content["pre_tokenizer"],
-    }
-
-
-def _difference(mine, its):
-    """The first difference between two parts of tokenizers, in words; None where they are equal."""
-    if mine == its:
-        return None
-    if not isinstance(mine, dict) or not isinstance(its, dict):
-        return f"{str(its)[:60]} and {str(mine)[:60]}"
-    key = next(key for key in [*mine, *its] if mine.get(key) != its.get(key))
-    return f"{key!r} is {str(its.get(key))[:60]}, in the first {str(mine.get(key))[:60]}"
-
-
-def _end_token(folder):
-    """The end token that a folder's tokenizer_config.json names, or None."""
-    path = folder / "tokenizer_config.json"
-    token = read_object(path).get("eos_token") if path.is_file() else None
-    return token.get("content") if isinstance(token, dict) else token
 
 
 class _Mixer:

@@ -11,9 +11,10 @@ import salsa
 
 ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
+    ("workflow.weights",),
     ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places", "workflow.surroundings"),
     ("workflow.messages", "workflow.registry", "workflow.schema"),
-    ("workflow.runs", "workflow.overriding", "workflow.yaml_files", "workflow.weights"),
+    ("workflow.runs", "workflow.overriding", "workflow.yaml_files"),
     ("anchors", "data", "judges", "mixes"),
     ("workflow.resources",),
     ("algorithms",),
@@ -24,6 +25,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.plan",),
     ("workflow.command",),
     ("report", "tools"),
+    ("workflow.ingredients",),
     (
         "workflow.checks",
         "workflow.compose",

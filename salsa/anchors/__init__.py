@@ -8,7 +8,6 @@ torch: `build` and `final` do so where they are called. Left out: the classes th
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from salsa.workflow import registry, runs, schema, weights
 from salsa.workflow.messages import UserError
@@ -25,7 +24,7 @@ class Settings(schema.Kind):
     kind: str = "soup"
     """How the reference is made."""
     weights: schema.Weights = schema.listed("1")
-    """Decimals or fractions, one for each SFT model."""
+    """Over ingredients, decimals or fractions: a list over sft0, sft1, …, or by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ def frozen_models(reference):
 
 
 def needed(reference):
-    """The indices of the SFT models that a finished run's reference is made from again; sft0 always.
+    """The names of the ingredients that a finished run's reference is made from again; sft0 always.
 
     What has become of a reference that moved is in the folder of its run.
     """
@@ -121,5 +120,5 @@ def final(folder, settings, ingredients):
 
 def starts_there(settings):
     """Whether the policy starts at its reference, where their KL is 0."""
-    start, anchor = ([Fraction(weight) for weight in each] for each in (settings.start, settings.reference.weights))
-    return kinds()[settings.reference.kind].starts_as_soup and start == anchor
+    same = weights.canonical_weights(settings.start) == weights.canonical_weights(settings.reference.weights)
+    return kinds()[settings.reference.kind].starts_as_soup and same

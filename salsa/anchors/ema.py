@@ -21,7 +21,7 @@ class Settings:
 
 def build(settings, ingredients, earlier):
     """A copy of the soup, moved a little towards the policy after each iteration."""
-    from salsa.rl.reference import Moving, described
+    from salsa.rl.reference import Moving, check_alike, described
 
     rate = settings.reference.rate
 
@@ -29,6 +29,7 @@ def build(settings, ingredients, earlier):
         tensor.lerp_(new.to(tensor.dtype), rate)
 
     start = ingredients.mix(settings.reference.weights)
+    check_alike(start, ingredients.sft0, "ema")
     return Moving(start, {**described(settings), "rate": rate}, step, float32=True)
 
 

@@ -1,4 +1,4 @@
-"""A KL penalty towards each of several SFT models, Σ wᵢ·KL(policy ‖ sftᵢ).
+"""A KL penalty towards each of several models, Σ wᵢ·KL(policy ‖ modelᵢ).
 
 Its optimum is anchored to the geometric mean of their distributions over responses, where a soup averages weights.
 """
@@ -6,25 +6,24 @@ Its optimum is anchored to the geometric mean of their distributions over respon
 from fractions import Fraction
 
 from salsa import anchors
-from salsa.workflow.weights import soup_words, weights_label
+from salsa.workflow.weights import canonical_weights, soup_words, weight_of, weights_label
 
 
 def build(settings, ingredients, earlier):
-    """Each SFT model with a weight of its own in the penalty."""
+    """Each model with a weight of its own in the penalty."""
     from salsa.rl.reference import Reference, described
 
-    weights = {i: float(weight) for i, weight in enumerate(map(Fraction, settings.reference.weights)) if weight}
-    models = [ingredients.mix(["0"] * i + ["1"]) for i in weights]
-    return Reference(models, described(settings), weights.values())
+    weights = canonical_weights(settings.reference.weights)
+    models = [ingredients.mix({name: 1}) for name, _ in weights]
+    return Reference(models, described(settings), [float(Fraction(weight)) for _, weight in weights])
 
 
 def check(key, reference, training):
     """ValueError for a weight below 0, or for one model alone."""
-    weights = [Fraction(weight) for weight in reference.weights]
-    if min(weights) < 0:
-        weights = ",".join(reference.weights)
-        raise ValueError(f"{key}.weights=[{weights}]: a KL has no weight below 0; change them")
-    if sum(weight != 0 for weight in weights) < 2:
+    weights = canonical_weights(reference.weights)
+    if min(Fraction(weight) for _, weight in weights) < 0:
+        raise ValueError(f"{key}.weights={soup_words(weights)}: a KL has no weight below 0; change them")
+    if len(weights) < 2:
         raise ValueError(f"{key}: a KL to one model is that of kind=soup; write soup, or give two models a weight")
 
 
@@ -33,7 +32,7 @@ REFERENCE = anchors.Reference(
     build=build,
     words=lambda reference: f"a KL to each: {soup_words(reference.weights)}",
     label=lambda reference: weights_label(reference.weights, "multi_kl"),
-    models=lambda reference: sum(Fraction(weight) != 0 for weight in reference.weights),
-    holds_sft0=lambda reference: Fraction(reference.weights[0]) != 0,
+    models=lambda reference: len(canonical_weights(reference.weights)),
+    holds_sft0=lambda reference: weight_of("sft0", reference.weights) != 0,
     check=check,
 )

@@ -4,22 +4,21 @@ The direction is Gaussian, scaled in each tensor to the length of the soup's own
 layer moves more than it does there relative to the others. Its length is found by bisection on fixed samples of sft0.
 """
 
-from fractions import Fraction
-
 from salsa import anchors
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import soup_words, weights_label
+from salsa.workflow.weights import soup_words, weight_of, weights_label
 
 HALVINGS = 12  # of the interval that holds the displacement: 1 part in 4096 of its length
 
 
 def build(settings, ingredients, earlier):
     """`earlier` gives the displacement without a search. Raises UserError when the soup is sft0 itself."""
-    from salsa.rl.reference import Reference, described, mix
+    from salsa.rl.reference import Reference, check_alike, described, mix
 
     sft0 = ingredients.sft0
     target = mix(ingredients.folders, settings.reference.weights, ingredients.device, ingredients.dtype)
+    check_alike(target, sft0, "noise")
     move = _mover(sft0, target, settings.seed)
     if earlier:
         move(earlier["displacement"])
@@ -94,7 +93,7 @@ def _mean_kl(model, reference, batches, micro_batch):
 
 def check(key, reference, training):
     """ValueError for a soup that is sft0 itself, at no distance from it."""
-    if Fraction(reference.weights[0]) == 1:
+    if weight_of("sft0", reference.weights) == 1:
         raise ValueError(f"{key}: noise as far as sft0 from sft0 is none; give a soup's weights")
 
 

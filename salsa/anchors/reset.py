@@ -17,7 +17,7 @@ class Settings:
 
 def build(settings, ingredients, earlier):
     """A copy of the soup, which becomes the policy after every so many iterations."""
-    from salsa.rl.reference import Moving, described
+    from salsa.rl.reference import Moving, check_alike, described
 
     every = settings.reference.every
 
@@ -26,6 +26,7 @@ def build(settings, ingredients, earlier):
             tensor.copy_(new)
 
     start = ingredients.mix(settings.reference.weights)
+    check_alike(start, ingredients.sft0, "reset")
     return Moving(start, {**described(settings), "every": every}, step)
 
 

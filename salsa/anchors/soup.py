@@ -1,9 +1,10 @@
-"""SALSA's reference: the weight average of SFT models (2411.01798). One weight of 1 is plain PPO's."""
+"""SALSA's reference: the weight average of SFT models (2411.01798). A weight of 1 of sft0 is the plain one.
 
-from fractions import Fraction
+Its ingredients may be any models of one architecture; a single one with the weight 1 may be of another.
+"""
 
 from salsa import anchors
-from salsa.workflow.weights import soup_words, weights_label
+from salsa.workflow.weights import is_sft0, soup_words, weights_label
 
 
 def build(settings, ingredients, earlier):
@@ -19,5 +20,5 @@ REFERENCE = anchors.Reference(
     words=lambda reference: soup_words(reference.weights),
     label=lambda reference: weights_label(reference.weights),
     starts_as_soup=True,
-    holds_sft0=lambda reference: Fraction(reference.weights[0]) == 1,
+    holds_sft0=lambda reference: is_sft0(reference.weights),
 )

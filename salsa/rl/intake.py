@@ -7,6 +7,7 @@ reward model can have its trunk, and sampling with a cache computes what a fresh
 import copy
 import math
 import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from huggingface_hub import constants, file_exists, snapshot_download, try_to_lo
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from salsa.data import chat
-from salsa.rl import folders, forward, models, rollout
+from salsa.rl import folders, forward, models, rollout, tokenizers
 from salsa.workflow.messages import UserError
 
 # The files of a model on the hub that transformers reads beside weights; code is not downloaded.
@@ -26,8 +27,10 @@ SMALL_FILES = {
 LARGEST_DIFFERENCE = 0.005  # nats per token in float32; rounding makes differences of 1e-6 to 1e-4
 
 
-def load(model, output, execution):
+def load(model, output, execution, base=None):
     """Take a model in, and write it to `output/model`. Raises UserError where it lacks what later stages need.
+
+    `base`: the folder of a model that has to read the same tokens.
 
     It is written as safetensors, with a chat template, a padding token that ends no response, and no generation
     settings but special token ids: stages set all others themselves.
@@ -47,6 +50,8 @@ def load(model, output, execution):
     with folders.loading(f"model.path={model.path}: the tokenizer", "save or download it again"):
         preparation = chat.prepare(network, tokenizer, model.chat_template)
         _check_rows(network, tokenizer)
+    if base is not None:
+        _check_tokens(tokenizer, base, model.path)
     _rehearse(network, tokenizer)
     for settings in (network.config, network.config.get_text_config(), network.generation_config):
         settings.pad_token_id = tokenizer.pad_token_id
@@ -65,6 +70,15 @@ def _save(network, tokenizer, folder):
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _check_tokens(tokenizer, base, path):
+    """Raise UserError, naming the first difference, where a tokenizer reads other tokens than that of `base`."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / Path(path).name
+        tokenizer.save_pretrained(written)
+        advice = f"{path} has to read the same tokens as the base model"
+        tokenizers.check_same(base, written, advice)
 
 
 def _folder(model):

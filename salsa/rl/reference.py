@@ -5,7 +5,6 @@ The kinds of references are in salsa.anchors, one file each.
 
 import copy
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from salsa.data import chat
 from salsa.rl import models
 from salsa.rl.forward import exact_kl
 from salsa.workflow import runs
+from salsa.workflow.messages import UserError
+from salsa.workflow.weights import INGREDIENT, canonical_weights, is_sft0, soup_words
 
 
 class Reference:
@@ -63,13 +64,13 @@ class Ingredients:
     """What references are made from.
 
     Attributes:
-        folders: SFT model folders; None for those that neither start nor reference needs.
-        sft0: the first of them, in memory.
+        folders: role -> model folder, of those that start or reference needs, and sft0's.
+        sft0: the policy that KL is measured from in all arms, in memory.
         prompts: (ids, token ids) of the fixed prompts on which `noise` measures its distance.
         dtype: the type of frozen models.
     """
 
-    folders: list
+    folders: dict
     sft0: Any
     prompts: tuple
     tokenizer: Any
@@ -78,25 +79,24 @@ class Ingredients:
     micro_batch: int
 
     def mix(self, weights):
-        """The soup of the first SFT models, as many as there are weights; `sft0` itself where it is that."""
-        if [Fraction(weight) for weight in weights] == [1]:
+        """The soup of some weights over ingredients; `sft0` itself where it is that."""
+        if is_sft0(weights):
             return self.sft0
         return mix(self.folders, weights, self.device, self.dtype)
 
 
 def load_ingredients(settings, parents, tokenizer, device, micro_batch):
     """The Ingredients that the parents of a run (`prepare`, `sft0`, …) give."""
-    folders = sft_folders(parents)
+    folders = ingredient_folders(parents)
     evaluation = runs.read_jsonl(parents["prepare"] / "evaluation.jsonl")
     prompts = fixed_prompts(evaluation, tokenizer, settings.lengths.prompt)
-    sft0 = models.load_policy(folders[0], device, dtype(settings))
+    sft0 = models.load_policy(folders["sft0"], device, dtype(settings))
     return Ingredients(folders, sft0, prompts, tokenizer, device, dtype(settings), micro_batch)
 
 
-def sft_folders(parents):
-    """The folders of the SFT models among a run's parents, by index; None for those that the run does not need."""
-    count = 1 + max(int(role[3:]) for role in parents if role.startswith("sft"))
-    return [models.model_folder(parents[f"sft{i}"]) if f"sft{i}" in parents else None for i in range(count)]
+def ingredient_folders(parents):
+    """Role -> model folder of the ingredients among a run's parents: sft0, …, ingredient0, …"""
+    return {role: models.model_folder(folder) for role, folder in parents.items() if INGREDIENT.fullmatch(role)}
 
 
 def fixed_prompts(evaluation, tokenizer, length):
@@ -106,8 +106,22 @@ def fixed_prompts(evaluation, tokenizer, length):
 
 
 def mix(folders, weights, device, dtype):
-    """The soup of the first SFT models, as many as there are weights."""
-    return models.mix_policies(folders[: len(weights)], weights, device, dtype)
+    """The soup of some weights over ingredients, whose `folders` are by role."""
+    roles, shares = zip(*canonical_weights(weights), strict=True)
+    for role in roles:
+        if role not in folders:
+            raise UserError(f"weights {soup_words(weights)}: the run has no parent {role}; give it")
+    return models.mix_policies([folders[role] for role in roles], shares, device, dtype)
+
+
+def check_alike(model, sft0, kind):
+    """Raise UserError unless a reference of this `kind`, which is moved weight by weight, has the policy's shapes."""
+    for (name, tensor), (other, start) in zip(model.named_parameters(), sft0.named_parameters(), strict=False):
+        if (name, tensor.shape) != (other, start.shape):
+            raise UserError(
+                f"reference {kind}: its tensor {name} has shape {list(tensor.shape)}, and the policy's {other} has "
+                f"{list(start.shape)}; a model of another architecture can be a reference of kind=soup alone"
+            )
 
 
 def dtype(settings):

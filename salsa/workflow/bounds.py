@@ -158,15 +158,18 @@ class Text(Rule):
 
 @dataclass(frozen=True)
 class Items(Rule):
-    """A list or a dictionary of at most so many."""
+    """A list or a dictionary of at most so many, and at least so many."""
 
     at_most: int = 1000
+    at_least: int = 0
     shows = False
 
     def json_schema(self):
         return {}
 
     def problem(self, value):
+        if len(value) < self.at_least:
+            return "is empty; give one"
         if len(value) > self.at_most:
             return f"{len(value)} entries, and at most {self.at_most} are allowed; leave some out"
         return None

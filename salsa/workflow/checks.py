@@ -7,13 +7,13 @@ here, so that what a stage would lack is said while planning. All refusals are a
 import hashlib
 import importlib.util
 import re
-from fractions import Fraction
 from pathlib import Path
 
 from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, jobs, policies, runs, yaml_files
+from salsa.workflow import bounds, ingredients, jobs, policies, runs, yaml_files
+from salsa.workflow.config import changed
 from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(data.__file__).parent / "templates"
@@ -25,12 +25,24 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 def check(config):
     """Refuse what every section allows and no run can honour. UserError, one line: what, where, what to do."""
-    for rule in (_check_axes, _check_names, _check_arms, _check_execution, _check_data, _check_sizes, _check_plane):
+    for rule in (
+        _check_axes,
+        _check_names,
+        ingredients.check,
+        _check_arms,
+        _check_execution,
+        _check_data,
+        _check_sizes,
+    ):
         rule(config)
+    _check_plane(config)
     _check_model(config)
+    _check_other_models(config)
     arms = policies.expanded_arms(config)
     _check_objective(config, arms)
-    _check_names_differ(policies.Composed(config, arms))
+    composed = policies.Composed(config, arms)
+    ingredients.check_policies(composed)
+    _check_names_differ(composed)
 
 
 def _check_names(config):
@@ -88,8 +100,6 @@ def _check_once_each(key, given, values):
 
 def _check_arms(config):
     for name, arm in config.arms.items():
-        for key, weights in (("start", arm.start), ("reference.weights", arm.reference.weights)):
-            check_weights(f"arms.{name}.{key}", weights, config.sft.models)
         training = policies.section(config, arm.algorithm)
         if arm.kl_schedule and training.kl_schedule is None:
             raise UserError(f"arms.{name}.kl_schedule: {arm.algorithm} has none, its kl_coef is fixed; leave it out")
@@ -123,21 +133,6 @@ def _check_reference(key, reference, training, lora_rank):
             f"{key}.kind={kind.kind}: a moving reference follows all weights, and {lora_rank}={training.lora_rank} "
             f"trains adapters; set {lora_rank}=0 or leave the arm out"
         )
-
-
-def check_weights(key, weights, models):
-    """Refuse weights over `models` SFT models that are too many, or do not sum to 1 within 1e-6."""
-    fractions = [bounds.fraction(weight) for weight in weights]
-    total = sum(fractions)
-    if len(weights) > models:
-        raise UserError(f"{key}={listed(weights)}: {len(weights)} weights for {models} SFT models; set sft.models")
-    if abs(total - 1) > Fraction(1, 10**6):
-        raise UserError(f"{key}={listed(weights)}: the weights sum to {float(total):g}, not 1")
-
-
-def listed(items):
-    """Items as a list is written on the command line."""
-    return "[" + ",".join(map(str, items)) + "]"
 
 
 def _check_execution(config):
@@ -350,18 +345,42 @@ def _check_length(lengths, positions, where):
         )
 
 
-def local_folder(model):
-    """The folder of a local model, or None where `model.path` is a hub id. UserError for a path that is not there."""
+def local_folder(model, key="model"):
+    """The folder of a local model, or None where its path is a hub id. UserError for a path that is not there."""
     if model.source != "hub":
         return None
     path = Path(model.path).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"model.path={model.path}: a file, not a model folder; give the folder")
+        raise UserError(f"{key}.path={model.path}: a file, not a model folder; give the folder")
     if model.path.startswith((".", "/", "~")) or not HUB_ID.fullmatch(model.path):
-        raise UserError(f"model.path={model.path}: no such folder; give a model folder, or a hub id (owner/name)")
+        raise UserError(f"{key}.path={model.path}: no such folder; give a model folder, or a hub id (owner/name)")
     return None
+
+
+def _other_folders(config):
+    """Key -> folder, of the local ones among a study's other models."""
+    located = {f"models.{name}": other.model(config) for name, other in config.models.items()}
+    found = {key: local_folder(model, key) for key, model in located.items()}
+    return {key: folder for key, folder in found.items() if folder}
+
+
+def _check_other_models(config):
+    """Refuse other models that lack something, or that the base model, where it lies on this machine, can't go with."""
+    others = _other_folders(config)
+    for name, other in config.models.items():
+        key = f"models.{name}"
+        if key in others and other.revision is not None:
+            raise UserError(f"{key}.revision={other.revision}: of a model of the hub alone; leave it out")
+        if key in others:
+            limit, positions = folders.limit(_check_folder(others[key], other.pickled_weights))
+            if positions:
+                _check_length(config.lengths, positions, f"{others[key]}/config.json's {limit}")
+    base = local_folder(config.model)
+    if base:
+        ingredients.check_tokenizers(base, others)
+        ingredients.check_architectures(config, base, others)
 
 
 def _check_folder(folder, pickled):
@@ -404,6 +423,11 @@ def content_of_files(config):
     folder = local_folder(config.model)
     if folder:
         content["base"] = {"path": _describe_folder(folder)}
+    for key, folder in _other_folders(config).items():
+        content[key.replace("models.", "model/", 1)] = {"path": _describe_folder(folder)}
+    for name, variant in config.sft_variants.items():
+        if variant.task:
+            content[f"variant/{name}"] = _checked_files(changed(section.task, variant.task))
     _check_rows(config)
     return {run: files for run, files in content.items() if files}
 

@@ -9,6 +9,7 @@ execution only (threads, device, micro-batch) lives in `Execution` and is never 
 Numerics that read these settings run where neither Hydra nor Snakemake is installed: neither is imported here.
 """
 
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -59,6 +60,7 @@ Benchmark = data.benchmark_settings()
 Judge = judges.settings()
 Reference = anchors.settings()
 Mix = mixes.settings()
+Revision = Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)]
 PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
 
 
@@ -90,9 +92,7 @@ class Model:
     """pretrain: the project makes it | package: a Python package holds it as GGUF | hub: the hub, or a folder."""
     path: Path = ""
     """Hub id or local folder (hub); the package's name (package)."""
-    revision: (
-        Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)] | None
-    ) = None
+    revision: Revision | None = None
     """Branch, tag or commit on the hub; null: the newest, whose commit is recorded."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights on disk."""
@@ -132,12 +132,14 @@ class Data:
 
 @dataclass()
 class Arm:
-    """A way to train a policy: by what algorithm, from where (weights over the SFT models), against what reference."""
+    """A way to train a policy: by what algorithm, from where (weights over ingredients), against what reference."""
 
     description: Prose = ""
     """What the table of arms says of it."""
     start: Weights = listed("1")
-    """Where the policy starts: weights over the SFT models."""
+    """Where the policy starts: weights over ingredients, as a list over sft0, sft1, … or by name: those of
+    sft_variants, models and mixes, and policy:<arm>, the policy that another arm has trained.
+    """
     reference: Reference = field(default_factory=Reference)
     """What its KL penalty is measured from."""
     kl_scale: Annotated[float, Range(above=0, at_most=10**6)] = 1.0
@@ -148,6 +150,50 @@ class Arm:
     """The study's kl_coefs at which this arm is run; null: all."""
     algorithm: Annotated[Literal[*algorithms.kinds()], ADDED] = "ppo"
     """What trains the policy."""
+    seed: Annotated[Seed, ADDED] = 0
+    """Another order of the prompts and other noise than the arms of seed 0, which all see the same."""
+
+
+@dataclass()
+class SftVariant:
+    """An SFT model of another recipe, an ingredient by its name. One that changes nothing is sft0, or sft1, …"""
+
+    seed: Annotated[int, Range(0, 1000)] = 0
+    """Which of the replicate's seeds: 0 is sft0's, 1 is sft1's, …"""
+    best_share: Annotated[float, Range(above=0, at_most=1)] = 1.0
+    """Share of the demonstrations that it is trained on, those of highest gold; 1: all."""
+    sft: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
+    """Settings of `sft` that are others: epochs, learning_rate, dropout, stop, …"""
+    task: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
+    """Settings of `data.task` that are others, for other demonstrations: their number, seed or file."""
+
+
+@dataclass()
+class OtherModel:
+    """A model from a folder or the hub, an ingredient by its name, which has to read the same tokens as the study's.
+
+    One of another size or architecture can be a reference by itself, and a start that is not trained.
+    """
+
+    path: Annotated[str, Text(PATH, empty=False)]
+    """Local folder or hub id."""
+    revision: Revision | None = None
+    """Branch, tag or commit on the hub; null: the newest, whose commit is recorded."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights on disk."""
+    pickled_weights: Switch = False
+    """Read pickles (pytorch_model.bin), where there are no safetensors; tensors alone."""
+
+    def model(self, study):
+        """It as a `Model`, under the chat template of the study's own."""
+        name = re.sub(r"[^\w.+-]", "_", self.path.rstrip("/").rpartition("/")[2]).lstrip("_.+-")[:60] or "model"
+        template = study.model.chat_template
+        return Model(name, "hub", self.path, self.revision, self.dtype, self.pickled_weights, template)
+
+
+def changed(section, changes):
+    """A section with some settings changed. SettingError for one that it lacks, or that its schema refuses."""
+    return schema.from_dict(type(section), schema.dump(section) | changes)
 
 
 @dataclass()
@@ -498,6 +544,10 @@ class Sections:
     """
     arms: Annotated[dict[EntryName, Arm], Items()] = field(default_factory=dict)
     """Ways to train a policy, by name."""
+    sft_variants: Annotated[dict[EntryName, SftVariant], Items(), ADDED] = field(default_factory=dict)
+    """SFT models of other recipes that starts and references are mixed from, by name."""
+    models: Annotated[dict[EntryName, OtherModel], Items(), ADDED] = field(default_factory=dict)
+    """Other models that starts and references are mixed from, by name."""
     benchmarks: Annotated[dict[EntryName, Benchmark], Items()] = field(default_factory=dict)
     """Prompts that policies are compared on, by name."""
     judges: Annotated[dict[EntryName, Judge], Items()] = field(default_factory=dict)
@@ -587,6 +637,8 @@ class SftSettings:
     sft: Sft
     lengths: Lengths
     mixed_precision: Precision = "no"
+    best_share: Annotated[float, Range(above=0, at_most=1), ADDED] = 1.0
+    """Share of the demonstrations, those of highest gold."""
 
 
 @dataclass()

@@ -76,7 +76,7 @@ def _path(problem, values):
     """The names that lead to a problem, without what pydantic adds: places in a list, kinds, the mark of a key."""
     path, place = [], values
     for name in problem["loc"]:
-        if isinstance(name, str) and name != "[key]" and (not isinstance(place, list)):
+        if isinstance(name, str) and name[:1] != "[" and (not isinstance(place, list)):
             path.append(name)
         place = place.get(name) if isinstance(place, dict) else None
     return path

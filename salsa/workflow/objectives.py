@@ -5,8 +5,12 @@ import math
 
 from salsa import data
 from salsa.workflow import policies, schema
-from salsa.workflow.checks import listed
 from salsa.workflow.messages import UserError
+
+
+def listed(items):
+    """Items as a list is written on the command line."""
+    return "[" + ",".join(map(str, items)) + "]"
 
 
 def resolve(composed):

@@ -17,7 +17,7 @@ from salsa import algorithms, anchors, data, judges
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import decimal_text, used
+from salsa.workflow.weights import POLICY, SEED, decimal_text, used, written
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
@@ -241,13 +241,15 @@ class _Study:
 
     def __init__(self, composed, result):
         self.config, self.files, self.link, self.result = composed.config, composed.files, composed.link, result
-        self.execution = schema.dump(self.config.execution)
+        self.execution, self.composed = schema.dump(self.config.execution), composed
         self.policies = policies.policies(composed)
         self.prepare = self.add_prepare()
         kinds = [data.benchmark_kinds()[benchmark.kind] for benchmark in self.config.benchmarks.values()]
         self.judges = self.config.judges if any(kind.compared for kind in kinds) else {}
         self.benchmarks = {f"benchmark/{name}": self.add_benchmark(name) for name in self.config.benchmarks}
         self.base = self.add_base()
+        # A model with another tokenizer is refused before anything is trained.
+        self.models = tuple(map(self.add_model, self.config.models))
 
     def add(self):
         """Add the other runs of the study; returns its entry in the plan's list of studies."""
@@ -264,10 +266,10 @@ class _Study:
             execution = execution | {"processes": 1, "gpus": min(1, execution["gpus"]), "accelerate_config": ""}
         return add_run(self.result, stage, label, schema.dump(settings), parents, execution, replicate, after)
 
-    def add_prepare(self):
-        """The run that makes demonstrations, preferences and prompts."""
-        section = self.config.data
-        return self.add_run("prepare", section.name, config.PrepareSettings(section.task, self.files_of("prepare")), {})
+    def add_prepare(self, name="prepare", changes=()):
+        """The run that makes demonstrations, preferences and prompts, or other ones for an SFT variant."""
+        task = config.changed(self.config.data.task, dict(changes))
+        return self.add_run("prepare", self.config.data.name, config.PrepareSettings(task, self.files_of(name)), {})
 
     def files_of(self, run):
         """Name -> content of the local files that a run reads."""
@@ -290,6 +292,12 @@ class _Study:
         settings = config.BaseSettings(model, self.config.base, self.files_of("base"))
         return self.add_run("base", f"{model.name}-{corpus.kind}", settings, parents)
 
+    def add_model(self, name):
+        """The run that takes in another model, and holds its tokenizer to that of the base model."""
+        model = self.config.models[name].model(self.config)
+        settings = config.BaseSettings(model, files=self.files_of(f"model/{name}"))
+        return self.add_run("base", model.name, settings, {"base": self.base})
+
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
         left_out = {"execution", "results", "companions", "objective"}
@@ -298,6 +306,8 @@ class _Study:
         values = {key: value for key, value in schema.dump(self.config).items() if key not in left_out}
         parts = {"prepare": values["data"]["task"], "base": values["model"]}
         parts |= {f"benchmark/{name}": benchmark for name, benchmark in values["benchmarks"].items()}
+        parts |= {f"model/{name}": model for name, model in values.get("models", {}).items()}
+        parts |= {f"variant/{name}": variant["task"] for name, variant in values.get("sft_variants", {}).items()}
         for part, settings in parts.items():
             for name in self.files_of(part):
                 if settings.get(name):
@@ -325,13 +335,16 @@ class _Replicate:
         self.study, self.config, self.number = study, study.config, number
         self.label = f"{self.config.model.name}-{self.config.data.name}-r{number}"
         self.common = {"lengths": self.config.lengths, "mixed_precision": self.config.mixed_precision}
-        self.sft = [self.add_sft(index) for index in range(self.config.sft.models)]
+        # How many other SFT models there are, changes none.
+        self.alone = _adapters(replace(self.config.sft, models=config.Sft.models))
+        self.sft = [self.add_sft(index, self.alone) for index in range(self.config.sft.models)]
         self.sft_pair = {f"sft{i}": path for i, path in enumerate(self.sft[:2])}
         self.reward_model = self.add_reward_model(self.label, 0, "")
         self.scorer = None  # the reward model of a judge: other preferences, another seed
         if any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
             self.scorer = self.add_reward_model(f"{self.label}-judge", 1, "_for_judge")
         self.landscape = self.add_landscape() if len(self.sft) > 1 else None
+        self.trained = {}  # policies.Policy -> Trained
 
     @property
     def parents(self):
@@ -385,17 +398,38 @@ class _Replicate:
     def add_run(self, stage, label, settings, parents, after=(), alone=False):
         return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
 
-    def add_sft(self, index):
-        """The run that trains one SFT model."""
-        settings = config.SftSettings(
-            seed=self.seed("sft", index),
-            sft=_adapters(
-                replace(self.config.sft, models=config.Sft.models)
-            ),  # how many others there are, changes none
-            **self.common,
-        )
-        parents = {"prepare": self.study.prepare, "base": self.study.base}
-        return self.add_run("sft", f"{self.label}-s{index}", settings, parents)
+    def add_sft(self, index, section, prepare=None, **recipe):
+        """The run that trains one SFT model: by the study's recipe, or by that of a variant."""
+        settings = config.SftSettings(seed=self.seed("sft", index), sft=section, **self.common, **recipe)
+        parents = {"prepare": prepare or self.study.prepare, "base": self.study.base}
+        return self.add_run("sft", f"{self.label}-s{index}", settings, parents, self.study.models)
+
+    def ingredient(self, name, kl_coef):
+        """The path of the run that makes an ingredient; of a trained policy, at the kl_coef where it is needed."""
+        if seed := SEED.fullmatch(name):
+            return self.sft[int(seed[1])]
+        if name in self.config.sft_variants:
+            return self.add_variant(name)
+        if name in self.config.models:
+            return self.study.add_model(name)
+        arm = name.removeprefix(POLICY)
+        return self.add_policy(policies.as_ingredient(self.study.composed, arm, kl_coef)).run
+
+    def add_variant(self, name):
+        """The run that trains an SFT model of another recipe."""
+        variant = self.config.sft_variants[name]
+        section = _adapters(config.changed(self.alone, variant.sft))
+        prepare = self.study.add_prepare(f"variant/{name}", variant.task) if variant.task else None
+        return self.add_sft(variant.seed, section, prepare, best_share=variant.best_share)
+
+    def roles(self, spec, kl_coef):
+        """Ingredient -> the role in which runs have it: what it is called changes no address."""
+        paths = {name: self.ingredient(name, kl_coef) for name in used(spec.start, spec.weights)}
+        others = {path for path in paths.values() if path not in self.sft}
+        ordered = sorted(others, key=lambda path: self.study.result.runs[path].address)
+        roles = {path: f"sft{i}" for i, path in enumerate(self.sft)}
+        roles |= {path: f"ingredient{i}" for i, path in enumerate(ordered)}
+        return {name: (roles[path], path) for name, path in paths.items()}
 
     def add_reward_model(self, label, index, preferences):
         """A run that makes a reward model, on preferences that the SFT models' samples or the data give.
@@ -443,23 +477,32 @@ class _Replicate:
 
     def add_policy(self, policy):
         """Add the runs that train a policy and let it answer; returns both as `Trained`."""
-        spec = policy.spec
+        if policy not in self.trained:  # as the ingredient of another
+            self.trained[policy] = self._train(policy)
+        return self.trained[policy]
+
+    def _train(self, policy):
+        ingredients = self.roles(policy.spec, policy.kl_coef)
+        spec = policy.spec.renamed({name: role for name, (role, _) in ingredients.items()})
         settings = config.TRAINING[spec.algorithm](
-            seed=self.seed("ppo"),  # of every algorithm: all arms see the same prompts and the same noise
+            seed=self.seed("ppo", spec.seed),  # of every algorithm: all arms see the same prompts and the same noise
             kl_coef=spec.kl_coef(policy.kl_coef),
-            start=list(spec.start),
+            start=written(spec.start),
             reference=spec.reference,
             **{spec.algorithm: self.section(spec)},
             **self.common,
         )
-        parents = self.parents | {f"sft{i}": self.sft[i] for i in used(spec.start, spec.weights)}
+        parents = self.parents | dict(ingredients.values())
         if algorithms.kinds()[spec.algorithm].takes_pairs and self.config.data.preferences == "sampled":
             parents |= self.sft_pair
         # Its gates are printed before hours of training, so that a study that can show nothing is stopped in time.
         after = (self.landscape,) if self.landscape else ()
-        label = f"{self.label}-{policy.run_label}"
+        label = f"{self.label}-{spec.run_label(policy.kl_coef)}"
         run = self.add_run(spec.algorithm, label, settings, parents, after)
-        return Trained(policy, run, self.add_respond(label, spec, run))
+        # KL to the reference is measured again on fresh samples, so that it is mixed once more.
+        needed = anchors.needed(spec.reference)
+        mixed = {role: path for role, path in ingredients.values() if role in needed}
+        return Trained(policy, run, self.add_respond(label, mixed, run))
 
     def section(self, spec):
         """The algorithm's settings as they determine a policy, with the arm's own schedule."""
@@ -467,11 +510,9 @@ class _Replicate:
         scheduled = section if section.kl_schedule is None else replace(section, kl_schedule=spec.kl_schedule)
         return _adapters(scheduled)
 
-    def add_respond(self, label, spec, run):
+    def add_respond(self, label, mixed, run):
         """The run that lets a policy answer."""
         settings = config.RespondSettings(self.seed("respond"), self.config.evaluate.temperature, self.config.lengths)
-        # KL to the reference is measured again on fresh samples, so that it is mixed once more.
-        mixed = {f"sft{i}": self.sft[i] for i in anchors.needed(spec.reference)}
         parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
         return self.add_run("respond", label, settings, parents)
 
@@ -497,7 +538,7 @@ class _Replicate:
             lengths=self.config.lengths,
         )
         parents = self.parents | self.sft_pair | {"policy": one.run}
-        return self.add_run("plane", f"{self.label}-{one.policy.run_label}", settings, parents)
+        return self.add_run("plane", self.study.result.runs[one.run].label, settings, parents)
 
     def add_judge(self, name, one, opponents):
         """The run in which a judge compares a policy with its opponents."""

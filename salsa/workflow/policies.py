@@ -9,7 +9,18 @@ from fractions import Fraction
 from salsa import anchors
 from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import SFT0, alpha_weights, canonical_weights, decimal_text, number_label, weights_label
+from salsa.workflow.weights import (
+    POLICY,
+    SFT0,
+    alpha_weights,
+    canonical_weights,
+    decimal_text,
+    number_label,
+    renamed,
+    weight_of,
+    weights_label,
+    written,
+)
 
 FIXED = schema.KlSchedule()
 DEFAULT = config.Arm.algorithm  # which names of policies leave out, and which alphas are trained by
@@ -20,19 +31,21 @@ class PolicySpec:
     """How a policy is trained, canonical: arms with equal specifications are one.
 
     Attributes:
-        start: weights over the SFT models.
+        start: weights over ingredients, canonical.
         kind, weights, settings: of the reference; settings as pairs of a name, which its kind reads, and a value.
         kl_scale: factor of the study's kl_coef.
         algorithm: what trains it.
+        seed: of the order of its prompts and of its noise.
     """
 
-    start: tuple[str, ...] = SFT0
+    start: tuple[tuple[str, str], ...] = SFT0
     kind: str = "soup"
-    weights: tuple[str, ...] = SFT0
+    weights: tuple[tuple[str, str], ...] = SFT0
     settings: tuple = ()
     kl_scale: float = 1.0
     kl_schedule: schema.KlSchedule = FIXED
     algorithm: str = DEFAULT
+    seed: int = 0
 
     def kl_coef(self, kl_coef):
         """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
@@ -41,7 +54,12 @@ class PolicySpec:
     @property
     def reference(self):
         """The config.Reference, with the defaults of what its kind doesn't read."""
-        return config.Reference(self.kind, list(self.weights), **dict(self.settings))
+        return config.Reference(self.kind, written(self.weights), **dict(self.settings))
+
+    def renamed(self, names):
+        """It with other names of its ingredients."""
+        start, weights = (canonical_weights(renamed(mix, names)) for mix in (self.start, self.weights))
+        return replace(self, start=start, weights=weights)
 
     def reference_label(self):
         """A readable name of the reference: soup0.50, noise0.50, ema0.05_sft0, reset10_sft0."""
@@ -58,6 +76,7 @@ class PolicySpec:
         """The name of its policy within a replicate, from its content alone."""
         start = weights_label(self.start)
         name = f"start_{start}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+        name += f"-seed{self.seed}" if self.seed else ""
         return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
     def run_label(self, kl_coef):
@@ -105,6 +124,7 @@ def spec_of(arm, study):
         arm.kl_scale,
         arm.kl_schedule or section(study, arm.algorithm).kl_schedule or FIXED,
         arm.algorithm,
+        arm.seed,
     )
 
 
@@ -120,12 +140,12 @@ def expanded_arms(study):
         UserError: two alphas have one name, which has two decimals.
     """
     arms = dict(study.arms)
-    written = {spec_of(arm, study) for arm in arms.values()}
+    specs_of_arms = {spec_of(arm, study) for arm in arms.values()}
     for alpha in study.alphas:
-        reference = config.Reference(weights=list(alpha_weights(alpha)))
+        reference = config.Reference(weights=written(alpha_weights(alpha)))
         arm = config.Arm(reference=reference, kl_coefs=study.alpha_kl_coefs)
         name = f"alpha_{float(Fraction(alpha)):.2f}"
-        if spec_of(arm, study) in written:
+        if spec_of(arm, study) in specs_of_arms:
             continue
         if name in arms:
             raise UserError(f"two alphas are both shown as {name}; remove one")
@@ -171,11 +191,6 @@ class Policy:
         """Its name in verdicts, the same in every replicate."""
         return self.spec.name(self.kl_coef)
 
-    @property
-    def run_label(self):
-        """What the labels of its runs end with."""
-        return self.spec.run_label(self.kl_coef)
-
     def is_plain_anchor_of(self, other):
         """Whether it is what another policy is compared with."""
         return self.plain and (self.spec.algorithm, self.kl_coef) == (other.spec.algorithm, other.kl_coef)
@@ -195,6 +210,23 @@ def policies(composed):
     ]
 
 
+def as_ingredient(composed, arm, kl_coef):
+    """The policy of an arm that another, at some kl_coef, is made of: that at the same, or the arm's only one.
+
+    Raises UserError where the arm has several, and none at this kl_coef.
+    """
+    spec = spec_of(composed.arms[arm], composed.config)
+    trained = [policy for policy in policies(composed) if policy.spec == spec]
+    for policy in trained:
+        if policy.kl_coef == kl_coef or len(trained) == 1:
+            return policy
+    at = ", ".join(number_label(policy.kl_coef) for policy in trained)
+    raise UserError(
+        f"{POLICY}{arm}: is needed at kl_coef {number_label(kl_coef)}, and trained at {at}; "
+        f"give both arms the same kl_coefs (arms.{arm}.kl_coefs)"
+    )
+
+
 def plain_arms(composed):
     """Arm -> the arm that is the plain anchor of its algorithm, with which it is compared; None: the study has none."""
     arms = {policy.spec.algorithm: policy.arm for policy in policies(composed) if policy.plain}
@@ -202,6 +234,6 @@ def plain_arms(composed):
 
 
 def _alpha_of(spec, study):
-    if replace(spec, weights=SFT0) != plain_spec(study, DEFAULT) or len(spec.weights) > 2:
+    if replace(spec, weights=SFT0) != plain_spec(study, DEFAULT) or not {"sft0", "sft1"}.issuperset(dict(spec.weights)):
         return None
-    return decimal_text(spec.weights[1]) if len(spec.weights) == 2 else "0"
+    return decimal_text(weight_of("sft1", spec.weights))

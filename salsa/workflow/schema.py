@@ -11,11 +11,13 @@ from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
-from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, StrictBool, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic_core import core_schema
 
 from salsa.workflow import bounds, messages
 from salsa.workflow.bounds import ADDED, ALWAYS, Items, Range, ReadBy, Text, fault
 from salsa.workflow.messages import UserError
+from salsa.workflow.weights import POLICY, of_text
 
 MOST = 10**9  # of rows, and of what else is counted
 LARGEST_BATCH = 10**6
@@ -33,8 +35,38 @@ Prose = Annotated[str, Text(2000, lines=True)]
 """Sentences, for people."""
 Label = Annotated[str, bounds.file_name()]
 Switch = StrictBool
-Weights = Annotated[list[Annotated[str, Range(-1000, 1000, in_text=True)]], Items()]
-"""Of the models in a soup; below 0 or above 1, the soup lies beyond its ingredients."""
+
+
+class Mix:
+    """Marks weights that may be written as text, `1/2 sft0 + 1/2 policy:salsa`, which takes the place of a list."""
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema, handler):
+        return {"anyOf": [handler(schema), {"type": "string"}]}
+
+    @staticmethod
+    def read(value):
+        """The mapping of a text; anything else as it is."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return of_text(value)
+        except ValueError:
+            raise fault("no mix; write an ingredient, or a sum such as 1/2 sft0 + 1/2 sft1") from None
+
+
+Weight = Annotated[str, Range(-1000, 1000, in_text=True)]
+"""Of an ingredient; below 0 or above 1, the mix lies beyond its ingredients."""
+Ingredient = Annotated[str, Text(100, rf"({POLICY})?{bounds.FILE_NAME}", "no name of an ingredient", empty=False)]
+Weights = Annotated[
+    Annotated[list[Weight], Tag("[list]")] | Annotated[dict[Ingredient, Weight], Items(at_least=1), Tag("[mapping]")],
+    Discriminator(lambda value: "[mapping]" if isinstance(value, dict) else "[list]"),
+    Items(),
+    Mix(),
+]
+"""Over sft0, sft1, … as a list, or over ingredients by name, as a mapping or as text."""
 Alphas = Annotated[list[Annotated[str, Range(0, 1, in_text=True)]], Items()]
 """Places on the line from sft0 to sft1."""
 KlCoef = Annotated[float, Range(0, 10**6)]
@@ -221,9 +253,13 @@ def dump(settings):
     for f in dataclasses.fields(settings):
         value, marks = getattr(settings, f.name), bounds.marks(hints[f.name])
         unread = f.name in readers and settings.kind not in readers[f.name] and ALWAYS not in marks
-        if not unread and (ADDED not in marks or value != f.default):
+        if not unread and (ADDED not in marks or value != _default(f)):
             values[f.name] = dump(value)
     return values
+
+
+def _default(f):
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def defaults(schema):

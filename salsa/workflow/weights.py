@@ -1,19 +1,68 @@
-"""Weights over the SFT models as exact text, and how soups are named by them."""
+"""Weights over ingredients as exact text, and how mixes are named by them.
 
+Weights are written as a list, over sft0, sft1, … in their order, as a mapping of ingredients' names, or as tables show
+them (1/2 sft0 + 1/2 policy:salsa). Code knows them as pairs (`canonical_weights`); `written` gives the form that stands
+in settings, where a mix of SFT models that differ in their seed alone is a list.
+"""
+
+import re
 from fractions import Fraction
 
-SFT0 = ("1",)  # the weights of sft0 alone
+SFT0 = (("sft0", "1"),)  # sft0 alone
+SEED = re.compile(r"sft(\d+)")  # the name of an SFT model that differs from sft0 in its seed alone
+INGREDIENT = re.compile(r"(sft|ingredient)\d+")  # the role of an ingredient among a run's parents
+POLICY = "policy:"  # begins the name of an arm's trained policy as an ingredient
+
+
+def named(weights):
+    """Ingredient -> its weight as text, of weights in any form."""
+    if isinstance(weights, dict):
+        return {name: str(weight) for name, weight in weights.items()}
+    pairs = (weight if isinstance(weight, tuple) else (f"sft{i}", weight) for i, weight in enumerate(weights))
+    return {name: str(weight) for name, weight in pairs}
+
+
+def of_text(text):
+    """The mapping of a mix as `soup_words` writes it. ValueError where it is none, or names an ingredient twice."""
+    weights = {}
+    for part in re.split(r"\s+\+\s+", text.strip()):
+        *weight, name = part.split()
+        if len(weight) > 1 or name in weights:
+            raise ValueError(part)
+        weights[name] = weight[0] if weight else "1"
+    return weights
+
+
+def _place(name):
+    """What sorts ingredients: SFT models by their number, then all others by name."""
+    seed = SEED.fullmatch(name)
+    return (0, int(seed[1]), "") if seed else (1, 0, name)
 
 
 def canonical_weights(weights):
-    """Weights over the SFT models as fractions in lowest terms, no zeros at the end: 0.50, 0.5, 0 is 1/2, 1/2.
+    """Pairs of an ingredient and its weight, a fraction in lowest terms, sorted; those of weight 0 are left out.
 
     Raises ValueError for what is no number, ZeroDivisionError for `1/0`.
     """
-    fractions = [Fraction(str(weight)) for weight in weights]
-    while len(fractions) > 1 and fractions[-1] == 0:
-        fractions.pop()
-    return tuple(str(weight) for weight in fractions)
+    fractions = {name: Fraction(str(weight)) for name, weight in named(weights).items()}
+    return tuple((name, str(fractions[name])) for name in sorted(fractions, key=_place) if fractions[name])
+
+
+def written(weights):
+    """Weights as settings hold them: a list where all ingredients are sft0, sft1, …; otherwise a mapping."""
+    weights = dict(canonical_weights(weights))
+    if not all(map(SEED.fullmatch, weights)):
+        return weights
+    count = 1 + max((int(SEED.fullmatch(name)[1]) for name in weights), default=0)
+    return [weights.get(f"sft{i}", "0") for i in range(count)]
+
+
+def renamed(weights, names):
+    """Weights in the form of `written`, with the ingredients' names exchanged by the mapping `names`."""
+    sums = {}
+    for name, weight in canonical_weights(weights):  # two names may be of one model
+        sums[names[name]] = sums.get(names[name], 0) + Fraction(weight)
+    return written(sums)
 
 
 def alpha_weights(alpha):
@@ -21,9 +70,19 @@ def alpha_weights(alpha):
     return canonical_weights([1 - Fraction(alpha), Fraction(alpha)])
 
 
-def used(*lists):
-    """The indices of the SFT models with a weight in any of the lists of weights; sft0 always."""
-    return sorted({i for weights in lists for i, weight in enumerate(weights) if Fraction(weight)} | {0})
+def used(*mixes):
+    """The names of the ingredients that have a weight in any of the mixes, sorted; sft0 always."""
+    return sorted({"sft0"} | {name for weights in mixes for name, _ in canonical_weights(weights)}, key=_place)
+
+
+def weight_of(name, weights):
+    """The weight of an ingredient, a Fraction."""
+    return Fraction(dict(canonical_weights(weights)).get(name, 0))
+
+
+def is_sft0(weights):
+    """Whether a mix is sft0 itself."""
+    return canonical_weights(weights) == SFT0
 
 
 def decimal_text(number):
@@ -38,15 +97,21 @@ def number_label(number):
 
 
 def weights_label(weights, kind="soup"):
-    """A readable name of a soup, a noise, …, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50."""
-    fractions = [Fraction(weight) for weight in weights]
-    if kind == "soup" and fractions.count(0) == len(fractions) - 1:
-        return f"sft{next(i for i, weight in enumerate(fractions) if weight)}"
+    """A readable name of a soup, a noise, …, to two decimals: sft0, soup0.50, soup0.33_0.33_0.33, noise0.50.
+
+    With other ingredients than SFT models of several seeds they are named: soup0.50sft0_0.50policy.salsa.
+    """
+    weights = canonical_weights(weights)
+    if kind == "soup" and len(weights) == 1:
+        return weights[0][0].replace(":", ".")
+    positional = written(weights)
+    if isinstance(positional, dict):
+        return kind + "_".join(f"{float(Fraction(weight)):.2f}{name}" for name, weight in weights).replace(":", ".")
+    fractions = [Fraction(weight) for weight in positional]
     labelled = [fractions[1]] if len(fractions) == 2 else fractions
     return kind + "_".join(f"{float(weight):.2f}" for weight in labelled)
 
 
 def soup_words(weights):
-    """The soup as a sum, for tables: sft0, 1/2 sft0 + 1/2 sft1."""
-    parts = [f"{weight} sft{i}" for i, weight in enumerate(weights) if Fraction(weight)]
-    return " + ".join(parts).removeprefix("1 ")
+    """The mix as a sum, for tables: sft0, 1/2 sft0 + 1/2 sft1."""
+    return " + ".join(f"{weight} {name}" for name, weight in canonical_weights(weights)).removeprefix("1 ")

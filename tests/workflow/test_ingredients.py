@@ -1,0 +1,204 @@
+"""What starts and references are mixed from: names, addresses, order, and what is refused while planning."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from salsa.base import ASSETS
+from salsa.workflow import compose, plan, policies, runs, weights
+from salsa.workflow.messages import UserError
+
+STRONG = ["arm=[ppo,strong_reference]", "replicates=[0]"]
+ROUNDS = ["arm=[ppo,rounds]", "replicates=[0]"]
+
+
+def runs_of(*overrides):
+    """Path -> run of a study's plan."""
+    return plan.plan(compose.compose(list(overrides))).runs
+
+
+def of(stage, planned):
+    return [run for run in planned.values() if run.stage == stage]
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A model folder of the default study's tokenizer, and another of the same."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    (shipped,) = (folder for folder in ASSETS.iterdir() if folder.is_dir())
+    shutil.copytree(shipped, first)
+    shutil.copytree(shipped, second)
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("given", "mapping", "canonical", "text", "label"),
+    [
+        (["0.5", "1/2"], {"sft0": "0.5", "sft1": "1/2"}, ["1/2", "1/2"], "1/2 sft0 + 1/2 sft1", "soup0.50"),
+        (["1", "0"], {"sft0": "1", "sft1": "0"}, ["1"], "sft0", "sft0"),
+        (["0", "1"], {"sft0": "0", "sft1": "1"}, ["0", "1"], "sft1", "sft1"),
+        ({"sft2": "1"}, {"sft2": "1"}, ["0", "0", "1"], "sft2", "sft2"),
+        (
+            {"policy:a": "1/4", "b": "0.5", "sft1": 0.25},
+            {"policy:a": "1/4", "b": "0.5", "sft1": "0.25"},
+            {"sft1": "1/4", "b": "1/2", "policy:a": "1/4"},
+            "1/4 sft1 + 1/2 b + 1/4 policy:a",
+            "soup0.25sft1_0.50b_0.25policy.a",
+        ),
+        ({"policy:a": 1}, {"policy:a": "1"}, {"policy:a": "1"}, "policy:a", "policy.a"),
+    ],
+)
+def test_weights_in_all_their_forms(given, mapping, canonical, text, label):
+    pairs = weights.canonical_weights(given)
+    assert weights.named(given) == mapping and weights.written(given) == canonical == weights.written(pairs)
+    assert weights.soup_words(given) == text and weights.canonical_weights(weights.of_text(text)) == pairs
+    assert weights.weights_label(given) == label and weights.canonical_weights(canonical) == pairs
+
+
+def test_two_names_of_one_model_add_up():
+    names = {"sft0": "sft0", "a": "ingredient0", "b": "ingredient0"}
+    assert weights.renamed({"sft0": "1/2", "a": "1/4", "b": "1/4"}, names) == {"sft0": "1/2", "ingredient0": "1/2"}
+    assert weights.renamed({"a": "1"}, {"a": "sft1"}) == ["0", "1"]
+
+
+def test_a_variant_is_an_sft_model_of_another_recipe():
+    planned = runs_of(*STRONG)
+    *plain, strong = of("sft", planned)
+    assert strong.settings == plain[0].settings | {"best_share": 0.25} and strong.parents == plain[0].parents
+    (run,) = (run for run in of("ppo", planned) if "ref_ingredient0" in run.label)
+    assert run.settings["start"] == ["1"] and run.settings["reference"]["weights"] == {"ingredient0": "1"}
+    assert planned[run.parents["ingredient0"]] is strong and set(run.parents) == {
+        *("prepare", "reward_model", "sft0", "ingredient0")
+    }
+    (respond,) = (other for other in of("respond", planned) if other.parents["policy"] == path_of(run, planned))
+    assert respond.parents["ingredient0"] == run.parents["ingredient0"]
+
+
+def path_of(run, planned):
+    return next(path for path, other in planned.items() if other is run)
+
+
+def test_a_variant_may_change_its_recipe_and_its_demonstrations():
+    variant = "+sft_variants.v={seed:1,sft:{epochs:5,learning_rate:1e-4},task:{demonstrations:400,seed:9}}"
+    planned = runs_of("arm=[ppo,salsa]", "replicates=[0]", variant, "arms.salsa.reference.weights=v")
+    *plain, other = of("sft", planned)
+    assert other.settings["seed"] == plain[1].settings["seed"] != plain[0].settings["seed"]
+    assert other.settings["sft"] == plain[0].settings["sft"] | {"epochs": 5, "learning_rate": 1e-4}
+    first, second = of("prepare", planned)
+    assert second.settings["task"] == first.settings["task"] | {"demonstrations": 400, "seed": 9}
+    assert planned[other.parents["prepare"]] is second and planned[plain[0].parents["prepare"]] is first
+
+
+def test_a_variant_that_changes_nothing_is_sft0():
+    planned = runs_of("arm=[ppo,salsa]", "replicates=[0]", "+sft_variants.v={}", "arms.salsa.reference.weights=v")
+    assert len(of("sft", planned)) == 2
+    assert len(of("ppo", planned)) == 1  # salsa is anchored to sft0, too
+
+
+def test_names_change_no_address():
+    variant = "+sft_variants.{0}.sft.epochs=2", "arms.salsa.reference.weights='1/2 sft0 + 1/2 {0}'"
+    addresses = []
+    for name in ("one", "two"):
+        planned = runs_of("arm=[ppo,salsa]", "replicates=[0]", *(text.format(name) for text in variant))
+        addresses.append({run.address for run in of("ppo", planned)})
+    assert addresses[0] == addresses[1] and len(addresses[0]) == 2
+
+
+def test_a_round_starts_at_the_policy_of_the_one_before(tmp_path):
+    planned = runs_of(*ROUNDS, "kl_coefs=[0.02,0.05]")
+    assert len(of("ppo", planned)) == 6 == len(of("respond", planned))
+    for run in of("ppo", planned):
+        if "ingredient0" in run.parents:
+            first = planned[run.parents["ingredient0"]]
+            assert first.stage == "ppo" and first.settings["kl_coef"] == run.settings["kl_coef"]
+            assert run.settings["start"] == {"ingredient0": "1"}
+            assert run.settings["reference"]["weights"] == {"sft0": "1/2", "ingredient0": "1/2"}
+            assert list(planned).index(run.parents["ingredient0"]) < list(planned).index(path_of(run, planned))
+    result = plan.plan(compose.compose([*ROUNDS, f"results={tmp_path}"]))
+    assert plan.load(result.save()).runs.keys() == result.runs.keys()
+
+
+def test_an_ingredient_of_one_kl_coef_serves_all():
+    planned = runs_of(*ROUNDS, "kl_coefs=[0.02,0.05]", "arms.salsa.kl_coefs=[0.05]")
+    second = [run for run in of("ppo", planned) if "ingredient0" in run.parents]
+    assert len(second) == 2 and len({run.parents["ingredient0"] for run in second}) == 1
+
+
+def test_a_seed_gives_other_noise_alone():
+    planned = runs_of("arm=[ppo,salsa]", "replicates=[0]", "arms.salsa.reference.weights=sft0", "+arms.salsa.seed=1")
+    first, second = of("ppo", planned)
+    assert first.settings | {"seed": 0} == second.settings | {"seed": 0} and first.address != second.address
+    composed = compose.compose(["arm=[ppo,salsa]", "+arms.salsa.seed=1"])[0]
+    assert [policy.name.endswith("-seed1") for policy in policies.policies(composed)] == [False, True]
+
+
+def test_another_model_comes_in_after_the_base_and_before_sft(base, tmp_path):
+    planned = runs_of("arm=[ppo,salsa]", "replicates=[0]", f"+models.big.path={base[0]}", "arms.salsa.start=big")
+    study_base, other = of("base", planned)
+    assert other.parents == {"base": path_of(study_base, planned)} and other.settings["base"] is None
+    assert all(run.after == (path_of(other, planned),) for run in of("sft", planned))
+    renamed = runs_of("arm=[ppo,salsa]", "replicates=[0]", f"+models.other.path={base[0]}", "arms.salsa.start=other")
+    assert {run.address for run in of("ppo", planned)} == {run.address for run in of("ppo", renamed)}
+
+
+SALSA = "arms.salsa.reference.weights="
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([SALSA + "sft3"], "arms.salsa.reference.weights=sft3: needs sft3, and there are 2 SFT models; set sft.models"),
+        ([SALSA + "policy:pppo"], "policy:pppo is no ingredient of this study; did you mean policy:ppo?"),
+        ([SALSA + "x"], "x is no ingredient of this study; there are sft0, sft1, policy:ppo, policy:salsa"),
+        ([SALSA + "'1/2 sft0 + sft1'"], "weights=1/2 sft0 + 1 sft1: the weights sum to 1.5, not 1"),
+        ([SALSA + "policy:salsa"], "arms.salsa: is made of its own policy (salsa → salsa)"),
+        (["arms.ppo.start=policy:salsa", SALSA + "policy:ppo"], "is made of its own policy (ppo → salsa → ppo)"),
+        (["+sft_variants.a.sft.epochs=2"], "sft_variants.a: no arm is made of it; name it in one's start or reference"),
+        (["+sft_variants.a.sft.epoch=2", SALSA + "a"], "sft_variants.a.sft.epoch: no such setting"),
+        (["+sft_variants.a.sft.epochs=0", SALSA + "a"], "sft_variants.a.sft.epochs=0: must be at least 1"),
+        (["+sft_variants.a.sft.models=3", SALSA + "a"], "sft_variants.a.sft.models: a variant is one model"),
+        (["+sft_variants.a.task.kind=reviews", SALSA + "a"], "sft_variants.a.task"),
+        (["+sft_variants.a.best_share=0", SALSA + "a"], "sft_variants.a.best_share=0: must be above 0"),
+        (["+sft_variants.sft1={}", SALSA + "sft1"], "sft_variants.sft1: the name of an SFT model of the study"),
+        (["+models.a.path=o/n", "+sft_variants.a={}", SALSA + "a"], "models.a: sft_variants has an entry of this name"),
+        (["+models.a={}", SALSA + "a"], "models.a.path: no value; give one"),
+        (["+models.a.path=./absent", SALSA + "a"], "models.a.path=./absent: no such folder; give a model folder"),
+        (
+            ["kl_coefs=[0.02,0.05,0.1]", "arms.ppo.kl_coefs=[0.02,0.05]", SALSA + "policy:ppo"],
+            "arms.salsa: policy:ppo: is needed at kl_coef 0.1, and trained at 0.02, 0.05; give both arms the same",
+        ),
+    ],
+)
+def test_what_is_no_ingredient_is_refused(overrides, line):
+    with pytest.raises(UserError, match=re.escape(line)) as error:
+        compose.compose(["arm=[ppo,salsa]", *overrides])
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_differs_is_refused_with_its_first_token(base):
+    first, second = base
+    tokenizer = json.loads((second / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = list(vocabulary)[20:22]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (second / "tokenizer.json").write_text(json.dumps(tokenizer))
+    hub = ["model.source=hub", f"model.path={first}", "model.chat_template=null"]
+    overrides = ["arm=[ppo,salsa]", *hub, f"+models.big.path={second}", SALSA + "big"]
+    line = rf"its tokenizer differs from that of .*first in vocabulary: {one!r} is .*; models.big has to read the same"
+    with pytest.raises(UserError, match=line):
+        compose.compose(overrides)
+    shutil.copy(first / "tokenizer.json", second)
+    assert compose.compose(overrides)
+
+
+def test_a_model_of_another_size_is_a_reference_by_itself_alone(base):
+    first, second = base
+    values = runs.read_json(second / "config.json")
+    runs.write_json(second / "config.json", values | {"num_hidden_layers": values["num_hidden_layers"] + 1})
+    hub = ["model.source=hub", f"model.path={first}", "model.chat_template=null", f"+models.big.path={second}"]
+    assert compose.compose(["arm=[ppo,salsa]", *hub, SALSA + "big"])
+    for wrong in ([SALSA + "'1/2 sft0 + 1/2 big'"], [SALSA + "big", "arms.salsa.reference.kind=noise"]):
+        with pytest.raises(UserError, match=r"models.big has another architecture than the base model"):
+            compose.compose(["arm=[ppo,salsa]", *hub, *wrong])
