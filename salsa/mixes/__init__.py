@@ -29,10 +29,10 @@ class Settings(schema.Kind):
 
     kind: str = "slerp"
     """How the models are mixed."""
-    weights: Annotated[dict[Role, Annotated[str, schema.Range(0, 1, in_text=True)]], schema.Items(100)] = field(
-        default_factory=dict
-    )
-    """Name of a model -> its weight, a decimal or a fraction; they sum to 1."""
+    weights: Annotated[
+        dict[Role, Annotated[str, schema.Range(0, 1, in_text=True)]], schema.Items(100), schema.Sum()
+    ] = field(default_factory=dict)
+    """Name of a model -> its weight, a decimal or a fraction, or their sum as text; they sum to 1."""
 
     @model_validator(mode="after")
     def _can_be_made(self):

@@ -548,6 +548,8 @@ class Sections:
     """SFT models of other recipes that starts and references are mixed from, by name."""
     models: Annotated[dict[EntryName, OtherModel], Items(), ADDED] = field(default_factory=dict)
     """Other models that starts and references are mixed from, by name."""
+    mixes: Annotated[dict[EntryName, Mix], Items(), ADDED] = field(default_factory=dict)
+    """Mixes beside the weight average, each made once and then an ingredient like any other, by name."""
     benchmarks: Annotated[dict[EntryName, Benchmark], Items()] = field(default_factory=dict)
     """Prompts that policies are compared on, by name."""
     judges: Annotated[dict[EntryName, Judge], Items()] = field(default_factory=dict)

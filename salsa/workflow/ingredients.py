@@ -5,6 +5,7 @@
 | `sft0`, `sft1`, … | the SFT models of a replicate, which differ in their seed alone |
 | that of an entry of `sft_variants` | an SFT model of another recipe |
 | that of an entry of `models` | a model from a folder or the hub |
+| that of an entry of `mixes` | a SLERP or a greedy soup of other ingredients |
 | `policy:<arm>` | the policy that another arm has trained, at the same kl_coef |
 """
 
@@ -12,26 +13,30 @@ import difflib
 import graphlib
 from fractions import Fraction
 
-from salsa import data
+from salsa import data, mixes
 from salsa.rl import folders, tokenizers
 from salsa.workflow import bounds, config, policies
 from salsa.workflow.messages import SettingError, UserError
 from salsa.workflow.weights import POLICY, SEED, canonical_weights, named, soup_words
 
-GROUPS = ("sft_variants", "models")  # sections of the configuration whose entries are ingredients
+GROUPS = ("sft_variants", "models", "mixes")  # sections of the configuration whose entries are ingredients
 
 
 def check(study):
     """Refuse ingredients that aren't any, that lack what they are made from, or that are made from themselves."""
     _check_names(study)
-    mixes = {}  # ingredient, or arm as an ingredient -> those that it is made from
+    made_from = {}  # arm as an ingredient, or mix -> the ingredients that it is made from
     for name, arm in study.arms.items():
         both = {f"arms.{name}.start": arm.start, f"arms.{name}.reference.weights": arm.reference.weights}
         for key, weights in both.items():
             _check_weights(key, weights, study)
-        mixes[f"{POLICY}{name}"] = [other for weights in both.values() for other in _used(weights)]
-    _check_circles(mixes)
-    _check_all_are_used(study, {name for names in mixes.values() for name in names})
+        made_from[f"{POLICY}{name}"] = [other for weights in both.values() for other in _used(weights)]
+    for name, mix in study.mixes.items():
+        _check_weights(f"mixes.{name}.weights", mix.weights, study)
+        made_from[name] = mixes.roles(mix)
+        _check_names_of(f"mixes.{name}", mixes.roles(mix), study)
+    _check_circles(made_from)
+    _check_all_are_used(study, {name for names in made_from.values() for name in names})
     for name, variant in study.sft_variants.items():
         _check_variant(f"sft_variants.{name}", variant, study)
 
@@ -71,29 +76,36 @@ def _check_names(study):
 
 def _check_weights(key, weights, study):
     """Refuse weights over what is no ingredient, and those that do not sum to 1 within 1e-6."""
-    names, text = _names(study), bounds.shown(weights) if isinstance(weights, list) else soup_words(weights)
-    for name in named(weights):
-        if name in names:
-            continue
-        if SEED.fullmatch(name):
-            count = f"{study.sft.models} SFT model" + "s" * (study.sft.models > 1)
-            raise UserError(f"{key}={text}: needs {name}, and there are {count}; set sft.models")
-        nearest = difflib.get_close_matches(name, names, 1)
-        rest = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(names)}"
-        raise UserError(f"{key}: {name} is no ingredient of this study; {rest}")
+    text = bounds.shown(weights) if isinstance(weights, list) else soup_words(weights)
+    _check_names_of(f"{key}={text}", named(weights), study)
     total = sum(bounds.fraction(weight) for weight in named(weights).values())
     if abs(total - 1) > Fraction(1, 10**6):
         raise UserError(f"{key}={text}: the weights sum to {float(total):g}, not 1")
 
 
-def _check_circles(mixes):
+def _check_names_of(key, given, study):
+    """Refuse names that are no ingredients."""
+    names = _names(study)
+    for name in given:
+        if name in names:
+            continue
+        if SEED.fullmatch(name):
+            count = f"{study.sft.models} SFT model" + "s" * (study.sft.models > 1)
+            raise UserError(f"{key}: needs {name}, and there are {count}; set sft.models")
+        nearest = difflib.get_close_matches(name, names, 1)
+        rest = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(names)}"
+        raise UserError(f"{key}: {name} is no ingredient of this study; {rest}")
+
+
+def _check_circles(made_from):
     try:
-        graphlib.TopologicalSorter(mixes).prepare()
+        graphlib.TopologicalSorter(made_from).prepare()
     except graphlib.CycleError as error:
-        circle = " → ".join(name.removeprefix(POLICY) for name in error.args[1])
+        circle = [name.removeprefix(POLICY) for name in error.args[1]]
+        first = error.args[1][0]
+        entry = f"arms.{circle[0]}" if first.startswith(POLICY) else f"mixes.{first}"
         raise UserError(
-            f"arms.{error.args[1][0].removeprefix(POLICY)}: is made of its own policy ({circle}); start the circle at "
-            "another ingredient"
+            f"{entry}: is made of itself ({' → '.join(circle)}); start the circle at another ingredient"
         ) from None
 
 

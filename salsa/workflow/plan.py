@@ -13,11 +13,11 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from salsa import algorithms, anchors, data, judges
+from salsa import algorithms, anchors, data, judges, mixes
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import POLICY, SEED, decimal_text, used, written
+from salsa.workflow.weights import POLICY, SEED, decimal_text, renamed, used, written
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
@@ -412,6 +412,8 @@ class _Replicate:
             return self.add_variant(name)
         if name in self.config.models:
             return self.study.add_model(name)
+        if name in self.config.mixes:
+            return self.add_mix(name, kl_coef)
         arm = name.removeprefix(POLICY)
         return self.add_policy(policies.as_ingredient(self.study.composed, arm, kl_coef)).run
 
@@ -422,9 +424,22 @@ class _Replicate:
         prepare = self.study.add_prepare(f"variant/{name}", variant.task) if variant.task else None
         return self.add_sft(variant.seed, section, prepare, best_share=variant.best_share)
 
-    def roles(self, spec, kl_coef):
-        """Ingredient -> the role in which runs have it: what it is called changes no address."""
-        paths = {name: self.ingredient(name, kl_coef) for name in used(spec.start, spec.weights)}
+    def add_mix(self, name, kl_coef):
+        """The run that makes a mix."""
+        mix = self.config.mixes[name]
+        kind, ingredients = mixes.kinds()[mix.kind], self.roles(mixes.roles(mix), kl_coef)
+        roles = {name: role for name, (role, _) in ingredients.items()}
+        changes = {"weights": dict(renamed(mixes.weights_of(mix), roles))}
+        if kind.origin(mix):
+            changes["origin"] = roles[mix.origin]
+        search = {"seed": self.seed("mix"), "lengths": self.config.lengths} if kind.searches else {}
+        parents = dict(ingredients.values()) | ({"prepare": self.study.prepare} if kind.searches else {})
+        settings = config.MixSettings(replace(mix, **changes), **search)
+        return self.add_run("mix", f"{self.label}-{mix.kind}", settings, parents)
+
+    def roles(self, names, kl_coef):
+        """Ingredient -> (the role in which runs have it, its path): what it is called changes no address."""
+        paths = {name: self.ingredient(name, kl_coef) for name in names}
         others = {path for path in paths.values() if path not in self.sft}
         ordered = sorted(others, key=lambda path: self.study.result.runs[path].address)
         roles = {path: f"sft{i}" for i, path in enumerate(self.sft)}
@@ -482,7 +497,7 @@ class _Replicate:
         return self.trained[policy]
 
     def _train(self, policy):
-        ingredients = self.roles(policy.spec, policy.kl_coef)
+        ingredients = self.roles(used(policy.spec.start, policy.spec.weights), policy.kl_coef)
         spec = policy.spec.renamed({name: role for name, (role, _) in ingredients.items()})
         settings = config.TRAINING[spec.algorithm](
             seed=self.seed("ppo", spec.seed),  # of every algorithm: all arms see the same prompts and the same noise

@@ -58,8 +58,7 @@ class PolicySpec:
 
     def renamed(self, names):
         """It with other names of its ingredients."""
-        start, weights = (canonical_weights(renamed(mix, names)) for mix in (self.start, self.weights))
-        return replace(self, start=start, weights=weights)
+        return replace(self, start=renamed(self.start, names), weights=renamed(self.weights, names))
 
     def reference_label(self):
         """A readable name of the reference: soup0.50, noise0.50, ema0.05_sft0, reset10_sft0."""

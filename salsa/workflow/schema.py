@@ -37,7 +37,7 @@ Label = Annotated[str, bounds.file_name()]
 Switch = StrictBool
 
 
-class Mix:
+class Sum:
     """Marks weights that may be written as text, `1/2 sft0 + 1/2 policy:salsa`, which takes the place of a list."""
 
     def __get_pydantic_core_schema__(self, source, handler):
@@ -64,7 +64,7 @@ Weights = Annotated[
     Annotated[list[Weight], Tag("[list]")] | Annotated[dict[Ingredient, Weight], Items(at_least=1), Tag("[mapping]")],
     Discriminator(lambda value: "[mapping]" if isinstance(value, dict) else "[list]"),
     Items(),
-    Mix(),
+    Sum(),
 ]
 """Over sft0, sft1, … as a list, or over ingredients by name, as a mapping or as text."""
 Alphas = Annotated[list[Annotated[str, Range(0, 1, in_text=True)]], Items()]

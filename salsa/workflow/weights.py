@@ -58,11 +58,11 @@ def written(weights):
 
 
 def renamed(weights, names):
-    """Weights in the form of `written`, with the ingredients' names exchanged by the mapping `names`."""
+    """Canonical weights with the ingredients' names exchanged by the mapping `names`."""
     sums = {}
     for name, weight in canonical_weights(weights):  # two names may be of one model
         sums[names[name]] = sums.get(names[name], 0) + Fraction(weight)
-    return written(sums)
+    return canonical_weights(sums)
 
 
 def alpha_weights(alpha):

@@ -119,7 +119,7 @@ def test_every_field_declares_its_bound(cls, f):
 def test_what_no_bound_allows_is_refused(key, values):
     path, _, hint = LEAVES[key]
     rule, kind, optional = rule_of(hint), kind_of(hint), is_optional(hint)
-    mix = any(isinstance(mark, schema.Mix) for mark in bounds.marks(hint))  # may be the name of an ingredient
+    mix = any(isinstance(mark, schema.Sum) for mark in bounds.marks(hint))  # may be the name of an ingredient
     for value in WRONG[kind]:
         if not (value is None and optional) and not taken_as_text(kind, rule, value) and not (mix and value == "x"):
             assert refused(values, path, value), value

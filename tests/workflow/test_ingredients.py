@@ -59,8 +59,9 @@ def test_weights_in_all_their_forms(given, mapping, canonical, text, label):
 
 def test_two_names_of_one_model_add_up():
     names = {"sft0": "sft0", "a": "ingredient0", "b": "ingredient0"}
-    assert weights.renamed({"sft0": "1/2", "a": "1/4", "b": "1/4"}, names) == {"sft0": "1/2", "ingredient0": "1/2"}
-    assert weights.renamed({"a": "1"}, {"a": "sft1"}) == ["0", "1"]
+    mixed = weights.renamed({"sft0": "1/2", "a": "1/4", "b": "1/4"}, names)
+    assert weights.written(mixed) == {"sft0": "1/2", "ingredient0": "1/2"}
+    assert weights.written(weights.renamed({"a": "1"}, {"a": "sft1"})) == ["0", "1"]
 
 
 def test_a_variant_is_an_sft_model_of_another_recipe():
@@ -153,8 +154,8 @@ SALSA = "arms.salsa.reference.weights="
         ([SALSA + "policy:pppo"], "policy:pppo is no ingredient of this study; did you mean policy:ppo?"),
         ([SALSA + "x"], "x is no ingredient of this study; there are sft0, sft1, policy:ppo, policy:salsa"),
         ([SALSA + "'1/2 sft0 + sft1'"], "weights=1/2 sft0 + 1 sft1: the weights sum to 1.5, not 1"),
-        ([SALSA + "policy:salsa"], "arms.salsa: is made of its own policy (salsa → salsa)"),
-        (["arms.ppo.start=policy:salsa", SALSA + "policy:ppo"], "is made of its own policy (ppo → salsa → ppo)"),
+        ([SALSA + "policy:salsa"], "arms.salsa: is made of itself (salsa → salsa)"),
+        (["arms.ppo.start=policy:salsa", SALSA + "policy:ppo"], "is made of itself (ppo → salsa → ppo)"),
         (["+sft_variants.a.sft.epochs=2"], "sft_variants.a: no arm is made of it; name it in one's start or reference"),
         (["+sft_variants.a.sft.epoch=2", SALSA + "a"], "sft_variants.a.sft.epoch: no such setting"),
         (["+sft_variants.a.sft.epochs=0", SALSA + "a"], "sft_variants.a.sft.epochs=0: must be at least 1"),
