@@ -204,15 +204,7 @@ def test_with_the_start_as_reference_it_is_trls_own(fit, pairs_of, anchor_of, to
     assert len(pairs) == 32  # two whole batches, of which TRL's means are exact
     columns = {f"{part}_ids": [pair[part] for pair in pairs] for part in ("prompt", "chosen", "rejected")}
     options = {"per_device_train_batch_size": 16, "num_train_epochs": 2, "learning_rate": 1e-3}
-    options |= {
-        "bf16": False,
-        "seed": 3,
-        "beta": 0.1,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "max_length": None,
-    }
+    options |= {"bf16": False, "seed": 3, "beta": 0.1, "use_cpu": True, "save_strategy": "no", "report_to": "none"}
     trainer = Plain(
         model=anchor_of(settings)[0],
         ref_model=anchor_of(settings)[0],
