@@ -12,7 +12,7 @@ import pytest
 from tree import LengthGold, Tree
 
 import salsa
-from salsa.algorithms import ppo
+from salsa.algorithms import dpo, ppo
 from salsa.report import frames, study
 from salsa.workflow import config, runs
 
@@ -40,7 +40,8 @@ def test_columns_are_those_that_are_documented(loaded):
         assert list(getattr(loaded, name))[: len(columns)] == list(columns)
         listed = [f"| `{column}` | {meaning} | {unit} |" for column, (meaning, unit) in columns.items()]
         assert "\n".join(["| column | what | unit |", "|---|---|---|", *listed]) in PAGE
-    assert all(f"| `{name}` | {meaning} | {unit} |" in PAGE for name, (meaning, unit) in ppo.LOGS.items())
+    for algorithm in (ppo.ALGORITHM, dpo.ALGORITHM):
+        assert all(f"| `{name}` | {meaning} | {unit} |" in PAGE for name, (meaning, unit) in algorithm.logs.items())
 
 
 def test_rows(tree, loaded):

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from tree import EVERY_ARM, Tree, composed, table_of
+from tree import EVERY_ARM, Tree, composed, lines, table_of
 
 from salsa.evaluate import statistics
 from salsa.report import comparison, sections, study, style, words
@@ -372,6 +372,31 @@ def test_every_arm_has_its_place(every):
     assert all(f"| {name} | 0.02 |" in claims for name in names - {"ppo"})
     assert set(table(output, "ablations")["arm"]) == names - {"ppo"}
     assert set(table(output, "matched_kl")["arm"]) == {"salsa", "other"}  # no other starts below ppo's largest KL, 7.5
+
+
+class OfflineTree(Tree):
+    """One whose arm `other` samples nothing while it is trained."""
+
+    def ppo(self, replicate, arm, kl_coef):
+        if arm != "other":
+            return super().ppo(replicate, arm, kl_coef)
+        return {"metrics.jsonl": lines({"iteration": i, "loss": 0.7 - 0.05 * i} for i in range(self.iterations))}
+
+
+def test_an_arm_without_trajectories_is_in_all_but_their_figures(tmp_path, monkeypatch):
+    tree = OfflineTree(tmp_path, prompts=6)
+    output = tree.build(monkeypatch)
+    report = (output / "report.md").read_text()
+    assert report.count("Arms that sample nothing while they are trained have no curve: other.") == 2
+    assert "Training of 4 policies (kl_coef 0.05), sampled before each iteration's update" in report
+    curves = tree.figures["training_curves"]
+    assert [len(axis.lines) for axis in curves.axes] == [2] * 6
+    assert {text.get_text() for legend in curves.legends for text in legend.get_texts()} == {"ppo", "salsa"}
+    frame = table(output, "frontier")
+    final = frame[frame["arm"] == "other"]
+    assert final["iteration"].tolist() == [6, 6] and not final[["kl_to_sft0", "gold_reward"]].isna().any(axis=None)
+    assert set(table(output, "win_rates")["candidate"]) == {"ppo", "salsa", "other"}
+    assert table(output, "stability").set_index("arm").loc["other", "stable"] > 0
 
 
 def test_the_plain_anchor_is_shown_under_its_own_name(tmp_path, monkeypatch):

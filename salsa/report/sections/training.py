@@ -38,8 +38,21 @@ def training_curves(study, tables):
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=style.GREY)
     for axis in axes.flat[len(measures) - 3 : len(measures)]:  # the lowest of each column
         _iterations(axis)
-    style.legend(figure, study, arms=set(rows["arm"]), kl_coefs=kl_coefs, markers=False, lines=True)
+    sampled = set(rows["arm"]) - set(unsampled(study))
+    style.legend(figure, study, arms=sampled, kl_coefs=kl_coefs, markers=False, lines=True)
     return figure
+
+
+def unsampled(study):
+    """The arms that sample nothing while they are trained, so that no curve can show them."""
+    sampled = set(study.frames.trajectories.dropna(subset="kl_to_sft0")["arm"])
+    return [arm for arm in study.arms if arm not in sampled]
+
+
+def _without_curves(study):
+    """Why some arms have no curves: a sentence that begins with a space, or ""."""
+    arms = ", ".join(unsampled(study))
+    return f" Arms that sample nothing while they are trained have no curve: {arms}." if arms else ""
 
 
 def banded(study, kl_coefs):
@@ -150,12 +163,12 @@ def _mean_tokens(rows, benchmark):
 
 
 def curves_caption(study, tables):
-    kl_coefs = style.drawn_kl_coefs(study)
-    drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs]
+    kl_coefs, without = style.drawn_kl_coefs(study), unsampled(study)
+    drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs and policy.arm not in without]
     return (
         f"Training of {len(drawn)} policies (kl_coef {words.listed(kl_coefs)}), sampled before each iteration's "
         f"update: line the mean, band the range over {words.replicates(study)}; gold reward is that of the kept "
-        "rollouts."
+        f"rollouts.{_without_curves(study)}"
     )
 
 
@@ -172,7 +185,7 @@ def lengths_caption(study, tables):
     return (
         f"Response length in tokens (kl_coef {words.listed(style.drawn_kl_coefs(study))}), in training and on "
         f"{len(study.benchmarks)} benchmarks; final policies answer the evaluation prompts in "
-        f"{words.spread(last['response_length'])} tokens on average."
+        f"{words.spread(last['response_length'])} tokens on average.{_without_curves(study)}"
     )
 
 
