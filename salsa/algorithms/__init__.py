@@ -14,10 +14,11 @@ from salsa.workflow import registry, runs, schema
 CONTRACT = (*runs.MODEL, "metrics.jsonl")
 """What every algorithm writes: a model's folder `model/`, and its metrics.
 
-metrics.jsonl has a line per iteration: `iteration` (from 0), and what the algorithm `logs`. One that samples from its
-policy adds what figures show of it, `kl_to_sft0` and `kl_to_reference` in nats per response and, where there are any,
-`score`, `response_length` and `eos_rate`; it may write rollouts.jsonl, a line per kept response: `iteration`,
-`prompt_id`, `prompt`, `response`. A reference that has moved stands in `reference/`.
+metrics.jsonl has a line per iteration: `iteration` (from 0), and what the algorithm `logs`. It is empty where
+nothing is trained. One that samples from its policy adds what figures show of it, `kl_to_sft0` and `kl_to_reference` in
+nats per response and, where there are any, `score`, `response_length` and `eos_rate`; it may write rollouts.jsonl, a
+line per kept response: `iteration`, `prompt_id`, `prompt`, `response`. A reference that has moved stands in
+`reference/`.
 """
 
 
@@ -46,6 +47,10 @@ class Algorithm:
             are sampled, those that it draws from sft0 and sft1, which are then among its parents.
         check: (its section, config.Execution) -> None. ValueError of one line for what no run can honour.
         check_arm: (key of an arm that it trains, config.Arm, config.Config) -> None. ValueError likewise.
+        penalised: whether it is anchored: without a penalty neither a kl_coef nor a reference counts, an arm has one
+            policy, and an arm that names either is refused.
+        draws: (its section) -> how many responses are drawn for each answer, of which the one of the highest reward is
+            kept. With more than one the policy is more than its `model/`.
     """
 
     kind: str
@@ -62,6 +67,8 @@ class Algorithm:
     takes_pairs: bool = False
     check: Callable = _nothing
     check_arm: Callable = _nothing
+    penalised: bool = True
+    draws: Callable = lambda section: 1
 
     def __post_init__(self):
         if not issubclass(self.settings, schema.Training):

@@ -4,9 +4,9 @@ An answer's noise depends on the seed, the benchmark, the prompt and the turn al
 answer with the same noise, and a batch's order changes nothing. In a conversation of several turns the model's own
 earlier answers are fed back, through its own chat template.
 
-Prompts are answered in chunks of `execution.rollout_batch`, shortest first, all turns of a chunk before the next chunk.
-Finished chunks can be kept, so that a killed run continues with the same chunks, and on a CPU ends with the same
-answers bit for bit.
+Prompts are answered in chunks of `execution.rollout_batch` samples, shortest first, all turns of a chunk before the
+next chunk. Finished chunks can be kept, so that a killed run continues with the same chunks, and on a CPU ends with the
+same answers bit for bit.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from salsa.data import chat
 from salsa.data.messages import assistant, user
+from salsa.evaluate import best_of
 from salsa.rl import rollout
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
@@ -92,17 +93,19 @@ def make_engine(model, tokenizer, context, execution):
     return Engine(model, tokenizer, str(model.dtype).removeprefix("torch."), context, model.device)
 
 
-def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=None, engine=None):
+def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=None, engine=None, best=None):
     """Answer every turn of benchmark `rows` ({"id", "turns"}).
 
     Args:
-        rows: all have as many turns; they may have `before`, the messages before the first turn.
+        rows: all have as many turns; they may have `before`, the messages before the first turn, and `sample`, the
+            number of one of several samples of a prompt.
         name: the benchmark's name, which is part of the noise's key.
         settings: has `seed` and `lengths`. Prompts whose first turn is longer than lengths.prompt tokens are left out,
             for all models alike, and counted.
         temperature: 0 takes the likeliest token.
         kept: a folder for finished chunks of this model's answers; chunks that it holds are not sampled again.
         engine: from `make_engine`; None samples with transformers.
+        best: a `best_of.BestOf`, where the best of several responses is the answer at each turn.
 
     Raises UserError when a conversation outgrows the model's context.
     """
@@ -117,13 +120,18 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
             seeds = [runs.derive_seed(settings.seed, "answer", 0, key) for key in ids]
             return engine.respond(model, prompts, seeds, temperature, settings.lengths.response)[0]
         noise = rollout.uniforms(settings.seed, 0, ids, settings.lengths.response)
-        sequences, _, _ = rollout.sample(model, prompts, noise, temperature, ends, tokenizer.pad_token_id)
+        sequences, _, _ = rollout.sample_batch(
+            model, prompts, noise, temperature, ends, tokenizer.pad_token_id, execution.rollout_batch
+        )
         return sequences.response_ids()
 
+    size = execution.rollout_batch
+    if best:
+        sample, size = best.sampler(sample), max(1, size // best.n)
     order = sorted(range(len(wanted)), key=lambda i: len(first[i]))
     parts = []
-    for start in range(0, len(order), execution.rollout_batch):
-        chunk = [wanted[i] for i in order[start : start + execution.rollout_batch]]
+    for start in range(0, len(order), size):
+        chunk = [wanted[i] for i in order[start : start + size]]
         path = kept and Path(kept) / name / f"{start:06d}.jsonl"
         finished = _finished(path, chunk, execution) if path else None
         parts.append(_converse(tokenizer, chunk, name, ends, sample, finished))
@@ -166,7 +174,7 @@ def _converse(tokenizer, rows, name, ends, sample, finished=None):
     for turn in range(len(rows[0]["turns"])):
         conversations = [[*before, user(row["turns"][turn])] for before, row in zip(conversations, rows, strict=True)]
         prompts = chat.encode_prompts(tokenizer, conversations)
-        ids = [f"{name}/{row['id']}/{turn}" for row in rows]
+        ids = [best_of.sample_key(f"{name}/{row['id']}/{turn}", row.get("sample", 0)) for row in rows]
         responses = finished[turn] if finished else sample(ids, prompts)
         texts = [chat.text_of(tokenizer, tokens) for tokens in responses]
         answers.conversations.append(conversations)
@@ -187,6 +195,13 @@ def _in_order(parts, order, rows, left_out):
             together = [item for items in turns for item in items]
             getattr(whole, name).append([together[place] for place in places])
     return whole
+
+
+def taken(answers, places):
+    """The answers at some places, in the order of these."""
+    lists = ("conversations", "prompts", "responses", "texts", "finish_reasons")
+    parts = {name: [[items[i] for i in places] for items in getattr(answers, name)] for name in lists}
+    return Answers([answers.rows[i] for i in places], answers.left_out, **parts)
 
 
 def _keep(path, answers, execution):

@@ -2,13 +2,19 @@
 
 `geometry` measures how far the weights moved, KL how far the policy did. KL is measured on fresh samples on the fixed
 evaluation prompts at temperature 1: to sft0, which all arms share, and to the arm's own reference. The reference is
-mixed again from its ingredients, as training did.
+mixed again from its ingredients, as training did. Where the best of n responses is the answer, KL is an
+upper bound (`evaluate.best_of`).
 """
 
-from salsa import anchors
+import contextlib
+
+import numpy as np
+import torch
+
+from salsa import algorithms, anchors
 from salsa.data import chat
 from salsa.data import gold as gold_data
-from salsa.evaluate import generate, geometry, score
+from salsa.evaluate import best_of, generate, geometry, score
 from salsa.rl import forward, models, reference
 from salsa.workflow import config, runs, schema, stages
 
@@ -18,6 +24,7 @@ VERSION = 5
 def respond(settings, parents, output, execution):
     """Write responses.jsonl (benchmarks), evaluation.jsonl and evaluation.json (evaluation prompts), geometry.json.
 
+    Where the best of n is the answer, samples.jsonl has the scores of all samples of each evaluation prompt.
     Parents: `policy`, `prepare`, `reward_model`, `sft0`, `sft1` where there is one, what the reference needs, and
     `benchmark/<name>` for each benchmark. A killed run continues after its last finished chunk of answers.
     """
@@ -34,12 +41,16 @@ def respond(settings, parents, output, execution):
     context = generate.check(policy, tokenizer, conversations, settings.lengths)
     engine = generate.make_engine(policy, tokenizer, context, execution)
     kept = output / runs.CHECKPOINTS / "answers"
+    n, best = draws(parents["policy"]), None
+    if n > 1:
+        best = best_of.BestOf(n, _scorer(reward_model, end_ids, pad_id, device, execution.micro_batch))
 
     rows, left_out = [], {}
     for name, prompts in benchmarks.items():
-        answers = generate.answer(
-            policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
-        )
+        with models.on_device(reward_model, device) if best else contextlib.nullcontext():
+            answers = generate.answer(
+                policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine, best
+            )
         with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
@@ -47,17 +58,23 @@ def respond(settings, parents, output, execution):
         print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} left out", flush=True)
     runs.write_jsonl(output / "responses.jsonl", rows)
 
-    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine)
+    samples = max(n, *best_of.FRONTIER) if best else 1
+    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine, samples)
     if answers.left_out:
-        left_out["evaluation"] = answers.left_out
+        left_out["evaluation"] = answers.left_out // samples
     with models.on_device(reward_model, device):
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
+    if best:
+        runs.write_jsonl(output / "samples.jsonl", _sample_rows(answers, rewards, golds, samples))
+        answers, rewards, golds = _best(answers, rewards, golds, samples, n)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
-    kls = _kls(parents, policy, batch, tokenizer, device, execution)
+    kls = _kls(parents, policy, batch, n, tokenizer, device, execution)
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
     summary = summarise(answers, rewards, golds)
     for name, values in kls.items():
         summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
+    if best:
+        summary["kl_is_bound"] = True
     metrics = runs.read_jsonl(parents["policy"] / "metrics.jsonl")
     summary["iteration"] = metrics[-1]["iteration"] + 1 if metrics else 0
     runs.write_json(output / "evaluation.json", summary)
@@ -67,10 +84,46 @@ def respond(settings, parents, output, execution):
     return summary | {"left_out": left_out}
 
 
-def evaluation_answers(model, tokenizer, evaluation, settings, execution, kept=None, engine=None):
-    """Answers to the fixed evaluation prompts at temperature 1."""
+def draws(policy):
+    """How many responses the policy of a training run draws for each answer."""
+    training, stage = _training(policy), runs.manifest_of(policy)["stage"]
+    return algorithms.kinds()[stage].draws(getattr(training, stage))
+
+
+def _scorer(reward_model, end_ids, pad_id, device, micro_batch):
+    """The function (prompts, responses as lists of token ids) -> rewards (N,)."""
+
+    def rewards(prompts, responses):
+        batch = forward.from_lists(prompts, responses, end_ids, pad_id, device)
+        return reward_model.scores(batch, micro_batch).double().cpu().numpy()
+
+    return rewards
+
+
+def evaluation_answers(model, tokenizer, evaluation, settings, execution, kept=None, engine=None, samples=1):
+    """Answers to the fixed evaluation prompts at temperature 1; those to one prompt follow each other."""
     rows = generate.evaluation_rows(evaluation)
+    if samples > 1:
+        rows = [row | {"sample": sample} for row in rows for sample in range(samples)]
     return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0, kept, engine)
+
+
+def _sample_rows(answers, rewards, golds, samples):
+    """Yield a row for each prompt: its id, and `reward` and `gold` of each of its samples."""
+    for start in range(0, len(answers.rows), samples):
+        of_prompt = slice(start, start + samples)
+        yield {
+            "prompt_id": answers.rows[start]["id"],
+            "reward": rewards[0, of_prompt].tolist(),
+            "gold": None if golds is None else golds[0, of_prompt].tolist(),
+        }
+
+
+def _best(answers, rewards, golds, samples, n):
+    """(answers, rewards, golds) of the best of the first n of each prompt's samples."""
+    places = best_of.best(rewards.reshape(-1, samples)[:, :n])
+    places += samples * np.arange(len(places))
+    return generate.taken(answers, places), rewards[:, places], None if golds is None else golds[:, places]
 
 
 def summarise(answers, rewards, golds):
@@ -83,12 +136,17 @@ def summarise(answers, rewards, golds):
     return summary
 
 
-def _kls(parents, policy, batch, tokenizer, device, execution):
-    """KL(policy ‖ ·) of each response, to sft0 and to the policy's own reference at the end of its training.
+def _kls(parents, policy, batch, n, tokenizer, device, execution):
+    """KL(policy ‖ ·) of each response, to sft0 and to the policy's own reference at the end of its training, if any.
 
     Both models have the weights that training used (bfloat16 rounds them), and KL is computed in float32.
     """
-    training = _training(parents["policy"])
+    training, stage = _training(parents["policy"]), runs.manifest_of(parents["policy"])["stage"]
+    if not algorithms.kinds()[stage].penalised:
+        sft0 = models.load_policy(models.model_folder(parents["sft0"]), device)
+        measure = forward.exact_kl if n == 1 else _log_ratios
+        kls = measure(policy, sft0, batch, execution.micro_batch).double().cpu().numpy()
+        return {"kl_to_sft0": kls if n == 1 else kls + best_of.bound(n)}
     ingredients = reference.load_ingredients(training, parents, tokenizer, device, execution.micro_batch)
     final = anchors.final(parents["policy"], training, ingredients)
     references = {"kl_to_sft0": reference.Reference([ingredients.sft0], {}), "kl_to_reference": final}
@@ -98,6 +156,20 @@ def _kls(parents, policy, batch, tokenizer, device, execution):
     for name, anchor in references.items():
         kls[name] = anchor.kl(policy, batch, execution.micro_batch, _kl_in_float32).double().cpu().numpy()
     return {"kl_to_sft0": kls["kl_to_reference"], **kls}
+
+
+@torch.no_grad()
+def _log_ratios(policy, model, sequences, micro_batch):
+    """log policy − log model (B,) of whole responses.
+
+    Their mean, over responses that were chosen among some of the policy's, is what KL(chosen ‖ model) has beside
+    KL(chosen ‖ policy). The sum over the vocabulary, as in `forward.exact_kl`, would be over what was not chosen.
+    """
+    batches = [sequences.rows(rows) for rows in torch.arange(len(sequences)).split(micro_batch)]
+    ours, theirs = (
+        torch.cat([forward.response_logprobs(m, b)[0].sum(dim=1) for b in batches]) for m in (policy, model)
+    )
+    return ours - theirs
 
 
 def _training(folder):

@@ -13,13 +13,14 @@ from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
 from salsa.workflow import bounds, ingredients, jobs, policies, runs, yaml_files
-from salsa.workflow.config import changed
+from salsa.workflow.config import Arm, changed
 from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(data.__file__).parent / "templates"
 MOST_POLICIES = 5000  # of a study: its plan takes a minute
 LAUNCHED = ("MULTI_GPU", *jobs.SHARDED)  # for which `accelerate launch` starts several processes
 TAKEN = re.compile(r"sft\d+|soup|alpha_\d.*", re.IGNORECASE)
+UNNAMED = Arm()  # whose penalty is as it is where an arm says nothing of it
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -101,6 +102,7 @@ def _check_once_each(key, given, values):
 def _check_arms(config):
     for name, arm in config.arms.items():
         training = policies.section(config, arm.algorithm)
+        _check_penalty(f"arms.{name}", arm)
         if arm.kl_schedule and training.kl_schedule is None:
             raise UserError(f"arms.{name}.kl_schedule: {arm.algorithm} has none, its kl_coef is fixed; leave it out")
         _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
@@ -111,6 +113,15 @@ def _check_arms(config):
             algorithm.check_arm(f"arms.{name}", arm, config)
         except ValueError as error:
             raise UserError(str(error)) from None
+
+
+def _check_penalty(key, arm):
+    """Refuse an arm that names a reference, a strength or an order of prompts where its algorithm reads none."""
+    if algorithms.kinds()[arm.algorithm].penalised:
+        return
+    for setting in ("reference", "kl_scale", "kl_schedule", "kl_coefs", "seed"):
+        if getattr(arm, setting) != getattr(UNNAMED, setting):
+            raise UserError(f"{key}.{setting}: not read with algorithm={arm.algorithm}; leave it out")
 
 
 def _check_words(record, settings):
@@ -286,6 +297,8 @@ def _check_plane(config):
     for arm in plane.arms:
         if arm not in config.arms:
             raise UserError(f"{key}.arms: {arm} is no arm of this study; it has {', '.join(config.arms)}")
+        if policies.draws(config.arms[arm], config) > 1:
+            raise UserError(f"{key}.arms: {arm} chooses among responses, and has no weights of its own; leave it out")
     if plane.arms and config.sft.models < 2:
         raise UserError(f"{key}.arms={plane.arms}: a plane needs two SFT models; set sft.models=2, or {key}.arms=[]")
     if plane.kl_coef is not None and plane.kl_coef not in config.kl_coefs:

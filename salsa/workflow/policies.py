@@ -6,7 +6,7 @@ Arms that say the same in other words are one policy. Pure: it imports no torch.
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from salsa import anchors
+from salsa import algorithms, anchors
 from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import (
@@ -47,8 +47,15 @@ class PolicySpec:
     algorithm: str = DEFAULT
     seed: int = 0
 
+    @property
+    def penalised(self):
+        """Whether its algorithm is anchored by a penalty."""
+        return algorithms.kinds()[self.algorithm].penalised
+
     def kl_coef(self, kl_coef):
-        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3."""
+        """The effective kl_coef, without the noise of binary numbers: 3 times 0.1 is 0.3. Without a penalty it is 0."""
+        if not self.penalised:
+            return 0.0
         return float(Fraction(repr(kl_coef)) * Fraction(repr(self.kl_scale)))
 
     @property
@@ -74,7 +81,9 @@ class PolicySpec:
     def name(self, kl_coef):
         """The name of its policy within a replicate, from its content alone."""
         start = weights_label(self.start)
-        name = f"start_{start}-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+        name = f"start_{start}"
+        if self.penalised:
+            name += f"-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
         name += f"-seed{self.seed}" if self.seed else ""
         return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
@@ -110,6 +119,11 @@ def section(study, algorithm):
 def algorithms_of(arms):
     """The algorithms that train some arms (name -> `config.Arm`), each once, in their order."""
     return list(dict.fromkeys(arm.algorithm for arm in arms.values()))
+
+
+def draws(arm, study):
+    """How many responses the policy of an arm draws for each answer."""
+    return algorithms.kinds()[arm.algorithm].draws(section(study, arm.algorithm))
 
 
 def spec_of(arm, study):
@@ -153,12 +167,16 @@ def expanded_arms(study):
 
 
 def specs(composed):
-    """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs)."""
+    """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs).
+
+    Without a penalty there is one policy, which tables and figures show at the study's first kl_coef.
+    """
     specs = {}
     for name, arm in composed.arms.items():
-        names, kl_coefs = specs.setdefault(spec_of(arm, composed.config), ([], []))
+        spec = spec_of(arm, composed.config)
+        names, kl_coefs = specs.setdefault(spec, ([], []))
         names.append(name)
-        wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs)
+        wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs if spec.penalised else composed.config.kl_coefs[:1])
         kl_coefs += [kl_coef for kl_coef in wanted if kl_coef not in kl_coefs]
     return specs
 
@@ -212,8 +230,10 @@ def policies(composed):
 def as_ingredient(composed, arm, kl_coef):
     """The policy of an arm that another, at some kl_coef, is made of: that at the same, or the arm's only one.
 
-    Raises UserError where the arm has several, and none at this kl_coef.
+    Raises UserError where the arm has several, and none at this kl_coef, or where its policy is no model.
     """
+    if draws(composed.arms[arm], composed.config) > 1:
+        raise UserError(f"{POLICY}{arm}: chooses among responses, and has no weights of its own; name another arm")
     spec = spec_of(composed.arms[arm], composed.config)
     trained = [policy for policy in policies(composed) if policy.spec == spec]
     for policy in trained:

@@ -306,8 +306,12 @@ def plane(case):
 
 def respond(case):
     """As the others, or the policy beside sft0 and its reference, of which one at a time is in float32."""
-    needed = _answering(case, _prompts(case))
-    policy = case.runs[case.run.parents["policy"]].settings
+    from salsa import algorithms  # which imports this module
+
+    run = case.runs[case.run.parents["policy"]]
+    policy, algorithm = run.settings, algorithms.kinds()[run.stage]
+    draws = algorithm.draws(algorithm.settings(**policy[run.stage]))
+    needed = _answering(case, draws * _prompts(case))
     held = 2 if policy["mixed_precision"] == "bf16" else FLOAT
     others = anchors.frozen_models(anchors.settings()(**policy["reference"])) - 1
     kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}

@@ -192,6 +192,7 @@ RESPOND = Stage(
     settings=config.RespondSettings,
     roles=("prepare", "reward_model", "policy", "sft0", "…", "benchmark/NAME"),
     writes=("responses.jsonl", "evaluation.jsonl", "evaluation.json", "geometry.json"),
+    may_write=("samples.jsonl",),
     resources=resources.respond,
 )
 

@@ -12,7 +12,8 @@ import pytest
 
 from salsa import algorithms
 from salsa.algorithms.ppo import Ppo
-from salsa.workflow import bounds, config, jobs, plan, policies, runs, schema, stages
+from salsa.workflow import bounds, checks, config, jobs, plan, policies, runs, schema, stages
+from salsa.workflow.messages import UserError
 
 
 def arm(start=("1",), kind="soup", weights=("1",), rate=0.0, every=0, kl_scale=1.0, kl_schedule=None):
@@ -119,6 +120,66 @@ def test_a_tournament_judges_every_pair_once():
         for name in run.settings["baselines"]
     ]
     assert len(pairs) == len(set(pairs)) == 2 * 2 * 6  # replicates, kl_coefs, pairs of three arms and sft0
+
+
+UNTRAINED = {
+    "untrained": {"start": ["1/2", "1/2"], "algorithm": "none"},
+    "best": {"algorithm": "best_of_n"},
+}
+
+
+def test_an_arm_without_training_has_one_policy():
+    study = make(arms=ARMS | UNTRAINED, kl_coefs=[0.02, 0.05], replicates=[0])
+    names = {(policy.arm, policy.kl_coef): policy.name for policy in policies.policies(study)}
+    assert names["untrained", 0.02] == "none-start_soup0.50" and names["best", 0.02] == "best_of_n-start_sft0"
+    assert len(names) == 2 * len(ARMS) + 2
+    made = {run.stage: run for run in plan.plan([study]).runs.values() if run.stage in ("none", "best_of_n")}
+    assert all(run.settings["kl_coef"] == 0 for run in made.values())
+    assert made["best_of_n"].settings["best_of_n"] == {"n": 16} and made["none"].settings["none"] == {}
+    assert made["none"].settings["reference"] == schema.dump(config.Reference())
+    baselines = [
+        run.settings["baselines"] for run in plan.plan([study]).runs.values()
+        if run.stage == "judge" and not run.settings["candidate"].startswith("start")
+    ]  # fmt: skip
+    assert baselines == [{"sft0": "sft0"}] * 2  # neither has a plain anchor of its algorithm beside itself
+
+
+def test_other_strengths_of_a_penalty_change_no_untrained_policy():
+    one, other = (plan.plan([make(arms=UNTRAINED, kl_coefs=[kl_coef])]).runs for kl_coef in (0.02, 0.05))
+    assert {path.split("/")[0] for path in set(one) ^ set(other)} == {"studies"}
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("kl_scale", 2.0),
+        ("seed", 1),
+        ("kl_coefs", [0.05]),
+        ("kl_schedule", {"kind": "fixed"}),
+        ("reference", {"kind": "soup", "weights": ["0", "1"]}),
+    ],
+)
+def test_a_penalty_that_does_not_count_is_refused(setting, value):
+    study = make(arms=ARMS | {"best": {"algorithm": "best_of_n", setting: value}})
+    with pytest.raises(UserError, match=rf"^arms\.best\.{setting}: not read with algorithm=best_of_n; leave it out$"):
+        checks.check(study.config)
+
+
+def test_a_plane_needs_weights_of_the_policys_own():
+    study = make(arms=ARMS | UNTRAINED)
+    study.config.evaluate.plane.arms = ["best"]
+    with pytest.raises(UserError, match=r"^evaluate\.plane\.arms: best chooses among responses"):
+        checks._check_plane(study.config)
+
+
+def test_a_start_needs_weights_too():
+    second = {"start": {"policy:best": "1"}, "algorithm": "none"}
+    with pytest.raises(UserError, match=r"policy:best: chooses among responses, and has no weights of its own"):
+        plan.plan([make(arms=ARMS | UNTRAINED | {"second": second})])
+    second = {"start": {"policy:untrained": "1/2", "sft0": "1/2"}}
+    made = plan.plan([make(arms=UNTRAINED | {"second": second}, replicates=[0])]).runs
+    (trained,) = (run for run in made.values() if run.stage == "ppo")
+    assert made[trained.parents["ingredient0"]].stage == "none"
 
 
 def test_a_judging_reward_model_is_another():
