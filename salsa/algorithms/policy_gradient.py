@@ -5,7 +5,7 @@ algorithm is a `PolicyGradient` record: its settings, its advantages and its los
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import model_validator
@@ -93,7 +93,8 @@ class Settings(schema.OnPolicy):
     @property
     def penalty_words(self):
         """The settings that say what the penalty is."""
-        return self._words(*(name for name in ("kl_estimator", "kl_in") if name in self.__dataclass_fields__))
+        settings = {field.name for field in fields(self)}
+        return self._words(*(name for name in ("kl_estimator", "kl_in") if name in settings))
 
     def _words(self, *names):
         return " ".join(f"{self.section}.{name}={getattr(self, name)}" for name in names)
@@ -122,7 +123,8 @@ def train(settings, parents, output, execution):
 
 def words(section):
     """For how long it trains, and on what."""
-    return f"{section.iterations} iterations of {section.batch_size} prompts"
+    each = f", {section.samples} responses to each" if section.samples > 1 else ""
+    return f"{section.iterations} iterations of {section.prompts} prompts{each}"
 
 
 def resources_of(case):
@@ -143,14 +145,17 @@ def resources_of(case):
     if case.sharded:  # the policy is whole where it samples
         sampling += shape.parameters * case.number
     memory = {"process": resources.PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
-    # Sampling, the reward, the references, values where a network of their own says them, and training.
-    passes = 1 + 1 + kind.models(reference) + own_network + 3 * networks * settings["epochs"]
-    tokens = settings["batch_size"] * case.length * settings["iterations"]
+    # The reward, the references, values where a network of their own says them, and training. Sampling computes a
+    # prompt once for all responses to it.
+    passes = 1 + kind.models(reference) + own_network + 3 * networks * settings["epochs"]
+    responses = settings["batch_size"] * settings["iterations"]
+    tokens = responses * case.length
+    sampled = responses // settings.get("samples", 1) * case.prompt + responses * case.response
     state = trained["weights"] + trained["optimizer"]
     kept_values = shape.trunk * (own_network and execution["keep_value_models"])
     disk = resources.FLOAT * (shape.parameters * (1 + kind.moves) + kept_values)
     checkpoints = 2 * state * (case.processes if case.sharded else 1)
-    return resources.Resources(memory, 2 * shape.matrices * tokens * passes, disk, checkpoints)
+    return resources.Resources(memory, 2 * shape.matrices * (tokens * passes + sampled), disk, checkpoints)
 
 
 def check(section, execution):
@@ -161,6 +166,20 @@ def check(section, execution):
             f"execution.processes={execution.processes}: cannot share the {size} responses of a mini-batch evenly; "
             f"change it, {name}.batch_size or {name}.mini_batches"
         )
+
+
+@schema.dataclass()
+class Grouped(Settings):
+    """Of an algorithm that compares the responses to one prompt with each other, and so needs no value model."""
+
+    samples: Annotated[int, schema.Range(2, 1000)] = 4
+    """Responses to each prompt. batch_size counts responses: batch_size / samples prompts an iteration."""
+
+    @model_validator(mode="after")
+    def _groups(self):
+        if self.batch_size % self.samples:
+            raise fault(f"not divisible by {self.section}.samples={self.samples}; change one", "batch_size", self)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

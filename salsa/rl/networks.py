@@ -92,10 +92,12 @@ class ActorCritic(torch.nn.Module):
             return self.value_model.values(sequences)
         return self._head(forward.before_responses(forward.hidden_states(self.policy, sequences), sequences))
 
-    def sample(self, prompts, noise, end_ids, pad_id, batch_size):
+    def sample(self, prompts, noise, end_ids, pad_id, batch_size, samples=1):
         """Sequences, their log-probabilities and, with a shared trunk, their values; otherwise None."""
-        head = self._head if self.shared else None
-        return rollout.sample_batch(self.policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head)
+        head, policy = self._head if self.shared else None, self.policy
+        return rollout.sample_batch(
+            policy, prompts, noise, self.temperature, end_ids, pad_id, batch_size, head, samples
+        )
 
     def save(self, output, state=None, value_model=True):
         """Write `output/model`, and `output/value_model` in the form of a reward model's run, or the head's tensors.

@@ -1,4 +1,4 @@
-"""What PPO optimises, as pure functions of tensors.
+"""What policies are trained by, as pure functions of tensors: penalties, rewards, advantages and losses.
 
 Shapes: B responses of up to T tokens. A mask is 1 up to and with the last token of each response, then 0. Places where
 it is 0 may hold anything finite; they change no result and get no gradient.
@@ -18,6 +18,11 @@ UNBIASED = frozenset({("k1", "reward"), ("k2", "loss")})
 def masked_mean(values, mask):
     """The mean of `values` (B, T) where `mask` is 1."""
     return torch.where(mask.bool(), values, 0.0).sum() / mask.sum()
+
+
+def sum_over_tokens(values, mask):
+    """The sum (B,) of `values` (B, T) over each response's tokens."""
+    return torch.where(mask.bool(), values, 0.0).sum(dim=1)
 
 
 def kl_estimate(logprobs, reference_logprobs, estimator):
@@ -120,11 +125,20 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range):
     All tensors are (B, T). Returns (loss, clip_fraction), the latter the share of masked tokens whose clipped loss is
     strictly above the unclipped one.
     """
-    mask = mask.bool()
-    ratio = torch.exp(torch.where(mask, logprobs - old_logprobs, 0.0))
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    return masked_mean(torch.maximum(unclipped, clipped), mask), masked_mean((clipped > unclipped).float(), mask)
+    losses, clipped = clipped_losses(token_ratios(logprobs, old_logprobs, mask), advantages, clip_range)
+    return masked_mean(losses, mask), masked_mean(clipped, mask)
+
+
+def token_ratios(logprobs, old_logprobs, mask):
+    """The ratio ρ = π / π_old of each token, (B, T), 1 where masked."""
+    return torch.exp(torch.where(mask.bool(), logprobs - old_logprobs, 0.0))
+
+
+def clipped_losses(ratios, advantages, clip_range):
+    """max(−Aρ, −A·clip(ρ, 1−ε, 1+ε)) of each ratio, and 1 where the clipped loss is strictly above the other."""
+    unclipped = -advantages * ratios
+    clipped = -advantages * ratios.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(unclipped, clipped), (clipped > unclipped).float()
 
 
 def value_loss(values, old_values, returns, mask, clip_range):

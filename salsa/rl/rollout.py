@@ -89,8 +89,8 @@ def make_cache(model, capacity):
 
 
 @torch.no_grad()
-def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None):
-    """Sample one response to each prompt.
+def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None, samples=1):
+    """Sample one response to each of B prompts.
 
     Args:
         model: a causal language model.
@@ -99,6 +99,7 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
         temperature: logits are divided by it; 0 takes the likeliest token.
         end_ids: token ids, each of which ends a response.
         value_head: a function from hidden states of the trunk (n, H) to their values (n,).
+        samples: how often each prompt stands there, one after the other; it is computed once.
 
     Returns (Sequences, logprobs, values): the log-probabilities of the sampled tokens and the values of the states
     before them, (B, T) of at least float32 and zero where masked. values is None without a `value_head`.
@@ -113,15 +114,23 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
 
     rows = torch.arange(count, device=device)  # the responses that are still in the cache
-    cache, inputs = make_cache(model, width + length), tokens
+    cache = make_cache(model, width + length)
     droppable = all(hasattr(layer, "batch_select_indices") for layer in cache.layers)  # linear attention has no rows
-    attention = prompt_attention
-    position, place = attention.sum(dim=1, keepdim=True), positions(attention)
+    samples = samples if droppable else 1
+    attention, position = prompt_attention, prompt_attention.sum(dim=1, keepdim=True)
+    inputs, place = tokens[::samples], positions(prompt_attention[::samples])
     noise = noise.to(device)
     for t in range(length):
         hidden = model.base_model(
-            input_ids=inputs, attention_mask=attention, position_ids=place, past_key_values=cache, use_cache=True
+            input_ids=inputs,
+            attention_mask=attention if t else attention[::samples],
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state[:, -1]
+        if t == 0 and samples > 1:  # from here on, each response has a copy of its prompt's keys and values
+            cache.batch_select_indices(rows // samples)
+            hidden = hidden.repeat_interleave(samples, dim=0)
         logits = at_least_float32(model.get_output_embeddings()(hidden))
         if temperature > 0:
             logits = logits / temperature
@@ -157,10 +166,13 @@ def sample(model, prompts, noise, temperature, end_ids, pad_id, value_head=None)
     return sequences, *(per_token[name][:, :longest] if name in per_token else None for name in ("logprobs", "values"))
 
 
-def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None):
-    """Apply `sample` to one batch, `batch_size` prompts at a time, in the order of `prompts`."""
-    slices = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
-    parts = [sample(model, prompts[i], noise[i], temperature, end_ids, pad_id, value_head) for i in slices]
+def sample_batch(model, prompts, noise, temperature, end_ids, pad_id, batch_size, value_head=None, samples=1):
+    """Apply `sample` to one batch, at most `batch_size` prompts at a time, in the order of `prompts`."""
+    if batch_size < samples:  # then responses to one prompt are in several parts, which compute it again
+        samples = 1
+    step = batch_size - batch_size % samples
+    slices = [slice(start, start + step) for start in range(0, len(prompts), step)]
+    parts = [sample(model, prompts[i], noise[i], temperature, end_ids, pad_id, value_head, samples) for i in slices]
     if len(parts) == 1:
         return parts[0]
     batches, logprobs, values = zip(*parts, strict=True)

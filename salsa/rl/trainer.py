@@ -328,9 +328,11 @@ class Trainer:
             sequences, sampled = self.vllm.sample(policy, prompts, keys, iteration, self.device)
         else:
             noise = uniforms(self.settings.seed, iteration, keys, self.settings.lengths.response)
-            batch = self.execution.rollout_batch
+            # Where processes share out the responses to a prompt, each response computes its prompt by itself.
+            samples = 1 if len(prompts) % self.section.samples else self.section.samples
+            how = self.end_ids, self.pad_id, self.execution.rollout_batch, samples
             with torch.no_grad(), processes.gathered(self.networks):
-                sequences, sampled, values = self.networks("sample", prompts, noise, self.end_ids, self.pad_id, batch)
+                sequences, sampled, values = self.networks("sample", prompts, noise, *how)
             if self.settings.mixed_precision == "no":
                 return sequences, sampled, values, torch.zeros_like(sampled)
         fresh = self._in_batches(sequences, "logprobs")

@@ -2,15 +2,13 @@
 
 import copy
 import dataclasses
-import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from naive import Naive, assert_same_training, largest_difference
 from safetensors.torch import load_file
-from torch.nn.functional import log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -88,233 +86,90 @@ def exact_norms(monkeypatch):
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
-def largest_difference(model, other):
-    pairs = zip(model.parameters(), other.parameters(), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
+class NaivePpo(Naive):
+    """The values of single tokens, GAE backwards through a response, and two clipped losses a token."""
 
-
-class Naive:
-    """PPO on one unpadded sequence and one token at a time. Shares with the trainer only its noise and data order."""
-
-    def __init__(self, made, settings, reward_run):
-        self.settings, self.ppo, self.ends = settings, settings.ppo, made.end_ids
-        self.policy, self.sft0 = copy.deepcopy(made.networks.policy), made.sft0
-        self.references = [copy.deepcopy(model) for model in made.reference.models]
-        weights = [float(Fraction(weight)) for weight in settings.reference.weights]
-        self.weights = [w for w in weights if w] if settings.reference.kind == "multi_kl" else [1.0]
-        self.kl_coef = settings.kl_coef
-
-        kind, self.reward_classifier = self.ppo.value_model, made.reward_model.classifier
-        constants = runs.read_json(reward_run / "normalisation.json")
-        self.constants = constants["mean"], constants["std"]
+    def networks(self, made):
+        kind = self.section.value_model
         if kind == "reward_model":
             self.trunk, self.head = copy.deepcopy(self.reward_classifier.model), self.reward_classifier.score.weight[0]
             self.head, self.shift, self.scale = (
                 self.head.detach().clone(),
-                *(self.constants if self.ppo.score_normalisation != "none" else (0.0, 1.0)),
+                *(self.constants if self.section.score_normalisation != "none" else (0.0, 1.0)),
             )
         else:
             self.trunk = self.policy.model if kind == "shared" else copy.deepcopy(self.policy.model)
             self.head, self.shift, self.scale = torch.zeros(32, dtype=torch.float64), 0.0, 1.0
-        trained = [[*self.policy.parameters()], [*self.trunk.parameters(), self.head]]
         if kind == "shared":
             self.bias = torch.zeros((), dtype=torch.float64)
-            trained = [[*self.policy.parameters(), self.head, self.bias]]
-        else:
-            self.bias = 0.0
-        self.groups = [[p.requires_grad_() for p in group] for group in trained]
-        options = {"lr": self.ppo.learning_rate, "betas": (0.9, 0.999), "eps": 1e-5, "weight_decay": 0.0}
-        self.optimizers = [torch.optim.AdamW(group, **options) for group in self.groups]
-
-    def distributions(self, model, prompt, response):
-        """(T, V) log-probabilities."""
-        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-        return log_softmax(logits / self.ppo.temperature, dim=-1)
-
-    def logprobs(self, model, prompt, response):
-        return self.distributions(model, prompt, response)[range(len(response)), response]
+            return [[*self.policy.parameters(), self.head, self.bias]]
+        self.bias = 0.0
+        return [[*self.policy.parameters()], [*self.trunk.parameters(), self.head]]
 
     def values(self, prompt, response):
         states = self.trunk(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, len(prompt) - 1 : -1]
         return (states @ self.head + self.bias - self.shift) / self.scale
 
-    def respond(self, prompt, noise):
-        response = []
-        for uniform in noise:
-            logits = self.policy(input_ids=torch.tensor([prompt + response])).logits[0, -1].double()
-            cumulative = torch.softmax(logits / self.ppo.temperature, dim=-1).cumsum(0)
-            response.append(int((cumulative <= uniform * cumulative[-1]).sum()))
-            if response[-1] in self.ends:
-                break
-        return response
-
-    def score(self, prompt, response):
-        model, (mean, std) = self.reward_classifier, self.constants
-        hidden = model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-        return ((model.score(hidden)[0] - mean) / std).item()
-
-    def pay(self, rows):
-        scores = [row["score"] for row in rows]
+    def advantages(self, rows):
+        ppo = self.section
         for row in rows:
-            paid = row["score"]
-            if self.ppo.score_normalisation == "none":
-                paid = paid * self.constants[1] + self.constants[0]
-            if self.ppo.score_normalisation == "batch":
-                paid = (paid - np.mean(scores)) / math.sqrt(np.var(scores) + 1e-8)
-            if self.ppo.score_clip > 0:
-                paid = min(max(paid, -self.ppo.score_clip), self.ppo.score_clip)
-            row["paid"] = paid - (0 if row["ended"] else self.ppo.missing_eos_penalty)
-
-    def kl(self, ours, theirs, estimator):
-        """Of one token: towards each reference, weighted. `theirs`: (R,)."""
-        total = 0.0
-        for weight, other in zip(self.weights, theirs, strict=True):
-            delta = ours - other
-            estimates = {"k1": delta, "k2": delta**2 / 2, "k3": torch.exp(-delta) - 1 + delta}
-            total = total + weight * estimates[estimator]
-        return total
-
-    @torch.no_grad()
-    def experience(self, iteration, ids, prompts):
-        noise = rollout.uniforms(self.settings.seed, iteration, ids, self.settings.lengths.response)
-        rows = []
-        for prompt, uniforms in zip(prompts, noise, strict=True):
-            response = self.respond(prompt, uniforms)
-            row = {"prompt": prompt, "response": response, "ended": response[-1] in self.ends}
-            row["old"] = self.logprobs(self.policy, prompt, response)
-            row["references"] = torch.stack([self.logprobs(m, prompt, response) for m in self.references], dim=1)
-            row["sft0"] = self.logprobs(self.sft0, prompt, response)
-            row["values"] = self.values(prompt, response)
-            row["score"] = self.score(prompt, response)
-            rows.append(row)
-        self.pay(rows)
-        for row in rows:
+            row["values"] = self.values(row["prompt"], row["response"])
             length, values = len(row["response"]), row["values"]
             rewards = torch.zeros(length, dtype=torch.float64)
             for t in range(length):
-                if self.ppo.kl_in == "reward":
-                    rewards[t] -= self.kl_coef * self.kl(row["old"][t], row["references"][t], self.ppo.kl_estimator)
+                if ppo.kl_in == "reward":
+                    rewards[t] -= self.kl_coef * self.kl(row["old"][t], row["references"][t], ppo.kl_estimator)
             rewards[-1] += row["paid"]
             row["advantages"], following = torch.zeros(length, dtype=torch.float64), 0.0
             for t in reversed(range(length)):
                 next_value = values[t + 1] if t + 1 < length else 0.0
-                delta = rewards[t] + self.ppo.gamma * next_value - values[t]
-                following = delta + self.ppo.gamma * self.ppo.lam * following
+                delta = rewards[t] + ppo.gamma * next_value - values[t]
+                following = delta + ppo.gamma * ppo.lam * following
                 row["advantages"][t] = following
             row["returns"] = row["advantages"] + row["values"]
         everything = torch.cat([row["advantages"] for row in rows])
-        for row in rows if self.ppo.whiten_advantages else ():
+        for row in rows if ppo.whiten_advantages else ():
             centred = row["advantages"] - everything.mean()
             row["advantages"] = centred / torch.sqrt(everything.var(unbiased=False) + 1e-8)
-        return rows
+        returns, values = (torch.cat([row[name] for row in rows]) for name in ("returns", "values"))
+        return {"explained_variance": (1 - (returns - values).var() / returns.var()).item()}
 
-    def losses(self, row):
-        """Policy loss and value loss of each token, both clipped, the penalty where it is in the loss, the entropy."""
-        distributions = self.distributions(self.policy, row["prompt"], row["response"])
-        values = self.values(row["prompt"], row["response"])
-        result = {"policy": [], "value": [], "kl": [], "policy_clipped": 0, "value_clipped": 0, "entropy": 0.0}
+    def losses(self, row, distributions):
+        """Policy loss and value loss summed over tokens, the penalty where it is in the loss, clipped tokens."""
+        ppo, values = self.section, self.values(row["prompt"], row["response"])
+        sums = {"policy": 0.0, "value": 0.0, "kl": 0.0, "policy_clipped": 0, "value_clipped": 0}
         for t, token in enumerate(row["response"]):
             logprob = distributions[t, token]
             ratio, advantage = torch.exp(logprob - row["old"][t]), row["advantages"][t]
-            bounded = torch.clamp(ratio, 1 - self.ppo.clip_range, 1 + self.ppo.clip_range)
-            result["policy"].append(-torch.min(ratio * advantage, bounded * advantage))
-            result["policy_clipped"] += int(-bounded * advantage > -ratio * advantage)
+            bounded = torch.clamp(ratio, 1 - ppo.clip_range, 1 + ppo.clip_range)
+            sums["policy"] -= torch.min(ratio * advantage, bounded * advantage)
+            sums["policy_clipped"] += int(-bounded * advantage > -ratio * advantage)
             old, wanted = row["values"][t], row["returns"][t]
-            near = old + torch.clamp(values[t] - old, -self.ppo.value_clip_range, self.ppo.value_clip_range)
-            result["value"].append(torch.max((values[t] - wanted) ** 2, (near - wanted) ** 2) / 2)
-            result["value_clipped"] += int((near - wanted) ** 2 > (values[t] - wanted) ** 2)
-            result["kl"].append(self.kl(logprob, row["references"][t], self.ppo.kl_estimator))
-            result["entropy"] -= sum(p * math.log(p) for p in distributions[t].exp().tolist())
-        return result
+            near = old + torch.clamp(values[t] - old, -ppo.value_clip_range, ppo.value_clip_range)
+            sums["value"] += torch.max((values[t] - wanted) ** 2, (near - wanted) ** 2) / 2
+            sums["value_clipped"] += int((near - wanted) ** 2 > (values[t] - wanted) ** 2)
+            sums["kl"] += self.kl(logprob, row["references"][t], ppo.kl_estimator)
+        return sums
 
-    def learning_rate(self, iteration):
-        rate, warmup = self.ppo.learning_rate, self.ppo.warmup
-        if iteration < warmup:
-            return rate * (iteration + 1) / warmup
-        if self.ppo.schedule == "linear":
-            return rate * (self.ppo.iterations - iteration) / (self.ppo.iterations - warmup)
-        return rate
-
-    def iterate(self, iteration, ids, prompts):
-        rows, kl_coef, rate = self.experience(iteration, ids, prompts), self.kl_coef, self.learning_rate(iteration)
-        seen, norms = 0, []
-        sums = dict.fromkeys(["policy", "value", "policy_clipped", "value_clipped", "entropy"], 0.0)
-        for epoch in range(self.ppo.epochs):
-            order = np.random.default_rng([self.settings.seed, iteration, epoch]).permutation(len(rows))
-            size = len(rows) // self.ppo.mini_batches
-            for start in range(0, len(rows), size):
-                part = [rows[i] for i in order[start : start + size]]
-                tokens = sum(len(row["response"]) for row in part)
-                found = [self.losses(row) for row in part]
-                policy, value, kl = (sum(sum(one[name]) for one in found) for name in ("policy", "value", "kl"))
-                loss = (policy + self.ppo.value_coef * value) / tokens
-                if self.ppo.kl_in == "loss":
-                    loss = loss + kl_coef * kl / tokens
-                for optimizer in self.optimizers:
-                    optimizer.zero_grad()
-                loss.backward()
-                for group, optimizer in zip(self.groups, self.optimizers, strict=True):
-                    norm = math.sqrt(sum(p.grad.square().sum().item() for p in group))
-                    for p in group:
-                        p.grad *= min(1.0, self.ppo.max_grad_norm / (norm + 1e-6))
-                    optimizer.param_groups[0]["lr"] = rate
-                    optimizer.step()
-                    norms += [norm] if optimizer is self.optimizers[0] else []
-                seen += tokens
-                sums["policy"], sums["value"] = sums["policy"] + policy.item(), sums["value"] + value.item()
-                for name in ("policy_clipped", "value_clipped", "entropy"):
-                    sums[name] += sum(one[name] for one in found)
-        count = len(rows)
-        kls = {
-            name: sum(
-                self.kl(row["old"][t], row["references"][t], name).item()
-                for row in rows
-                for t in range(len(row["response"]))
-            )
-            / count
-            for name in ("k1", "k2", "k3")
-        }
-        self.move_on(iteration, kls["k1"], count)
-        returns, values = (torch.cat([row[name] for row in rows]) for name in ("returns", "values"))
-        return {
-            "iteration": iteration,
-            "score": sum(row["score"] for row in rows) / count,
-            "reward": sum(row["paid"] for row in rows) / count,
-            "kl_to_reference": kls["k1"],
-            "kl_k1": kls["k1"],
-            "kl_k2": kls["k2"],
-            "kl_k3": kls["k3"],
-            "kl_to_sft0": sum((row["old"] - row["sft0"]).sum().item() for row in rows) / count,
-            "response_length": sum(len(row["response"]) for row in rows) / count,
-            "eos_rate": sum(row["ended"] for row in rows) / count,
-            "explained_variance": (1 - (returns - values).var() / returns.var()).item(),
-            "policy_loss": sums["policy"] / seen,
-            "value_loss": sums["value"] / seen,
-            "policy_clip_fraction": sums["policy_clipped"] / seen,
-            "value_clip_fraction": sums["value_clipped"] / seen,
-            "entropy": sums["entropy"] / seen,
-            "gradient_norm": sum(norms) / len(norms),
-            "kl_coef": kl_coef,
-            "learning_rate": rate,
-        }
-
-    @torch.no_grad()
-    def move_on(self, iteration, kl, count):
-        """What another iteration finds changed: the reference, and kl_coef."""
-        schedule, anchor = self.ppo.kl_schedule, self.settings.reference
-        if schedule.kind == "linear" and iteration < self.ppo.iterations - 1:
-            step = self.settings.kl_coef * (schedule.final - 1) / (self.ppo.iterations - 1)
-            self.kl_coef += step
-        if schedule.kind == "adaptive":
-            error = np.clip((kl - schedule.target) / schedule.target, -0.2, 0.2)
-            self.kl_coef *= 1 + error * count / schedule.horizon
-        if iteration == self.ppo.iterations - 1:
-            return
-        for ours, theirs in zip(self.references[0].parameters(), self.policy.parameters(), strict=True):
-            if anchor.kind == "ema":
-                ours.copy_((1 - anchor.rate) * ours + anchor.rate * theirs)
-            if anchor.kind == "reset" and (iteration + 1) % anchor.every == 0:
-                ours.copy_(theirs)
+    def loss(self, part, distributions):
+        found = [self.losses(row, each) for row, each in zip(part, distributions, strict=True)]
+        policy, value, kl, policy_clipped, value_clipped = (
+            sum(one[name] for one in found) for name in ("policy", "value", "kl", "policy_clipped", "value_clipped")
+        )
+        tokens = sum(len(row["response"]) for row in part)
+        loss = (policy + self.section.value_coef * value) / tokens
+        if self.section.kl_in == "loss":
+            loss = loss + self.kl_coef * kl / tokens
+        return (
+            loss,
+            tokens,
+            {
+                "policy_loss": policy.item(),
+                "value_loss": value.item(),
+                "policy_clip_fraction": policy_clipped,
+                "value_clip_fraction": value_clipped,
+            },
+        )
 
 
 @pytest.mark.parametrize(
@@ -348,22 +203,11 @@ class Naive:
 def test_training_is_that_of_a_plain_implementation(make, prompts, reward_run, exact_norms, arm, ppo):
     settings = make_settings(**arm, **ppo)
     made = make(settings, dtype=torch.float64, micro_batch=3)
-    naive = Naive(made, settings, reward_run)
-    made.fit([{"id": i, "prompt": ""} for i in prompts[0]], prompts[1])
-    metrics = runs.read_jsonl(made.output / "metrics.jsonl")
-    order = rollout.prompt_order(len(prompts[0]), settings.ppo.iterations, settings.ppo.batch_size, settings.seed)
-    ends = []
-    for iteration, (chosen, found) in enumerate(zip(order, metrics, strict=True)):
-        expected = naive.iterate(iteration, *([column[i] for i in chosen] for column in prompts))
-        for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-7, abs=1e-10), (iteration, name)
-        ends.append(expected["eos_rate"])
-    assert 0 < np.mean(ends) < 1
+    naive = NaivePpo(made, settings, reward_run)
+    expected = assert_same_training(made, naive, prompts)
     ended = made.networks.policy, made.networks.value_model, made.reference.models[0]
-    assert largest_difference(ended[0], naive.policy) < 1e-10
     for mine, theirs in zip(ended[1].parameters(), naive_value_parameters(naive), strict=True):
         assert (mine - theirs.reshape(mine.shape)).abs().max() < 1e-10
-    assert largest_difference(ended[2], naive.references[0]) < 1e-10
     begun = models.load_policy(made.networks.policy.config._name_or_path)
     assert largest_difference(ended[0], begun) > 1e-3
     assert made.reference.moves is (largest_difference(ended[2], make(settings).reference.models[0]) > 1e-4)
@@ -372,7 +216,7 @@ def test_training_is_that_of_a_plain_implementation(make, prompts, reward_run, e
 
 def naive_value_parameters(naive):
     """As the trainer's value model has them."""
-    shared = naive.ppo.value_model == "shared"
+    shared = naive.section.value_model == "shared"
     return [naive.head, naive.bias] if shared else [*naive.trunk.parameters(), naive.head]
 
 
