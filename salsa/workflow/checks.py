@@ -237,6 +237,8 @@ def _check_data(config):
         fitting[judge.kind].check(f"judges.{name}", judge)
     if section.preferences == "sampled" and not world.gold:
         raise UserError(f"data.preferences=sampled: data={section.name} has no gold to label them; use given")
+    if section.preferences == "sampled" and config.sft.models < 2:
+        raise UserError("data.preferences=sampled: pairs are drawn from two SFT models; set sft.models=2")
     if section.preferences == "given" and world.preferences != "given":
         raise UserError(f"data.preferences=given: data={section.name} comes without preferences; use sampled")
     if config.model.source == "pretrain" and section.corpus.kind == "none":
