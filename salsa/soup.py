@@ -6,7 +6,8 @@ folder per row from one reading of the ingredients. Its memory is that of a few 
 the models. Training copies `mixed_tensors` straight into a model, so that a grid of references costs no disk.
 
 The other methods of mixing (salsa.mixes) choose coefficients and are written here, too: `combinations` takes
-coefficients that differ between tensors, and `task_products` reads what SLERP computes them from.
+coefficients that differ between tensors, adds up in float64, for the terms of task vectors cancel each other, and
+`task_products` reads what SLERP computes its coefficients from.
 
 Left out: methods that are no linear combination of whole tensors (TIES, DARE and the like). Sources: Model soups
 (2203.05482); SALSA (2411.01798) averages two.
@@ -32,8 +33,9 @@ from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading,
 from salsa.workflow import bounds, failures
 from salsa.workflow.messages import Parser, UserError
 
-# Numbers averaged at once. An ingredient, the total and the result (1 MiB each in float32) then stay in a core's cache,
-# where each row of the grid finds them again; larger pieces would be read from memory once per row.
+# Numbers averaged at once in float32, and half as many in float64. An ingredient, the total and the result (1 MiB each)
+# then stay in a core's cache, where each row of the grid finds them again; larger pieces would be read from memory once
+# per row.
 PIECE = 2**18
 THREADS = 16  # at most; more would only wait for the disk, and each has buffers of its own
 # safetensors' names of the types that can be averaged (floats) or must be equal (all others).
@@ -161,7 +163,7 @@ def _same(one, other):
     buffers = torch.empty(2, PIECE * size, dtype=torch.uint8)
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, [one, other])
-        for start, count in _pieces(one.shape):
+        for start, count in _pieces(one.shape, PIECE):
             pair = buffers[:, : count * size]
             for tensor, buffer in zip((one, other), pair, strict=True):
                 _read(files[tensor.path], buffer, tensor.start + start * size)
@@ -209,14 +211,18 @@ class _Mixer:
 
     Args:
         count: the number of ingredients.
+        precision: the type in which they are added up: float32 or float64.
+
+    `piece` is how many numbers it takes at most.
     """
 
-    def __init__(self, count):
+    def __init__(self, count, precision):
+        self.piece = _piece(precision)
         # Ingredients as they are stored, of at most 8 bytes a number, and last the result.
-        self.raw = torch.empty(count + 1, 8 * PIECE, dtype=torch.uint8)
-        # Ingredients in float32, converted once for all rows of the grid, and last the total. A sum in bfloat16, with
-        # its 8 bits of precision, would be rounded after every term.
-        self.floats = torch.empty(count + 1, PIECE)
+        self.raw = torch.empty(count + 1, 8 * self.piece, dtype=torch.uint8)
+        # Ingredients in the sum's type, converted once for all rows of the grid, and last the total. A sum in bfloat16,
+        # with its 8 bits of precision, would be rounded after every term.
+        self.floats = torch.empty(count + 1, self.piece, dtype=precision)
 
     def averages(self, name, grid, ingredients, files, start, count):
         """Yield, for each row of the grid, `count` numbers of the average from number `start` on, in the stored dtype.
@@ -255,7 +261,7 @@ class _Mixer:
 
 
 class _Multiplier:
-    """Inner products of pieces of task vectors, in buffers that are made once, about as large as a mixer's.
+    """Inner products of pieces of task vectors, in buffers that are made once and no larger than a mixer's.
 
     Args:
         count: the number of models, with the origin.
@@ -263,8 +269,9 @@ class _Multiplier:
     """
 
     def __init__(self, count, from_origin):
-        self.raw = torch.empty(count, 8 * PIECE, dtype=torch.uint8)
-        self.vectors = torch.empty(count, PIECE, dtype=torch.float64)
+        self.piece = _piece(torch.float64)
+        self.raw = torch.empty(count, 8 * self.piece, dtype=torch.uint8)
+        self.vectors = torch.empty(count, self.piece, dtype=torch.float64)
         self.from_origin = from_origin
 
     def products(self, name, ingredients, files, start, count):
@@ -290,10 +297,15 @@ def _check_finite(numbers, name, tensor, otherwise="give it no weight"):
         raise UserError(f"{tensor.path}: tensor {name} holds NaN or infinity; {remedy}")
 
 
-def _pieces(shape):
-    """(place of its first number, how many numbers) of each piece of a tensor."""
+def _piece(precision):
+    """How many numbers are averaged at once in a type of floats."""
+    return max(1, 4 * PIECE // precision.itemsize)
+
+
+def _pieces(shape, piece):
+    """(place of its first number, how many numbers) of each piece of a tensor, of at most `piece` numbers."""
     size = math.prod(shape)
-    return [(start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
+    return [(start, min(piece, size - start)) for start in range(0, size, piece)]
 
 
 def _read_parts(raw, ingredients, files, start, count):
@@ -343,14 +355,14 @@ def mixed_tensors(models, weights, names=None):
     Tensors that are no floats (buffers) can't be averaged: they must be equal, else UserError.
     """
     models = _aligned([Path(folder) for folder in models])
-    mixer = _Mixer(len(models))
+    mixer = _Mixer(len(models), torch.float32)
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, itertools.chain(*(model.values() for model in models)))
         for name in names if names is not None else models[0]:
             ingredients = [model[name] for model in models]
             dtype, shape = TYPES[ingredients[0].dtype], ingredients[0].shape
             tensor = torch.empty(shape, dtype=dtype)
-            for start, count in _pieces(shape):
+            for start, count in _pieces(shape, mixer.piece):
                 (average,) = mixer.averages(name, [weights], ingredients, files, start, count)
                 tensor.view(-1)[start : start + count] = average
             yield name, tensor
@@ -376,7 +388,7 @@ def soups(models, grid, outputs):
     output exists or the disk is too small. Whatever else fails, no part of an output is left.
     """
     grid = parse_grid(models, grid, outputs)
-    combinations(models, outputs, lambda: lambda name: grid)
+    combinations(models, outputs, lambda: lambda name: grid, torch.float32)
 
 
 def parse_grid(models, grid, outputs):
@@ -387,13 +399,14 @@ def parse_grid(models, grid, outputs):
     return rows
 
 
-def combinations(models, outputs, choose):
+def combinations(models, outputs, choose, precision=torch.float64):
     """Write linear combinations of model folders, whose coefficients may differ between tensors; else as `soups`.
 
     Args:
         choose: a function without arguments, which is called when the models are known to fit together, before anything
             is written. It returns a function: name of a tensor -> a row of coefficients (floats) for each output, with
             one for each model.
+        precision: the type in which terms are added up, before the sum is rounded to the stored dtype.
     """
     models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
     prepare(models, outputs)
@@ -403,7 +416,7 @@ def combinations(models, outputs, choose):
             folder.mkdir(parents=True)
             for path in _companions(models[0]):
                 shutil.copy2(path, folder / path.name)
-        _write_weights(models, grid_of, partial)
+        _write_weights(models, grid_of, precision, partial)
         for folder, output in zip(partial, outputs, strict=True):
             if output.exists():
                 output.rmdir()
@@ -445,7 +458,7 @@ def task_products(models, origin=None):
     aligned = _aligned([Path(folder) for folder in [*models, *([origin] if origin else [])]])
     shapes_of = {name: tensor.shape for name, tensor in aligned[0].items() if TYPES[tensor.dtype].is_floating_point}
     totals = {name: torch.zeros(len(models), len(models), dtype=torch.float64) for name in shapes_of}
-    pieces = [(name, piece) for name, shape in shapes_of.items() for piece in _pieces(shape)]
+    pieces = [(name, piece) for name, shape in shapes_of.items() for piece in _pieces(shape, _piece(torch.float64))]
     with contextlib.ExitStack() as stack:
         files = _open_all(stack, itertools.chain(*(model.values() for model in aligned)))
 
@@ -529,10 +542,10 @@ def _in_threads(stack, workers, work, pieces):
     return stack.enter_context(ThreadPoolExecutor(len(workers))).map(borrow, pieces)
 
 
-def _write_weights(models, grid_of, outputs):
+def _write_weights(models, grid_of, precision, outputs):
     """Write the averages into the outputs' folders, with the files and places that the first model's tensors have."""
     models = _aligned(models)
-    with _one_a_thread(lambda: _Mixer(len(models))) as mixers:
+    with _one_a_thread(lambda: _Mixer(len(models), precision)) as mixers:
         for path in sorted({tensor.path for tensor in models[0].values()}):
             _write_file(path, models, grid_of, mixers, outputs)
 
@@ -555,7 +568,7 @@ def _write_file(path, models, grid_of, mixers, outputs):
                 offset = ingredients[0].start + start * average.itemsize
                 _write(target, memoryview(average.view(torch.uint8).numpy()), offset)
 
-        pieces = [(name, piece) for name in names for piece in _pieces(models[0][name].shape)]
+        pieces = [(name, piece) for name in names for piece in _pieces(models[0][name].shape, mixers[0].piece)]
         for _ in _in_threads(stack, mixers, write_piece, pieces):
             pass
 
