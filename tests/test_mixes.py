@@ -22,8 +22,9 @@ from test_soup import FLOATS, assert_same_bits, change_tensor, contents, copied,
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from salsa import mixes, soup
+from salsa.base import ASSETS
 from salsa.mixes import greedy, slerp
-from salsa.workflow import config, schema
+from salsa.workflow import compose, config, plan, schema
 from salsa.workflow.messages import UserError
 
 # Plain implementations.
@@ -375,6 +376,45 @@ def test_the_order_of_weights_changes_nothing():
     assert [list(mixes.weights_of(mix).items()) for mix in made] == [[("a", Fraction(3, 4)), ("b", Fraction(1, 4))]] * 2
     assert [mixes.roles(mix) for mix in made] == [["a", "b", "z"]] * 2
     assert slerp.words(made[0]) == "SLERP of 3/4 a + 1/4 b, from z"
+
+
+# Planning.
+
+
+def planned(*overrides):
+    """The runs of the stage mix in the plan of a study whose salsa arm has the mix `m` as its reference."""
+    reference = "arms.salsa.reference.weights=m"
+    runs = plan.plan(compose.compose([*overrides, reference, "replicates=[0]"])).runs
+    return [run for run in runs.values() if run.stage == "mix"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "parents"),
+    [
+        ("{kind:slerp,weights:{sft0:1/2,sft1:1/2}}", {"sft0", "sft1"}),
+        ("{kind:slerp,weights:{sft0:1/2,sft1:1/2},origin:'policy:ppo'}", {"sft0", "sft1", "ingredient0"}),
+        ("{kind:greedy,weights:{sft0:1/2,sft1:1/2},measure:gold}", {"sft0", "sft1", "prepare"}),
+    ],
+)
+def test_a_mix_has_the_parents_that_its_stage_reads(mix, parents):
+    (run,) = planned(f"+mixes.m={mix}")
+    made = schema.from_dict(config.MixSettings, run.settings)
+    assert set(run.parents) == parents == {*mixes.roles(made.mix), *(["prepare"] if made.lengths else [])}
+
+
+def test_gold_where_there_is_none_is_refused_while_planning():
+    mix = "+mixes.m={kind:greedy,weights:{sft0:1/2,sft1:1/2},measure:gold}"
+    with pytest.raises(UserError, match=r"mixes.m: measures gold, and data=ultra\S* has none"):
+        planned("experiment=smollm2_ultra", mix)
+
+
+@pytest.mark.parametrize(
+    "mix", ["{kind:slerp,weights:{sft0:1/2,a:1/2},origin:b}", "{kind:greedy,weights:{sft0:1/3,a:1/3,b:1/3}}"]
+)
+def test_two_names_of_one_model_are_refused_while_planning(mix):
+    (folder,) = (path for path in ASSETS.iterdir() if path.is_dir())
+    with pytest.raises(UserError, match=r"mixes\.m: two of a, b, sft0 are one model; name it once"):
+        planned(f"+mixes.m={mix}", f"+models.a.path={folder}", f"+models.b.path={folder}")
 
 
 # The command line.

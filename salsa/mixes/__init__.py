@@ -55,6 +55,7 @@ class Mix:
         settings: a schema of its own settings, or None.
         origin: mix -> the role that it is made from beside those with weights, or "".
         searches: whether it calls `held_out`, for which its run has the parent `prepare`, a seed and lengths.
+        needs_gold: mix -> whether what it measures is gold, which not every world has.
         writes: the names of the files that it adds to the model.
         check: mix -> None. `schema.fault` of one line for what can't be made.
     """
@@ -65,6 +66,7 @@ class Mix:
     settings: type | None = None
     origin: Callable = lambda mix: ""
     searches: bool = False
+    needs_gold: Callable = lambda mix: False
     writes: tuple = ()
     check: Callable = _nothing
 

@@ -35,6 +35,8 @@ def check(study):
         _check_weights(f"mixes.{name}.weights", mix.weights, study)
         made_from[name] = mixes.roles(mix)
         _check_names_of(f"mixes.{name}", mixes.roles(mix), study)
+        if mixes.kinds()[mix.kind].needs_gold(mix) and not data.world_kinds()[study.data.task.kind].gold:
+            raise UserError(f"mixes.{name}: measures gold, and data={study.data.name} has none; measure something else")
     _check_circles(made_from)
     _check_all_are_used(study, {name for names in made_from.values() for name in names})
     for name, variant in study.sft_variants.items():

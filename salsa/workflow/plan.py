@@ -429,6 +429,8 @@ class _Replicate:
         mix = self.config.mixes[name]
         kind, ingredients = mixes.kinds()[mix.kind], self.roles(mixes.roles(mix), kl_coef)
         roles = {name: role for name, (role, _) in ingredients.items()}
+        if len(set(roles.values())) < len(roles):
+            raise UserError(f"mixes.{name}: two of {', '.join(sorted(roles))} are one model; name it once")
         changes = {"weights": dict(renamed(mixes.weights_of(mix), roles))}
         if kind.origin(mix):
             changes["origin"] = roles[mix.origin]
