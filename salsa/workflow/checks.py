@@ -12,7 +12,7 @@ from pathlib import Path
 from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, ingredients, jobs, policies, runs, yaml_files
+from salsa.workflow import bounds, crossing, ingredients, jobs, policies, runs, yaml_files
 from salsa.workflow.config import Arm, changed
 from salsa.workflow.messages import UserError
 
@@ -70,6 +70,7 @@ def _check_axes(config):
                 f"{axis} is empty; give at least one, such as {axis}=[{0 if axis == 'replicates' else 0.05}]"
             )
     subsets = {"alpha_kl_coefs": config.alpha_kl_coefs}
+    subsets |= {f"algorithm_kl_coefs.{name}": subset for name, subset in config.algorithm_kl_coefs.items()}
     subsets |= {f"arms.{name}.kl_coefs": arm.kl_coefs for name, arm in config.arms.items()}
     for key, subset in subsets.items():
         if subset is not None:
@@ -81,6 +82,7 @@ def _check_axes(config):
                 raise UserError(f"{key} is empty; leave it out for all of kl_coefs")
     for key, alphas in (("alphas", config.alphas), ("evaluate.alphas", config.evaluate.alphas)):
         _check_once_each(key, alphas, [f"{float(bounds.fraction(alpha)):.5f}" for alpha in alphas])
+    _check_algorithms(config)
     if config.alphas and config.sft.models < 2:
         raise UserError("alphas: need two SFT models, and sft.models=1; set sft.models=2")
     if not config.arms and not config.alphas:
@@ -94,6 +96,15 @@ def _check_axes(config):
         )
 
 
+def _check_algorithms(config):
+    training = crossing.chosen(config)
+    for name in config.algorithm_kl_coefs:
+        if name not in training:
+            raise UserError(f"algorithm_kl_coefs.{name}: is none of algorithm=[{','.join(training)}]; leave it out")
+    if config.alphas and policies.DEFAULT not in training:
+        raise UserError(f"alphas: are trained by {policies.DEFAULT}; add it to algorithm=[…], or give alphas=[]")
+
+
 def _check_once_each(key, given, values):
     if len(set(values)) < len(values):
         raise UserError(f"{key}={bounds.shown(given)}: a value stands there twice; leave one out")
@@ -101,13 +112,14 @@ def _check_once_each(key, given, values):
 
 def _check_arms(config):
     for name, arm in config.arms.items():
-        training = policies.section(config, arm.algorithm)
+        trained_by = policies.algorithm_of(arm)
+        training = policies.section(config, trained_by)
         _check_penalty(f"arms.{name}", arm)
         if arm.kl_schedule and training.kl_schedule is None:
-            raise UserError(f"arms.{name}.kl_schedule: {arm.algorithm} has none, its kl_coef is fixed; leave it out")
-        _check_reference(f"arms.{name}.reference", arm.reference, training, f"{arm.algorithm}.lora_rank")
+            raise UserError(f"arms.{name}.kl_schedule: {trained_by} has none, its kl_coef is fixed; leave it out")
+        _check_reference(f"arms.{name}.reference", arm.reference, training, f"{trained_by}.lora_rank")
         _check_words(anchors.kinds()[arm.reference.kind], arm.reference)
-        algorithm = algorithms.kinds()[arm.algorithm]
+        algorithm = algorithms.kinds()[trained_by]
         _check_words(algorithm, training)
         try:
             algorithm.check_arm(f"arms.{name}", arm, config)
@@ -117,11 +129,11 @@ def _check_arms(config):
 
 def _check_penalty(key, arm):
     """Refuse an arm that names a reference, a strength or an order of prompts where its algorithm reads none."""
-    if algorithms.kinds()[arm.algorithm].penalised:
+    if algorithms.kinds()[policies.algorithm_of(arm)].penalised:
         return
     for setting in ("reference", "kl_scale", "kl_schedule", "kl_coefs", "seed"):
         if getattr(arm, setting) != getattr(UNNAMED, setting):
-            raise UserError(f"{key}.{setting}: not read with algorithm={arm.algorithm}; leave it out")
+            raise UserError(f"{key}.{setting}: not read with algorithm={policies.algorithm_of(arm)}; leave it out")
 
 
 def _check_words(record, settings):

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa.workflow import bounds, checks, config, messages, overriding, policies, schema, yaml_files
+from salsa.workflow import bounds, checks, config, crossing, messages, overriding, policies, schema, yaml_files
 from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import ENTRIES, ENTRY, ROOT, applied, expand, first_line, labels, parse, presets
 
@@ -145,7 +145,7 @@ def _compose_one(overrides):
 
 
 def configuration(composed, overrides):
-    """The `config.Config` of what Hydra composed of overrides. UserError, or one of `HYDRAS`, for what is wrong."""
+    """The `config.Config` of what Hydra composed, its arms crossed. UserError or one of `HYDRAS` for what is wrong."""
     with flag_override(composed, ["struct", "readonly"], False):
         tree = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
     _check_resolvers(OmegaConf.to_container(tree, resolve=False))
@@ -157,7 +157,7 @@ def configuration(composed, overrides):
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
     if "model.path" in keys and "model.revision" not in keys:
         values["model"]["revision"] = None  # the preset's commit is one of the preset's own path
-    return validated(values, overrides)
+    return crossing.crossed(validated(values, overrides))
 
 
 def _check_entries(tree, overrides):

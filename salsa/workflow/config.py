@@ -61,6 +61,7 @@ Judge = judges.settings()
 Reference = anchors.settings()
 Mix = mixes.settings()
 Revision = Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)]
+AlgorithmName = Literal[*algorithms.kinds()]
 PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
 
 
@@ -148,8 +149,8 @@ class Arm:
     """How kl_coef changes over the run; null: as in the algorithm's section."""
     kl_coefs: KlCoefs | None = None
     """The study's kl_coefs at which this arm is run; null: all."""
-    algorithm: Annotated[Literal[*algorithms.kinds()], ADDED] = "ppo"
-    """What trains the policy."""
+    algorithm: Annotated[AlgorithmName | None, ADDED] = None
+    """What trains the policy; null: each of the study's algorithms, which gives as many arms."""
     seed: Annotated[Seed, ADDED] = 0
     """Another order of the prompts and other noise than the arms of seed 0, which all see the same."""
 
@@ -368,12 +369,17 @@ class Claim:
     """The arm that it is compared with; `ppo` is the plain anchor, whatever its arm is called."""
     benchmarks: Labels = listed()
     """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
+    algorithm: Annotated[AlgorithmName | None, ADDED] = None
+    """What trains the candidate; null: it is claimed of each of the study's algorithms."""
+    baseline_algorithm: Annotated[AlgorithmName | None, ADDED] = None
+    """What trains the baseline; null: what trains the candidate."""
     meaning: Prose = ""
     """control: what it says of the explanation when this is refuted."""
 
     @model_validator(mode="after")
     def _of_two_arms(self):
-        if self.candidate == self.baseline and self.measure != "stable":
+        same = self.baseline_algorithm in (None, self.algorithm)
+        if same and self.candidate == self.baseline and self.measure != "stable":
             raise fault("is the candidate itself; name another arm", "baseline", self)
         return self
 
@@ -542,6 +548,10 @@ class Sections:
     """Studies planned along with this one, in the same DAG, and compared with it: each is one override, such as
     experiment=reviews or model=mistral_7b.
     """
+    algorithms: Annotated[dict[AlgorithmName, Switch], Items(), ADDED] = field(default_factory=dict)
+    """What trains the arms that name no algorithm: each of those that are true, as algorithm=[…] chooses them."""
+    algorithm_kl_coefs: Annotated[dict[AlgorithmName, KlCoefs], Items(), ADDED] = field(default_factory=dict)
+    """Algorithm -> those of the study's kl_coefs at which its arms are run; left out: all."""
     arms: Annotated[dict[EntryName, Arm], Items()] = field(default_factory=dict)
     """Ways to train a policy, by name."""
     sft_variants: Annotated[dict[EntryName, SftVariant], Items(), ADDED] = field(default_factory=dict)

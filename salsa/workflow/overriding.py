@@ -19,12 +19,20 @@ from salsa.workflow.messages import UserError
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
-GROUPS = ("model", "data", "benchmark", "judge", "arm", "experiment")
-SEVERAL = ("arm", "benchmark", "judge")  # groups of which a study takes several presets
+GROUPS = ("model", "data", "benchmark", "judge", "algorithm", "arm", "experiment")
+SEVERAL = ("algorithm", "arm", "benchmark", "judge")  # groups of which a study takes several presets
 MOST_SWEPT = 1000  # points of a sweep
 LONGEST_OVERRIDE = 10000  # characters
 DEEPEST_OVERRIDE = 20  # brackets in each other
-ENTRIES = ("arms", "benchmarks", "judges", "claims")  # groups of things, each by its name
+ENTRIES = (
+    "arms",
+    "sft_variants",
+    "models",
+    "mixes",
+    "benchmarks",
+    "judges",
+    "claims",
+)  # groups of things, each by its name
 ENTRY = re.compile(rf"({'|'.join(ENTRIES)})\.([\w+-]+)\.")  # the overridden key is an entry's
 
 

@@ -23,7 +23,7 @@ from salsa.workflow.weights import (
 )
 
 FIXED = schema.KlSchedule()
-DEFAULT = config.Arm.algorithm  # which names of policies leave out, and which alphas are trained by
+DEFAULT = "ppo"  # which names of policies leave out, and which alphas are trained by
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,18 @@ def section(study, algorithm):
 
 def algorithms_of(arms):
     """The algorithms that train some arms (name -> `config.Arm`), each once, in their order."""
-    return list(dict.fromkeys(arm.algorithm for arm in arms.values()))
+    return list(dict.fromkeys(map(algorithm_of, arms.values())))
+
+
+def algorithm_of(arm):
+    """What trains the policies of a `config.Arm`, once arms are crossed with algorithms."""
+    return arm.algorithm or DEFAULT
 
 
 def draws(arm, study):
     """How many responses the policy of an arm draws for each answer."""
-    return algorithms.kinds()[arm.algorithm].draws(section(study, arm.algorithm))
+    algorithm = algorithm_of(arm)
+    return algorithms.kinds()[algorithm].draws(section(study, algorithm))
 
 
 def spec_of(arm, study):
@@ -135,8 +141,8 @@ def spec_of(arm, study):
         canonical_weights(reference.weights),
         tuple(reference.own_settings().items()),
         arm.kl_scale,
-        arm.kl_schedule or section(study, arm.algorithm).kl_schedule or FIXED,
-        arm.algorithm,
+        arm.kl_schedule or section(study, algorithm_of(arm)).kl_schedule or FIXED,
+        algorithm_of(arm),
         arm.seed,
     )
 
@@ -249,7 +255,7 @@ def as_ingredient(composed, arm, kl_coef):
 def plain_arms(composed):
     """Arm -> the arm that is the plain anchor of its algorithm, with which it is compared; None: the study has none."""
     arms = {policy.spec.algorithm: policy.arm for policy in policies(composed) if policy.plain}
-    return {name: arms.get(arm.algorithm) for name, arm in composed.arms.items()}
+    return {name: arms.get(algorithm_of(arm)) for name, arm in composed.arms.items()}
 
 
 def _alpha_of(spec, study):

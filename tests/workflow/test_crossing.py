@@ -1,0 +1,114 @@
+"""The axis of algorithms: what arms, ingredients and claims become, and what they are called."""
+
+import re
+
+import pytest
+
+from salsa.workflow import compose, plan, schema
+from salsa.workflow.messages import UserError
+
+
+def config_of(*overrides):
+    (composed,) = compose.compose(list(overrides))
+    return composed.config
+
+
+def test_ppo_alone_is_what_every_study_was():
+    plain, chosen = config_of(), config_of("algorithm=[ppo]")
+    assert schema.dump(plain) == schema.dump(chosen) and "algorithms" not in schema.dump(plain)
+    assert [arm.algorithm for arm in plain.arms.values()] == [None] * 3
+
+
+def test_arms_are_crossed_and_keep_ppos_names():
+    arms = config_of("algorithm=[ppo,dpo]").arms
+    assert list(arms) == ["ppo", "salsa", "other", "dpo", "dpo_salsa", "dpo_other"]
+    for name in ("ppo", "salsa", "other"):
+        crossed = arms["dpo" if name == "ppo" else f"dpo_{name}"]
+        assert crossed.algorithm == "dpo" and crossed.reference == arms[name].reference
+        assert crossed.start == arms[name].start and crossed.description == arms[name].description
+    assert list(config_of("algorithm=[dpo]").arms) == ["dpo", "dpo_salsa", "dpo_other"]
+
+
+def test_an_arm_that_names_its_algorithm_is_crossed_with_none():
+    arms = config_of("algorithm=[ppo,dpo]", "arm=[ppo,salsa]", "+arms.salsa.algorithm=dpo").arms
+    assert list(arms) == ["salsa", "ppo", "dpo"]
+
+
+def test_ingredients_are_those_of_the_same_algorithm():
+    arms = config_of("algorithm=[ppo,dpo]", "arm=[ppo,rounds]").arms
+    assert arms["rounds"].start == {"policy:salsa": "1"} and arms["dpo_rounds"].start == {"policy:dpo_salsa": "1"}
+    assert arms["dpo_rounds"].reference.weights == {"sft0": "1/2", "policy:dpo_salsa": "1/2"}
+
+
+def test_mixes_of_policies_are_crossed_too():
+    mixes = ["+mixes.arc={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:salsa',origin:sft0}"]
+    mixes += ["+mixes.plain={kind:slerp,weights:'1/2 sft0 + 1/2 sft1'}"]
+    mixes += ["+arms.a={start:arc,reference:{weights:plain}}"]
+    study = config_of("algorithm=[ppo,dpo]", "arm=[ppo,salsa]", *mixes)
+    assert set(study.mixes) == {"arc", "plain", "dpo_arc"} and study.mixes["dpo_arc"].origin == "sft0"
+    assert study.mixes["dpo_arc"].weights == {"policy:dpo": "1/2", "policy:dpo_salsa": "1/2"}
+    assert study.arms["dpo_a"].start == {"dpo_arc": "1"} and study.arms["dpo_a"].reference.weights == {"plain": "1"}
+    assert set(config_of("algorithm=[dpo]", "arm=[ppo,salsa]", *mixes).mixes) == {"plain", "dpo_arc"}
+
+
+def test_claims_are_made_of_each_algorithm():
+    claims = config_of("algorithm=[ppo,dpo]").claims
+    before = config_of().claims
+    assert {name: claims[name] for name in before} == before
+    crossed = {name: claim for name, claim in claims.items() if name not in before}
+    assert all(name.startswith("dpo_") for name in crossed) and "dpo_soup_not_noise" not in crossed  # no such arm
+    claim = crossed["dpo_higher_gold"]
+    assert (claim.candidate, claim.baseline) == ("dpo_salsa", "dpo")
+    assert crossed["dpo_preferred"].text == "DPO: SALSA is preferred to DPO on every benchmark"
+    assert crossed["dpo_soup_not_other"].baseline == "dpo_other"
+
+
+def test_a_claim_may_name_both_algorithms():
+    claim = "{text:x,measure:gold_reward,smallest_effect:0.01,algorithm:dpo,baseline_algorithm:ppo}"
+    claims = config_of("algorithm=[ppo,dpo]", f"+claims.both={claim}").claims
+    assert (claims["both"].candidate, claims["both"].baseline) == ("dpo_salsa", "ppo") and "dpo_both" not in claims
+    same = "{text:x,measure:gold_reward,smallest_effect:0.01,candidate:salsa,baseline:salsa,algorithm:dpo,"
+    claims = config_of("algorithm=[ppo,dpo]", f"+claims.both={same}baseline_algorithm:ppo}}").claims
+    assert (claims["both"].candidate, claims["both"].baseline) == ("dpo_salsa", "salsa")
+
+
+def test_each_algorithm_has_its_own_grid():
+    grids = ["kl_coefs=[0.02,0.05,0.1]", "+algorithm_kl_coefs={ppo:[0.02,0.05],dpo:[0.05,0.1]}"]
+    study = config_of("algorithm=[ppo,dpo]", "arm=[ppo,salsa]", *grids)
+    assert [arm.kl_coefs for arm in study.arms.values()] == [[0.02, 0.05]] * 2 + [[0.05, 0.1]] * 2
+    study = config_of("algorithm=[ppo,dpo]", "arm=[ppo,salsa]", "arms.salsa.kl_coefs=[0.1]", *grids)
+    assert study.arms["dpo_salsa"].kl_coefs == [0.1] and study.arms["dpo"].kl_coefs == [0.05, 0.1]
+
+
+def test_the_plan_judges_against_the_plain_anchor_of_the_same_algorithm():
+    planned = plan.plan(compose.compose(["algorithm=[ppo,dpo]", "arm=[ppo,salsa]", "replicates=[0]"])).runs
+    stages = [run.stage for run in planned.values()]
+    assert stages.count("ppo") == stages.count("dpo") == 2
+    for run in planned.values():
+        if run.stage == "judge" and "baseline/ppo" in run.parents:
+            candidate, baseline = (planned[run.parents[role]] for role in ("candidate", "baseline/ppo"))
+            assert planned[candidate.parents["policy"]].stage == planned[baseline.parents["policy"]].stage
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["algorithm=[ppo,x]"], "algorithm=x: no such preset; there are "),
+        (["+algorithm_kl_coefs.dpo=[0.05]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
+        (
+            ["algorithm=[ppo,dpo]", "+algorithm_kl_coefs.dpo=[0.5]"],
+            "algorithm_kl_coefs.dpo: 0.5 is not in kl_coefs=[0.05]; add it there",
+        ),
+        (
+            ["algorithm=[dpo]", "alphas=[0.25]"],
+            "alphas: are trained by ppo; add it to algorithm=[…], or give alphas=[]",
+        ),
+        (
+            ["algorithm=[ppo,dpo]", "+arms.dpo_salsa={algorithm:dpo}"],
+            "arms.dpo_salsa: so is salsa called with algorithm=dpo; rename it",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        compose.compose(overrides)
