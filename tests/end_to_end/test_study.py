@@ -22,6 +22,8 @@ SMALL = [
     "ppo.iterations=2",
     "ppo.batch_size=8",
     "ppo.rollouts_every=1",
+    "dpo.pairs=16",
+    "dpo.batch_size=8",
     "evaluate.alphas=[0,0.5,1]",
     "report.bootstrap=200",
 ]
@@ -48,6 +50,7 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
     results, points = tmp_path / "results", tmp_path / "sweep"
     changes = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
     changes += ["reward_model.pairs=64", "objective.kl_budget=0", "execution.keep_value_models=false"]
+    changes += ["+arms.dpo={algorithm: dpo, reference: {kind: ema, rate: 0.3}}"]
     sweep = ["-m", "ppo.learning_rate=1e-4,2e-4", f"hydra.sweep.dir={points}"]
     done = run(results, *sweep, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,6 +61,8 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
         first = json.loads((ppo / "metrics.jsonl").read_text().splitlines()[0])
         assert (abs(first["kl_to_reference"]) < 1e-3) == ("ref_sft0" in ppo.name)
         assert (ppo / "model").is_dir() and not (ppo / "value_model").exists()
+    (dpo,) = (results / "dpo").iterdir()  # of both points
+    assert len((dpo / "metrics.jsonl").read_text().splitlines()) == 2 and (dpo / "reference" / "config.json").exists()
 
     (comparison,) = (path for path in (results / "studies").iterdir() if "-sweep-" in path.name)
     table = rows(comparison / "tables" / "comparison.csv")
@@ -80,11 +85,12 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
 def check_tables(study):
     win_rates = rows(study / "tables" / "win_rates.csv")
     pairs = {(row["candidate"], row["baseline"]) for row in win_rates}
-    assert pairs == {("ppo", "sft0"), ("salsa", "sft0"), ("salsa", "ppo")}
+    assert pairs == {("ppo", "sft0"), ("salsa", "sft0"), ("salsa", "ppo"), ("dpo", "sft0")}
     assert all(0 <= float(row["adjusted_win_rate"]) <= 1 and row["prompts"] == "6" for row in win_rates)
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
-    assert {row["arm"] for row in final} == {"ppo", "salsa"}
+    assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
     assert all(float(row["kl_to_sft0"]) >= 0 for row in final)
+    assert "sample nothing while they are trained have no curve: dpo" in (study / "report.md").read_text()
 
 
 def preference_files(folder):
@@ -122,9 +128,10 @@ def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
         "reward_model.pairs=24",
         "reward_model.batch_size=8",
         "execution.threads=1",
+        "+arms.dpo={algorithm: dpo, reference: {weights: [1/2, 1/2]}}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     study = study_of(results)
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
-    assert {row["arm"] for row in final} == {"ppo", "salsa"}
+    assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
     assert all(row["gold_reward"] == "" and row["reward"] for row in final)
