@@ -1,4 +1,4 @@
-"""What SFT and reward models share around TRL's trainers: processes, adapters, checkpoints and interruptions.
+"""What SFT, reward models and DPO share around TRL's trainers: processes, adapters, checkpoints and interruptions.
 
 Any number of processes, with micro-batches of any size, takes the steps that one process would take: the rows of a
 batch are the same, and losses are divided by the size of the whole batch. Accelerate averages gradients (DDP) or shards
@@ -32,7 +32,7 @@ EXPLODED = 10  # times the loss of the first step: no training that learned anyt
 
 
 def common_arguments(section, seed, bfloat16, output, device):
-    """The TrainingArguments that pretraining, SFT and reward models have in common."""
+    """The TrainingArguments that pretraining, SFT, reward models and DPO have in common."""
     return {
         "output_dir": str(output / runs.CHECKPOINTS),
         "num_train_epochs": section.epochs,
@@ -49,7 +49,7 @@ def common_arguments(section, seed, bfloat16, output, device):
 
 
 def arguments(name, section, settings, execution, output, device):
-    """The TrainingArguments that SFT and reward models have in common.
+    """The TrainingArguments that SFT, reward models and DPO have in common.
 
     `section` are the settings of the stage that stand under `name`. Raises UserError where the processes can't share a
     batch evenly.
@@ -102,7 +102,7 @@ class EpochSampler(Sampler):
 class FiniteMixin:
     """Makes a trainer of transformers stop where a number is not finite.
 
-    `section` is the name of the stage's settings, for messages: base, sft or reward_model.
+    `section` is the name of the stage's settings, for messages: base, sft, reward_model or dpo.
     """
 
     def __init__(self, *arguments, section, **named):

@@ -482,11 +482,11 @@ class Execution:
     accelerate_config: Path = ""
     """Configuration file of Accelerate, for FSDP or DeepSpeed (conf/accelerate)."""
     checkpoint_every: Annotated[int, Range(0, 10**6)] = 10
-    """Iterations of training a policy between checkpoints; 0: only when it is told to stop."""
+    """Iterations of an algorithm that samples between checkpoints; 0: only when it is told to stop."""
     keep_value_models: Switch = True
     """Write PPO's value models too, which take as much disk as its policies."""
     checkpoint_minutes: Annotated[float, Range(0, 10**6)] = 30.0
-    """Minutes between checkpoints of SFT and reward models; 0: only when they are told to stop."""
+    """Minutes between checkpoints of SFT, reward models and DPO; 0: only when they are told to stop."""
     memory_mb: Annotated[int, Range(1, 10**9)] = 2000
     """Memory of a job in MB, for the scheduler."""
     runtime: Annotated[int, Range(1, 10**6)] = 60
