@@ -21,7 +21,8 @@ def stop(output, message, facts, tensors, writes=True):
     """
     if writes:
         output.mkdir(parents=True, exist_ok=True)
-        batch = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        given = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+        batch = {name: tensor.cpu().contiguous().clone() for name, tensor in given.items()}
         save_file(batch, output / BATCH)
         runs.write_json(output / FACTS, {"message": message, **facts})
     raise UserError(f"{message} (the batch: {output / BATCH})")

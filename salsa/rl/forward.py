@@ -3,14 +3,18 @@
 Prompts are padded on the left and responses on the right, so that a response starts at column P in every row. Forward
 passes move each row to the left, where it needs no mask. Nothing of size B x T x vocabulary is kept: logits are
 computed for response positions alone, a chunk of rows at a time. In training, large chunks are computed again in the
-backward pass.
+backward pass. A prompt that several rows share (`Sequences.prompt_numbers`) is computed once for them.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 CHUNK = 2**24  # logits (float32) in memory at once
 
@@ -20,13 +24,15 @@ class Sequences:
     """The prompts and responses of one batch.
 
     tokens (B, P + T) int64; attention_mask (B, P + T), 0 on padding; response_mask (B, T), 1 up to and with the last
-    token of a response; `ended` (B,) bool, whether that token is an end-of-sequence token.
+    token of a response; `ended` (B,) bool, whether that token is an end-of-sequence token. Rows with the same of the
+    prompt_numbers (B,) have the same prompt; without these, each row's prompt is computed by itself.
     """
 
     tokens: torch.Tensor
     attention_mask: torch.Tensor
     response_mask: torch.Tensor
     ended: torch.Tensor
+    prompt_numbers: torch.Tensor | None = None
 
     @property
     def prompt_length(self):
@@ -62,7 +68,8 @@ class Sequences:
         length = int(mask.sum(dim=1).max())
         start = int((attention[:, : self.prompt_length].sum(dim=0) == 0).sum())
         end = self.prompt_length + length
-        return Sequences(tokens[:, start:end], attention[:, start:end], mask[:, :length], self.ended[index])
+        numbers = None if self.prompt_numbers is None else self.prompt_numbers[index]
+        return Sequences(tokens[:, start:end], attention[:, start:end], mask[:, :length], self.ended[index], numbers)
 
 
 def pad_left(rows, pad_id, device=None):
@@ -119,66 +126,116 @@ def positions(attention_mask):
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
+class Hidden(NamedTuple):
+    """Hidden states (B, L, H) of a trunk, and the column (B,) of the state before each row's response."""
+
+    states: torch.Tensor
+    start: torch.Tensor
+
+    def after(self, counts):
+        """The states (B, H) after so many (B,) tokens of each response."""
+        return self.states[torch.arange(len(counts), device=counts.device), self.start + counts]
+
+
 def hidden_states(model, sequences):
-    """Hidden states (B, L, H) of `model`'s trunk, compiled where `models.compile_trunks` did that.
+    """The `Hidden` states of `model`'s trunk, compiled where `models.compile_trunks` did that.
 
     Rows are moved to the left, so that each begins in column 0, and L is the length of the longest row. Attention is
     causal, so what follows the end of a row needs no mask, and most padding is not computed.
     """
-    trunk = getattr(model, "compiled_trunk", model.base_model)
-    prompts, length = sequences.prompt_lengths, sequences.tokens.shape[1]
-    longest = int((prompts + sequences.lengths).max())
+    if sequences.prompt_numbers is not None and _can_share_prompts(model):
+        return _hidden_after_shared_prompts(model, sequences)
+    trunk, prompts = getattr(model, "compiled_trunk", model.base_model), sequences.prompt_lengths
+    tokens = _moved_left(sequences, prompts, int((prompts + sequences.lengths).max()))
+    return Hidden(trunk(input_ids=tokens, use_cache=False).last_hidden_state, prompts - 1)
+
+
+def _moved_left(sequences, prompts, longest):
+    """The first `longest` tokens (B, longest) of each row without the padding before its prompt."""
     columns = torch.arange(longest, device=prompts.device) + (sequences.prompt_length - prompts)[:, None]
-    tokens = sequences.tokens.gather(1, columns.clamp(max=length - 1))
-    return trunk(input_ids=tokens, use_cache=False).last_hidden_state
+    return sequences.tokens.gather(1, columns.clamp(max=sequences.tokens.shape[1] - 1))
+
+
+def _can_share_prompts(model):
+    """Whether keys and values of a prompt can be those of several rows: whether a layer keeps all of them."""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _hidden_after_shared_prompts(model, sequences):
+    """The states from the last token of each prompt on, L = T + 1: prompts are computed once, then the responses."""
+    _, first, place = np.unique(sequences.prompt_numbers.cpu().numpy(), return_index=True, return_inverse=True)
+    device = sequences.tokens.device
+    first, place = (torch.from_numpy(x).to(device) for x in (first, place))  # (U,) rows of prompts, (B,) in 0…U-1
+    prompts = sequences.prompt_lengths
+    longest = int(prompts.max())
+    shared, cache = _moved_left(sequences, prompts, longest)[first], DynamicCache(config=model.config)
+    states = model.base_model(input_ids=shared, past_key_values=cache, use_cache=True).last_hidden_state
+    for layer in cache.layers:
+        layer.keys, layer.values = (x.index_select(0, place) for x in (layer.keys, layer.values))
+    steps = torch.arange(sequences.response_mask.shape[1], device=device)
+    before = torch.arange(longest, device=device) < prompts[:, None]  # (B, longest), the tokens of each row's prompt
+    following = model.base_model(
+        input_ids=sequences.responses,
+        attention_mask=torch.cat([before, torch.ones_like(sequences.responses, dtype=torch.bool)], dim=1).long(),
+        position_ids=prompts[:, None] + steps,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    last = states[torch.arange(len(first), device=device), prompts[first] - 1].index_select(0, place)
+    return Hidden(torch.cat([last[:, None], following], dim=1), torch.zeros_like(prompts))
 
 
 def before_responses(hidden, sequences):
     """The states (B, T, H) from which each response token was sampled; masked places hold anything."""
-    columns = _columns_before(sequences).clamp(max=hidden.shape[1] - 1)
-    return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))
+    columns = _columns_before(hidden, sequences).clamp(max=hidden.states.shape[1] - 1)
+    return hidden.states.gather(1, columns[:, :, None].expand(-1, -1, hidden.states.shape[2]))
 
 
-def _columns_before(sequences):
-    """The columns (B, T) of `hidden_states` that hold the state before each response token."""
+def _columns_before(hidden, sequences):
+    """The columns (B, T) of hidden states that hold the state before each response token."""
     steps = torch.arange(sequences.response_mask.shape[1], device=sequences.tokens.device)
-    return sequences.prompt_lengths[:, None] - 1 + steps
+    return hidden.start[:, None] + steps
 
 
 def _states_before(hidden, sequences):
     """The states (N, H) of `before_responses` for the N tokens that are not masked."""
-    rows = torch.arange(len(sequences), device=hidden.device)[:, None] * hidden.shape[1]
-    return hidden.flatten(0, 1).index_select(0, (rows + _columns_before(sequences))[sequences.response_mask.bool()])
+    states, columns = hidden.states, _columns_before(hidden, sequences)
+    rows = torch.arange(len(sequences), device=states.device)[:, None] * states.shape[1]
+    return states.flatten(0, 1).index_select(0, (rows + columns)[sequences.response_mask.bool()])
 
 
-def response_logprobs(model, sequences, temperature=1.0, hidden=None):
+def response_logprobs(model, sequences, temperature=1.0, hidden=None, entropies=True):
     """Log-probabilities and entropies of response tokens under logits / temperature.
 
-    `hidden` are the trunk's hidden states, where they are computed already. Returns (logprobs, entropies), both (B, T)
-    of at least float32 and zero where masked. Entropies carry no gradient.
+    `hidden` are the trunk's states, where they are computed already. Returns (logprobs, entropies), both (B, T) of at
+    least float32 and zero where masked; without `entropies`, None for these. They carry no gradient.
     """
     hidden = hidden_states(model, sequences) if hidden is None else hidden
     mask = sequences.response_mask.bool()
-    logprobs, entropies = [], []
     states, tokens = _states_before(hidden, sequences), sequences.responses[mask]  # (N, H), (N,)
-    rows = max(1, CHUNK // model.config.get_text_config().vocab_size)
+    rows, results = max(1, CHUNK // model.config.get_text_config().vocab_size), []
     recompute = torch.is_grad_enabled() and len(states) > rows
     for chunk, chunk_tokens in zip(states.split(rows), tokens.split(rows), strict=True):
-        arguments = (model.get_output_embeddings(), chunk, chunk_tokens, temperature)
-        logprob, entropy = (
+        arguments = (model.get_output_embeddings(), chunk, chunk_tokens, temperature, entropies)
+        results.append(
             checkpoint(_chunk_logprobs, *arguments, use_reentrant=False) if recompute else _chunk_logprobs(*arguments)
         )
-        logprobs.append(logprob)
-        entropies.append(entropy)
-    logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)
-    full = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
-    return full.masked_scatter(mask, logprobs), full.masked_scatter(mask, entropies)
+
+    def placed(values):
+        values = torch.cat(values)
+        return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+    logprobs, of_tokens = zip(*results, strict=True)
+    return placed(logprobs), placed(of_tokens) if entropies else None
 
 
-def _chunk_logprobs(head, states, tokens, temperature):
+def _chunk_logprobs(head, states, tokens, temperature, with_entropies):
     logits = at_least_float32(head(states)) / temperature  # (n, V)
     normaliser = logits.logsumexp(dim=-1)
     logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
+    if not with_entropies:
+        return logprobs, None
     with torch.no_grad():
         probabilities = torch.exp(logits - normaliser[:, None])
         entropies = normaliser - (probabilities * logits).sum(dim=-1)
@@ -236,7 +293,5 @@ class ScoreModel(torch.nn.Module):
         scores = []
         for rows in torch.arange(len(sequences)).split(micro_batch):
             batch = sequences.rows(rows)
-            last = batch.prompt_lengths + batch.lengths - 1
-            hidden = hidden_states(self.classifier, batch)
-            scores.append(self._head(hidden[torch.arange(len(batch), device=last.device), last]))
+            scores.append(self._head(hidden_states(self.classifier, batch).after(batch.lengths)))
         return torch.cat(scores)

@@ -5,6 +5,7 @@ The networks stay in evaluation mode: with dropout, the ratio would not start at
 """
 
 import shutil
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
@@ -74,6 +75,8 @@ class ActorCritic(torch.nn.Module):
 
     def evaluate(self, sequences):
         """The log-probabilities, entropies and values of response tokens, (B, T) each; values may be None."""
+        if self.recomputing:  # which keeps no keys and values, so that no prompt can be computed for several rows
+            sequences = replace(sequences, prompt_numbers=None)
         hidden = forward.hidden_states(self.policy, sequences) if self.shared else None
         logprobs, entropies = forward.response_logprobs(self.policy, sequences, self.temperature, hidden)
         if self.value_model is None:
@@ -84,7 +87,7 @@ class ActorCritic(torch.nn.Module):
 
     def logprobs(self, sequences):
         """The log-probabilities of response tokens, (B, T)."""
-        return forward.response_logprobs(self.policy, sequences, self.temperature)[0]
+        return forward.response_logprobs(self.policy, sequences, self.temperature, entropies=False)[0]
 
     def values(self, sequences):
         """The values before each response token, (B, T)."""

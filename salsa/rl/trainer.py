@@ -250,6 +250,8 @@ class Trainer:
         prompts = [prompt for prompt in prompts for _ in range(self.section.samples)]
         share = processes.share(self.accelerator, len(keys))
         sequences, old_logprobs, old_values, difference = self._sample(iteration, keys[share], prompts[share])
+        numbers = self._prompt_numbers(len(keys))
+        sequences.prompt_numbers = numbers if numbers is None else numbers[share]
         clock.lap("rollout")
         self._pause()
 
@@ -279,6 +281,7 @@ class Trainer:
 
         # From here to the steps, every process has the whole batch.
         sequences, tensors = processes.gather(self.accelerator, sequences, tensors, self.pad_id)
+        sequences.prompt_numbers = numbers
         self.last_batch = iteration, keys, sequences
         self._check_finite(tensors)
         if iteration == 0 and self.starts_at_reference:  # then the KL is 0
@@ -288,6 +291,13 @@ class Trainer:
         tensors["paid"] = self._pay(tensors["score"], sequences.ended)
         longest = self.settings.lengths.response
         return Batch(sequences, tensors, self.reference.weights, self.progress.kl_coef, longest)
+
+    def _prompt_numbers(self, count):
+        """The number of each response's prompt, (B,), where forward passes compute a prompt once for all of them."""
+        # Weights that are sharded would have to be gathered twice in a pass, and again in the backward pass.
+        if self.section.samples == 1 or processes.sharded(self.accelerator) or self.summary["compiled"]:
+            return None
+        return torch.arange(count) // self.section.samples
 
     def _pay(self, score, ended):
         """What each response is paid, (B,), from its score (B,)."""
@@ -413,7 +423,10 @@ class Trainer:
 
     def _frozen(self, model, sequences):
         """The log-probabilities (B, T) of responses under a frozen model."""
-        return self._rows(sequences, lambda batch: forward.response_logprobs(model, batch, self.section.temperature)[0])
+        temperature = self.section.temperature
+        return self._rows(
+            sequences, lambda batch: forward.response_logprobs(model, batch, temperature, entropies=False)[0]
+        )
 
     def _in_batches(self, sequences, task):
         """The result (B, T) of a task of the trained networks."""

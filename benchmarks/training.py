@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
-"""Time PPO iterations by phase, on random weights and prompts: what counts is the work, not what is learned.
+"""Time iterations of PPO, RLOO or GRPO by phase, on random weights and prompts: the work counts, not what is learned.
 
-    python benchmarks/ppo.py --geometry tiny --batch 64 --prompt-length 24 --response-length 48 --epochs 4 --updates 6
+    python benchmarks/training.py --geometry tiny --batch 64 --prompt-length 24 --response-length 48 --epochs 4
 
-    accelerate launch --multi_gpu --num_processes 2 benchmarks/ppo.py --threads 1 …
+    accelerate launch --multi_gpu --num_processes 2 benchmarks/training.py --threads 1 …
 
-It runs `Trainer.iterate` as a study does, plain PPO (the reference is sft0), one mini-batch an epoch. No end token is
-ever sampled, so that every response has the full length. `--json` ends with one line of JSON alone.
+    python benchmarks/training.py --algorithm grpo --epochs 1 --threads 2 --peer ../shared/bench/trl_online_peer.py
+
+It runs `Trainer.iterate` as a study does, with sft0 as the reference, one mini-batch an epoch. No end token is ever
+sampled, so that every response has the full length. `--json` ends with one line of JSON alone. `--peer` runs a script
+that takes the same work as options, and prints such a line, in turn with this one: seconds and memory of both.
 
 Left out: what surrounds the iterations (loading, checkpoints, writing), and learning.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from salsa.algorithms.ppo import Ppo
+from salsa import algorithms
 from salsa.rl import forward, models, networks, processes, reference, trainer
 from salsa.workflow import config
 
@@ -67,10 +72,42 @@ GEOMETRIES = {
     },
 }
 PHASES = ("rollout", "score", "reference", "value", "optimise")
+SAME_WORK = ("geometry", "batch", "prompt_length", "response_length", "epochs", "updates")  # options of peers, too
 
 
 def main():
     arguments = parse()
+    if arguments.peer:
+        compare(arguments)
+    else:
+        measure(arguments)
+
+
+def compare(arguments):
+    """Run this script and a peer in turn, and print the seconds and the memory of both."""
+    names = [*SAME_WORK, *["algorithm", "samples"] * (arguments.algorithm != "ppo")]
+    work = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(arguments, name)))]
+    own = [sys.executable, __file__, "--algorithm", arguments.algorithm, "--json", *work]
+    peer = [arguments.peer_python or sys.executable, arguments.peer, *work]
+    for number in range(arguments.rounds):
+        ours, theirs = (result_of(command, arguments.threads) for command in (own, peer))
+        seconds, others = (result["seconds_per_update"] for result in (ours, theirs))
+        print(
+            f"round {number + 1}: {seconds:.3f} s and {ours['peak_rss_gib']:.2f} GiB an update; {theirs['peer']} "
+            f"{others:.3f} s and {theirs['peak_gib']:.2f} GiB; {others / seconds:.2f} times as fast",
+            flush=True,
+        )
+
+
+def result_of(command, threads):
+    """The line of JSON that a command ends with; it gets a number of threads where one is given."""
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(arguments):
+    """Time the updates that the arguments ask for, and print what they took."""
     torch.manual_seed(0)
     execution = config.Execution(
         device=arguments.device,
@@ -88,12 +125,12 @@ def main():
     seconds, phases = [], []
     rate = matrix_rate(device, torch.bfloat16 if arguments.bf16 else torch.float32)
     for update in range(arguments.updates):
-        prompts = torch.randint(3, vocabulary, (arguments.batch, length)).tolist()
+        prompts = torch.randint(3, vocabulary, (made.section.prompts, length)).tolist()
         start = time.perf_counter()
-        found, _, _ = made.iterate(update, [f"{update}/{i}" for i in range(arguments.batch)], prompts)
+        found, _, _ = made.iterate(update, [f"{update}/{i}" for i in range(len(prompts))], prompts)
         made.progress.iteration = update + 1
         seconds.append(time.perf_counter() - start)
-        phases.append({name: found[f"seconds_{name}"] for name in PHASES})
+        phases.append({name: found[f"seconds_{name}"] for name in PHASES if f"seconds_{name}" in found})
         made.accelerator.print(f"update {update}: {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
     peak = resident_peak()  # before the operations are counted, which takes memory of its own
     processes = made.accelerator.num_processes
@@ -105,15 +142,18 @@ def main():
     median = statistics.median(seconds[1:] or seconds)
     tokens = arguments.batch * arguments.response_length
     result = {
+        "algorithm": arguments.algorithm,
         **{name: getattr(arguments, name) for name in ("geometry", "batch", "prompt_length", "response_length")},
-        **{name: getattr(arguments, name) for name in ("epochs", "bf16", "value_model", "compile")},
+        **{name: getattr(arguments, name) for name in ("epochs", "bf16", "compile")},
+        "samples": made.section.samples,
+        "value_model": made.section.value_model,
         "micro_batch": execution.micro_batch,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds_per_update": round(median, 4),
-        "phases": {name: round(statistics.median([p[name] for p in phases[1:] or phases]), 4) for name in PHASES},
+        "phases": {name: round(statistics.median([p[name] for p in phases[1:] or phases]), 4) for name in phases[0]},
         "all_seconds": [round(s, 3) for s in seconds],
         "tokens_per_second": round(tokens / median, 1),
         "peak_rss_gib": round(peak, 3),
@@ -129,11 +169,13 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithm", choices=("ppo", "rloo", "grpo"), default="ppo")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="tiny")
-    parser.add_argument("--batch", type=int, default=64, help="prompts an update")
+    parser.add_argument("--batch", type=int, default=64, help="responses an update")
+    parser.add_argument("--samples", type=int, default=4, help="responses a prompt, of rloo and grpo")
     parser.add_argument("--prompt-length", type=int, default=24)
     parser.add_argument("--response-length", type=int, default=48)
-    parser.add_argument("--epochs", type=int, default=4, help="PPO epochs, one mini-batch each")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs, one mini-batch each")
     parser.add_argument("--updates", type=int, default=6, help="the first one is left out of the medians")
     parser.add_argument("--micro-batch", type=int, help="sequences a forward pass; default: the batch")
     parser.add_argument("--rollout-batch", type=int, help="sequences sampled at once; default: the batch")
@@ -143,6 +185,9 @@ def parse():
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--peer", help="a script to be timed in turn with this one")
+    parser.add_argument("--peer-python", help="the interpreter that runs it; default: this one")
+    parser.add_argument("--rounds", type=int, default=3, help="of this script and the peer")
     parser.add_argument("--json", action="store_true", help="nothing but the line of JSON on standard output")
     return parser.parse_args()
 
@@ -161,24 +206,28 @@ def make_trainer(arguments, execution, device):
     sft0 = LlamaForCausalLM(llama).to(device, frozen).eval()
     sft0.load_state_dict(policy.state_dict())
     reward_model = forward.ScoreModel(classifier(llama)).to(device, frozen).eval().requires_grad_(False)
-    shared = arguments.value_model == "shared"
-    value_model = networks.value_model("shared", policy, None) if shared else forward.ScoreModel(classifier(llama))
+    own = {"value_model": arguments.value_model} if arguments.algorithm == "ppo" else {"samples": arguments.samples}
+    section = algorithms.kinds()[arguments.algorithm].settings(
+        iterations=arguments.updates,
+        batch_size=arguments.batch,
+        epochs=arguments.epochs,
+        mini_batches=1,
+        learning_rate=1e-5,
+        **own,
+    )
+    if section.value_model == "reward_model":
+        value_model = forward.ScoreModel(classifier(llama))
+    else:
+        value_model = networks.value_model(section.value_model, policy, None)
     anchor = reference.Reference([sft0], {"kind": "soup", "weights": ["1"]})
-    settings = config.TRAINING["ppo"](
-        seed=0,
-        kl_coef=0.05,
-        start=["1"],
-        reference=config.Reference("soup", ["1"]),
-        ppo=Ppo(
-            iterations=arguments.updates,
-            batch_size=arguments.batch,
-            epochs=arguments.epochs,
-            mini_batches=1,
-            learning_rate=1e-5,
-            value_model=arguments.value_model,
-        ),
-        lengths=config.Lengths(arguments.prompt_length, arguments.response_length),
-        mixed_precision="bf16" if arguments.bf16 else "no",
+    settings = config.TRAINING[arguments.algorithm](
+        0,
+        0.05,
+        ["1"],
+        config.Reference("soup", ["1"]),
+        section,
+        config.Lengths(arguments.prompt_length, arguments.response_length),
+        "bf16" if arguments.bf16 else "no",
     )
     output = Path(tempfile.gettempdir())  # where nothing is written
     accelerator = processes.make_accelerator(settings, device, execution, output)
@@ -211,10 +260,10 @@ def matrix_rate(device, dtype):
 
 def count_operations(made, arguments, vocabulary):
     """Floating-point operations of the matrix products of one update, counted by torch."""
-    prompts = torch.randint(3, vocabulary, (arguments.batch, arguments.prompt_length)).tolist()
+    prompts = torch.randint(3, vocabulary, (made.section.prompts, arguments.prompt_length)).tolist()
     made.section.iterations += 1
     with FlopCounterMode(display=False) as counter:
-        made.iterate(arguments.updates, [f"counted/{i}" for i in range(arguments.batch)], prompts)
+        made.iterate(arguments.updates, [f"counted/{i}" for i in range(len(prompts))], prompts)
     return counter.get_total_flops()
 
 
@@ -225,7 +274,8 @@ def resident_peak():
 
 def show(result):
     seconds = result["seconds_per_update"]
-    print(f"{result['geometry']}: {seconds:.3f} s an update, {result['tokens_per_second']} tokens/s")
+    what = f"{result['algorithm']}, {result['geometry']}"
+    print(f"{what}: {seconds:.3f} s an update, {result['tokens_per_second']} tokens/s")
     for name, part in result["phases"].items():
         print(f"  {name:10s} {part:8.3f} s  {part / seconds:6.1%}")
 
