@@ -1,10 +1,11 @@
-"""PPO runs in which several processes take part: `accelerate launch distributed_script.py CASES.json`.
+"""Training runs in which several processes take part: `accelerate launch distributed_script.py CASES.json`.
 
 Each case leaves `result.pt` in a folder beside the file: what it is compared by. The tests import this module too, to
 run the same cases in one process. Weights are float64 where nothing forbids it, so that what distribution changes,
 rounding aside, shows.
 """
 
+import functools
 import json
 import os
 import sys
@@ -14,15 +15,27 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salsa.data import chat
 from salsa.rl import models, processes, trainer
 from salsa.workflow import config, runs, schema
 
 
+def exact_norms(model):
+    """transformers computes norms in float32, whatever a model is held in: the last digits of float64 would be lost."""
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = functools.partial(_norm, module)
+
+
+def _norm(module, hidden):
+    return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
+
+
 def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     """Train as a case says; with `stop_after`, the last process is told to stop after that many iterations."""
-    settings = schema.from_dict(config.TRAINING["ppo"], case["settings"])
+    settings = schema.from_dict(config.TRAINING[case["kind"]], case["settings"])
     execution = schema.from_dict(config.Execution, case["execution"])
     AcceleratorState._reset_state()  # the precision is a case's
     accelerator = processes.make_accelerator(settings, torch.device(device), execution, output)
@@ -30,8 +43,8 @@ def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
     if double and settings.mixed_precision == "no":
         frozen = participants.reward_model, participants.sft0, *participants.reference.models
-        for model in (participants.policy, participants.value_model, *frozen):
-            model.double()
+        for model in (participants.policy, *filter(None, [participants.value_model]), *frozen):
+            exact_norms(model.double())
     made = trainer.Trainer(settings, participants, tokenizer, accelerator, execution, output)
     sampled, iterate = [], made.iterate
 

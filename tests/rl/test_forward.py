@@ -1,11 +1,20 @@
 """Forward passes against one unpadded sequence at a time and the logits of every position."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from salsa.data import chat
 from salsa.rl import forward, models, objective, rollout
@@ -89,6 +98,51 @@ def test_padding_and_order_change_nothing(sft_models, left, right, seed, order):
             assert (found[:, length:] == 0).all()
         kl = forward.exact_kl(*sft_models, sequences, 2)
         torch.testing.assert_close(forward.exact_kl(*sft_models, widest, 3), kl, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral with a window"])
+def test_a_prompt_is_computed_once_for_all_responses_to_it(sft_models, kind):
+    """Log-probabilities, their gradients and scores are those of each row alone, whatever rows are together."""
+    model, once = copy.deepcopy(sft_models[0]), kind != "mistral with a window"
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=200, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
+    if kind == "mistral with a window":
+        config = MistralConfig(vocab_size=200, **shape, intermediate_size=48, num_key_value_heads=1, sliding_window=3)
+        model = MistralForCausalLM(config).eval()
+    prompts, responses = random_rows(3)
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    several = [row[: 1 + i] for row in responses for i in range(3)]
+    alone = forward.from_lists(repeated, several, [], PAD)
+    together = dataclasses.replace(alone, prompt_numbers=torch.arange(len(repeated)) // 3)
+    tokens = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, _, inputs: tokens.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+
+    def gradients(sequences):
+        model.zero_grad()
+        tokens.clear()
+        logprobs, entropies = forward.response_logprobs(model, sequences, 0.8)
+        (logprobs * torch.arange(logprobs.numel()).view_as(logprobs).cos()).sum().backward()
+        return [logprobs, entropies, *(p.grad.clone() for p in model.parameters())]
+
+    for rows in (torch.arange(len(repeated)), torch.tensor([7, 0, 3, 1]), torch.tensor([4])):
+        expected, plain = gradients(alone.rows(rows)), sum(tokens)
+        for ours, theirs in zip(expected, gradients(together.rows(rows)), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+        assert (sum(tokens) < plain) == (once and len(rows) > 1)
+        assert len(tokens) == (2 if once else 1)
+    assert forward.response_logprobs(model, together, entropies=False)[1] is None
+
+
+def test_a_score_after_a_shared_prompt_is_that_of_the_row_alone(reward_run):
+    prompts, responses = random_rows(4)
+    alone = forward.from_lists([prompts[i] for i in (0, 1, 0, 1, 2)], responses, [], PAD)
+    together = dataclasses.replace(alone, prompt_numbers=torch.tensor([5, 1, 5, 1, 0]))
+    model = models.load_score_model(reward_run)
+    torch.testing.assert_close(model.scores(together, 3), model.scores(alone, 3), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.scores(together, 8), model.scores(alone, 8), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_trimmed_to_what_they_hold():

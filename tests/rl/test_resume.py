@@ -1,4 +1,4 @@
-"""Kills and requests to stop: a PPO run that goes on ends as it would have without them, to the last bit."""
+"""Kills and requests to stop: a training run that goes on ends as it would have without them, to the last bit."""
 
 import copy
 import dataclasses
@@ -20,8 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from salsa.algorithms import ppo as ppo_stage
-from salsa.algorithms.ppo import Ppo
+from salsa import algorithms
 from salsa.rl import checkpoints, models, networks, processes, rollout, trainer
 from salsa.workflow import config, runs, schema, stages
 
@@ -38,7 +37,7 @@ REFERENCES = {
 }
 
 
-def make_settings(kind="ema", mixed_precision="no", seed=3, **ppo):
+def make_settings(kind="ema", mixed_precision="no", seed=3, algorithm="ppo", **section):
     """Settings in which all changes that may: the learning rate, kl_coef, the reference."""
     chosen = {
         "iterations": 6,
@@ -48,11 +47,10 @@ def make_settings(kind="ema", mixed_precision="no", seed=3, **ppo):
         "learning_rate": 1e-3,
         "schedule": "linear",
         "kl_schedule": schema.KlSchedule("adaptive", target=0.3, horizon=40.0),
-        "value_model": "reward_model",
         "rollouts_every": 2,
     }
-    lengths, ppo = config.Lengths(64, 8), Ppo(**chosen | ppo)
-    return config.TRAINING["ppo"](seed, 0.1, ["1"], REFERENCES[kind], ppo, lengths, mixed_precision)
+    lengths, section = config.Lengths(64, 8), config.ALGORITHMS[algorithm](**chosen | section)
+    return config.TRAINING[algorithm](seed, 0.1, ["1"], REFERENCES[kind], section, lengths, mixed_precision)
 
 
 SHORT = make_settings()
@@ -61,10 +59,11 @@ SHARED = make_settings("reset", iterations=30, value_model="shared")
 
 
 class Run:
-    """A PPO run's folder and command; processes start it, end before it does, and start it again."""
+    """A training run's folder and command; processes start it, end before it does, and start it again."""
 
     def __init__(self, folder, settings, parents, checkpoint_every=2):
         self.settings, self.output, self.log = settings, folder / "run", folder / "log.txt"
+        self.algorithm = algorithms.section_of(settings).section
         execution = config.Execution(device="cpu", checkpoint_every=checkpoint_every)
         for name, value in (("settings", settings), ("execution", execution)):
             runs.write_json(folder / f"{name}.json", dataclasses.asdict(value))
@@ -72,7 +71,8 @@ class Run:
         self.arguments += [f"--parent={role}={path}" for role, path in parents.items()] + [f"--output={self.output}"]
 
     def start(self, interruption=None, log=None):
-        process = FORKS.Process(target=stage, args=(self.arguments, log or self.log, interruption), daemon=True)
+        arguments = self.algorithm, self.arguments, log or self.log, interruption
+        process = FORKS.Process(target=stage, args=arguments, daemon=True)
         process.start()
         return process
 
@@ -100,14 +100,14 @@ class Run:
         return found
 
 
-def stage(arguments, log, interruption):
-    """The stage's command, in this process, which `interruption` (a name) ends."""
+def stage(algorithm, arguments, log, interruption):
+    """The command of an algorithm's stage, in this process, which `interruption` (a name) ends."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     if interruption:
         INTERRUPTIONS[interruption]()
-    stages.ALL["ppo"].command(trainer.train, ppo_stage.VERSION, argv=arguments)
+    stages.ALL[algorithm].command(trainer.train, stages.ALL[algorithm].version, argv=arguments)
 
 
 def ended(process):
@@ -307,6 +307,17 @@ def test_a_run_that_is_killed(uninterrupted, parents, tmp_path, moment):
     assert_same(run, uninterrupted(SHORT))
     assert run.summary["resumed_at"] == (resumed_at or [])
     assert ("already finished" in run.log.read_text()) == (resumed_at is None)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("rloo", "multi_kl"), ("grpo", "ema")])
+@pytest.mark.parametrize("moment", ["after a checkpoint's files", "while it steps"])
+def test_a_run_of_another_algorithm(uninterrupted, parents, tmp_path, algorithm, kind, moment):
+    settings = make_settings(kind, algorithm=algorithm, samples=4)
+    run = Run(tmp_path, settings, parents)
+    assert run.finish(moment) == (KILLS[moment][1] if moment in KILLS else 143)
+    assert run.finish() == 0
+    assert_same(run, uninterrupted(settings))
+    assert len(run.summary["resumed_at"]) == 1
 
 
 # Requests to stop

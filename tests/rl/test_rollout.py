@@ -234,6 +234,30 @@ def test_dropping_ended_rows_changes_no_response(sft_models, prompts, ends, sele
     assert selections == []
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_several_responses_to_a_prompt_are_those_of_single_ones(prompts, tokenizer, ends, selections, window):
+    """The prompt is computed once for them; a layer may keep its last keys and values alone."""
+    model, ids = small_mistral(len(tokenizer), window), prompts[0][:6]
+    encoded = [row[-2 - i :] for i, row in enumerate(prompts[1][:6])]
+    keys, repeated = rollout.sample_keys(ids, 3), [prompt for prompt in encoded for _ in range(3)]
+    assert keys[:4] == [ids[0], f"{ids[0]}/1", f"{ids[0]}/2", ids[1]]
+    noise, widths = rollout.uniforms(0, 0, keys, LENGTH), []
+    model.model.register_forward_pre_hook(
+        lambda module, _, inputs: widths.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    expected, logprobs, values = rollout.sample(model, repeated, noise, 0.9, ends, 0, values_of(model))
+    assert widths[0] == (18, 7) and selections
+    for batch_size, rows in ((64, [6]), (7, [2, 2, 2]), (2, [2] * 9)):
+        widths.clear()
+        found, *others = rollout.sample_batch(
+            model, repeated, noise, 0.9, ends, 0, batch_size, values_of(model), samples=3
+        )
+        assert [count for count, width in widths if width > 1] == rows
+        assert texts(found) == texts(expected)
+        for ours, theirs in zip((logprobs, values), others, strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [64, 5])
 def test_values_while_sampling_are_those_of_a_fresh_pass(sft_models, prompts, ends, batch_size):
     head = torch.nn.Linear(sft_models[0].config.hidden_size, 1)

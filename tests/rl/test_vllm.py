@@ -20,9 +20,10 @@ from conftest import move
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from salsa.algorithms.ppo import Ppo
+from salsa.algorithms.rloo import Rloo
 from salsa.data import chat
 from salsa.evaluate import generate
-from salsa.rl import forward, processes, trainer, vllm_rollout
+from salsa.rl import forward, processes, rollout, trainer, vllm_rollout
 from salsa.workflow import config, runs
 
 LENGTHS = config.Lengths(prompt=64, response=8)
@@ -410,6 +411,36 @@ def test_ppo_trains_on_what_vllm_samples(vllm, make, prompts):
     moved = [(a - b).abs().max() for a, b in zip(made.networks.policy.parameters(), before.parameters(), strict=True)]
     assert max(moved) > 1e-3  # before the second iteration too: half as much
     assert {row["iteration"] for row in runs.read_jsonl(made.output / "rollouts.jsonl")} == {0, 1}
+
+
+def test_responses_to_one_prompt_have_seeds_of_their_own(vllm, make, prompts):
+    section = Rloo(iterations=1, batch_size=8, samples=4)
+    anchor = config.Reference("soup", ["1/2", "1/2"])
+    made = make(config.TRAINING["rloo"](11, 0.1, ["1"], anchor, section, LENGTHS))
+    (row,) = fit(made, prompts)
+    requests = vllm.LLM.made[0].requests
+    assert len({request.seed for request in requests}) == 8 and row["importance"] == pytest.approx(1.0, abs=1e-5)
+    order = rollout.prompt_order(len(prompts[0]), 1, 2, 11)[0]
+    seeds = [runs.derive_seed(11, "rollout", 0, prompts[0][i]) for i in order]
+    assert [request.seed for request in requests[::4]] == seeds  # the first is that of one response alone
+
+
+def test_the_weight_of_a_response_is_the_product_of_its_tokens(vllm, make, prompts):
+    vllm.LLM.misreport = staticmethod(misreport)
+    anchor, section = config.Reference("soup", ["1/2", "1/2"]), Rloo(iterations=1, batch_size=24, samples=4)
+    made = make(config.TRAINING["rloo"](11, 0.1, ["1"], anchor, section, LENGTHS))
+    batches, optimise = [], made._optimise
+    made._optimise = lambda iteration, batch: (batches.append(batch), optimise(iteration, batch))[1]
+    metrics, _, _ = made.iterate(0, prompts[0][:6], prompts[1][:6])
+    (batch,) = batches
+    reported = [sum(map(misreport, tokens)) for tokens in texts(batch.sequences)]
+    weights = torch.exp(-torch.tensor(reported)).clamp(max=2.0)
+    assert (weights == 2.0).any() and (weights < 1.0).any()
+    kl = (batch.kl("k1") * batch.mask).sum(dim=1)
+    rewards = (batch["paid"] - batch.kl_coef * kl).view(-1, 4)
+    advantages = (rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / 3).flatten()
+    torch.testing.assert_close(batch["advantages"], advantages * weights, rtol=1e-3, atol=1e-4)
+    assert metrics["importance"] == pytest.approx(weights.mean().item(), rel=1e-4)
 
 
 def test_the_first_iteration_is_ppo_on_those_responses(make, prompts, monkeypatch):
