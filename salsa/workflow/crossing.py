@@ -1,4 +1,4 @@
-"""The axis of algorithms: each arm that names none is trained by all of those that the study names.
+"""The axis of algorithms: each arm that names none is trained by all of those that the study chooses.
 
 `algorithm=[ppo,grpo]` makes the arms grpo, grpo_salsa and grpo_other of the arms ppo, salsa and other. What an arm is
 made of is crossed with it: grpo_rounds starts at the policy of grpo_salsa. So are claims: what is claimed of salsa and
@@ -20,16 +20,18 @@ def crossed(study):
     training = chosen(study)
     if training == [DEFAULT] and not study.algorithm_kl_coefs:
         return replace(study, algorithms={})  # the one of every study before there were others
-    arms = {name: arm for name, arm in study.arms.items() if arm.algorithm}
+    dependent = _dependent(study)
+    arms = {name: arm for name, arm in study.arms.items() if f"{POLICY}{name}" not in dependent}
     made, claims = {}, {}
     for algorithm in training:
-        moved = _moved(study, algorithm)
+        moved = _moved(dependent, algorithm)
         for name, arm in study.arms.items():
             crossed_name = arm_name(algorithm, name)
-            if arm.algorithm is None and crossed_name in arms:
+            if f"{POLICY}{name}" not in dependent:
+                continue
+            if crossed_name in arms:
                 raise UserError(f"arms.{crossed_name}: so is {name} called with algorithm={algorithm}; rename it")
-            if arm.algorithm is None:
-                arms[crossed_name] = _arm(arm, algorithm, moved, study)
+            arms[crossed_name] = _arm(arm, algorithm, moved, study)
         made |= {moved.get(name, name): _mix(mix, moved) for name, mix in study.mixes.items()}
     for algorithm in training:
         for name, claim in study.claims.items():
@@ -49,17 +51,31 @@ def arm_name(algorithm, arm):
     return algorithm if arm == DEFAULT else f"{algorithm}_{arm}"
 
 
-def _moved(study, algorithm):
-    """Ingredient -> its name with an algorithm, of those that depend on it: trained policies, and mixes of them."""
+def _dependent(study):
+    """The policies and mixes, as ingredients, that are others with another algorithm.
+
+    They are the policies of arms that name no algorithm, and what is made of these.
+    """
+    dependent = {f"{POLICY}{name}" for name, arm in study.arms.items() if arm.algorithm is None}
+    made_from = {name: mixes.roles(mix) for name, mix in study.mixes.items()}
+    made_from |= {
+        f"{POLICY}{name}": [*named(arm.start), *named(arm.reference.weights)] for name, arm in study.arms.items()
+    }
+    for _ in made_from:  # as long as the longest chain
+        dependent |= {name for name, ingredients in made_from.items() if dependent.intersection(ingredients)}
+    return dependent
+
+
+def _moved(dependent, algorithm):
+    """Ingredient -> its name with an algorithm, of those that depend on it."""
     if algorithm == DEFAULT:
         return {}
-    free = [name for name, arm in study.arms.items() if not arm.algorithm]
-    moved = {f"{POLICY}{name}": f"{POLICY}{arm_name(algorithm, name)}" for name in free}
-    for _ in study.mixes:  # a mix may be made of mixes
-        for name, mix in study.mixes.items():
-            if any(role in moved for role in mixes.roles(mix)):
-                moved[name] = f"{algorithm}_{name}"
-    return moved
+    return {
+        name: POLICY + arm_name(algorithm, name.removeprefix(POLICY))
+        if name.startswith(POLICY)
+        else f"{algorithm}_{name}"
+        for name in dependent
+    }
 
 
 def _renamed(weights, moved):
@@ -70,9 +86,11 @@ def _renamed(weights, moved):
 
 def _arm(arm, algorithm, moved, study):
     reference = replace(arm.reference, weights=_renamed(arm.reference.weights, moved))
+    arm = replace(arm, start=_renamed(arm.start, moved), reference=reference)
+    if arm.algorithm:
+        return arm
     kl_coefs = study.algorithm_kl_coefs.get(algorithm) if arm.kl_coefs is None else arm.kl_coefs
-    start, trained_by = _renamed(arm.start, moved), None if algorithm == DEFAULT else algorithm
-    return replace(arm, start=start, reference=reference, kl_coefs=kl_coefs, algorithm=trained_by)
+    return replace(arm, kl_coefs=kl_coefs, algorithm=None if algorithm == DEFAULT else algorithm)
 
 
 def _mix(mix, moved):
@@ -101,8 +119,8 @@ def _side(algorithm, arm, study):
     """The arm that a claim means by a name, and by the algorithm that trains it."""
     if arm == config.PLAIN and arm not in study.arms:
         arm = next((name for name, other in study.arms.items() if _is_plain(other, study)), arm)
-    explicit = arm in study.arms and study.arms[arm].algorithm
-    return arm if explicit else arm_name(algorithm, arm)
+    alone = arm in study.arms and f"{POLICY}{arm}" not in _dependent(study)
+    return arm if alone else arm_name(algorithm, arm)
 
 
 def _is_plain(arm, study):

@@ -14,6 +14,7 @@ REMEDIES = (
     "lower execution.micro_batch, execution.rollout_batch or lengths, train adapters (lora_rank of the stage's "
     "section), or use more GPUs (execution.gpus, processes, accelerate_config)"
 )
+ROLES = ("base", "sft0", "policy", "candidate", "ingredient0")  # that lead from a run to its base model
 
 
 def of_run(run, runs_):
@@ -36,9 +37,7 @@ def of_run(run, runs_):
 def _model(run, runs_):
     """The settings of the base model that a run goes back to."""
     while run.stage != "base":
-        parent = next(
-            (run.parents[role] for role in ("base", "sft0", "policy", "candidate") if role in run.parents), None
-        )
+        parent = next((run.parents[role] for role in ROLES if role in run.parents), None)
         if parent is None:
             return None
         run = runs_[parent]
