@@ -70,8 +70,9 @@ def train(settings, parents, output, execution):
     def load():
         return reference.mix(folders, settings.start, "cpu", torch.float32)
 
-    trainer = make_trainer(settings, load(), anchor, tokenizer, pairs, output, device, execution)
-    parameters = trainer.accelerator.unwrap_model(trainer.model).num_parameters()
+    policy = load()
+    parameters = policy.num_parameters()  # counted before it has adapters, or this process holds only a part of them
+    trainer = make_trainer(settings, policy, anchor, tokenizer, pairs, output, device, execution)
     history = training.train(trainer, output, load, execution.checkpoint_minutes)
     if training.world()[1]:
         return None  # the first process writes

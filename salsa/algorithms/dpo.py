@@ -69,8 +69,9 @@ def train(settings, parents, output, execution):
 
 
 def resources_of(case):
-    """The `resources.Resources` of a run: of training or, before it, of the first process that samples and labels."""
+    """The `resources.Resources` of a run: of training or, before it, of the first process that draws pairs."""
     settings, shape = case.settings["dpo"], case.shape
+    drawn = case.runs[case.run.parents["reward_model"]].settings["preferences"].startswith("sampled")
     reference = anchors.settings()(**case.settings["reference"])
     kind = anchors.kinds()[reference.kind]
     held = kind.models(reference)
@@ -84,15 +85,15 @@ def resources_of(case):
     labelling = {"process": resources.TRAINER, "frozen models": 2 * shape.parameters * resources.FLOAT}
     labelling["activations"] = case.sampling(case.execution["rollout_batch"], resources.FLOAT)
     tokens = 2 * settings["pairs"] * case.length
-    # A response is sampled and labelled once, and then in each epoch read by the references, and by the policy trained.
-    passes = 2 + settings["epochs"] * (3 + held)
+    # A response is sampled and labelled once; in each epoch the references read it, and the policy is trained on it.
+    passes = 2 * drawn + settings["epochs"] * (3 + held)
     state = memory["weights"] + memory["optimizer"]
     return resources.Resources(
         memory,
         2 * shape.matrices * tokens * passes,
         resources.FLOAT * shape.parameters * (1 + kind.moves),
         2 * state * (case.processes if case.sharded else 1),
-        alone=labelling,
+        alone=labelling if drawn else {},
     )
 
 

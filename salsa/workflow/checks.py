@@ -175,7 +175,7 @@ def _check_execution(config):
     if execution.rollouts == "vllm":
         _check_installed("vllm", "vllm", "execution.rollouts=vllm")
         for name, section in training.items():
-            if section.lora_rank:
+            if section.lora_rank and not algorithms.kinds()[name].takes_pairs:  # which samples nothing from its policy
                 adapters = f"{name}.lora_rank={section.lora_rank}"
                 raise UserError(f"{adapters}: execution.rollouts=vllm samples from whole models; leave one of them out")
     for stage, section in _adapted(config).items():

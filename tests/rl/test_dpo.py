@@ -430,3 +430,10 @@ def test_what_can_not_be_trained_is_refused(parents, execution, tmp_path, settin
     with pytest.raises(runs.UserError, match=says):
         dpo.train(settings, parents, tmp_path, execution)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_learning_rate_that_explodes_ends_the_run(parents, execution, tmp_path):
+    says = r"dpo\.learning_rate=1e\+30: .* not finite at step \d of 6; lower it"
+    with pytest.raises(runs.UserError, match=says):
+        dpo.train(make_settings(learning_rate=1e30), parents, tmp_path, execution)
+    assert (tmp_path / "diverged.safetensors").exists() and not (tmp_path / "model").exists()

@@ -110,13 +110,14 @@ def test_a_judge_must_not_learn_from_pairs_that_train_a_policy(given):
     compose.compose([*judged, "dpo.pairs=64"])
 
 
-def resources_of(kind="soup", weights=("1",), lora_rank=0, precision="no", epochs=1):
+def resources_of(kind="soup", weights=("1",), lora_rank=0, precision="no", epochs=1, preferences="sampled"):
     shape = resources.PUBLISHED["google/gemma-2b"]
     settings = {"dpo": {**vars(Dpo(epochs=epochs)), "lora_rank": lora_rank}, "mixed_precision": precision}
     settings |= {"reference": {"kind": kind, "weights": list(weights)}, "lengths": {"prompt": 100, "response": 100}}
     execution = vars(config.Execution(micro_batch=1))
-    run = plan.Run("dpo", "label", "address", settings, {}, execution)
-    return stages.ALL["dpo"].resources(resources.Case(run, shape, resources.FLOAT, {})), shape
+    reward_model = plan.Run("reward_model", "label", "address", {"preferences": preferences}, {}, execution)
+    run = plan.Run("dpo", "label", "address", settings, {"reward_model": "rm"}, execution)
+    return stages.ALL["dpo"].resources(resources.Case(run, shape, resources.FLOAT, {"rm": reward_model})), shape
 
 
 def test_what_a_run_needs():
@@ -132,3 +133,5 @@ def test_what_a_run_needs():
     assert resources_of(lora_rank=8)[0].memory["optimizer"] < plain.memory["optimizer"] / 50
     passes = plain.operations / (2 * shape.matrices * 2 * 1000 * 200)
     assert passes == 2 + 3 + 1 and resources_of(epochs=2)[0].operations > 1.6 * plain.operations
+    given, _ = resources_of(preferences="given")
+    assert given.operations < plain.operations and plain.alone["frozen models"] == 2 * model and not given.alone
