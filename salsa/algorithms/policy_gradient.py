@@ -15,6 +15,7 @@ from salsa.workflow import resources, schema
 from salsa.workflow.schema import fault
 
 Epochs = Annotated[int, schema.Range(1, 1000)]
+ClipRange = Annotated[float, schema.Range(0, 1000)]
 PHASES = ("rollout", "score", "reference", "optimise")  # of an iteration, in their order
 LOGS = {
     "kl_k1": ("KL to the reference, estimated by k1: log-ratios", "nats per response"),
@@ -25,8 +26,6 @@ LOGS = {
     "learning_rate": ("learning rate of this iteration", ""),
     "importance": ("mean weight of a token for how it was sampled", ""),
     "sampling_difference": ("log-probabilities in sampling and in training differ by", "nats per token"),
-    "policy_loss": ("clipped loss of the policy", ""),
-    "policy_clip_fraction": ("tokens whose ratio is clipped", "share"),
     "entropy": ("entropy of the policy", "nats per token"),
     "gradient_norm": ("norm of the policy's gradient before it is clipped", ""),
     **{f"seconds_{phase}": (f"time of the phase {phase}", "seconds") for phase in PHASES},
@@ -60,8 +59,6 @@ class Settings(schema.OnPolicy):
     """Decay of Adam's second moment."""
     adam_epsilon: Annotated[float, schema.Range(1e-30, 1)] = 1e-05
     """Adam's epsilon, above 0 in float32, too."""
-    clip_range: Annotated[float, schema.Range(0, 1000)] = 0.2
-    """How far the probability ratio may move from 1 before it is clipped."""
     max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
     """Norm to which the gradient of each network is clipped."""
     temperature: schema.Temperature = 1.0
@@ -174,6 +171,8 @@ class Grouped(Settings):
 
     samples: Annotated[int, schema.Range(2, 1000)] = 4
     """Responses to each prompt. batch_size counts responses: batch_size / samples prompts an iteration."""
+    clip_range: ClipRange = 0.2
+    """How far the probability ratio may move from 1 before it is clipped."""
 
     @model_validator(mode="after")
     def _groups(self):

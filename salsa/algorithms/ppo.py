@@ -26,6 +26,8 @@ class Ppo(policy_gradient.Settings):
     """Discount of rewards per token."""
     lam: schema.Share = 0.95
     """GAE's λ (1506.02438)."""
+    clip_range: policy_gradient.ClipRange = 0.2
+    """How far the probability ratio may move from 1 before it is clipped."""
     value_clip_range: Annotated[float, schema.Range(0, 10**6)] = 0.2
     """How far a value may move from the old one before it is clipped."""
     value_coef: Annotated[float, schema.Range(0, 10**6)] = 0.1
@@ -83,6 +85,8 @@ ALGORITHM = policy_gradient.PolicyGradient(
     loss=loss,
     logs={
         **policy_gradient.LOGS,
+        "policy_loss": ("clipped loss of the policy", ""),
+        "policy_clip_fraction": ("tokens whose ratio is clipped", "share"),
         "explained_variance": ("variance of the returns that the values explain", "share"),
         "value_loss": ("clipped loss of the values", ""),
         "value_clip_fraction": ("tokens whose value is clipped", "share"),

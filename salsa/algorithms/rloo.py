@@ -46,6 +46,7 @@ ALGORITHM = policy_gradient.PolicyGradient(
     mean_over="response",
     logs={
         **policy_gradient.LOGS,
+        "policy_loss": ("clipped loss of the policy", ""),
         "importance": ("mean weight of a response for how it was sampled", ""),
         "policy_clip_fraction": ("responses whose ratio is clipped", "share"),
         "group_deviation": ("deviation of the rewards, less the penalty, of a prompt's responses", ""),

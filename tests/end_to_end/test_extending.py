@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from test_study import SMALL
 
-from salsa import algorithms, anchors, data, judges
+from salsa import anchors, data, judges
+from salsa.algorithms import policy_gradient
 from salsa.report import sections
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ CHOSEN = [
     "judge=[gold,concise]",
 ]
 TINY = [
-    *(override for override in SMALL if not override.startswith("arm=")),
+    *(override for override in SMALL if not override.startswith(("arm=", "dpo."))),
     "reward_model.pairs=64",
     "reinforce.iterations=2",
     "reinforce.batch_size=8",
@@ -135,9 +136,9 @@ REFERENCE, BENCHMARK, JUDGE, ALGORITHM, SECTION = (
         (BENCHMARK, ", score=score", "", f"{BENCHMARK}: benchmark sums: neither compared nor scored"),
         (JUDGE, ", open=open_judge", "", f"{JUDGE}: Judge.__init__() missing 1"),
         (ALGORITHM, "VERSION = 1", "REVISION = 1", f"{ALGORITHM}: has no VERSION"),
-        (ALGORITHM, "    train=train", "    # train", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
-        (ALGORITHM, "    resources=resources_of", "    # resources", f"{ALGORITHM}: Algorithm.__init__() missing 1"),
-        (ALGORITHM, "Settings(schema.OnPolicy)", "Settings", f"{ALGORITHM}: algorithm reinforce: its settings are no"),
+        (ALGORITHM, "    advantages=adv", "    # adv", f"{ALGORITHM}: PolicyGradient.__init__() missing 1"),
+        (ALGORITHM, "    loss=loss", "    # loss", f"{ALGORITHM}: PolicyGradient.__init__() missing 1"),
+        (ALGORITHM, "Settings(policy_gradient.Settings)", "Settings", f"{ALGORITHM}: algorithm reinforce: its"),
         (SECTION, "    caption=", "    # ", f"{SECTION}: Section.__init__() missing 1"),
         ("conf/arm/trimmed.yaml", "kept: 0.1", "kept: 0", "arms.trimmed.reference.kept=0: keeps nothing of the soup"),
     ],
@@ -168,7 +169,7 @@ def test_snakemake_says_a_fault_in_one_line_too(house, changed):
         ("A kind of reference", anchors.Reference),
         ("A benchmark", data.Benchmark),
         ("A judge", judges.Judge),
-        ("An algorithm", algorithms.Algorithm),
+        ("An algorithm", policy_gradient.PolicyGradient),
         ("A table and a figure", sections.Section),
     ],
 )
