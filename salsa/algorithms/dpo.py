@@ -74,10 +74,11 @@ def resources_of(case):
     drawn = case.runs[case.run.parents["reward_model"]].settings["preferences"].startswith("sampled")
     reference = anchors.settings()(**case.settings["reference"])
     kind = anchors.kinds()[reference.kind]
+    anchor, _ = case.frozen_models(case.run)
     held = kind.models(reference)
     rows = 2 * case.share(settings["batch_size"])
     memory = {"process": resources.TRAINER, **case.trained(settings)}
-    memory["frozen models"] = held * shape.parameters * (resources.FLOAT if kind.held_in_float32 else case.frozen)
+    memory["frozen models"] = held * anchor.parameters * (resources.FLOAT if kind.held_in_float32 else case.frozen)
     memory["activations"] = case.activations(rows, case.length)
     memory["logits"] = min(rows * case.length, resources.TILE[0]) * resources.TILE[1] * case.number
     if not settings["lora_rank"]:
@@ -86,7 +87,7 @@ def resources_of(case):
     labelling["activations"] = case.sampling(case.execution["rollout_batch"], resources.FLOAT)
     tokens = 2 * settings["pairs"] * case.length
     # A response is sampled and labelled once; in each epoch the references read it, and the policy is trained on it.
-    passes = 2 * drawn + settings["epochs"] * (3 + held)
+    passes = 2 * drawn + settings["epochs"] * (3 + held * anchor.matrices / shape.matrices)
     state = memory["weights"] + memory["optimizer"]
     return resources.Resources(
         memory,

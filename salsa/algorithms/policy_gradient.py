@@ -133,7 +133,8 @@ def resources_of(case):
     trained = case.trained(settings, networks)
     reference = anchors.settings()(**case.settings["reference"])
     kind = anchors.kinds()[reference.kind]
-    frozen = (anchors.frozen_models(reference) * shape.parameters + shape.trunk) * case.frozen  # and the reward model
+    anchor, parameters = case.frozen_models(case.run)
+    frozen = (parameters + shape.trunk) * case.frozen  # and the reward model
     if kind.held_in_float32:
         frozen += shape.parameters * (resources.FLOAT - case.frozen)
     rows = case.share(settings["batch_size"] // settings["mini_batches"])
@@ -144,7 +145,8 @@ def resources_of(case):
     memory = {"process": resources.PROCESS, **trained, "frozen models": frozen, "activations": max(training, sampling)}
     # The reward, the references, values where a network of their own says them, and training. Sampling computes a
     # prompt once for all responses to it.
-    passes = 1 + kind.models(reference) + own_network + 3 * networks * settings["epochs"]
+    passes = 1 + own_network + 3 * networks * settings["epochs"]
+    passes += kind.models(reference) * anchor.matrices / shape.matrices
     responses = settings["batch_size"] * settings["iterations"]
     tokens = responses * case.length
     sampled = responses // settings.get("samples", 1) * case.prompt + responses * case.response

@@ -70,12 +70,6 @@ def settings():
     return schema.of_kinds("Reference", Settings, kinds())
 
 
-def frozen_models(reference):
-    """How many frozen models training holds: those of the reference, and sft0 unless it is one of them."""
-    record = kinds()[reference.kind]
-    return record.models(reference) + (not record.holds_sft0(reference))
-
-
 def needed(reference):
     """The names of the ingredients that a finished run's reference is made from again; sft0 always.
 

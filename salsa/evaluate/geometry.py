@@ -15,6 +15,7 @@ import torch
 from salsa import soup
 from salsa.workflow.messages import UserError
 
+OF_SFT1 = ("from_sft1", "from_soup", "sft0_to_sft1", "cosine_sft1", "along_sft1", "off_line")
 PIECE = 2**22  # weights held in float64 at once, of each model
 
 
@@ -36,6 +37,17 @@ def describe(policy, sft0, sft1=None):
     return measure([soup.mixed_tensors([folder], [1.0], names) for folder in folders])
 
 
+def alike(policy, sft0):
+    """Whether two model folders have tensors of the same names and shapes, so that there is a way between them."""
+    first, other = (soup.shapes(folder) for folder in (policy, sft0))
+    return first == other
+
+
+def nowhere():
+    """`describe` of a policy of another architecture: there is no distance."""
+    return dict.fromkeys(("from_sft0", "sft0_norm", *OF_SFT1))
+
+
 def measure(models):
     """`describe` for two or three models (sft0, policy, sft1), each a stream of (name, tensor) in the same order."""
     norm = moved = between = product = to_sft1 = to_soup = 0.0  # sums of squares, except `product`
@@ -51,7 +63,7 @@ def measure(models):
                 between, product = between + _square(line), product + torch.dot(step, line).item()
                 to_sft1, to_soup = to_sft1 + _square(step - line), to_soup + _square(step - line / 2)
     distances = {"from_sft0": math.sqrt(moved), "sft0_norm": math.sqrt(norm)}
-    distances |= dict.fromkeys(("from_sft1", "from_soup", "sft0_to_sft1", "cosine_sft1", "along_sft1", "off_line"))
+    distances |= dict.fromkeys(OF_SFT1)
     if len(models) < 3:
         return distances
     distances |= {"from_sft1": math.sqrt(to_sft1), "from_soup": math.sqrt(to_soup), "sft0_to_sft1": math.sqrt(between)}

@@ -79,7 +79,8 @@ def respond(settings, parents, output, execution):
     summary["iteration"] = metrics[-1]["iteration"] + 1 if metrics else 0
     runs.write_json(output / "evaluation.json", summary)
     sft = [models.model_folder(parents[role]) for role in ("sft0", "sft1") if role in parents]
-    where = geometry.describe(models.model_folder(parents["policy"]), *sft)
+    folder = models.model_folder(parents["policy"])
+    where = geometry.describe(folder, *sft) if geometry.alike(folder, sft[0]) else geometry.nowhere()
     runs.write_json(output / "geometry.json", where | {"start": _training(parents["policy"]).start})
     return summary | {"left_out": left_out}
 

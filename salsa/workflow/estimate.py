@@ -14,7 +14,6 @@ REMEDIES = (
     "lower execution.micro_batch, execution.rollout_batch or lengths, train adapters (lora_rank of the stage's "
     "section), or use more GPUs (execution.gpus, processes, accelerate_config)"
 )
-ROLES = ("base", "sft0", "policy", "candidate", "ingredient0")  # that lead from a run to its base model
 
 
 def of_run(run, runs_):
@@ -22,7 +21,7 @@ def of_run(run, runs_):
     stage = stages.ALL[run.stage]
     if stage.light(run.settings):
         return Resources()
-    model = _model(run, runs_)
+    model = resources.model_of(run, runs_)
     shape = model and resources.shape(model)
     if shape is None:
         return None
@@ -32,16 +31,6 @@ def of_run(run, runs_):
     needed = stage.resources(resources.Case(run, shape, stored, runs_, processes, bool(sharded)))
     needed.processes = processes
     return needed
-
-
-def _model(run, runs_):
-    """The settings of the base model that a run goes back to."""
-    while run.stage != "base":
-        parent = next((run.parents[role] for role in ROLES if role in run.parents), None)
-        if parent is None:
-            return None
-        run = runs_[parent]
-    return run.settings["model"]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from salsa import anchors, mixes
+from salsa.workflow.weights import canonical_weights
 
 FLOAT, MOMENTS = 4, 8  # bytes of a number, and of Adam's two
 PROCESS = 500 * 2**20  # bytes of a process that has imported torch and transformers
@@ -113,6 +114,19 @@ def _of_config(file):
     return Shape(*(values[name] for name in names), heads, kv_heads, size, values.get("tie_word_embeddings", False))
 
 
+ROLES = ("base", "sft0", "policy", "candidate", "ingredient0")  # that lead from a run to its base model
+
+
+def model_of(run, runs):
+    """The settings of the base model that a run (plan.Run, among `runs` by path) goes back to; None of no model's."""
+    while run.stage != "base":
+        parent = next((run.parents[role] for role in ROLES if role in run.parents), None)
+        if parent is None:
+            return None
+        run = runs[parent]
+    return run.settings["model"]
+
+
 @dataclass
 class Resources:
     """What a run needs: bytes of a process by what they are for, operations in all, bytes on disk in the end."""
@@ -165,6 +179,15 @@ class Case:
         self.half = self.settings.get("mixed_precision", "no") == "bf16"
         self.frozen = 2 if self.half else FLOAT  # bytes of a weight that is not trained
         self.number = 2 if self.half else FLOAT  # bytes of keys and values
+
+    def frozen_models(self, run):
+        """(shape of the models that a policy run's reference holds, parameters of them, and of sft0 if it is none)."""
+        reference = anchors.settings()(**run.settings["reference"])
+        kind, (first, _) = anchors.kinds()[reference.kind], canonical_weights(reference.weights)[0]
+        other = first in run.parents and shape(model_of(self.runs[run.parents[first]], self.runs))
+        anchor = other or self.shape  # of a model that only the hub knows, as of the policy
+        besides = 0 if kind.holds_sft0(reference) else self.shape.parameters
+        return anchor, kind.models(reference) * anchor.parameters + besides
 
     def trained(self, section=None, networks=1):
         """Weights, gradients and moments of networks that are trained, or of their adapters (`chosen`: lora_rank).
@@ -313,8 +336,10 @@ def respond(case):
     draws = algorithm.draws(algorithm.settings(**policy[run.stage]))
     needed = _answering(case, draws * _prompts(case))
     held = 2 if policy["mixed_precision"] == "bf16" else FLOAT
-    others = anchors.frozen_models(anchors.settings()(**policy["reference"])) - 1
-    kls = {"process": PROCESS, "frozen models": case.shape.parameters * (2 * FLOAT + others * held)}
+    anchor, frozen = case.frozen_models(run)
+    largest = max(case.shape.parameters, anchor.parameters)
+    in_float32 = case.shape.parameters + largest  # the policy, and one of the others at a time
+    kls = {"process": PROCESS, "frozen models": in_float32 * FLOAT + (frozen - largest) * held}
     needed.memory = max(needed.memory, kls, key=total)
     return needed
 
