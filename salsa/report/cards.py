@@ -46,11 +46,13 @@ def card(study, tables, policy):
     """The card of a policy as text: metadata of the hub's form, then Markdown."""
     manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
     settings, arm = study.config, tables["arms"].set_index("arm").loc[policy.arm]
-    described = metadata(settings, manifest["stage"])
+    described, algorithm = metadata(settings, manifest["stage"]), algorithms.kinds()[manifest["stage"]]
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=described.to_yaml(),
         policy=policy,
-        algorithm=algorithms.kinds()[manifest["stage"]].title,
+        algorithm=algorithm.title,
+        penalised=algorithm.penalised,
+        draws=algorithm.draws(getattr(settings, algorithm.kind)),
         title=words.markdown(words.title(study)),
         arm={name: words.markdown(text) if isinstance(text, str) else text for name, text in arm.items()},
         collapse=words.markdown(selection.collapse(study, policy)),
@@ -128,6 +130,7 @@ def development(evaluation):
         error = selection.number_or_nan(evaluation.get(f"{name}_se"))
         if evaluation.get(name) is not None:
             spread = "" if math.isnan(error) else f" ± {formats.number(error)}"
+            text += " (upper bound)" * (name == "kl_to_sft0" and evaluation.get("kl_is_bound", False))
             rows.append((text, Number(formats.number(evaluation[name]) + spread)))
     return Table(["measure", "mean ± standard error"], rows)
 

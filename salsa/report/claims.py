@@ -104,7 +104,7 @@ def _rows(study, name, claim):
     if not claim.measure.startswith("matched"):  # which is over all of an arm's kl_coefs
         row |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
     notes = ["one replicate: conditional on one SFT pair"] if len(study.replicates) == 1 else []
-    notes += _collapsed(study, claim, pair)
+    notes += _collapsed(study, claim, pair) + _bounded(study, claim, pair)
     return [row | _columns(test) | {"why": "; ".join(notes + _doubts(test))} for test in tests]
 
 
@@ -120,6 +120,13 @@ def _collapsed(study, claim, pair):
                 f"{arm} has collapsed in {len(reasons)} of its {len(policies)} policies compared here: {reasons[0]}"
             )
     return notes
+
+
+def _bounded(study, claim, pair):
+    """Notes on the arms of a claim about KL whose KL is an upper bound."""
+    about_kl = claim.measure == "kl_to_sft0" or claim.measure.startswith("matched")
+    arms = [arm for arm in (pair.candidate, pair.baseline) if about_kl and selection.kl_bounded(study, arm)]
+    return [f"KL of {arm} is an upper bound" for arm in arms]
 
 
 def _doubts(test):

@@ -50,7 +50,7 @@ COLUMNS = {  # frame -> column -> (meaning, unit)
     "policies": ARM
     | {
         "algorithm": ("what trained the policy", ""),
-        "reference": ("kind of reference", ""),
+        "reference": ("kind of reference; none: nothing is penalised", ""),
         "alpha": ("place of the reference on the line from sft0 to sft1; nan: not on it", "share"),
         "iteration": ("iterations of training", "iterations"),
     }
@@ -162,7 +162,7 @@ def _arm(policy):
 def _policy(study, policy):
     folder = study.parents.get(f"policy/{policy.index}")
     row = _arm(policy) | {"algorithm": folder.parent.name if folder else "", "alpha": number_or_nan(policy.alpha)}
-    row |= {"reference": study.composed.arms[policy.arm].reference.kind}
+    row |= {"reference": study.composed.arms[policy.arm].reference.kind if study.penalised(policy.arm) else "none"}
     row |= {"iteration": policy.evaluation.get("iteration")}
     row |= {name: number_or_nan(policy.evaluation.get(name)) for name in MEASURES}
     row |= {name: number_or_nan(policy.geometry.get(name)) for name in GEOMETRY}

@@ -14,7 +14,7 @@ from html import escape
 import markupsafe
 
 from salsa.report import claims, formats, reader, selection, words
-from salsa.report.sections import gates, sections
+from salsa.report.sections import gates, sections, sections_of
 from salsa.workflow import runs
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "|*_`[]~$\\#"}  # after `escape`
@@ -66,7 +66,7 @@ def report(study, tables):
 def parts(study, tables):
     """heading -> the exhibits below it; a section whose table has no rows is left out with its figure."""
     by_heading = {}
-    for name, section in sections().items():
+    for name, section in sections_of(study).items():
         if name not in ALONE and (name not in tables or len(tables[name])):
             by_heading.setdefault(section.heading, []).append(exhibit(study, tables, section))
     return by_heading

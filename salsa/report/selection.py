@@ -28,7 +28,7 @@ class Pair:
 
     candidate: str
     baseline: str
-    grid: tuple[float, ...]  # the kl_coefs that both were run at, in the study's order
+    grid: tuple[float, ...]  # the kl_coefs that both were run at (`pair`), in the study's order
     candidate_kl_coef: float
     baseline_kl_coef: float
 
@@ -75,12 +75,22 @@ def choose(study, arm, kl_coefs):
 
 
 def pair(study, candidate, baseline):
-    """`Pair` of two arms, or None where no kl_coef is common to both."""
-    others = grid(study, baseline)
-    shared = tuple(kl_coef for kl_coef in grid(study, candidate) if kl_coef in others)
+    """`Pair` of two arms, or None where no kl_coef is common to both.
+
+    An arm without a penalty has one policy, which stands for all kl_coefs, so that the other arm keeps its grid.
+    """
+    arms = candidate, baseline
+    grids = [grid(study, arm) for arm in arms if study.penalised(arm)] or [grid(study, candidate)]
+    shared = tuple(kl_coef for kl_coef in grids[0] if kl_coef in grids[-1])
     if not shared:
         return None
-    return Pair(candidate, baseline, shared, choose(study, candidate, shared), choose(study, baseline, shared))
+    chosen = [choose(study, arm, shared if study.penalised(arm) else grid(study, arm)) for arm in arms]
+    return Pair(candidate, baseline, shared, *chosen)
+
+
+def kl_bounded(study, arm):
+    """Whether the KL of an arm's policies is an upper bound: their answers are the best of several."""
+    return any(policy.evaluation.get("kl_is_bound") for policy in study.of(arm=arm))
 
 
 def main_judge(study):

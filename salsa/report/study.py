@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from salsa import algorithms
 from salsa.evaluate import statistics
 from salsa.report import cards, formats, pages, provenance, sections, style, words
 from salsa.report.frames import Frames
@@ -41,6 +42,7 @@ class Policy:
     gold: dict[int, float] = field(default_factory=dict)  # iteration -> mean gold of its kept rollouts
     geometry: dict[str, float | None] = field(default_factory=dict)  # where its weights lie: `evaluate.geometry`
     plane: list[dict[str, Any]] = field(default_factory=list)  # rows of plane.csv; none where it spans no plane
+    samples: list[dict[str, Any]] = field(default_factory=list)  # rows of samples.jsonl, where the best of n is chosen
 
 
 @dataclass
@@ -92,8 +94,12 @@ class Study:
 
     @property
     def plain(self):
-        """The first arm that is a plain anchor; None: there is none."""
-        return next((arm for arm in self.arms if self.plain_of(arm) == arm), None)
+        """The first arm that is a plain anchor, by a penalty; None: there is none."""
+        return next((arm for arm in self.arms if self.plain_of(arm) == arm and self.penalised(arm)), None)
+
+    def penalised(self, arm):
+        """Whether an arm's policies are anchored: otherwise neither a kl_coef nor a reference counts."""
+        return algorithms.kinds()[self.composed.arms[arm].algorithm].penalised
 
     def landscape(self, replicate):
         """A replicate's landscape; an empty one where the study has a single SFT model."""
@@ -165,7 +171,7 @@ def build(settings, parents, output, execution):
     study = read(settings, parents)
     tables = sections.tables_of(study)
     formats.write_csv(pd.DataFrame(study.runs).astype({"replicate": "Int64", "seed": "Int64"}), output / "runs.csv")
-    for name, section in sections.sections().items():
+    for name, section in sections.sections_of(study).items():
         if section.table:
             caption = section.caption(study, tables)
             formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
@@ -241,17 +247,17 @@ def _policy(entry, parents, plain, gold, texts):
         index=entry["index"],
         baselines={plain[entry["arm"]] if role == config.PLAIN else role: m for role, m in entry["baselines"].items()},
         metrics=runs.read_jsonl(policy / "metrics.jsonl"),
+        samples=_rows(respond / "samples.jsonl"),
         evaluation=runs.read_json(respond / "evaluation.json"),
         responses=_compact(runs.read_jsonl(respond / "responses.jsonl"), texts),
-        gold=rollout_gold(_rollouts(policy), gold),
+        gold=rollout_gold(_rows(policy / "rollouts.jsonl"), gold),
         geometry=runs.read_json(respond / "geometry.json"),
         plane=_csv(parents[f"plane/{entry['index']}"] / "plane.csv") if f"plane/{entry['index']}" in parents else [],
     )
 
 
-def _rollouts(policy):
-    """The kept responses of a training run; none of an algorithm that samples nothing."""
-    path = policy / "rollouts.jsonl"
+def _rows(path):
+    """The rows of a file that not every run writes; none where it isn't there."""
     return runs.read_jsonl(path) if path.exists() else []
 
 

@@ -155,6 +155,12 @@ def spread(values):
     return low if low == high else f"{low} to {high}"
 
 
+def bounds(study):
+    """A sentence on the arms whose KL is no more than bounded, for captions; it begins with a space, or is ""."""
+    arms = [arm for arm in study.arms if selection.kl_bounded(study, arm)]
+    return f" KL of {' and '.join(arms)} is not known: it is an upper bound, log n − (n−1)/n." if arms else ""
+
+
 def listed(kl_coefs):
     """ "0.02, 0.05"."""
     return ", ".join(f"{kl_coef:g}" for kl_coef in kl_coefs)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tree import composed, table_of
 
-from salsa.report import style
-from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, win_rates
+from salsa.report import selection, style
+from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, sections_of, win_rates
 from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
 from salsa.workflow import config
@@ -232,8 +232,47 @@ def test_many_arms_have_a_panel_each(every):
     assert len({axis.get_ylim() for axis in figure.axes[2:]}) == len({axis.get_xlim() for axis in figure.axes[2:]}) == 1
     assert [axis.get_title() for axis in sections()["over_optimisation"].draw(study, tables).axes] == study.arms
     caption = sections()["training_curves"].reading(study, tables)
-    assert caption == "Of 12 curves, the ranges of ppo and salsa alone are shown."
+    assert caption == f"Of {len(study.arms)} curves, the ranges of ppo and salsa alone are shown."
     assert len(sections()["training_curves"].draw(study, tables).axes[0].collections) == 2
+
+
+def untrained_study():
+    """ppo at two kl_coefs, salsa at one, and the best of n of sft0 at the first kl_coef."""
+    study = made(arms=("best", "ppo", "salsa"), kl_coefs=(0.05, 0.1), only={"best": (0.05,)})
+    study.config.arms["best"] = config.Arm(algorithm="best_of_n")
+    study.config.arms["salsa"] = config.Arm(start=["1/2", "1/2"])
+    for policy in study.of(arm="best"):
+        drawn = [float(i) for i in range(32)]
+        policy.samples = [{"reward": drawn, "gold": None}, {"reward": drawn[::-1], "gold": drawn}]
+        policy.metrics, policy.evaluation["iteration"], policy.evaluation["kl_is_bound"] = [], 0, True
+    return study
+
+
+def test_the_best_of_n_is_a_curve_at_its_bound():
+    study = untrained_study()
+    tables = tables_of(study) | {"best_of_n": table_of(study, "best_of_n")}
+    frame = tables["best_of_n"]
+    assert list(frame["n"]) == [2, 4, 8, 16, 32] and set(frame["replicates"]) == {2}
+    assert list(frame["kl_bound"]) == [math.log(n) - (n - 1) / n for n in frame["n"]]
+    assert list(frame["reward"]) == pytest.approx([(32 + 1) * n / (n + 1) - 1 for n in frame["n"]])  # of uniform places
+    assert frame["gold_reward"].isna().all()  # of one prompt gold is not known
+    axis = sections()["frontier"].draw(study, tables).axes[0]
+    assert any(list(line.get_xdata()) == list(frame["kl_bound"]) for line in axis.lines)
+    assert "KL of best is not known: it is an upper bound" in sections()["frontier"].caption(study, tables)
+    assert "best of 2, 4, 8, 16, 32 responses of sft0" in sections()["frontier"].reading(study, tables)
+    assert "have no curve: best." in sections()["training_curves"].caption(study, tables)
+    assert "best_of_n" in sections_of(study) and "best_of_n" not in sections_of(made())
+
+
+def test_an_arm_without_a_penalty_leaves_the_other_its_grid():
+    study = untrained_study()
+    pair = selection.pair(study, "best", "salsa")
+    assert pair.grid == (0.05, 0.1) and pair.candidate_kl_coef == 0.05
+    assert selection.pair(study, "salsa", "best").candidate_kl_coef == pair.baseline_kl_coef
+    assert study.plain == "ppo" and study.plain_of("best") == "best"
+    arms = table_of(study, "arms").set_index("arm")
+    assert arms["reference"]["best"] == "none" and math.isnan(arms["kl_scale"]["best"])
+    assert set(study.frames.policies.query("arm == 'best'")["reference"]) == {"none"}
 
 
 def test_trajectories_are_means_over_replicates(small):

@@ -1,7 +1,8 @@
 """The sections of a report: a table, a figure or both, with the words that a reader needs for them.
 
-Every `Section` that a module of this folder holds is part of every report: adding a file is enough. A figure is drawn
-and a table written by `study`; how they become Markdown, LaTeX, CSV and HTML is in `formats` and `pages`.
+Every `Section` that a module of this folder holds is part of every report that has what it shows: adding a file
+is enough. A figure is drawn and a table written by `study`; how they become Markdown, LaTeX, CSV and HTML is in
+`formats` and `pages`.
 """
 
 import functools
@@ -59,6 +60,7 @@ class Section:
         place: its place under the heading; of equals, by name.
         left_out: columns that readers find in the CSV alone.
         rows: frame -> the rows that readers see; the CSV has all.
+        present: study -> whether the study has what the section shows; otherwise it is left out, with its files.
         sides: (study, row) -> the (arm, kl_coef) whose policies the row shows, None being all kl_coefs; None where the
             table says itself which policies have collapsed.
     """
@@ -72,6 +74,7 @@ class Section:
     place: int = 100
     left_out: tuple[str, ...] = ("model", "data")
     rows: Callable = lambda frame: frame
+    present: Callable = lambda study: True
     sides: Callable | None = sides
 
     def __post_init__(self):
@@ -123,9 +126,14 @@ def _order(section):
     return place, section.heading, section.place, section.name
 
 
+def sections_of(study):
+    """The sections of a study's report, as `sections` returns them."""
+    return {name: section for name, section in sections().items() if section.present(study)}
+
+
 def tables_of(study):
     """name -> data frame of every section's table; a column `collapsed` where rows show collapsed policies."""
-    return marked(study, {name: section.table(study) for name, section in sections().items() if section.table})
+    return marked(study, {name: section.table(study) for name, section in sections_of(study).items() if section.table})
 
 
 def marked(study, tables):

@@ -1,5 +1,7 @@
 """The arms of a study: start, reference and strength of the penalty."""
 
+import math
+
 import pandas as pd
 
 from salsa import algorithms, anchors
@@ -30,6 +32,8 @@ def table(study):
             "kl_scale": spec.kl_scale,
             "kl_schedule": SCHEDULES[spec.kl_schedule.kind].format(**spec.kl_schedule.own_settings()),
         }
+        if not spec.penalised:
+            row |= {"reference": "none", "kl_scale": math.nan, "kl_schedule": "none"}
         written = study.config.arms.get(first)
         for name in names:
             description = f"the same as {first}, and shown under that name"
@@ -40,11 +44,15 @@ def table(study):
 
 
 def caption(study, tables):
-    return (
+    text = (
         f"{len(tables['arms'])} arms: where the policy starts, what its KL penalty is measured from, and the "
         "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says. The kl_coef in "
         "tables and figures is the study's, before the scale."
     )
+    untrained = [arm for arm in study.arms if not study.penalised(arm)]
+    if untrained:
+        text += f" Without a penalty: {', '.join(untrained)}; such an arm has one policy, at the study's first kl_coef."
+    return text
 
 
 SECTION = Section(name="arms", heading="Arms", table=table, caption=caption, sides=sides_at_all_kl_coefs)

@@ -55,16 +55,25 @@ def figure(study, tables):
     rewards = {name: label for name, label in REWARDS.items() if style.known(last, name)}
     if not rewards:
         return style.not_measured("reward and KL of final policies")
-    figure = (_of_few_arms if len(study.arms) <= style.FEW else _of_many_arms)(study, last, rewards)
+    curve = best_of_n(study, tables)
+    figure = (_of_few_arms if len(study.arms) <= style.FEW else _of_many_arms)(study, last, rewards, curve)
     entries = [style.mark("sft0", "*", 9, color="black"), style.mark("a replicate", size=4, alpha=0.4)]
     entries.append(style.mark("their mean", size=7, markeredgecolor="white"))
     if style.has_intervals(study):
         entries.append(style.mark("95 % t interval", "+", 9, linestyle="-", linewidth=1.0))
+    if len(curve):
+        entries.append(style.mark("best of 2, 4, …: KL's bound", ".", 5, linestyle="--", linewidth=0.9))
     style.legend(figure, study, extra=entries)
     return figure
 
 
-def _of_few_arms(study, last, rewards):
+def best_of_n(study, tables):
+    """The rows of the table best_of_n whose responses are drawn from sft0, from which their KL is then bounded."""
+    frame = tables.get("best_of_n", pd.DataFrame(columns=["arm", "kl_bound", *REWARDS]))
+    return frame[frame["arm"].isin([arm for arm in study.arms if study.plain_of(arm) == arm])]
+
+
+def _of_few_arms(study, last, rewards, curve):
     figure, axes = style.panels(len(rewards), 2, sharey="row")
     for row, (reward, label) in enumerate(rewards.items()):
         for axis, kl, kl_label in zip(
@@ -74,13 +83,13 @@ def _of_few_arms(study, last, rewards):
                 rows = last[last["arm"] == arm]
                 _draw_replicates(axis, study, rows, kl, reward, look)
                 _draw_means(axis, study, rows, kl, reward, look, crosses=True)
-            _finish(axis, study, last, kl, reward)
+            _finish(axis, study, last, kl, reward, curve)
             axis.set_xlabel(kl_label + "  (√ scale)")
         axes[row, 0].set_ylabel(label)
     return figure
 
 
-def _of_many_arms(study, last, rewards):
+def _of_many_arms(study, last, rewards, curve):
     columns, looks = 5, style.looks(study)
     rows = math.ceil(len(looks) / columns)
     figure = style.blank(style.WIDTH, 2.5 + 1.35 * rows + 1.1)
@@ -89,7 +98,7 @@ def _of_many_arms(study, last, rewards):
         axis = figure.add_subplot(cell)
         for arm, look in looks.items():
             _draw_means(axis, study, last[last["arm"] == arm], "kl_to_sft0", reward, look)
-        _finish(axis, study, last, "kl_to_sft0", reward)
+        _finish(axis, study, last, "kl_to_sft0", reward, curve)
         axis.set_ylabel(label)
         axis.set_xlabel(style.KL_SFT0 + "  (√ scale)")
     reward, label = next(iter(rewards.items()))
@@ -100,18 +109,23 @@ def _of_many_arms(study, last, rewards):
         policies = last[last["arm"] == arm]
         _draw_replicates(axis, study, policies, "kl_to_sft0", reward, looks[arm], scale=0.7)
         _draw_means(axis, study, policies, "kl_to_sft0", reward, looks[arm], crosses=True, scale=0.7)
-        _finish(axis, study, last, "kl_to_sft0", reward, gap=0.25)
+        _finish(axis, study, last, "kl_to_sft0", reward, curve, gap=0.25)
     return figure
 
 
-def _finish(axis, study, last, kl, reward, gap=0.13):
-    """The axes' limits, and a star where sft0 is, at KL 0 to itself."""
+def _finish(axis, study, last, kl, reward, curve, gap=0.13):
+    """The axes' limits, the best of n, and a star where sft0 is, at KL 0 to itself."""
     soups = study.frames.soups
     start = soups[np.isclose(soups["alpha"], 0, atol=1e-6)][reward].dropna()
     if len(start) and kl == "kl_to_sft0":
         axis.plot(0, start.mean(), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
-    style.sqrt_axis(axis, last[kl], gap)
-    axis.set_ylim(style.limits([*last[reward], *start]))
+    if kl != "kl_to_sft0":
+        curve = curve[:0]
+    for arm, points in curve.groupby("arm", sort=False):
+        axis.plot(points["kl_bound"], points[reward], color=style.looks(study)[arm].colour, marker=".", markersize=4,
+                  linestyle="--", linewidth=0.9, zorder=2)  # fmt: skip
+    style.sqrt_axis(axis, [*last[kl], *curve["kl_bound"]], gap)
+    axis.set_ylim(style.limits([*last[reward], *start, *curve[reward]]))
 
 
 def _draw_replicates(axis, study, frame, kl, reward, look, scale=1.0):
@@ -146,7 +160,7 @@ def caption(study, tables):
         f"{len(last)} final policies of {words.replicates(study)}: KL(policy ‖ sft0) from "
         f"{words.spread(last['kl_to_sft0'])} nats per response, gold reward {words.spread(last['gold_reward'])}, proxy "
         f"reward {words.spread(last['reward'])}; KL to the own reference is not comparable between references."
-    )
+    ) + words.bounds(study)
 
 
 def reading(study, tables):
@@ -160,6 +174,10 @@ def reading(study, tables):
         text += f"; crosses are 95 % t intervals of the means of KL and reward, and {style.CUT}"
     if len(study.arms) > style.FEW:
         text += "; above are the means of all arms, below each arm and its replicates before the means of the others"
+    curve = best_of_n(study, tables)
+    if len(curve):
+        numbers = ", ".join(map(str, curve["n"].drop_duplicates()))
+        text += f"; the dashed line is the best of {numbers} responses of sft0, at the upper bound of its KL"
     return text + "."
 
 

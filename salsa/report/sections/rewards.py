@@ -20,7 +20,7 @@ def caption(study, tables):
     return (
         f"Means over {words.replicates(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 and their "
         "soup are those before training."
-    )
+    ) + words.bounds(study)
 
 
 SECTION = Section(name="rewards", heading="Rewards and KL", place=1, table=table, caption=caption)
