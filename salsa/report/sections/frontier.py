@@ -119,12 +119,11 @@ def _finish(axis, study, last, kl, reward, curve, gap=0.13):
     start = soups[np.isclose(soups["alpha"], 0, atol=1e-6)][reward].dropna()
     if len(start) and kl == "kl_to_sft0":
         axis.plot(0, start.mean(), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
-    if kl != "kl_to_sft0":
-        curve = curve[:0]
-    for arm, points in curve.groupby("arm", sort=False):
+    drawn = curve if kl == "kl_to_sft0" else curve[:0]  # though panels of one row share their y
+    for arm, points in drawn.groupby("arm", sort=False):
         axis.plot(points["kl_bound"], points[reward], color=style.looks(study)[arm].colour, marker=".", markersize=4,
                   linestyle="--", linewidth=0.9, zorder=2)  # fmt: skip
-    style.sqrt_axis(axis, [*last[kl], *curve["kl_bound"]], gap)
+    style.sqrt_axis(axis, [*last[kl], *drawn["kl_bound"]], gap)
     axis.set_ylim(style.limits([*last[reward], *start, *curve[reward]]))
 
 
