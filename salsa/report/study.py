@@ -99,7 +99,7 @@ class Study:
 
     def penalised(self, arm):
         """Whether an arm's policies are anchored: otherwise neither a kl_coef nor a reference counts."""
-        return algorithms.kinds()[self.composed.arms[arm].algorithm].penalised
+        return algorithms.kinds()[policies.algorithm_of(self.composed.arms[arm])].penalised
 
     def landscape(self, replicate):
         """A replicate's landscape; an empty one where the study has a single SFT model."""

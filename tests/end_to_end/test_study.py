@@ -129,9 +129,15 @@ def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
         "reward_model.batch_size=8",
         "execution.threads=1",
         "+arms.dpo={algorithm: dpo, reference: {weights: [1/2, 1/2]}}",
+        "+arms.best={algorithm: best_of_n}",
+        "best_of_n.n=3",
+        "+arms.itself={algorithm: none, start: [1/2, 1/2]}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     study = study_of(results)
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
     assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
-    assert all(row["gold_reward"] == "" and row["reward"] for row in final)
+    untrained = [row for row in rows(study / "tables" / "frontier.csv") if row["arm"] in ("best", "itself")]
+    assert {(row["arm"], row["iteration"]) for row in untrained} == {("best", "0"), ("itself", "0")}
+    assert all(row["gold_reward"] == "" and row["reward"] for row in final + untrained)
+    assert [row["n"] for row in rows(study / "tables" / "best_of_n.csv")] == ["2", "4", "8", "16", "32"]
