@@ -96,16 +96,35 @@ def test_what_a_backward_pass_keeps_is_what_torch_keeps(precision, rank):
     ],
 )
 def test_memory_is_near_what_was_measured(shape, batch, micro_batch, value_model, measured):
+    section = Ppo(batch_size=batch, epochs=4, value_model=value_model)
+    assert memory(section, shape, micro_batch) == pytest.approx(measured, rel=0.15)
+
+
+def test_groups_hold_no_value_model():
+    shape = resources.Shape(512, 128, 384, 4, 4, 4, 32)
+    rloo, grpo = (config.ALGORITHMS[kind](batch_size=64, samples=4) for kind in ("rloo", "grpo"))
+    assert memory(rloo, shape, 64) == memory(grpo, shape, 64) == pytest.approx(0.74, rel=0.15)
+    assert memory(grpo, shape, 64) == memory(Ppo(batch_size=64, value_model="shared"), shape, 64)
+    few, many = (needs(dataclasses.replace(rloo, samples=samples), shape, 64).operations for samples in (2, 8))
+    assert many < few  # a prompt is computed once for all responses to it
+
+
+def memory(section, shape, micro_batch):
+    """GiB of a run of an algorithm."""
+    return needs(section, shape, micro_batch).peak / GIB
+
+
+def needs(section, shape, micro_batch):
+    kind = section.section
     settings = {
-        "ppo": dataclasses.asdict(Ppo(batch_size=batch, epochs=4, value_model=value_model)),
+        kind: dataclasses.asdict(section),
         "reference": dataclasses.asdict(config.Reference()),
         "lengths": {"prompt": 24, "response": 48},
         "mixed_precision": "no",
     }
-    execution = dataclasses.asdict(config.Execution(micro_batch=micro_batch, rollout_batch=batch))
-    run = plan.Run("ppo", "label", "address", settings, {}, execution)
-    found = stages.ALL["ppo"].resources(resources.Case(run, shape, resources.FLOAT, {}))
-    assert found.peak / GIB == pytest.approx(measured, rel=0.15)
+    execution = dataclasses.asdict(config.Execution(micro_batch=micro_batch, rollout_batch=section.batch_size))
+    run = plan.Run(kind, "label", "address", settings, {}, execution)
+    return stages.ALL[kind].resources(resources.Case(run, shape, resources.FLOAT, {}))
 
 
 def need_of(*overrides):
