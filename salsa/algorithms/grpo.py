@@ -67,7 +67,6 @@ ALGORITHM = policy_gradient.PolicyGradient(
         "policy_clip_fraction": ("a response's tokens whose ratio is clipped", "share"),
         "group_deviation": ("deviation of the scores of a prompt's responses, as they are paid", ""),
     },
-    remedy="lower grpo.batch_size",
 )
 
 

@@ -51,7 +51,6 @@ ALGORITHM = policy_gradient.PolicyGradient(
         "policy_clip_fraction": ("responses whose ratio is clipped", "share"),
         "group_deviation": ("deviation of the rewards, less the penalty, of a prompt's responses", ""),
     },
-    remedy="lower rloo.batch_size",
 )
 
 

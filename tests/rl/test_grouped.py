@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import Naive, assert_same_training, largest_difference
+from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salsa import algorithms
@@ -332,6 +333,14 @@ def test_too_few_prompts_are_refused(parents, execution, tmp_path):
     chosen = make_settings("grpo", batch_size=128)
     with pytest.raises(runs.UserError, match=r"48 GRPO prompts for grpo.batch_size=128 grpo.samples=2; give more"):
         trainer.train(chosen, parents, tmp_path, execution)
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_a_learning_rate_that_explodes_ends_the_run(parents, execution, tmp_path, kind):
+    with pytest.raises(runs.UserError, match=rf"iteration 0, optimise: .*; lower {kind}\.learning_rate=1e\+30"):
+        trainer.train(make_settings(kind, learning_rate=1e30), parents, tmp_path, execution)
+    kept = load_file(tmp_path / "diverged.safetensors")
+    assert kept["prompt_numbers"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and "advantages" in kept
 
 
 # What changes nothing
