@@ -10,7 +10,7 @@ from dataclasses import replace
 from salsa import algorithms, mixes
 from salsa.workflow import config, policies
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import POLICY, named
+from salsa.workflow.weights import POLICY, named, renamed
 
 DEFAULT = policies.DEFAULT
 
@@ -54,15 +54,20 @@ def arm_name(algorithm, arm):
 def _dependent(study):
     """The policies and mixes, as ingredients, that are others with another algorithm.
 
-    They are the policies of arms that name no algorithm, and what is made of these.
+    They are the policies of arms that name no algorithm, and the mixes and untrained arms that are made of these. What
+    names the policy of one algorithm (policy:grpo_salsa) means that one, and is crossed with none.
     """
     dependent = {f"{POLICY}{name}" for name, arm in study.arms.items() if arm.algorithm is None}
     made_from = {name: mixes.roles(mix) for name, mix in study.mixes.items()}
-    made_from |= {
-        f"{POLICY}{name}": [*named(arm.start), *named(arm.reference.weights)] for name, arm in study.arms.items()
-    }
+    for name, arm in study.arms.items():
+        if arm.algorithm and not algorithms.kinds()[arm.algorithm].penalised:
+            made_from[f"{POLICY}{name}"] = list(named(arm.start))
+    written = {f"{POLICY}{name}" for name in study.arms}
     for _ in made_from:  # as long as the longest chain
-        dependent |= {name for name, ingredients in made_from.items() if dependent.intersection(ingredients)}
+        for name, ingredients in made_from.items():
+            of_one = any(other.startswith(POLICY) and other not in written for other in ingredients)
+            if dependent.intersection(ingredients) and not of_one:
+                dependent.add(name)
     return dependent
 
 
@@ -81,7 +86,7 @@ def _moved(dependent, algorithm):
 def _renamed(weights, moved):
     if not any(name in moved for name in named(weights)):
         return weights
-    return {moved.get(name, name): weight for name, weight in named(weights).items()}
+    return dict(renamed(weights, {name: moved.get(name, name) for name in named(weights)}))
 
 
 def _arm(arm, algorithm, moved, study):

@@ -29,9 +29,9 @@ SMALL = [
 ]
 
 
-def run(results, *overrides):
+def run(results, *overrides, small=SMALL):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *SMALL, *overrides]
+    command = [sys.executable, "-m", "salsa", "run", f"results={results}", *small, *overrides]
     command += ["--", "--cores", "2", "--directory", str(results.parent)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 

@@ -51,6 +51,19 @@ def test_mixes_of_policies_are_crossed_too():
     assert set(config_of("algorithm=[dpo]", "arm=[ppo,salsa]", *mixes).mixes) == {"plain", "dpo_arc"}
 
 
+def test_what_names_the_policy_of_one_algorithm_is_crossed_with_none():
+    both = "+mixes.both={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:dpo',origin:sft0}"
+    untrained, trained = "+arms.a={algorithm:none,start:both}", "+arms.b={algorithm:dpo,start:'policy:ppo'}"
+    study = config_of("algorithm=[ppo,dpo]", "arm=[ppo]", both, untrained, trained)
+    assert list(study.mixes) == ["both"] and list(study.arms) == ["a", "b", "ppo", "dpo"]
+
+
+def test_an_arm_that_is_not_trained_is_crossed_with_what_it_is_made_of():
+    study = config_of("algorithm=[dpo]", "arm=[ppo,warp]")
+    assert study.arms["dpo_warp"].algorithm == "none" and study.arms["dpo_warp"].start == {"dpo_warp_round_2": "1"}
+    assert study.mixes["dpo_warp_round_2"].origin == "dpo_warp_round_1" and "warp" not in study.arms
+
+
 def test_claims_are_made_of_each_algorithm():
     claims = config_of("algorithm=[ppo,dpo]").claims
     before = config_of().claims

@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from salsa.base import ASSETS
+from salsa.report.sections import ingredients
 from salsa.workflow import compose, plan, policies, runs, weights
 from salsa.workflow.messages import UserError
 
@@ -203,3 +205,19 @@ def test_a_model_of_another_size_is_a_reference_by_itself_alone(base):
     for wrong in ([SALSA + "'1/2 sft0 + 1/2 big'"], [SALSA + "big", "arms.salsa.reference.kind=noise"]):
         with pytest.raises(UserError, match=r"models.big has another architecture than the base model"):
             compose.compose(["arm=[ppo,salsa]", *hub, *wrong])
+
+
+def test_the_report_says_what_ingredients_are_made_of():
+    (composed,) = compose.compose(
+        ["arm=[ppo,warp,greedy_soup]", "+models.large.path=owner/name", "+arms.x.reference.weights=large"]
+    )
+    study = SimpleNamespace(config=composed.config)
+    frame = ingredients.SECTION.table(study)
+    assert ingredients.SECTION.present(study) and len(frame) == 7
+    words = dict(zip(frame["ingredient"], frame["made_of"], strict=True))
+    assert words["better_half"] == "the seed of sft0, the 50% of demonstrations of highest gold"
+    assert words["warp_round_2"] == "SLERP of 1/2 policy:warp_a_2 + 1/2 policy:warp_b_2, from warp_round_1, step 0.3"
+    assert words["last_epoch"] == "the seed of sft0, sft.stop=epochs" and words["large"] == "owner/name"
+    assert ingredients.SECTION.caption(study, {"ingredients": frame}).startswith("7 ingredients of starts and")
+    (plain,) = compose.compose([])
+    assert not ingredients.SECTION.present(SimpleNamespace(config=plain.config))
