@@ -54,6 +54,7 @@ class Mix:
         words: what the mix is, in words.
         settings: a schema of its own settings, or None.
         origin: mix -> the role that it is made from beside those with weights, or "".
+        by_name: mix -> whether it depends on the order of its models, which is then that of their names.
         searches: whether it calls `held_out`, for which its run has the parent `prepare`, a seed and lengths.
         needs_gold: mix -> whether what it measures is gold, which not every world has.
         writes: the names of the files that it adds to the model.
@@ -65,6 +66,7 @@ class Mix:
     words: Callable
     settings: type | None = None
     origin: Callable = lambda mix: ""
+    by_name: Callable = lambda mix: False
     searches: bool = False
     needs_gold: Callable = lambda mix: False
     writes: tuple = ()

@@ -154,4 +154,12 @@ def check(mix):
         raise schema.fault("has no origin to start from; give one, or leave step out", "step", mix)
 
 
-MIX = mixes.Mix(kind="slerp", make=make, words=words, settings=Settings, origin=lambda mix: mix.origin, check=check)
+MIX = mixes.Mix(
+    kind="slerp",
+    make=make,
+    words=words,
+    settings=Settings,
+    origin=lambda mix: mix.origin,
+    by_name=lambda mix: len(mixes.weights_of(mix)) > 2,
+    check=check,
+)

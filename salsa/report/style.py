@@ -215,7 +215,8 @@ def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, e
 
 def below(figure, handles, **options):
     """A legend below all panels, in rows of about equal length."""
-    most = max(1, int(figure.get_figwidth() / 1.15))
+    entry = max(1.15, 0.5 + 0.075 * max(len(handle.get_label()) for handle in handles))  # inches, at most
+    most = max(1, int(figure.get_figwidth() / entry))
     columns = math.ceil(len(handles) / math.ceil(len(handles) / most))
     options = {"handlelength": 1.8, "columnspacing": 1.4} | options
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, **options)

@@ -590,7 +590,8 @@ class Sections:
     """How runs are executed."""
 
 
-ALGORITHMS = {kind: algorithm.settings for kind, algorithm in algorithms.kinds().items()}
+# PPO's section is read first: others take its values where they have none, and a mistake is named where it stands.
+ALGORITHMS = {kind: algorithms.kinds()[kind].settings for kind in sorted(algorithms.kinds(), key=PLAIN.__ne__)}
 Config = schema.extended(
     "Config",
     (Sections,),

@@ -427,7 +427,8 @@ class _Replicate:
     def add_mix(self, name, kl_coef):
         """The run that makes a mix."""
         mix = self.config.mixes[name]
-        kind, ingredients = mixes.kinds()[mix.kind], self.roles(mixes.roles(mix), kl_coef)
+        kind = mixes.kinds()[mix.kind]
+        ingredients = self.roles(mixes.roles(mix), kl_coef, kind.by_name(mix))
         roles = {name: role for name, (role, _) in ingredients.items()}
         if len(set(roles.values())) < len(roles):
             raise UserError(f"mixes.{name}: two of {', '.join(sorted(roles))} are one model; name it once")
@@ -439,11 +440,15 @@ class _Replicate:
         settings = config.MixSettings(replace(mix, **changes), **search)
         return self.add_run("mix", f"{self.label}-{mix.kind}", settings, parents)
 
-    def roles(self, names, kl_coef):
-        """Ingredient -> (the role in which runs have it, its path): what it is called changes no address."""
-        paths = {name: self.ingredient(name, kl_coef) for name in names}
-        others = {path for path in paths.values() if path not in self.sft}
-        ordered = sorted(others, key=lambda path: self.study.result.runs[path].address)
+    def roles(self, names, kl_coef, by_name=False):
+        """Ingredient -> (the role in which runs have it, its path): what it is called changes no address.
+
+        `by_name`: roles are numbered in the order of names, because what is made of them depends on their order.
+        """
+        paths = {name: self.ingredient(name, kl_coef) for name in sorted(names)}
+        ordered = list(dict.fromkeys(path for path in paths.values() if path not in self.sft))
+        if not by_name:
+            ordered.sort(key=lambda path: self.study.result.runs[path].address)
         roles = {path: f"sft{i}" for i, path in enumerate(self.sft)}
         roles |= {path: f"ingredient{i}" for i, path in enumerate(ordered)}
         return {name: (roles[path], path) for name, path in paths.items()}

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from tree import composed, table_of
 
 from salsa.report import selection, style
@@ -401,3 +402,14 @@ def test_bars_end_where_the_interval_does(small):
     axis = sections()["matched_kl"].draw(study, tables).axes[0]
     assert any(list(line.get_xdata()) == pytest.approx([0.02, 0.04]) for line in axis.lines)
     assert any(line.get_marker() == style.LOOKS["salsa"].marker for line in axis.lines)
+
+
+@pytest.mark.parametrize("label", ["salsa", "grpo_strong_reference", "the best of n responses by the reward model"])
+def test_a_legend_of_many_entries_stays_within_the_figure(label):
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure.subplots()
+    style.below(figure, [style.mark(f"{label}{i}") for i in range(25)])
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width

@@ -10,7 +10,7 @@ import sys
 import pytest
 from snakemake.cli import parse_config
 
-from salsa.workflow import checks, compose, config, overriding, plan, stages
+from salsa.workflow import checks, compose, config, overriding, plan, policies, stages
 from salsa.workflow.multirun import snakemake_text
 from salsa.workflow.runs import UserError
 
@@ -58,7 +58,7 @@ def test_all_arms_together():
     runs = [run for run in plan.plan([values]).runs.values() if stages.ALL[run.stage].trains_policy]
     ppo = {run.settings["reference"]["kind"]: run.settings for run in runs if run.stage == "ppo"}
     assert {"soup", "noise", "multi_kl", "ema", "reset"} <= set(ppo)
-    assert len(runs) == len(overriding.presets("arm")) >= 12
+    assert len(runs) == len(policies.specs(values)) == len(values.config.arms) - 1 >= 12  # ema is warp_a, too
     assert (ppo["ema"]["reference"]["rate"], ppo["reset"]["reference"]["every"]) == (0.05, 10)
     penalties = {
         (run.settings["kl_coef"], run.settings["ppo"]["kl_schedule"]["kind"]) for run in runs if run.stage == "ppo"

@@ -123,6 +123,21 @@ def test_a_round_starts_at_the_policy_of_the_one_before(tmp_path):
     assert plan.load(result.save()).runs.keys() == result.runs.keys()
 
 
+def test_three_policies_are_merged_in_the_order_of_their_names_in_every_replicate():
+    arms = [f"+arms.{name}={{start:sft0,seed:{seed}}}" for seed, name in enumerate("cab", 1)]
+    mix = "+mixes.arc={kind:slerp,weights:'1/3 policy:c + 1/3 policy:b + 1/3 policy:a',origin:sft0}"
+    planned = runs_of("arm=[ppo]", "replicates=[0,1,2]", *arms, mix, "+arms.m={algorithm:none,start:arc}")
+    for run in of("mix", planned):
+        labels = [planned[run.parents[f"ingredient{i}"]].label.partition("-seed")[2] for i in range(3)]
+        assert labels == ["2", "3", "1"]  # of a, b and c
+
+
+def test_a_second_round_has_prompts_and_noise_of_its_own():
+    for arms in ("rounds", "warp"):
+        seeds = {run.settings["seed"] for run in of("ppo", runs_of(f"arm=[{arms}]", "replicates=[0]"))}
+        assert len(seeds) == {"rounds": 2, "warp": 4}[arms]
+
+
 def test_an_ingredient_of_one_kl_coef_serves_all():
     planned = runs_of(*ROUNDS, "kl_coefs=[0.02,0.05]", "arms.salsa.kl_coefs=[0.05]")
     second = [run for run in of("ppo", planned) if "ingredient0" in run.parents]

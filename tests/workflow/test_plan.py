@@ -71,9 +71,11 @@ def test_settings_are_those_of_the_stages():
     """What a stage builds from a plan's settings gives the plan's address again, as `runs.execute` checks."""
     judges = {kind: {"kind": kind} for kind in ("gold", "reward_model", "openai")}
     arms = ARMS | {f"by_{kind}": arm() | {"algorithm": kind} for kind in algorithms.kinds()}
+    arms["of_mix"] = arm() | {"reference": {"kind": "soup", "weights": {"arc": "1"}}}
     changes = {"alphas": ["0.25", "1/3"], "evaluate__plane__arms": ["salsa"], "judges": judges, "arms": arms}
+    changes["mixes"] = {"arc": {"kind": "slerp", "weights": {"sft0": "1/2", "sft1": "1/2"}}}
     result = plan.plan([make(seed=seed, point={"seed": str(seed)}, **changes) for seed in (0, 1)])
-    assert {run.stage for run in result.runs.values()} == set(stages.ALL) - {"mix"}  # which no study has yet
+    assert {run.stage for run in result.runs.values()} == set(stages.ALL)
     for run in result.runs.values():
         cls = stages.ALL[run.stage].settings
         hints = bounds.type_hints(cls)

@@ -60,6 +60,7 @@ def test_every_rule_quotes_what_it_hands_to_a_shell(tmp_path):
     command = [sys.executable, "-m", "salsa", "run", f"results={hydra_quoted(NASTY)}", "replicates=[0]"]
     command += ["seed=0,1", "evaluate.plane.arms=[salsa]", "execution.processes=2", "execution.gpus=2"]
     command += [f"+arms.by_{kind}.algorithm={kind}" for kind in algorithms.kinds()]
+    command += ["+mixes.arc.weights='1/2 sft0 + 1/2 sft1'", "+arms.of_mix.reference.weights=arc"]
     options = ["--", "-n", "--printshellcmds", "--directory", str(tmp_path), "--resources", "gpu=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
