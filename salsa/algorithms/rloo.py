@@ -32,7 +32,7 @@ def loss(batch, logprobs, values, rloo):
     """The clipped loss of whole responses: the ratio ρ of one is the product of its tokens' ratios."""
     from salsa.rl import objective
 
-    ratios = objective.sum_over_tokens(logprobs - batch["old_logprobs"], batch.mask).exp()  # (B,)
+    ratios = objective.response_ratios(logprobs, batch["old_logprobs"], batch.mask)
     losses, clipped = objective.clipped_losses(ratios, batch["advantages"], rloo.clip_range)
     return losses.mean(), {"policy_loss": losses.mean(), "policy_clip_fraction": clipped.mean()}
 

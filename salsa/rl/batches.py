@@ -39,6 +39,11 @@ class Batch:
         """(B, T), 1 up to and with the last token of each response."""
         return self.sequences.response_mask
 
+    @property
+    def of_responses(self):
+        """Whether advantages are those of whole responses, (B,), so that the loss takes the ratio of a response."""
+        return self["advantages"].dim() == 1
+
     def kl(self, estimator, logprobs=None):
         """The penalty Σ wᵢ·KL to reference i, (B, T) in nats per token, of `logprobs` or of the policy that sampled."""
         logprobs = self["old_logprobs"] if logprobs is None else logprobs

@@ -14,6 +14,8 @@ import torch
 # standard deviations of the advantages.
 UNBIASED = frozenset({("k1", "reward"), ("k2", "loss")})
 
+LARGEST_LOG_RATIO = 30.0  # of a whole response; e^30 can still be squared in float32, for the norm of gradients
+
 
 def masked_mean(values, mask):
     """The mean of `values` (B, T) where `mask` is 1."""
@@ -117,6 +119,17 @@ def whiten(values, mask):
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)
     return torch.where(mask.bool(), (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def response_ratios(logprobs, old_logprobs, mask):
+    """The ratio ρ = π / π_old of each whole response, (B,), at most e^30.
+
+    Its exponential would overflow, and make losses and gradients NaN even of responses that the clip silences or that
+    have no advantage. No clip range reaches the limit. Gradients stay those of log ρ times ρ above it, too, so that a
+    response that has become too likely is still pushed down.
+    """
+    log_ratios = sum_over_tokens(logprobs - old_logprobs, mask)
+    return torch.exp(log_ratios - (log_ratios.detach() - LARGEST_LOG_RATIO).clamp(min=0))
 
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import Naive, assert_same_training, largest_difference
@@ -195,6 +196,19 @@ def test_equal_scores_teach_nothing():
         assert not tensors["advantages"].any()
 
 
+@pytest.mark.parametrize(("advantage", "wanted"), [(1.0, 0.0), (0.0, 0.0), (-1.0, math.exp(30))])
+def test_a_response_that_became_far_likelier_has_a_finite_gradient(advantage, wanted):
+    """By e^100: its advantage is silenced by the clip, or nothing, or pushes it down."""
+    batch, _ = batch_of([2], 0)
+    batch.tensors = {"old_logprobs": torch.full((1, 2), -60.0), "advantages": torch.tensor([advantage])}
+    logprobs = torch.full((1, 2), -10.0, requires_grad=True)
+    loss, metrics = algorithms.kinds()["rloo"].loss(batch, logprobs, None, Rloo(clip_range=0.2))
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted if advantage < 0 else -1.2 * advantage)
+    assert logprobs.grad.tolist() == [[pytest.approx(wanted)] * 2]
+    assert metrics["policy_clip_fraction"] == float(advantage > 0)
+
+
 # Whole runs
 
 
@@ -341,6 +355,48 @@ def test_a_learning_rate_that_explodes_ends_the_run(parents, execution, tmp_path
         trainer.train(make_settings(kind, learning_rate=1e30), parents, tmp_path, execution)
     kept = load_file(tmp_path / "diverged.safetensors")
     assert kept["prompt_numbers"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and "advantages" in kept
+
+
+# Precision
+
+
+@pytest.fixture
+def fresh_precision():
+    """The precision is fixed once a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_bfloat16_runs(fit, fresh_precision, kind):
+    _, metrics = fit(make_settings(kind, HALVES, mixed_precision="bf16"))
+    assert len(metrics) == 2 and metrics[0]["sampling_difference"] > 0
+    assert abs(metrics[0]["policy_loss"]) < 1
+
+
+def test_no_rounding_clips_responses_at_the_first_step(make, prompts, fresh_precision):
+    """Old log-probabilities that differ by as much as over a thousand tokens in bfloat16, and a narrow clip."""
+    options = {"mini_batches": 1, "epochs": 1, "clip_range": 0.01, "kl_coef": 0.0}
+    made = make(make_settings("rloo", HALVES, mixed_precision="bf16", **options))
+    sample, generator = made._sample, torch.Generator().manual_seed(0)
+
+    def rounded(*args):
+        sequences, old, values, difference = sample(*args)
+        noise = 0.015 * torch.randn(old.shape, generator=generator)
+        return sequences, old + noise * sequences.response_mask, values, difference
+
+    made._sample = rounded
+    metrics, _, _ = made.iterate(0, prompts[0][:4], prompts[1][:4])
+    assert metrics["policy_clip_fraction"] == 0
+
+
+def test_a_shift_of_whole_responses_is_no_rounding(make):
+    """Rounding of 0.015 nats per token is accepted, and a shift by as much in one direction is not."""
+    made, old, mask = make(make_settings("rloo")), torch.zeros(8, 120), torch.ones(8, 120)
+    made._check_responses(0.015 * torch.randn(8, 120, generator=torch.Generator().manual_seed(0)), old, mask)
+    with pytest.raises(trainer.InvariantError, match=r"responses from the rollout .* differ by 0\.164 nats / √tokens"):
+        made._check_responses(old + 0.015, old, mask)
 
 
 # What changes nothing
