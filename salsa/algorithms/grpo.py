@@ -20,11 +20,17 @@ class Grpo(policy_gradient.Grouped):
     kl_in: ClassVar[str] = "loss"
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL in the loss: k3, as published; k2, whose gradient is the KL's; k1 is refused."""
+    """Estimator of the KL in the loss: k3, as published; k2, whose expected gradient is the KL's at each prefix with
+    length_normalisation=none; k1 is refused.
+    """
     scale_by_deviation: schema.Switch = True
     """Whether advantages are divided by the deviation of their prompt's scores; false: as in Dr. GRPO (2503.20783)."""
     length_normalisation: Literal["response", "none"] = "response"
     """response: the mean over each response's tokens | none: their sum over lengths.response, as in Dr. GRPO."""
+
+    @property
+    def response_means(self):
+        return self.length_normalisation == "response"
 
 
 def advantages(batch, grpo):

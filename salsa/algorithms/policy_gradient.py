@@ -78,6 +78,11 @@ class Settings(schema.OnPolicy):
         return type(self).__module__.rpartition(".")[2]
 
     @property
+    def response_means(self):
+        """Whether the loss has the mean over each response's own tokens."""
+        return False
+
+    @property
     def prompts(self):
         """Prompts an iteration."""
         return self.batch_size // self.samples
@@ -91,7 +96,7 @@ class Settings(schema.OnPolicy):
     def penalty_words(self):
         """The settings that say what the penalty is."""
         settings = {field.name for field in fields(self)}
-        return self._words(*(name for name in ("kl_estimator", "kl_in") if name in settings))
+        return self._words(*(name for name in ("kl_estimator", "kl_in", "length_normalisation") if name in settings))
 
     def _words(self, *names):
         return " ".join(f"{self.section}.{name}={getattr(self, name)}" for name in names)

@@ -43,9 +43,14 @@ def kl_estimate(logprobs, reference_logprobs, estimator):
     raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
 
 
-def kl_gradient(estimator, place):
-    """Whether the expected gradient of an estimator in the `reward` or in the `loss` is `unbiased` or `biased`."""
-    return "unbiased" if (estimator, place) in UNBIASED else "biased"
+def kl_gradient(estimator, place, response_means=False):
+    """Whether the expected gradient of an estimator in the `reward` or in the `loss` is `unbiased` or `biased`.
+
+    Where a penalty in the loss is the mean over each response's own tokens (`response_means`) none is unbiased: a token
+    decides how long its response becomes, so that its weight 1/T is correlated with its gradient.
+    """
+    by_length = place == "loss" and response_means
+    return "unbiased" if (estimator, place) in UNBIASED and not by_length else "biased"
 
 
 def kl_penalty(logprobs, reference_logprobs, weights, estimator):

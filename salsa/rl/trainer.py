@@ -157,7 +157,9 @@ class Trainer:
             "reference": self.reference.summary,
             "parameters": parameters,
             "compiled": compiled,
-            "kl_gradient": objective.kl_gradient(self.section.kl_estimator, self.section.kl_in),
+            "kl_gradient": objective.kl_gradient(
+                self.section.kl_estimator, self.section.kl_in, self.section.response_means
+            ),
         }
         if self.summary["kl_gradient"] == "biased" and accelerator.is_main_process:
             penalty = self.section.penalty_words

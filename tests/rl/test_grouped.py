@@ -1,6 +1,7 @@
 """RLOO and GRPO: their advantages and losses against plain loops, and whole runs against a plain implementation."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -322,9 +323,60 @@ def test_it_writes_what_its_record_says(parents, execution, tmp_path, kind):
 
 
 def test_what_is_biased_is_said(make, capsys):
-    for options, said in (({"kl_estimator": "k2"}, ""), ({}, "grpo.kl_estimator=k3: biased")):
-        make(make_settings("grpo", **options))
-        assert said in (out := capsys.readouterr().out) and bool(said) == ("biased" in out)
+    for estimator, normalisation in itertools.product(("k2", "k3"), ("response", "none")):
+        options = {"kl_estimator": estimator, "length_normalisation": normalisation}
+        made = make(make_settings("grpo", **options))
+        said = f"grpo.kl_estimator={estimator} grpo.length_normalisation={normalisation}: biased, "
+        unbiased = (estimator, normalisation) == ("k2", "none")
+        assert made.summary["kl_gradient"] == ("unbiased" if unbiased else "biased")
+        assert (said in (out := capsys.readouterr().out)) != unbiased and ("biased" in out) != unbiased
+
+
+def expected_gradient_of_the_penalty(first, second, reference, section):
+    """That of GRPO's loss with β = 1 and no advantages, over all responses of one or two of three words.
+
+    Word 0 ends a response. `first` (3,) are the logits of the first word, `second` (3, 3) those of the second after it;
+    `reference` is a pair of such log-probabilities. Returns the gradient by each.
+    """
+    responses = [(0,), *itertools.product((1, 2), (0, 1, 2))]
+    ours = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    loss = 0.0
+    for words in responses:
+        logprobs, theirs = (
+            torch.stack([each[0][words[0]], *(each[1][words[0], word] for word in words[1:])])[None]
+            for each in (ours, reference)
+        )
+        mask = torch.ones(1, len(words))
+        sequences = forward.Sequences(torch.zeros(1, 3), torch.ones(1, 3), mask, mask[:, 0] > 0)
+        tensors = {
+            "old_logprobs": logprobs.detach(),
+            "reference_logprobs": theirs[None],
+            "advantages": torch.zeros_like(mask),
+        }
+        batch = batches.Batch(sequences, tensors, [1.0], 1.0, longest=2)
+        probability = logprobs.detach().sum().exp()
+        loss = loss + probability * algorithms.kinds()["grpo"].loss(batch, logprobs, None, section)[0]
+    return torch.autograd.grad(loss, (first, second))
+
+
+@pytest.mark.parametrize("normalisation", ["response", "none"])
+def test_k2s_expected_gradient_is_the_kls_only_where_lengths_do_not_count(normalisation):
+    generator = torch.Generator().manual_seed(3)
+    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3,), (3, 3)) * 2]
+    first, second = (each.requires_grad_() for each in logits[:2])
+    reference = [each.log_softmax(dim=-1) for each in logits[2:]]
+    section = Grpo(kl_estimator="k2", length_normalisation=normalisation)
+    found = expected_gradient_of_the_penalty(first, second, reference, section)
+    ours, later = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    reached = ours.detach().exp()[1:, None]  # how likely each prefix of one word is
+    kl = (ours.exp() * (ours - reference[0])).sum()
+    kl = kl + (reached * later[1:].exp() * (later - reference[1])[1:]).sum()
+    wanted = torch.autograd.grad(kl / 2, (first, second))  # 2 is the longest response
+    equal = [torch.allclose(ours, theirs, atol=1e-12) for ours, theirs in zip(found, wanted, strict=True)]
+    # The second word is the last, so that 1/2 is its weight either way.
+    assert equal == [normalisation == "none", True]
+    cosine = torch.nn.functional.cosine_similarity(found[0], wanted[0], dim=0)
+    assert (cosine > 1 - 1e-12) == (normalisation == "none")
 
 
 @pytest.mark.parametrize(

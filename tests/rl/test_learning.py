@@ -138,6 +138,26 @@ def test_grpo_finds_the_optimum_of_a_larger_kl_coef(tmp_path):
     assert (total_variation(distributions(policy), optimum) > 0.03).all()
 
 
+def reversed_optimum(reference, kl_coef):
+    """(prefixes, V): the optimum of KL(reference ‖ policy), β·r / (λ − paid), where λ makes each row sum to 1."""
+    lowest = PAID.max().expand(len(reference)).clone()
+    highest = lowest + kl_coef
+    for _ in range(60):
+        middle = (lowest + highest) / 2
+        above = (kl_coef * reference.exp() / (middle[:, None] - PAID)).sum(dim=-1) > 1
+        lowest, highest = torch.where(above, middle, lowest), torch.where(above, highest, middle)
+    return (kl_coef * reference.exp() / (highest[:, None] - PAID)).log()
+
+
+def test_k3_in_the_loss_has_the_optimum_of_the_reversed_kl(tmp_path):
+    first = small_llama(0)
+    policy = train(tmp_path, [first], algorithm="grpo", samples=4, **DR_GRPO | {"kl_estimator": "k3"})
+    anchor, found = distributions(first), distributions(policy)
+    assert (total_variation(found, reversed_optimum(anchor, KL_COEF * 4 / 3)) < 0.03).all()
+    optimum = (anchor + PAID / (KL_COEF * 4 / 3)).log_softmax(dim=-1)
+    assert (total_variation(found, optimum) > 0.06).any()
+
+
 @pytest.mark.parametrize(
     "ppo",
     [{"kl_estimator": "k1", "temperature": 0.8}, {"kl_estimator": "k2", "kl_in": "loss"}],
