@@ -68,7 +68,7 @@ def compose_points(points):
                 _check_read(study, point)
             together = [(study, choices), *(_compose_one(overrides) for _, overrides in companions)]
             keys = dict.fromkeys(key for key, _ in companions)
-            apart = [{key: str(choices.get(key) or _value(study, key)) for key in keys} for study, choices in together]
+            apart = [{key: _choice(study, choices, key) for key in keys} for study, choices in together]
             together = [
                 _planned(study, point, label | values) for (study, _), values in zip(together, apart, strict=True)
             ]
@@ -157,7 +157,8 @@ def configuration(composed, overrides):
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
     if "model.path" in keys and "model.revision" not in keys:
         values["model"]["revision"] = None  # the preset's commit is one of the preset's own path
-    return crossing.crossed(validated(values, overrides))
+    grids = any(re.match(r"\+*algorithm_kl_coefs\b", override) for override in overrides)
+    return crossing.crossed(validated(values, overrides), grids_of_others=grids)
 
 
 def _check_entries(tree, overrides):
@@ -256,9 +257,20 @@ def one_line(error, overrides):
     key = getattr(cause, "full_key", None) or (said_key and said_key[1])
     if not key:
         return f"{first_line(error)} (overrides: {bounds.shown(' '.join(overrides) or 'none')})"
+    if "Cannot merge DictConfig with ListConfig" in str(cause):
+        return f"{key}: is a list, which no mapping takes the place of; write it as text, such as '1/2 sft0 + 1/2 sft1'"
     if re.search(r"Key '.*' (is )?not in|is not in struct", str(cause)):
         return _unknown(key.split("."))
     return f"{key}: {first_line(cause or error)}"
+
+
+def _choice(study, choices, key):
+    """A study's value of an overridden key, or of a group its presets, as text."""
+    if key == "algorithm":
+        return "[" + ",".join(crossing.chosen(study)) + "]"
+    if key in overriding.SEVERAL:
+        return "[" + ",".join(getattr(study, f"{key}s")) + "]"
+    return str(choices.get(key) or _value(study, key))
 
 
 def _value(study, key):

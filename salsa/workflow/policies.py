@@ -162,7 +162,7 @@ def expanded_arms(study):
     specs_of_arms = {spec_of(arm, study) for arm in arms.values()}
     for alpha in study.alphas:
         reference = config.Reference(weights=written(alpha_weights(alpha)))
-        arm = config.Arm(reference=reference, kl_coefs=study.alpha_kl_coefs)
+        arm = config.Arm(reference=reference, kl_coefs=study.alpha_kl_coefs or study.algorithm_kl_coefs.get(DEFAULT))
         name = f"alpha_{float(Fraction(alpha)):.2f}"
         if spec_of(arm, study) in specs_of_arms:
             continue

@@ -4,8 +4,11 @@ import re
 
 import pytest
 
-from salsa.workflow import compose, plan, schema
+from salsa.workflow import compose, plan, policies, schema
 from salsa.workflow.messages import UserError
+
+ARC = "+mixes.arc={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:salsa',origin:sft0}"
+CLAIM = "+claims.z={{text:'SALSA beats PPO',measure:gold_reward,smallest_effect:0.01,{}}}"
 
 
 def config_of(*overrides):
@@ -85,6 +88,43 @@ def test_a_claim_may_name_both_algorithms():
     assert (claims["both"].candidate, claims["both"].baseline) == ("dpo_salsa", "salsa")
 
 
+def test_what_a_claim_says_of_another_algorithm():
+    claims = config_of("algorithm=[ppo,grpo]", CLAIM.format("baseline_algorithm:ppo")).claims
+    assert (claims["grpo_z"].candidate, claims["grpo_z"].baseline) == ("grpo_salsa", "ppo")
+    assert claims["grpo_z"].text == "GRPO: SALSA beats PPO" and claims["z"].text == "SALSA beats PPO"
+    own = ["+arms.a={algorithm:ppo,seed:1}", "+arms.b={algorithm:ppo,seed:2}"]
+    study = config_of("algorithm=[grpo]", *own, CLAIM.format("candidate:a,baseline:b"))
+    assert (study.claims["z"].candidate, study.claims["z"].baseline) == ("a", "b") and "grpo_z" not in study.claims
+    same = CLAIM.format("candidate:salsa,baseline:salsa,algorithm:grpo,baseline_algorithm:ppo")
+    assert config_of("algorithm=[ppo,grpo]", same).claims["z"].candidate == "grpo_salsa"
+
+
+def test_a_study_of_four_algorithms_can_be_narrowed():
+    study = config_of("experiment=algorithms", "algorithm=[ppo,grpo]")
+    assert set(study.algorithm_kl_coefs) == {"ppo", "grpo"}
+    alphas = config_of("experiment=algorithms", "alphas=[0.25]")
+    assert policies.expanded_arms(alphas)["alpha_0.25"].kl_coefs == alphas.algorithm_kl_coefs["ppo"]
+
+
+def test_an_arm_whose_penalty_changes_is_not_trained_by_what_has_none_that_does():
+    study = config_of("experiment=tiny_full", "companions=[]", "algorithm=[ppo,dpo,grpo]")
+    assert {"decaying_beta", "grpo_decaying_beta", "dpo_smaller_beta"} <= set(study.arms)
+    assert "dpo_decaying_beta" not in study.arms
+
+
+@pytest.mark.parametrize("companion", ["algorithm=[dpo]", "arm=[ppo,salsa]", "kl_coefs=[0.1]"])
+def test_companions_of_another_choice(companion):
+    composed = compose.compose([f"companions=['{companion}']", "name=x"])
+    key, value = companion.split("=")
+    assert composed[1].point[key] == value.replace(",", ", " if key == "kl_coefs" else ",")
+
+
+def test_a_sweep_over_algorithms():
+    composed = compose.compose(["algorithm=[ppo],[grpo]"])
+    assert [next(iter(study.config.arms)) for study in composed] == ["ppo", "grpo"]
+    assert [study.point["algorithm"] for study in composed] == ["[ppo]", "[grpo]"]
+
+
 def test_each_algorithm_has_its_own_grid():
     grids = ["kl_coefs=[0.02,0.05,0.1]", "+algorithm_kl_coefs={ppo:[0.02,0.05],dpo:[0.05,0.1]}"]
     study = config_of("algorithm=[ppo,dpo]", "arm=[ppo,salsa]", *grids)
@@ -107,6 +147,22 @@ def test_the_plan_judges_against_the_plain_anchor_of_the_same_algorithm():
     ("overrides", "line"),
     [
         (["algorithm=[ppo,x]"], "algorithm=x: no such preset; there are "),
+        (["algorithm=[]"], "algorithm: none is chosen, and arms.ppo names none; choose some, such as algorithm=[ppo]"),
+        (["algorithms.ppo=false"], "algorithm: none is chosen, and arms.ppo names none"),
+        (
+            ["algorithm=[ppo,dpo]", f"{ARC}", "+mixes.dpo_arc={kind:slerp,weights:'1/2 sft0 + 1/2 sft1'}"],
+            "mixes.dpo_arc: is also what algorithm=dpo calls arc; rename one",
+        ),
+        ([CLAIM.format("algorithm:dpo")], "claims.z.algorithm=dpo: is none of algorithm=[ppo]; add it there"),
+        (
+            ["algorithm=[ppo,rloo]", CLAIM.format("baseline_algorithm:dpo")],
+            "claims.z.baseline_algorithm=dpo: is none of algorithm=[ppo,rloo]; add it there",
+        ),
+        (
+            ["algorithm=[ppo,dpo]", "+claims.dpo_preferred={text:x,measure:stable,smallest_effect:0.1}"],
+            "claims.dpo_preferred: is also what preferred is called when crossed; rename one",
+        ),
+        (["arms.salsa.start={sft0:1}"], "arms.salsa.start: is a list, which no mapping takes the place of; write it"),
         (["+algorithm_kl_coefs.dpo=[0.05]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
         (
             ["algorithm=[ppo,dpo]", "+algorithm_kl_coefs.dpo=[0.5]"],
@@ -118,7 +174,7 @@ def test_the_plan_judges_against_the_plain_anchor_of_the_same_algorithm():
         ),
         (
             ["algorithm=[ppo,dpo]", "+arms.dpo_salsa={algorithm:dpo}"],
-            "arms.dpo_salsa: so is salsa called with algorithm=dpo; rename it",
+            "arms.dpo_salsa: is also what algorithm=dpo calls salsa; rename one",
         ),
     ],
 )
