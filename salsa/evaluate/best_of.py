@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from salsa.workflow import runs
+
 FRONTIER = (2, 4, 8, 16, 32)  # the n that are drawn in the figure of rewards and KL
 
 
@@ -22,11 +24,6 @@ def bound(n):
     the probability of a response is not.
     """
     return math.log(n) - (n - 1) / n
-
-
-def sample_key(key, sample):
-    """The key of the noise of one of a prompt's samples; the first has that of a prompt with a single one."""
-    return f"{key}/{sample}" if sample else key
 
 
 def best(scores):
@@ -51,7 +48,9 @@ class BestOf:
 
         def sample(keys, prompts):
             samples = [
-                (sample_key(key, i), prompt) for key, prompt in zip(keys, prompts, strict=True) for i in range(self.n)
+                (runs.sample_key(key, i), prompt)
+                for key, prompt in zip(keys, prompts, strict=True)
+                for i in range(self.n)
             ]
             sample_keys, repeated = map(list, zip(*samples, strict=True))
             drawn = draw(sample_keys, repeated)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from salsa.data import chat
 from salsa.data.messages import assistant, user
-from salsa.evaluate import best_of
 from salsa.rl import rollout
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
@@ -174,7 +173,7 @@ def _converse(tokenizer, rows, name, ends, sample, finished=None):
     for turn in range(len(rows[0]["turns"])):
         conversations = [[*before, user(row["turns"][turn])] for before, row in zip(conversations, rows, strict=True)]
         prompts = chat.encode_prompts(tokenizer, conversations)
-        ids = [best_of.sample_key(f"{name}/{row['id']}/{turn}", row.get("sample", 0)) for row in rows]
+        ids = [runs.sample_key(f"{name}/{row['id']}/{turn}", row.get("sample", 0)) for row in rows]
         responses = finished[turn] if finished else sample(ids, prompts)
         texts = [chat.text_of(tokenizer, tokens) for tokens in responses]
         answers.conversations.append(conversations)

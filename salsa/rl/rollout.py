@@ -30,8 +30,8 @@ def prompt_order(count, iterations, batch_size, seed):
 
 
 def sample_keys(prompt_ids, samples):
-    """The keys of the noise of `samples` responses to each prompt; the first has that of one response alone."""
-    return [f"{prompt_id}/{sample}" if sample else prompt_id for prompt_id in prompt_ids for sample in range(samples)]
+    """The keys of the noise of `samples` responses to each prompt."""
+    return [runs.sample_key(prompt_id, sample) for prompt_id in prompt_ids for sample in range(samples)]
 
 
 def uniforms(seed, iteration, keys, length):

@@ -91,6 +91,15 @@ def derive_seed(root, stage, replicate, index=0):
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def sample_key(key, sample):
+    """The key of the noise of one of a prompt's samples; the first has that of a prompt with a single one.
+
+    Neither the ids of training's prompts nor a turn's number, which a benchmark's keys end with, have a line break: no
+    later sample has the key of another prompt, as `p/1` would be that of a prompt with this id.
+    """
+    return f"{key}\nsample {sample}" if sample else key
+
+
 def file_sha256(path):
     """The sha256 of a file, as hex digits."""
     with open(path, "rb") as file:

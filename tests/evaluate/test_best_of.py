@@ -64,7 +64,7 @@ def test_the_best_of_n_is_chosen_at_each_turn(sft_models, tokenizer):
             messages = []
             for turn, text in enumerate(row["turns"]):
                 messages.append(generate.user(text))
-                keys = [f"b/{i}/{turn}", f"b/{i}/{turn}/1", f"b/{i}/{turn}/2"]
+                keys = [f"b/{i}/{turn}", *(f"b/{i}/{turn}\nsample {n}" for n in (1, 2))]
                 drawn = [naive_answer(sft_models[0], tokenizer, messages, key)[1:] for key in keys]
                 response, answer = max(drawn, key=lambda pair: len(pair[0]) - pair[0][0] / 1e6)
                 assert answers.responses[turn][i] == response and answers.texts[turn][i] == answer
@@ -112,7 +112,7 @@ def test_answers_of_best_of_n(parents, untrained, tokenizer, tmp_path, start):
     assert [row["prompt_id"] for row in drawn] == [row["prompt_id"] for row in rows]
     for row, scores in list(zip(rows, drawn, strict=True))[:6]:
         key = f"evaluation/{row['prompt_id']}/0"
-        keys = [key, *(f"{key}/{sample}" for sample in range(1, 32))]
+        keys = [key, *(f"{key}\nsample {sample}" for sample in range(1, 32))]
         answers = [naive_answer(policy, tokenizer, row["prompt"], key) for key in keys]
         rewards = [naive_reward(reward_model, *answer[:2]) for answer in answers]
         golds = judge.score([row["prompt"]] * 32, [answer[2] for answer in answers])

@@ -96,7 +96,7 @@ class Naive:
         rows = []
         for prompt_id, prompt in zip(ids, prompts, strict=True):
             for sample in range(self.section.samples):
-                key = f"{prompt_id}/{sample}" if sample > 0 else prompt_id
+                key = f"{prompt_id}\nsample {sample}" if sample > 0 else prompt_id
                 (noise,) = rollout.uniforms(self.settings.seed, iteration, [key], self.settings.lengths.response)
                 response = self.respond(prompt, noise)
                 row = {"prompt": prompt, "prompt_id": prompt_id, "response": response}

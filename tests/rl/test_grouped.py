@@ -280,7 +280,11 @@ NAIVE = {"rloo": NaiveRloo, "grpo": NaiveGrpo}
         ("rloo", {"anchor": "multi_kl", "reference": ["0.7", "0.3"], "kl_coef": 0.5}, {"score_clip": 0.8}),
         ("rloo", {"anchor": "ema", "kl_coef": 2.0}, {"rate": 0.3, "iterations": 3, "mini_batches": 4}),
         ("grpo", {}, {"max_grad_norm": 0.1}),
-        ("grpo", {"reference": HALVES, "kl_coef": 0.5}, {"samples": 4, "mini_batches": 1, "temperature": 0.8}),
+        (
+            "grpo",
+            {"reference": HALVES, "kl_coef": 0.5},
+            {"samples": 4, "mini_batches": 1, "temperature": 0.8, "iterations": 4},
+        ),
         ("grpo", {"reference": HALVES, "kl_coef": 0.5}, {"kl_estimator": "k2", "scale_by_deviation": False}),
         (
             "grpo",

@@ -234,13 +234,21 @@ def test_dropping_ended_rows_changes_no_response(sft_models, prompts, ends, sele
     assert selections == []
 
 
+def test_no_sample_has_the_noise_of_another_prompt():
+    ids = ["p", "p/1", "p/1/1", "p/0", "p sample 1"]
+    keys = rollout.sample_keys(ids, 3)
+    assert keys[::3] == ids and len(set(keys)) == len(keys)
+    noise = rollout.uniforms(0, 0, keys, 4)
+    assert len({tuple(row) for row in noise.tolist()}) == len(keys)
+
+
 @pytest.mark.parametrize("window", [None, 4])
 def test_several_responses_to_a_prompt_are_those_of_single_ones(prompts, tokenizer, ends, selections, window):
     """The prompt is computed once for them; a layer may keep its last keys and values alone."""
     model, ids = small_mistral(len(tokenizer), window), prompts[0][:6]
     encoded = [row[-2 - i :] for i, row in enumerate(prompts[1][:6])]
     keys, repeated = rollout.sample_keys(ids, 3), [prompt for prompt in encoded for _ in range(3)]
-    assert keys[:4] == [ids[0], f"{ids[0]}/1", f"{ids[0]}/2", ids[1]]
+    assert keys[:4] == [ids[0], f"{ids[0]}\nsample 1", f"{ids[0]}\nsample 2", ids[1]]
     noise, widths = rollout.uniforms(0, 0, keys, LENGTH), []
     model.model.register_forward_pre_hook(
         lambda module, _, inputs: widths.append(inputs["input_ids"].shape), with_kwargs=True
