@@ -8,8 +8,9 @@ from test_study import SMALL, rows, run, study_of
 
 from salsa.base import ASSETS
 
+GRIDS = "algorithm_kl_coefs={ppo:[0.3],rloo:[0.3],grpo:[0.3],dpo:[0.3]}"
 SIZES = [
-    *("experiment=algorithms", "arm=[ppo,strong_reference]", "kl_coefs=[0.3]", "benchmark=[in_distribution]"),
+    *("experiment=algorithms", "arm=[ppo,strong_reference]", "kl_coefs=[0.3]", GRIDS, "benchmark=[in_distribution]"),
     *("benchmarks.in_distribution.prompts=6", "reward_model.pairs=64", "execution.keep_value_models=false"),
     *(f"{name}.{size}" for name in ("rloo", "grpo") for size in ("iterations=2", "batch_size=8")),
     # Rounds of GRPO on PPO's policy, a merged policy as the reference, a greedy soup, and a model from a folder.

@@ -16,7 +16,7 @@ import hub_like
 import pytest
 import torch
 
-from salsa import soup
+from salsa import algorithms, soup
 from salsa.data import chat
 from salsa.judges import openai
 from salsa.rl import forward, models, rollout
@@ -35,7 +35,6 @@ FUNCTIONS = {
     "sft": "train",
     "reward_model": "train",
     "landscape": "survey",
-    "ppo": "train",
     "respond": "respond",
     "judge": "judge",
     "study": "build",
@@ -165,11 +164,12 @@ def study(root):
 
 
 def execute(results, path, run):
-    module = importlib.import_module(stages.ALL[run.stage].module)
+    module, trained_by = importlib.import_module(stages.ALL[run.stage].module), algorithms.kinds().get(run.stage)
+    function = trained_by.train if trained_by else getattr(module, FUNCTIONS[run.stage])
     runs.execute(
         run.stage,
         module.VERSION,
-        getattr(module, FUNCTIONS[run.stage]),
+        function,
         schema.from_dict(stages.ALL[run.stage].settings, run.settings),
         {role: results / parent for role, parent in run.parents.items()},
         results / path,
