@@ -77,14 +77,19 @@ def choose(study, arm, kl_coefs):
 def pair(study, candidate, baseline):
     """`Pair` of two arms, or None where no kl_coef is common to both.
 
-    An arm without a penalty has one policy, which stands for all kl_coefs, so that the other arm keeps its grid.
+    An arm without a penalty never narrows the other's grid: its one policy stands for all kl_coefs. Where it is made of
+    policies with a penalty, and so has several itself, it is chosen from the shared kl_coefs if it has any of them.
     """
     arms = candidate, baseline
-    grids = [grid(study, arm) for arm in arms if study.penalised(arm)] or [grid(study, candidate)]
+    grids = [grid(study, arm) for arm in arms if study.penalised(arm)]
+    grids = grids or [max((grid(study, arm) for arm in arms), key=len)]
     shared = tuple(kl_coef for kl_coef in grids[0] if kl_coef in grids[-1])
     if not shared:
         return None
-    chosen = [choose(study, arm, shared if study.penalised(arm) else grid(study, arm)) for arm in arms]
+    chosen = []
+    for arm in arms:
+        run_at = grid(study, arm)
+        chosen.append(choose(study, arm, [kl_coef for kl_coef in shared if kl_coef in run_at] or run_at))
     return Pair(candidate, baseline, shared, *chosen)
 
 

@@ -317,6 +317,13 @@ def _check_plane(config):
         raise UserError(f"{key}.arms={plane.arms}: a plane needs two SFT models; set sft.models=2, or {key}.arms=[]")
     if plane.kl_coef is not None and plane.kl_coef not in config.kl_coefs:
         raise UserError(f"{key}.kl_coef: {plane.kl_coef} is not in kl_coefs={config.kl_coefs}; add it there")
+    for names, kl_coefs in policies.specs(policies.Composed(config, policies.expanded_arms(config))).values():
+        for arm in plane.arms:
+            if arm in names and plane.kl_coef not in (None, *kl_coefs):
+                at = ", ".join(map(str, kl_coefs))
+                raise UserError(
+                    f"{key}.kl_coef={plane.kl_coef}: {arm} is run at {at} alone; choose that, or leave the arm out"
+                )
 
 
 def _check_objective(config, arms):

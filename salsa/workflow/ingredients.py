@@ -46,10 +46,10 @@ def check(study):
 def check_policies(composed):
     """Refuse an arm that is made of another one's policy at a kl_coef at which that one is not trained."""
     for policy in policies.policies(composed):
-        for name in _used(policy.spec.start) + _used(policy.spec.weights):
-            if name.startswith(POLICY):
+        for weights in (policy.spec.start, policy.spec.weights):
+            for arm in policies.ingredient_arms(weights, composed.config):
                 try:
-                    policies.as_ingredient(composed, name.removeprefix(POLICY), policy.kl_coef)
+                    policies.as_ingredient(composed, arm, policy.kl_coef)
                 except UserError as error:
                     raise UserError(f"arms.{policy.arm}: {error}") from None
 

@@ -367,7 +367,9 @@ class _Replicate:
                 parents[f"plane/{index}"] = self.add_plane(one)
             baselines = self.baselines(one, trained)  # judged in one run, which shares the candidate's answers
             for judge in self.study.judges:
-                opponents = baselines | self.opponents(judge, one, trained)
+                opponents = dict(baselines)
+                if self.config.judges[judge].tournament:
+                    opponents |= self.opponents(one, trained)
                 if opponents:
                     parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
             names = {role: name for role, (name, _, _) in baselines.items()}
@@ -383,13 +385,17 @@ class _Replicate:
             baselines[config.PLAIN] = (plain.name, "policy", plain.respond)
         return baselines
 
-    def opponents(self, judge, one, trained):
-        """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them."""
-        if not self.config.judges[judge].tournament or one.policy.plain:  # a plain anchor is a baseline of all
-            return {}
+    def opponents(self, one, trained):
+        """In a tournament, the policies before this one at its kl_coef, as `baselines` returns them.
+
+        A policy and its plain anchor are left out: they are judged against each other as candidate and baseline.
+        """
         at = [other for other in trained if other.policy.kl_coef == one.policy.kl_coef]
-        earlier = enumerate(at[: at.index(one)])
-        return {f"opponent{i}": (other.name, "policy", other.respond) for i, other in earlier if not other.policy.plain}
+        return {
+            f"opponent{i}": (other.name, "policy", other.respond)
+            for i, other in enumerate(at[: at.index(one)])
+            if not other.policy.is_plain_anchor_of(one.policy) and not one.policy.is_plain_anchor_of(other.policy)
+        }
 
     def seed(self, stage, index=0):
         """The replicate's seed of a stage."""

@@ -6,7 +6,7 @@ Arms that say the same in other words are one policy. Pure: it imports no torch.
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from salsa import algorithms, anchors
+from salsa import algorithms, anchors, mixes
 from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import (
@@ -36,6 +36,7 @@ class PolicySpec:
         kl_scale: factor of the study's kl_coef.
         algorithm: what trains it.
         seed: of the order of its prompts and of its noise.
+        of_policies: whether it is trained by no penalty, and made of policies that are, at each of their kl_coefs.
     """
 
     start: tuple[tuple[str, str], ...] = SFT0
@@ -46,6 +47,7 @@ class PolicySpec:
     kl_schedule: schema.KlSchedule = FIXED
     algorithm: str = DEFAULT
     seed: int = 0
+    of_policies: bool = False
 
     @property
     def penalised(self):
@@ -83,13 +85,15 @@ class PolicySpec:
         start = weights_label(self.start)
         name = f"start_{start}"
         if self.penalised:
-            name += f"-ref_{self.reference_label()}-kl_{self.kl_label(kl_coef)}"
+            name += f"-ref_{self.reference_label()}"
+        if self.penalised or self.of_policies:
+            name += f"-kl_{self.kl_label(kl_coef)}"
         name += f"-seed{self.seed}" if self.seed else ""
         return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
     def run_label(self, kl_coef):
         """The label of its training run, which knows the effective kl_coef alone: two policies may share the run."""
-        return replace(self, kl_scale=1.0).name(self.kl_coef(kl_coef))
+        return replace(self, kl_scale=1.0, of_policies=False).name(self.kl_coef(kl_coef))
 
 
 @dataclass
@@ -126,6 +130,11 @@ def algorithm_of(arm):
     return arm.algorithm or DEFAULT
 
 
+def penalised(arm):
+    """Whether the policies of a `config.Arm` are anchored by a penalty."""
+    return algorithms.kinds()[algorithm_of(arm)].penalised
+
+
 def draws(arm, study):
     """How many responses the policy of an arm draws for each answer."""
     algorithm = algorithm_of(arm)
@@ -144,7 +153,27 @@ def spec_of(arm, study):
         arm.kl_schedule or section(study, algorithm_of(arm)).kl_schedule or FIXED,
         algorithm_of(arm),
         arm.seed,
+        not penalised(arm) and bool(trained_ingredients(arm.start, study)),
     )
+
+
+def ingredient_arms(weights, study):
+    """The names of the arms whose policies a start or a reference is mixed from, by mixes of the study too."""
+    names = [name for name, _ in canonical_weights(weights)]
+    for name in names:  # which grows by what a mix is made of
+        if name in study.mixes:
+            names += [other for other in mixes.roles(study.mixes[name]) if other not in names]
+    return [name.removeprefix(POLICY) for name in names if name.startswith(POLICY)]
+
+
+def trained_ingredients(start, study):
+    """The names of the arms with a penalty whose policies a start is made of, by untrained arms too."""
+    arms = [arm for arm in ingredient_arms(start, study) if arm in study.arms]
+    for arm in arms:  # which grows by what an untrained arm is made of
+        if not penalised(study.arms[arm]):
+            made_of = ingredient_arms(study.arms[arm].start, study)
+            arms += [other for other in made_of if other in study.arms and other not in arms]
+    return [arm for arm in arms if penalised(study.arms[arm])]
 
 
 def plain_spec(study, algorithm):
@@ -175,16 +204,39 @@ def expanded_arms(study):
 def specs(composed):
     """The distinct policies of a study, in order: PolicySpec -> (the names of its arms, its kl_coefs).
 
-    Without a penalty there is one policy, which tables and figures show at the study's first kl_coef.
+    Without a penalty there is one policy, which tables and figures show at one kl_coef. Where it is made of policies
+    that have one, it is another at each of their kl_coefs.
     """
-    specs = {}
+    study, specs = composed.config, {}
     for name, arm in composed.arms.items():
-        spec = spec_of(arm, composed.config)
+        spec = spec_of(arm, study)
         names, kl_coefs = specs.setdefault(spec, ([], []))
         names.append(name)
-        wanted = kl_coefs_of(arm.kl_coefs, composed.config.kl_coefs if spec.penalised else composed.config.kl_coefs[:1])
+        wanted = kl_coefs_of(arm.kl_coefs, study.kl_coefs) if spec.penalised else []
         kl_coefs += [kl_coef for kl_coef in wanted if kl_coef not in kl_coefs]
+    for spec, (_, kl_coefs) in specs.items():
+        if not spec.penalised:
+            kl_coefs += _kl_coefs_without_penalty(spec, specs, study)
     return specs
+
+
+def _kl_coefs_without_penalty(spec, specs, study):
+    """The kl_coefs of an untrained policy, by those of the `specs` that have a penalty.
+
+    They are those that all trained ingredients have, in the study's order; one that has a single kl_coef serves others
+    where it has to. Without such ingredients it is the first at which anything is trained, or the study's first.
+    """
+    if not spec.of_policies:
+        trained = {kl_coef for other, (_, kl_coefs) in specs.items() if other.penalised for kl_coef in kl_coefs}
+        return [next((kl_coef for kl_coef in study.kl_coefs if kl_coef in trained), study.kl_coefs[0])]
+    grids = [specs[spec_of(study.arms[arm], study)][1] for arm in trained_ingredients(spec.start, study)]
+    several = [grid for grid in grids if len(grid) > 1] or grids[:1]
+    # Where several grids share nothing, `as_ingredient` refuses the first of them.
+    return _shared(grids, study) or _shared(several, study) or several[0]
+
+
+def _shared(grids, study):
+    return [kl_coef for kl_coef in study.kl_coefs if all(kl_coef in grid for grid in grids)]
 
 
 def kl_coefs_of(kl_coefs, otherwise):
@@ -215,8 +267,9 @@ class Policy:
         return self.spec.name(self.kl_coef)
 
     def is_plain_anchor_of(self, other):
-        """Whether it is what another policy is compared with."""
-        return self.plain and (self.spec.algorithm, self.kl_coef) == (other.spec.algorithm, other.kl_coef)
+        """Whether it is what another policy is compared with; without a penalty, it is so at all kl_coefs."""
+        same_kl_coef = self.kl_coef == other.kl_coef or not self.spec.penalised
+        return self.plain and self.spec.algorithm == other.spec.algorithm and same_kl_coef
 
     def described(self):
         """What the settings of a study say of it."""

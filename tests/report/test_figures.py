@@ -271,8 +271,19 @@ def test_an_arm_without_a_penalty_leaves_the_other_its_grid():
     assert pair.grid == (0.05, 0.1) and pair.candidate_kl_coef == 0.05
     assert selection.pair(study, "salsa", "best").candidate_kl_coef == pair.baseline_kl_coef
     assert study.plain == "ppo" and study.plain_of("best") == "best"
+    assert "has one policy, shown at one kl_coef." in sections()["arms"].caption(study, {"arms": ()})
     arms = table_of(study, "arms").set_index("arm")
     assert arms["reference"]["best"] == "none" and math.isnan(arms["kl_scale"]["best"])
+
+
+def test_merged_policies_of_several_kl_coefs_are_chosen_from_the_shared_ones():
+    study = made(arms=("merged", "ppo", "salsa"), kl_coefs=(0.05, 0.1), only={"ppo": (0.05,)})
+    study.config.arms["merged"] = config.Arm(start={"policy:salsa": "1"}, algorithm="none")
+    pair = selection.pair(study, "merged", "ppo")
+    assert pair.grid == (0.05,) and pair.candidate_kl_coef == 0.05  # neither has more tries than the other
+    assert selection.pair(study, "salsa", "merged").grid == (0.05, 0.1)
+    caption = sections()["arms"].caption(study, {"arms": ()})
+    assert caption.endswith("Made of policies with a penalty, and another at each of their kl_coefs: merged.")
     assert set(study.frames.policies.query("arm == 'best'")["reference"]) == {"none"}
 
 

@@ -138,6 +138,81 @@ def test_a_second_round_has_prompts_and_noise_of_its_own():
         assert len(seeds) == {"rounds": 2, "warp": 4}[arms]
 
 
+def made_at(*overrides):
+    """Arm -> the kl_coefs of its policies."""
+    (composed,) = compose.compose(list(overrides))
+    return {name: kl_coefs for names, kl_coefs in policies.specs(composed).values() for name in names}
+
+
+WARP = ["arm=[ppo,warp]", "replicates=[0]"]
+
+
+def test_merged_policies_are_made_at_each_kl_coef_of_what_they_are_made_of():
+    overrides = [*WARP, "kl_coefs=[0.05,0.1]", "+arms.third={start:'policy:warp'}"]
+    assert made_at(*overrides)["warp"] == [0.05, 0.1] == made_at(*overrides)["third"]
+    planned = runs_of(*overrides)
+    assert len(of("none", planned)) == 2 == len({run.address for run in of("none", planned)})
+    assert all(run.settings["kl_coef"] == 0 for run in of("none", planned))
+    for third in (run for run in of("ppo", planned) if run.settings["start"] == {"ingredient0": "1"}):
+        if planned[third.parents["ingredient0"]].stage == "none":
+            (second,) = planned[third.parents["ingredient0"]].parents.keys() & {"ingredient0"}
+            mix = planned[planned[third.parents["ingredient0"]].parents[second]]
+            merged = [planned[path] for path in mix.parents.values() if planned[path].stage == "ppo"]
+            assert {run.settings["kl_coef"] for run in merged} == {third.settings["kl_coef"]}
+    judged = {run.settings["candidate"] for run in of("judge", planned)}
+    assert {f"none-start_warp_round_2-kl_{kl_coef}" for kl_coef in ("0.05", "0.1")} <= judged
+    alone = of("judge", runs_of(*WARP, "kl_coefs=[0.1]"))  # what another study has, changes no run of it
+    assert {run.address for run in alone} <= {run.address for run in of("judge", planned)}
+
+
+def test_three_rounds_at_two_kl_coefs_stand_each_on_their_own():
+    third = "+arms.third={start:'1/2 policy:rounds + 1/2 policy:merged',seed:2}"
+    merged = "+arms.merged={algorithm:none,start:'1/2 policy:salsa + 1/2 policy:rounds'}"
+    planned = runs_of(*ROUNDS, "kl_coefs=[0.02,0.05]", merged, third)
+    assert made_at(*ROUNDS, "kl_coefs=[0.02,0.05]", merged, third)["merged"] == [0.02, 0.05]
+
+    def strengths(run):
+        """The kl_coefs of all policies that a run stands on, and its own."""
+        made_of = [planned[path] for role, path in run.parents.items() if role.startswith("ingredient")]
+        own = {run.settings["kl_coef"]} if run.stage == "ppo" else set()
+        return own.union(*map(strengths, made_of))
+
+    assert all(len(strengths(run)) == 1 for run in [*of("ppo", planned), *of("none", planned)])
+    assert len(of("ppo", planned)) == 8 and len(of("none", planned)) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("[0.02,0.05]", "[0.05,0.1]", [0.05]),
+        ("[0.05]", "[0.02,0.05,0.1]", [0.05]),
+        ("[0.05]", "[0.1,0.02]", [0.02, 0.1]),  # one policy serves all, where it has to
+        ("[0.1]", "[0.05]", [0.1]),
+    ],
+)
+def test_a_merged_policy_is_made_where_all_its_ingredients_are(first, second, expected):
+    merged = "+arms.merged={algorithm:none,start:'1/2 policy:ppo + 1/2 policy:salsa'}"
+    grids = ["kl_coefs=[0.02,0.05,0.1]", f"arms.ppo.kl_coefs={first}", f"arms.salsa.kl_coefs={second}"]
+    assert made_at("arm=[ppo,salsa]", *grids, merged)["merged"] == expected
+
+
+def test_grids_without_a_common_kl_coef_make_no_merged_policy():
+    merged = "+arms.merged={algorithm:none,start:arc}"
+    arc = "+mixes.arc={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:salsa',origin:sft0}"
+    grids = ["kl_coefs=[1,2,3,4]", "arms.ppo.kl_coefs=[1,2]", "arms.salsa.kl_coefs=[3,4]"]
+    line = "arms.merged: policy:salsa: is needed at kl_coef 1, and trained at 3, 4; give both arms the same kl_coefs"
+    with pytest.raises(UserError, match=line):
+        compose.compose(["arm=[ppo,salsa]", *grids, arc, merged])
+
+
+def test_each_algorithm_merges_its_policies_on_its_own_grid():
+    grids = ["kl_coefs=[0.03,0.1,0.3]", "algorithm_kl_coefs.ppo=[0.1]", "algorithm_kl_coefs.grpo=[0.1,0.3]"]
+    grids = [f"+{grid}" if "algorithm" in grid else grid for grid in grids]
+    found = made_at(*WARP, "algorithm=[ppo,grpo]", *grids, "+arms.still={algorithm:none,start:sft1}")
+    assert found["warp"] == [0.1] and found["grpo_warp"] == [0.1, 0.3]
+    assert found["still"] == [0.1]  # at 0.03 nothing is trained
+
+
 def test_an_ingredient_of_one_kl_coef_serves_all():
     planned = runs_of(*ROUNDS, "kl_coefs=[0.02,0.05]", "arms.salsa.kl_coefs=[0.05]")
     second = [run for run in of("ppo", planned) if "ingredient0" in run.parents]

@@ -124,6 +124,22 @@ def test_a_tournament_judges_every_pair_once():
     assert len(pairs) == len(set(pairs)) == 2 * 2 * 6  # replicates, kl_coefs, pairs of three arms and sft0
 
 
+def test_a_tournament_judges_every_pair_across_algorithms():
+    """Plain anchors are the baselines of their own algorithm's policies alone."""
+    arms = ARMS | {"grpo": {"algorithm": "grpo"}, "grpo_salsa": arm(weights=["1/2", "1/2"]) | {"algorithm": "grpo"}}
+    arms |= {"best": {"algorithm": "best_of_n", "start": ["0", "1"]}}
+    for order in (list(arms), list(reversed(arms))):
+        ordered = {name: arms[name] for name in order}
+        values = make(arms=ordered, kl_coefs=[0.02], judges__gold__tournament=True, replicates=[0])
+        pairs = [
+            frozenset((run.settings["candidate"], name))
+            for run in plan.plan([values]).runs.values()
+            if run.stage == "judge"
+            for name in run.settings["baselines"]
+        ]
+        assert len(pairs) == len(set(pairs)) == 6 * 5 / 2  # of five arms and sft0
+
+
 UNTRAINED = {
     "untrained": {"start": ["1/2", "1/2"], "algorithm": "none"},
     "best": {"algorithm": "best_of_n"},
@@ -272,6 +288,14 @@ def test_planes_of_some_policies():
         assert planes == wanted
         study = next(run for run in result.runs.values() if run.stage == "study")
         assert sum(role.startswith("plane/") for role in study.parents) == len(wanted)
+
+
+def test_a_plane_of_a_policy_that_is_not_run_is_refused():
+    study = make(kl_coefs=[0.02, 0.05], arms__salsa__kl_coefs=[0.02])
+    study.config.evaluate.plane = dataclasses.replace(study.config.evaluate.plane, arms=["ppo", "salsa"], kl_coef=0.05)
+    line = r"^evaluate\.plane\.kl_coef=0\.05: salsa is run at 0\.02 alone; choose that, or leave the arm out$"
+    with pytest.raises(UserError, match=line):
+        checks._check_plane(study.config)
 
 
 def test_an_arm_at_some_kl_coefs():

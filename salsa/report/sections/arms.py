@@ -51,7 +51,11 @@ def caption(study, tables):
     )
     untrained = [arm for arm in study.arms if not study.penalised(arm)]
     if untrained:
-        text += f" Without a penalty: {', '.join(untrained)}; such an arm has one policy, at the study's first kl_coef."
+        text += f" Without a penalty: {', '.join(untrained)}; such an arm has one policy, shown at one kl_coef."
+        specs = policies.specs(study.composed)
+        merged = [arm for spec, (names, _) in specs.items() if spec.of_policies for arm in names if arm in untrained]
+        if merged:
+            text += f" Made of policies with a penalty, and another at each of their kl_coefs: {', '.join(merged)}."
     return text
 
 
