@@ -21,7 +21,7 @@ LOGS = {
     "kl_k1": ("KL to the reference, estimated by k1: log-ratios", "nats per response"),
     "kl_k2": ("likewise by k2: half their squares", "nats per response"),
     "kl_k3": ("likewise by k3: ratio − 1 − log-ratio", "nats per response"),
-    "reward": ("mean score as it is paid: normalised, clipped, fined for a missing end", ""),
+    "reward": ("mean score as it is paid: normalised and clipped, less missing_eos_penalty without an end", ""),
     "kl_coef": ("weight of the penalty in this iteration", "reward per nat"),
     "learning_rate": ("learning rate of this iteration", ""),
     "importance": ("mean weight of a token for how it was sampled", ""),

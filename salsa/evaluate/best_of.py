@@ -1,5 +1,7 @@
 """Best of n: of n responses to a prompt, the one that the reward model scores highest is the answer.
 
+A response that was cut may be the answer: missing_eos_penalty, which training takes off, is no part of the choice.
+
 In a conversation of several turns the best of n is taken at each turn, and the conversation goes on with it. Sample 0
 has the noise that a policy's only response has, so that this policy sees what the others see, and more. Samples that
 were drawn once say what the best of any smaller number would be (`expected`). Left out: how responses are drawn and
@@ -27,7 +29,7 @@ def bound(n):
 
 
 def best(scores):
-    """The index (N,) of the highest of scores (N, n); of equals, the first."""
+    """The index (N,) of the highest of scores (N, n): the first, where several are equal."""
     return np.argmax(scores, axis=1)
 
 
@@ -64,14 +66,14 @@ def expected(scores, values, n):
     """What the best of n of a prompt's N samples has on average, over all their subsets of n; (N,) both, n ≤ N.
 
     A subset's best is the sample of rank j (1 is the lowest score) in C(j−1, n−1) of the C(N, n) subsets, so that the
-    mean over subsets is Σ_j C(j−1, n−1) / C(N, n) · value_(j): unbiased for the best of n fresh samples. Of equal
-    scores the sample that was drawn first counts as the higher one, as in `best`.
+    mean over subsets is Σ_j C(j−1, n−1) / C(N, n) · value_(j): unbiased for the best of n fresh samples. Among
+    equal scores the sample that was drawn first counts as the highest, as in `best`.
 
     Args:
         scores: by which the best is chosen.
         values: of which the mean is taken: the scores, or gold.
     """
     count = len(scores)
-    order = np.lexsort((-np.arange(count), scores))  # by score, of equals the first drawn last
+    order = np.lexsort((-np.arange(count), scores))  # by score; among equal scores, the one drawn first comes last
     weights = [math.comb(rank, n - 1) / math.comb(count, n) for rank in range(count)]
     return math.fsum(np.asarray(values, dtype=np.float64)[order] * weights)

@@ -66,7 +66,7 @@ def development(study, arm, kl_coef):
 
 
 def choose(study, arm, kl_coefs):
-    """The kl_coef of these at which an arm does best on the development prompts; of equals, the largest.
+    """The kl_coef of these at which an arm does best on the development prompts; the largest, where several are equal.
 
     One whose mean is not finite (a replicate has diverged) is chosen only where all are such.
     """

@@ -57,7 +57,7 @@ class Section:
         table: study -> data frame; bounds of a column x are columns x_low and x_high.
         figure: (study, tables) -> matplotlib Figure; where a table is missing, the figure says so in words.
         reading: (study, tables) -> a sentence on how the figure is to be read; "" where nothing is drawn.
-        place: its place under the heading; of equals, by name.
+        place: its place under the heading; where two are equal, their names decide.
         left_out: columns that readers find in the CSV alone.
         rows: frame -> the rows that readers see; the CSV has all.
         present: study -> whether the study has what the section shows; otherwise it is left out, with its files.
