@@ -21,7 +21,7 @@ def test_a_run_reads_the_sft_models_that_pairs_are_drawn_from():
     """And its references; sft1, which is none here, is no ingredient of the policy's distance to it."""
     (run,) = runs_of("dpo", "replicates=[0]", "arms.dpo.reference.weights=[1]").values()
     assert set(run.parents) == {"prepare", "reward_model", "sft0", "sft1"}
-    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 1000} and run.settings["kl_coef"] == 0.05
+    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 2400} and run.settings["kl_coef"] == 0.05
     assert run.label.endswith("dpo-start_sft0-ref_sft0-kl_0.05")
 
 
@@ -37,13 +37,14 @@ def test_other_runs_do_not_change_with_it():
     [
         ([ARM, "kl_coefs=[0,0.1]"], "arms.dpo: kl_coef=0 is DPO's β, which must be above 0, for else no pair moves"),
         ([ARM, "+arms.dpo.kl_schedule={kind: linear}"], "arms.dpo.kl_schedule: dpo has none, its kl_coef is fixed"),
-        ([ARM, "execution.processes=3", "ppo.batch_size=96", "sft.batch_size=96", "reward_model.batch_size=96"],
+        ([ARM, "execution.processes=3", "ppo.batch_size=96", "sft.batch_size=96", "reward_model.batch_size=96",
+         "dpo.batch_size=64"],
          "execution.processes=3: cannot share dpo.batch_size=64 evenly"),
         ([ARM, "dpo.pairs=32"], "dpo.batch_size=64: more than dpo.pairs=32"),
         ([ARM, "dpo.label_temperature=0"], "dpo.label_temperature=0"),
         (["arm=[ppo]", "sft.models=1"], "data.preferences=sampled: pairs are drawn from two SFT models"),
         ([EMA, "dpo.lora_rank=4"], "arms.dpo.reference.kind=ema: a moving reference follows all weights, and dpo.lora"),
-        (["+arms.dpo={algorithm: dpo, reference: {kind: reset, every: 16}}"],
+        (["+arms.dpo={algorithm: dpo, reference: {kind: reset, every: 16}}", "dpo.pairs=1000"],
          "arms.dpo.reference.every=16: must be at least 1 and below the 16 iterations"),
     ],
 )  # fmt: skip
