@@ -41,8 +41,6 @@ LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for 
     "reset": Look("#9E3DFF", "p", "--"),
     "smaller_beta": Look("#1D0057", "d", "--"),
     "decaying_beta": Look("#9CC45A", "H", "-."),
-    "best_of_n": Look("#8C6D00", "h", ":"),
-    "untrained_soup": Look("#FF7FB0", "8", "-."),
 }
 SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
 MARKERS = "os^Dv<>P"

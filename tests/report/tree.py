@@ -11,7 +11,8 @@ from salsa.report import sections, study, style
 from salsa.workflow import compose, config, overriding, runs, schema
 
 ARMS = {"ppo": "0", "salsa": "0.5", "other": "1"}
-EVERY_ARM = ARMS | {name: None for name in overriding.presets("arm") if name not in ARMS}
+UNTRAINED = ("best_of_n", "untrained_soup", "warp")  # arms whose last is not trained, as the fake runs are
+EVERY_ARM = ARMS | {name: None for name in overriding.presets("arm") if name not in (*ARMS, *UNTRAINED)}
 EVIL = "<script>alert(1)</script> | **bold** [link](x)\n| new | row |"
 
 
