@@ -63,6 +63,8 @@ class World:
         gold: that folder -> the world's `gold.Gold`; None where there is no gold.
         corpus: config.Corpus -> `Corpus`, to pretrain on; None where there is none.
         exact: whether sizes are exact, because rows are generated; else they are upper limits, and 0 takes all.
+        fixed_splits: whether the task's seed and sizes move no row to another split, and benchmarks ask what no split
+            of it holds. An SFT variant may then have another seed, and more demonstrations.
         settings: a schema of its own settings beside those of every task, or None.
         licence: the licence of its text, where that is the project's own.
         published: whether prompts may be published with a study, which other people's text may not.
@@ -78,6 +80,7 @@ class World:
     gold: Callable | None = None
     corpus: Callable | None = None
     exact: bool = False
+    fixed_splits: bool = False
     settings: type | None = None
     licence: str | None = None
     published: bool = True

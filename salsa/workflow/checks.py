@@ -165,8 +165,8 @@ def _check_execution(config):
             algorithms.kinds()[name].check(section, execution)
         except ValueError as error:
             raise UserError(str(error)) from None
-    for stage in ("sft", "reward_model"):
-        batch_size = getattr(config, stage).batch_size
+    for stage, section in {**_sft_sections(config), "reward_model": config.reward_model}.items():
+        batch_size = section.batch_size
         if batch_size % execution.processes:
             raise UserError(
                 f"execution.processes={execution.processes}: cannot share {stage}.batch_size="
@@ -193,9 +193,15 @@ def _training(config):
     return {name: policies.section(config, name) for name in policies.algorithms_of(policies.expanded_arms(config))}
 
 
+def _sft_sections(config):
+    """Key -> section, of the recipes by which SFT models are trained: the study's, and those of its variants."""
+    variants = config.sft_variants.items()
+    return {"sft": config.sft} | {f"sft_variants.{name}.sft": changed(config.sft, each.sft) for name, each in variants}
+
+
 def _adapted(config):
     """Stage -> its section, of those that train low-rank adapters."""
-    sections = {"sft": config.sft, "reward_model": config.reward_model, **_training(config)}
+    sections = {**_sft_sections(config), "reward_model": config.reward_model, **_training(config)}
     return {stage: section for stage, section in sections.items() if section.lora_rank}
 
 
@@ -294,9 +300,12 @@ def _check_sizes(config):
         ("validation", 1, "SFT and the landscape"),
         ("evaluation", 1, "reported KL and rewards"),
     ):
-        rows = getattr(task, size)
-        if rows < smallest:
-            raise UserError(f"data.task.{size}={rows}: at least {smallest} are needed by {needed}; give more")
+        given = {f"data.task.{size}": getattr(task, size)}
+        variants = config.sft_variants.items()
+        given |= {f"sft_variants.{name}.task.{size}": each.task[size] for name, each in variants if size in each.task}
+        for key, rows in given.items():
+            if rows < smallest:
+                raise UserError(f"{key}={rows}: at least {smallest} are needed by {needed}; give more")
     for name, benchmark in config.benchmarks.items():
         if data.benchmark_kinds()[benchmark.kind].exact and benchmark.prompts < 1:
             raise UserError(f"benchmarks.{name}.prompts={benchmark.prompts}: generated, so it must be at least 1")
@@ -414,7 +423,18 @@ def _check_other_models(config):
     base = local_folder(config.model)
     if base:
         ingredients.check_tokenizers(base, others)
-        ingredients.check_architectures(config, base, others)
+    if others:
+        ingredients.check_architectures(config, _known_architectures(config, base, others))
+
+
+def _known_architectures(config, base, others):
+    """Name of another model, or "" for the base model -> what is known of its config.json."""
+    known = {key.removeprefix("models."): ingredients.architecture(folder) for key, folder in others.items()}
+    if base:
+        known[""] = ingredients.architecture(base)
+    elif config.model.source == "pretrain":
+        known[""] = ingredients.pretrained_architecture(config.model.architecture)
+    return known
 
 
 def _check_folder(folder, pickled):
@@ -461,7 +481,10 @@ def content_of_files(config):
         content[key.replace("models.", "model/", 1)] = {"path": _describe_folder(folder)}
     for name, variant in config.sft_variants.items():
         if variant.task:
-            content[f"variant/{name}"] = _checked_files(changed(section.task, variant.task))
+            try:
+                content[f"variant/{name}"] = _checked_files(changed(section.task, variant.task))
+            except UserError as error:
+                raise UserError(str(error).replace("data.task.", f"sft_variants.{name}.task.")) from None
     _check_rows(config)
     return {run: files for run, files in content.items() if files}
 

@@ -166,7 +166,9 @@ class SftVariant:
     sft: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
     """Settings of `sft` that are others: epochs, learning_rate, dropout, stop, …"""
     task: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
-    """Settings of `data.task` that are others, for other demonstrations: their number, seed or file."""
+    """Settings of `data.task` that are others, for other demonstrations: demonstrations, validation and, where splits
+    don't depend on it (stories, reviews), seed. Others could train on the prompts of the evaluation or a benchmark.
+    """
 
 
 @dataclass()

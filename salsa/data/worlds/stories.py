@@ -427,6 +427,7 @@ WORLD = World(
     gold=lambda folder: StoriesGold(),
     corpus=_corpus,
     exact=True,
+    fixed_splits=True,
     licence="apache-2.0",
     check=check,
 )
