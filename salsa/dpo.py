@@ -32,6 +32,7 @@ from salsa.workflow.messages import UserError
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers names them
 MOVED = "reference.safetensors"  # in a checkpoint: a reference that moves
+KEPT = "pairs"  # a folder beside the checkpoints: the pairs that the run is trained on, and their counts
 RATIOS = {  # TRL's name of a mean over the pairs of a micro-batch -> column of metrics.jsonl
     "rewards/accuracies": "accuracy",
     "rewards/margins": "margin",
@@ -56,12 +57,7 @@ def train(settings, parents, output, execution):
     device = models.prepare_process(execution, output)
     _check(settings)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
-    # The first process makes the pairs for all: on GPUs of their own, they would round their samples differently.
-    made = make_pairs(settings, parents, tokenizer, device, execution, output) if training.world()[1] == 0 else None
-    pairs, counts = broadcast_object_list([made])[0]
-    clear_device_cache(garbage_collection=True)
-    _check_steps(settings, len(pairs))
-
+    pairs, counts = _share_pairs(settings, parents, tokenizer, device, execution, output)
     ingredients = reference.load_ingredients(settings, parents, tokenizer, device, execution.micro_batch)
     anchor = anchors.build(settings, ingredients, _anchored_to(output))
     folders = ingredients.folders
@@ -79,11 +75,16 @@ def train(settings, parents, output, execution):
     metrics = _metrics(history)
     runs.write_jsonl(output / "metrics.jsonl", metrics)
     summary = {"reference": anchor.summary, "parameters": parameters, "pairs": len(pairs), "counts": counts}
-    if anchor.moves:
-        models.save(anchor.models[0], output / "reference")
-        tokenizer.save_pretrained(output / "reference")
-        summary["final_reference"] = anchor.sha256()
-    return summary | {"steps": len(metrics)}
+    return summary | _write_moved(anchor, tokenizer, output) | {"steps": len(metrics)}
+
+
+def _write_moved(anchor, tokenizer, output):
+    """Write a reference that moves to `output/reference`. Returns what the run's summary says of it."""
+    if not anchor.moves:
+        return {}
+    models.save(anchor.models[0], output / "reference")
+    tokenizer.save_pretrained(output / "reference")
+    return {"final_reference": anchor.sha256()}
 
 
 def _check(settings):
@@ -108,6 +109,35 @@ def _check_steps(settings, pairs):
         anchors.kinds()[anchor.kind].check("reference", anchor, SimpleNamespace(iterations=steps))
     except ValueError as error:
         raise UserError(f"{error} ({pairs} pairs)") from None
+
+
+def _share_pairs(settings, parents, tokenizer, device, execution, output):
+    """What `make_pairs` returns, in every process. Raises UserError where kept pairs are damaged."""
+    # The first process makes the pairs for all: on GPUs of their own, they would round their samples differently.
+    made = _kept_pairs(settings, parents, tokenizer, device, execution, output) if training.world()[1] == 0 else None
+    pairs, counts = broadcast_object_list([made])[0]
+    clear_device_cache(garbage_collection=True)
+    return pairs, counts
+
+
+def _kept_pairs(settings, parents, tokenizer, device, execution, output):
+    """What `make_pairs` returns: made and kept at a run's first start, and read at the others.
+
+    Another rollout_batch or device rounds samples differently. A run that sampled again when it goes on could have
+    other pairs than those that its checkpoint has learned from.
+    """
+    root = output / runs.CHECKPOINTS
+    folder = root / KEPT
+    # A run that was killed while it wrote the pairs has learned nothing from them; one with a checkpoint has.
+    if (folder / checkpoints.FILES).exists() or (root / training.SAVED).exists():
+        checkpoints.check_files(folder)
+        return runs.read_jsonl(folder / "pairs.jsonl"), runs.read_json(folder / "counts.json")
+    pairs, counts = make_pairs(settings, parents, tokenizer, device, execution, output)
+    _check_steps(settings, len(pairs))
+    runs.write_jsonl(folder / "pairs.jsonl", pairs)
+    runs.write_json(folder / "counts.json", counts)
+    checkpoints.describe_files(folder)  # last: with it, the pairs are whole
+    return pairs, counts
 
 
 def make_pairs(settings, parents, tokenizer, device, execution, output):

@@ -8,7 +8,7 @@ import contextlib
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from salsa import algorithms
@@ -23,8 +23,10 @@ def make_accelerator(settings, device, execution, output):
     """The Accelerator of a run."""
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        # Buffers never change, so that DDP need not send them at each step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # which never change
+            InitProcessGroupKwargs(timeout=runs.PATIENCE),
+        ],
         mixed_precision=settings.mixed_precision,
         log_with=execution.trackers or None,
         project_dir=str(output / runs.TRACKERS),

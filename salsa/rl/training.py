@@ -45,6 +45,7 @@ def common_arguments(section, seed, bfloat16, output, device):
         "save_strategy": "no",  # the callback of `train` says when
         "logging_nan_inf_filter": False,  # or means would leave out a loss that is not finite
         "dataloader_pin_memory": False,
+        "ddp_timeout": int(runs.PATIENCE.total_seconds()),  # others wait while the first process samples pairs
     }
 
 

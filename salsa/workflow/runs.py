@@ -33,6 +33,8 @@ ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in 
 DIGEST = "digest"  # the manifest's entry that holds the sha256 of all others
 UNDECLARED = {MANIFEST, "log.txt", "benchmark.tsv", ".lock"}  # in a run's folder, and no part of its result
 CHECKPOINTS = "checkpoints"  # removed when the run is finished
+# How long processes wait for each other: for another run's lock, or while the first one samples pairs or writes models.
+PATIENCE = datetime.timedelta(days=1)
 MODEL = (
     "model/config.json",
     "model/*.safetensors",
@@ -437,10 +439,8 @@ def _only_one(output, execution):
     import torch
     from accelerate import PartialState
 
-    # Long enough to wait for another run's lock, or for the first process to write large models.
-    patience = datetime.timedelta(days=1)
     with _on_sigterm(signal.SIG_DFL):  # which no handler in Python would see before the others have come
-        together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=patience)
+        together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     with FileLock(output / ".lock") if together.is_main_process else contextlib.nullcontext():
         with _on_sigterm(signal.SIG_DFL):
             together.wait_for_everyone()

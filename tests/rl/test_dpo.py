@@ -289,6 +289,62 @@ def test_an_interrupted_run_ends_with_the_same_bytes(fit, parents, interrupt, tm
         assert (tmp_path / path).read_bytes() == (folder / path).read_bytes(), path
 
 
+@pytest.fixture
+def draws(monkeypatch):
+    """The rollout_batch of each time that pairs are sampled, which another rollout_batch makes others."""
+    draw, sizes = reward.draw_pairs, []
+
+    def counted(*arguments):
+        sizes.append(arguments[-1].rollout_batch)
+        responses = draw(*arguments)
+        return responses if sizes[-1] == 16 else [pair[::-1] for pair in responses[:20]]
+
+    monkeypatch.setattr(reward, "draw_pairs", counted)
+    return sizes
+
+
+def test_a_run_goes_on_with_the_pairs_that_it_drew_first(fit, parents, interrupt, draws, tmp_path):
+    folder, expected = fit(CASES["soup"])
+    draws.clear()
+    interrupt(4, kill)
+    first = config.Execution(device="cpu", micro_batch=64, rollout_batch=16, checkpoint_minutes=1e-9)
+    with pytest.raises(Interrupted):
+        dpo.train(CASES["soup"], parents, tmp_path, first)
+    summary = dpo.train(CASES["soup"], parents, tmp_path, dataclasses.replace(first, rollout_batch=5))
+    assert draws == [16] and summary == expected
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_pairs_that_a_kill_left_incomplete_are_drawn_again(parents, draws, tmp_path, monkeypatch):
+    execution = config.Execution(device="cpu", micro_batch=64, rollout_batch=16)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(dpo.checkpoints, "describe_files", lambda _: kill())
+        dpo.train(CASES["soup"], parents, tmp_path, execution)
+    assert (tmp_path / runs.CHECKPOINTS / dpo.KEPT / "pairs.jsonl").exists()
+    dpo.train(CASES["soup"], parents, tmp_path, execution)
+    assert draws == [16, 16]
+
+
+@pytest.mark.parametrize("damage", ["altered", "removed"])
+def test_damaged_pairs_are_refused(parents, interrupt, draws, tmp_path, damage):
+    execution = config.Execution(device="cpu", rollout_batch=16, checkpoint_minutes=1e-9)
+    interrupt(2, kill)  # after the checkpoint of the first step
+    with pytest.raises(Interrupted):
+        dpo.train(CASES["soup"], parents, tmp_path, execution)
+    kept = tmp_path / runs.CHECKPOINTS / dpo.KEPT
+    if damage == "altered":
+        text = (kept / "pairs.jsonl").read_text()
+        (kept / "pairs.jsonl").write_text(text.replace("[", " ", 1))
+        says = r"pairs: pairs.jsonl was altered since it was written; remove .*checkpoints and run again"
+    else:
+        shutil.rmtree(kept)
+        says = r"pairs/files.json: missing, or altered since it was written; remove .*checkpoints and run again"
+    with pytest.raises(runs.UserError, match=says):
+        dpo.train(CASES["soup"], parents, tmp_path, execution)
+    assert draws == [16]
+
+
 def test_an_altered_reference_in_a_checkpoint_is_refused(parents, interrupt, tmp_path):
     execution = config.Execution(device="cpu", checkpoint_minutes=1e-9)
     interrupt(3, kill)

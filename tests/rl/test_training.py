@@ -6,19 +6,21 @@ import shlex
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from conftest import SHAPE
 from safetensors.torch import load_file
 from training_script import run
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from salsa import base, reward, sft
 from salsa.algorithms.dpo import Dpo
-from salsa.rl import checkpoints, models, training
+from salsa.rl import checkpoints, models, processes, training
 from salsa.workflow import config, jobs, runs, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,6 +324,26 @@ def test_what_processes_can_not_share_is_refused(tmp_path, monkeypatch):
         chosen = SimpleNamespace(**settings)
         with pytest.raises(runs.UserError, match=rf"3 processes can't share {section}.batch_size=\d+ .* multiple of 3"):
             training.arguments(section, chosen, None, None, tmp_path, torch.device("cpu"))
+
+
+def test_processes_wait_while_the_first_one_samples_for_hours(family, tmp_path, monkeypatch):
+    """Where a run makes the group of its processes, and where Accelerate or transformers would."""
+    day, cpu, timeouts = timedelta(days=1), torch.device("cpu"), []
+    section = SimpleNamespace(**sft_case()["settings"]["sft"])
+    assert TrainingArguments(**training.common_arguments(section, 1, False, tmp_path, cpu)).ddp_timeout_delta == day
+    accelerator = processes.make_accelerator(SimpleNamespace(mixed_precision="no"), cpu, config.Execution(), tmp_path)
+    assert accelerator.init_handler.timeout == day
+
+    def group(timeout, **_):
+        timeouts.append(timeout)
+        raise InterruptedError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(accelerate, "PartialState", group)
+    with pytest.raises(InterruptedError), runs._only_one(tmp_path, config.Execution(device="cpu")):
+        pass
+    assert timeouts == [day]
 
 
 def test_a_checkpoint_of_other_processes_is_refused(family, tmp_path):
