@@ -43,6 +43,7 @@ def rule_of(hint):
 
 
 def is_optional(hint):
+    hint = hint.__origin__ if hasattr(hint, "__metadata__") else hint
     return type(None) in typing.get_args(hint)
 
 
