@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from salsa.workflow import registry, runs, schema
 
+DEFAULT = "ppo"  # what trains the arms of a study that chooses none, and what names of policies leave out
 CONTRACT = (*runs.MODEL, "metrics.jsonl")
 """What every algorithm writes: a model's folder `model/`, and its metrics.
 

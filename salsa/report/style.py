@@ -212,12 +212,19 @@ def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, e
 
 
 def below(figure, handles, **options):
-    """A legend below all panels, in rows of about equal length."""
-    entry = max(1.15, 0.5 + 0.075 * max(len(handle.get_label()) for handle in handles))  # inches, at most
-    most = max(1, int(figure.get_figwidth() / entry))
-    columns = math.ceil(len(handles) / math.ceil(len(handles) / most))
+    """A legend below all panels, in rows of about equal length that are no wider than the figure."""
+    lengths = [len(handle.get_label()) for handle in handles]
+    rows = math.ceil(len(handles) / max(1, int(figure.get_figwidth() / 1.15)))
+    while rows < len(handles) and _width(lengths, rows) > figure.get_figwidth():
+        rows += 1
     options = {"handlelength": 1.8, "columnspacing": 1.4} | options
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **options)
+    figure.legend(handles=handles, loc="outside lower center", ncols=math.ceil(len(handles) / rows), **options)
+
+
+def _width(lengths, rows):
+    """About the width of a legend in inches, whose entries of so many characters fill one column after another."""
+    columns = [lengths[start : start + rows] for start in range(0, len(lengths), rows)]
+    return sum(0.42 + 0.07 * max(column) for column in columns)
 
 
 def mark(label, marker="o", size=5, **options):

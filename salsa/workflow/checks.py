@@ -101,8 +101,8 @@ def _check_algorithms(config):
     for name in config.algorithm_kl_coefs:
         if name not in training:
             raise UserError(f"algorithm_kl_coefs.{name}: is none of algorithm=[{','.join(training)}]; leave it out")
-    if config.alphas and policies.DEFAULT not in training:
-        raise UserError(f"alphas: are trained by {policies.DEFAULT}; add it to algorithm=[…], or give alphas=[]")
+    if config.alphas and algorithms.DEFAULT not in training:
+        raise UserError(f"alphas: are trained by {algorithms.DEFAULT}; add it to algorithm=[…], or give alphas=[]")
 
 
 def _check_once_each(key, given, values):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 
 from salsa import algorithms, anchors, data, judges, mixes
+from salsa.algorithms import DEFAULT
 from salsa.workflow import bounds, schema
 from salsa.workflow.schema import (
     ADDED,
@@ -593,7 +594,9 @@ class Sections:
 
 
 # PPO's section is read first: others take its values where they have none, and a mistake is named where it stands.
-ALGORITHMS = {kind: algorithms.kinds()[kind].settings for kind in sorted(algorithms.kinds(), key=PLAIN.__ne__)}
+ALGORITHMS = {
+    kind: algorithms.kinds()[kind].settings for kind in sorted(algorithms.kinds(), key=lambda kind: kind != DEFAULT)
+}
 Config = schema.extended(
     "Config",
     (Sections,),

@@ -8,11 +8,10 @@ ppo is claimed of grpo_salsa and grpo. After this step an arm has one algorithm,
 from dataclasses import replace
 
 from salsa import algorithms, mixes
+from salsa.algorithms import DEFAULT
 from salsa.workflow import config, policies
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import POLICY, named, renamed
-
-DEFAULT = policies.DEFAULT
 
 
 def crossed(study, grids_of_others=False):
@@ -30,10 +29,11 @@ def crossed(study, grids_of_others=False):
     if not grids_of_others:
         grids = {name: grid for name, grid in study.algorithm_kl_coefs.items() if name in training}
         study = replace(study, algorithm_kl_coefs=grids)
-    claims = _claims(study, training)
+    arms = _arms(study, training)
+    claims = _claims(study, training, arms)
     if training == [DEFAULT] and not study.algorithm_kl_coefs:
         return replace(study, algorithms={}, claims=claims)  # the one of every study before there were others
-    return replace(study, arms=_arms(study, training), mixes=_mixes(study, training), claims=claims)
+    return replace(study, arms=arms, mixes=_mixes(study, training), claims=claims)
 
 
 def chosen(study):
@@ -80,7 +80,7 @@ def arm_name(algorithm, arm):
     """What an arm is called when an algorithm trains it: salsa, grpo_salsa; of the arm ppo the algorithm's name."""
     if algorithm == DEFAULT:
         return arm
-    return algorithm if arm == DEFAULT else f"{algorithm}_{arm}"
+    return algorithm if arm == config.PLAIN else f"{algorithm}_{arm}"
 
 
 def _dependent(study):
@@ -136,10 +136,9 @@ def _mix(mix, moved):
     return replace(mix, weights=_renamed(mix.weights, moved), **changes)
 
 
-def _claims(study, training):
+def _claims(study, training, arms):
     """The claims of a study, of arms as they are called once they are crossed."""
-    arms, dependent = _arms(study, training), _dependent(study)
-    claims = {}
+    dependent, claims = _dependent(study), {}
     for name, claim in study.claims.items():
         if claim.algorithm or claim.baseline_algorithm or training != [DEFAULT]:
             for crossed_name, made in _crossed_claim(name, claim, training, study, arms, dependent).items():

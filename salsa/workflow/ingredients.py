@@ -19,7 +19,7 @@ from salsa import algorithms, data, mixes
 from salsa.rl import folders, tokenizers
 from salsa.workflow import bounds, config, policies
 from salsa.workflow.messages import SettingError, UserError
-from salsa.workflow.weights import POLICY, SEED, canonical_weights, named, soup_words
+from salsa.workflow.weights import POLICY, SEED, ingredients, named, soup_words
 
 LIKE_SEED = re.compile(r"sft\d+", re.IGNORECASE)  # Sft0 and sft00, too, would be mistaken for sft0
 SHAPES = (  # keys of config.json on which the names and shapes of weights depend
@@ -39,7 +39,7 @@ def check(study):
         both = {f"arms.{name}.start": arm.start, f"arms.{name}.reference.weights": arm.reference.weights}
         for key, weights in both.items():
             _check_weights(key, weights, study)
-        made_from[f"{POLICY}{name}"] = [other for weights in both.values() for other in _used(weights)]
+        made_from[f"{POLICY}{name}"] = [other for weights in both.values() for other in ingredients(weights)]
     for name, mix in study.mixes.items():
         _check_weights(f"mixes.{name}.weights", mix.weights, study)
         made_from[name] = mixes.roles(mix)
@@ -47,7 +47,7 @@ def check(study):
         if mixes.kinds()[mix.kind].needs_gold(mix) and not data.world_kinds()[study.data.task.kind].gold:
             raise UserError(f"mixes.{name}: measures gold, and data={study.data.name} has none; measure something else")
     _check_circles(made_from)
-    _check_all_are_used(study, {name for names in made_from.values() for name in names})
+    _check_all_areingredients(study, {name for names in made_from.values() for name in names})
     for name, variant in study.sft_variants.items():
         _check_variant(f"sft_variants.{name}", variant, study)
 
@@ -61,10 +61,6 @@ def check_policies(composed):
                     policies.as_ingredient(composed, arm, policy.kl_coef)
                 except UserError as error:
                     raise UserError(f"arms.{policy.arm}: {error}") from None
-
-
-def _used(weights):
-    return [name for name, _ in canonical_weights(weights)]
 
 
 def _names(study):
@@ -122,7 +118,7 @@ def _check_circles(made_from):
         ) from None
 
 
-def _check_all_are_used(study, names):
+def _check_all_areingredients(study, names):
     for group in GROUPS:
         for name in getattr(study, group):
             if name not in names:
@@ -178,7 +174,7 @@ def check_architectures(study, configurations):
     for name, mix in study.mixes.items():
         sources.check_mixed(f"mixes.{name}", mixes.roles(mix), "mixed; leave one out")
     for name, arm in study.arms.items():
-        start, weights = _used(arm.start), _used(arm.reference.weights)
+        start, weights = ingredients(arm.start), ingredients(arm.reference.weights)
         sources.check_mixed(f"arms.{name}.start", start, "mixed; name one alone")
         if algorithms.kinds()[policies.algorithm_of(arm)].penalised:
             remedy = "trained; it may be a start that is not trained, or a reference of kind=soup by itself"
@@ -204,7 +200,7 @@ class _Architectures:
         if name in self.study.mixes:
             parts = mixes.roles(self.study.mixes[name])
         elif name.startswith(POLICY):
-            parts = _used(self.study.arms[name.removeprefix(POLICY)].start)
+            parts = ingredients(self.study.arms[name.removeprefix(POLICY)].start)
         else:
             return ""
         sources = [self.source(part) for part in parts]  # of one architecture, or they are refused

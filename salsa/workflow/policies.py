@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from salsa import algorithms, anchors, mixes
+from salsa.algorithms import DEFAULT
 from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import (
@@ -23,7 +24,6 @@ from salsa.workflow.weights import (
 )
 
 FIXED = schema.KlSchedule()
-DEFAULT = "ppo"  # which names of policies leave out, and which alphas are trained by
 
 
 @dataclass(frozen=True)

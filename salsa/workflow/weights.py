@@ -76,9 +76,14 @@ def alpha_weights(alpha):
     return canonical_weights([1 - Fraction(alpha), Fraction(alpha)])
 
 
+def ingredients(*mixes):
+    """The names of the ingredients that have a weight in any of the mixes, sorted."""
+    return sorted({name for weights in mixes for name, _ in canonical_weights(weights)}, key=_place)
+
+
 def used(*mixes):
-    """The names of the ingredients that have a weight in any of the mixes, sorted; sft0 always."""
-    return sorted({"sft0"} | {name for weights in mixes for name, _ in canonical_weights(weights)}, key=_place)
+    """As `ingredients`, of a run's mixes: sft0 always, from which KL is measured."""
+    return ingredients(SFT0, *mixes)
 
 
 def weight_of(name, weights):

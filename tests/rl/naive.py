@@ -9,13 +9,34 @@ import torch
 from torch.nn.functional import log_softmax
 
 from salsa import algorithms
-from salsa.rl import rollout
+from salsa.rl import processes, rollout, trainer
 from salsa.workflow import runs
 
 
 def largest_difference(model, other):
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     return max((a - b).abs().max().item() for a, b in pairs)
+
+
+def make_trainer(settings, parents, tokenizer, execution, output, dtype):
+    """A Trainer of the given settings, on a CPU, with all models in one type."""
+    accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution, output)
+    made = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
+    for model in (made.policy, made.value_model, made.reward_model, made.sft0, *made.reference.models):
+        if model is not None:
+            model.to(dtype)
+    return trainer.Trainer(settings, made, tokenizer, accelerator, execution, output)
+
+
+def train(made, prompts):
+    """Train on (ids, token ids) of prompts. Returns the metrics, a dictionary an iteration."""
+    made.fit([{"id": i, "prompt": f"prompt {i}"} for i in prompts[0]], prompts[1])
+    return runs.read_jsonl(made.output / "metrics.jsonl")
+
+
+def exact_norm(self, hidden):
+    """What LlamaRMSNorm.forward computes, in the type that a model is held in: transformers' own is in float32."""
+    return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], self.weight, self.variance_epsilon)
 
 
 class Naive:

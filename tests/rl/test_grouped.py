@@ -10,14 +10,14 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import Naive, assert_same_training, largest_difference
+from naive import Naive, assert_same_training, exact_norm, largest_difference, make_trainer, train
 from safetensors.torch import load_file
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salsa import algorithms
 from salsa.algorithms.grpo import Grpo
 from salsa.algorithms.rloo import Rloo
-from salsa.rl import batches, forward, models, processes, rollout, trainer
+from salsa.rl import batches, forward, models, rollout, trainer
 from salsa.workflow import config, runs, schema
 
 SECTIONS = {"rloo": Rloo, "grpo": Grpo}
@@ -48,13 +48,7 @@ def make(parents, tokenizer, execution, tmp_path):
     """A Trainer of the given settings, on a CPU."""
 
     def build(settings, dtype=torch.float32, **changes):
-        chosen = dataclasses.replace(execution, **changes)
-        accelerator = processes.make_accelerator(settings, torch.device("cpu"), chosen, tmp_path)
-        participants = trainer.load(settings, parents, tokenizer, accelerator.device, chosen)
-        frozen = participants.reward_model, participants.sft0, *participants.reference.models
-        for model in (participants.policy, *frozen):
-            model.to(dtype)
-        return trainer.Trainer(settings, participants, tokenizer, accelerator, chosen, tmp_path)
+        return make_trainer(settings, parents, tokenizer, dataclasses.replace(execution, **changes), tmp_path, dtype)
 
     return build
 
@@ -66,20 +60,14 @@ def fit(make, prompts):
     def run(settings, prepare=lambda made: None, **changes):
         made = make(settings, **changes)
         prepare(made)
-        made.fit([{"id": i, "prompt": f"prompt {i}"} for i in prompts[0]], prompts[1])
-        return made, runs.read_jsonl(made.output / "metrics.jsonl")
+        return made, train(made, prompts)
 
     return run
 
 
 @pytest.fixture
 def exact_norms(monkeypatch):
-    """transformers computes norms in float32, whatever a model is held in."""
-
-    def forward(self, hidden):
-        return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], self.weight, self.variance_epsilon)
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
 
 
 # Equations

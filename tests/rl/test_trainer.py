@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from naive import Naive, assert_same_training, largest_difference
+from naive import Naive, assert_same_training, exact_norm, largest_difference, make_trainer, train
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from salsa.algorithms import ppo as ppo_stage
 from salsa.algorithms.ppo import Ppo
-from salsa.rl import forward, models, objective, processes, rollout, trainer
+from salsa.rl import forward, models, objective, rollout, trainer
 from salsa.workflow import config, runs, schema
 
 SMALL = {
@@ -52,13 +52,7 @@ def make(parents, tokenizer, execution, tmp_path):
     """A Trainer of the given settings, on a CPU."""
 
     def build(settings, dtype=torch.float32, **changes):
-        execution_ = dataclasses.replace(execution, **changes)
-        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
-        participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
-        frozen = participants.reward_model, participants.sft0, *participants.reference.models
-        for model in (participants.policy, participants.value_model, *frozen):
-            model.to(dtype)
-        return trainer.Trainer(settings, participants, tokenizer, accelerator, execution_, tmp_path)
+        return make_trainer(settings, parents, tokenizer, dataclasses.replace(execution, **changes), tmp_path, dtype)
 
     return build
 
@@ -70,20 +64,14 @@ def fit(make, prompts):
     def run(settings, prepare=lambda made: None, **changes):
         made = make(settings, **changes)
         prepare(made)
-        made.fit([{"id": i, "prompt": ""} for i in prompts[0]], prompts[1])
-        return made, runs.read_jsonl(made.output / "metrics.jsonl")
+        return made, train(made, prompts)
 
     return run
 
 
 @pytest.fixture
 def exact_norms(monkeypatch):
-    """transformers computes norms in float32, whatever a model is held in."""
-
-    def forward(self, hidden):
-        return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], self.weight, self.variance_epsilon)
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
 
 
 class NaivePpo(Naive):

@@ -22,7 +22,7 @@ def table(study):
     A column says what trains the policy, where that is not PPO in all arms.
     """
     rows, order, specs = [], study.arms, policies.specs(study.composed)
-    differ = {spec.algorithm for spec in specs} != {policies.DEFAULT}
+    differ = {spec.algorithm for spec in specs} != {algorithms.DEFAULT}
     for spec, (names, _) in specs.items():
         first = next(arm for arm in order if arm in names)  # the configuration of a plan is sorted by name
         row = {"algorithm": algorithms.kinds()[spec.algorithm].title} if differ else {}
@@ -49,6 +49,11 @@ def caption(study, tables):
         "penalty's strength, kl_scale times the study's kl_coef, over the run as the schedule says. The kl_coef in "
         "tables and figures is the study's, before the scale."
     )
+    fixed = [kind for kind in study.config.algorithms if getattr(study.config, kind).kl_schedule is None]
+    changing = [name for name, arm in study.config.arms.items() if arm.kl_schedule and not arm.algorithm]
+    if fixed and changing:
+        titles = " and ".join(algorithms.kinds()[kind].title for kind in fixed)
+        text += f" No arm of {titles}, whose penalty can't change over a run, stands beside {', '.join(changing)}."
     untrained = [arm for arm in study.arms if not study.penalised(arm)]
     if untrained:
         text += f" Without a penalty: {', '.join(untrained)}; such an arm has one policy, shown at one kl_coef."
