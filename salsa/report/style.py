@@ -7,6 +7,7 @@ drawn under matplotlib's own defaults and `STYLE`, never under a user's matplotl
 """
 
 import contextlib
+import itertools
 import math
 import random
 import textwrap
@@ -20,12 +21,13 @@ from matplotlib.lines import Line2D
 
 from salsa.evaluate import statistics
 from salsa.report import selection
+from salsa.workflow import config
 
 
 class Look(NamedTuple):
     colour: str
-    marker: str
-    line: str
+    marker: str | tuple  # as matplotlib takes them
+    line: str | tuple
 
 
 LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for noise and the last six
@@ -41,6 +43,11 @@ LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for 
     "reset": Look("#9E3DFF", "p", "--"),
     "smaller_beta": Look("#1D0057", "d", "--"),
     "decaying_beta": Look("#9CC45A", "H", "-."),
+}
+CROSSED = {  # algorithm -> marker and line of an arm that it trains; the colour is that of PPO's arm
+    "rloo": ((3, 1, 0), (0, (6, 1.5))),
+    "grpo": ((4, 1, 0), (0, (1, 1))),
+    "dpo": ((8, 1, 0), (0, (4, 1, 1, 1, 1, 1))),
 }
 SPARE = ("#6A3D9A", "#B15928", "#1B7837", "#762A83", "#4D4D4D", "#A6761D")
 MARKERS = "os^Dv<>P"
@@ -112,13 +119,24 @@ def look(arm, alpha=None):
         place = min(max(alpha, 0), 1)
         place = place**2 * (3 - 2 * place)  # towards the ends, away from the arms' blue and green
         return Look(matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](place)), "8", "-")
+    algorithm, _, other = arm.partition("_")  # as arms are called that are crossed with algorithms
+    if algorithm in CROSSED:
+        return Look(look(other or config.PLAIN).colour, *CROSSED[algorithm])
     generator = random.Random(arm)  # by the name alone, so that other arms change nothing
     return Look(*map(generator.choice, (SPARE, MARKERS, LINES)))
 
 
 def looks(study):
-    """arm -> look, in the study's order."""
-    return {arm: look(arm, study.of(arm=arm)[0].alpha) for arm in study.arms}
+    """arm -> look, in the study's order; no two of them have one colour and one line."""
+    drawn = {}
+    for arm in study.arms:
+        drawn[arm] = look(arm, study.of(arm=arm)[0].alpha)
+        others = {(other.colour, other.line) for name, other in drawn.items() if name != arm}
+        if (drawn[arm].colour, drawn[arm].line) in others:
+            free = (pair for pair in itertools.product(SPARE, LINES) if pair not in others)
+            colour, line = next(free, drawn[arm][::2])  # of more arms than there are, some are alike
+            drawn[arm] = Look(colour, drawn[arm].marker, line)
+    return drawn
 
 
 def collapsed_policies(study):

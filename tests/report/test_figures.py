@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -424,3 +425,21 @@ def test_a_legend_of_many_entries_stays_within_the_figure(label):
     (legend,) = figure.legends
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
+def test_arms_of_a_study_never_look_alike():
+    names = ["ppo", "salsa", "other", "strong_reference", "rounds", "recipe_soup", "greedy_soup"]
+    names += [f"warp{part}" for part in ("_a", "_b", "_a_2", "_b_2", "")] + ["best_of_n", "untrained_soup"]
+    names += [f"{kind}{name}" for kind in ("rloo", "grpo", "dpo") for name in ("", "_salsa", "_other", "_ema")]
+    study = SimpleNamespace(arms=names, of=lambda arm: [SimpleNamespace(alpha=None)])
+    looks = style.looks(study)
+    assert len({(look.colour, look.line) for look in looks.values()}) == len(names)
+    for name in ("salsa", "other"):  # the colour says the reference, the line the algorithm
+        assert {looks[f"{kind}_{name}"].colour for kind in ("rloo", "grpo", "dpo")} == {looks[name].colour}
+    assert looks["grpo"].colour == looks["ppo"].colour and looks["grpo"].line == looks["grpo_salsa"].line
+
+
+def test_a_colour_keeps_its_arm_whatever_else_is_there():
+    one, all_ = (SimpleNamespace(arms=arms, of=lambda arm: [SimpleNamespace(alpha=None)]) for arms in
+                 (["salsa", "grpo_salsa"], ["ppo", "mine", "salsa", "grpo", "grpo_salsa"]))  # fmt: skip
+    assert style.looks(one)["grpo_salsa"] == style.looks(all_)["grpo_salsa"] == style.look("grpo_salsa")
