@@ -62,7 +62,7 @@ def claim_lines(frame):
         rows, label = tests.to_dict("records"), name.replace("_", " ")
         if len(rows) == 1:
             benchmark = (rows[0].get("benchmark") or "").replace("_", " ")
-            label += "" if benchmark in ("", label) else f" ({benchmark})"
+            label += "" if label.endswith(benchmark) else f" ({benchmark})"  # grpo_out_of_distribution says it
             lines.append((label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
             continue
         verdict = rows[0].get("claim_verdict", "")
