@@ -14,7 +14,7 @@ from salsa.data.splits import normalised
 from salsa.workflow import runs, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 3
+VERSION = 4
 
 
 def make(settings, parents, output, execution):

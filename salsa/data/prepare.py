@@ -10,7 +10,7 @@ from salsa.data import gold, sources
 from salsa.workflow import runs, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 2
+VERSION = 3
 FILES = {  # split -> file; every task has either preference_prompts or preferences, and all the others
     "demonstrations": "sft.jsonl",
     "validation": "sft_validation.jsonl",

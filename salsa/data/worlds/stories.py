@@ -61,18 +61,24 @@ PHRASINGS = (
     "tell me COUNT about a FIRST and a SECOND .",
     "please make COUNT with a FIRST and a SECOND .",
     "i want COUNT that mention a FIRST and a SECOND .",
-)
+    "please write COUNT that mention a FIRST and a SECOND .",
+    "make COUNT about a FIRST and a SECOND .",
+    "please tell me COUNT with a FIRST and a SECOND .",
+    "i want COUNT about a FIRST and a SECOND .",
+    "write me COUNT with a FIRST and a SECOND .",
+    "tell me COUNT that mention a FIRST and a SECOND .",
+)  # so many that each benchmark has 2,000 instructions: on fewer, prompts are most of the noise between replicates
 FOLLOW_UP = "now " + PHRASINGS[0]
 TITLE = "about a FIRST and a SECOND ."  # of a story: it teaches a base model to keep to a topic
 TITLED = 0.7  # share of the stories that have a title
 SHARES = {  # of all instructions; an instruction belongs to one split by its own hash
-    "demonstrations": 0.16,
-    "validation": 0.05,
-    "preferences": 0.32,
-    "prompts": 0.32,
-    "evaluation": 0.05,
-    "in_distribution": 0.05,
-    "two_turn": 0.05,
+    "demonstrations": 0.155,
+    "validation": 0.04,
+    "preferences": 0.275,
+    "prompts": 0.275,
+    "evaluation": 0.085,
+    "in_distribution": 0.085,
+    "two_turn": 0.085,
 }
 TASK_SPLITS = ("demonstrations", "validation", "preferences", "prompts", "evaluation")
 GOLD_WEIGHTS = {"pleasant": 0.5, "topic": 0.2, "count": 0.1, "grammar": 0.1, "variety": 0.1}
