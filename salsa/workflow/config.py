@@ -61,6 +61,18 @@ Benchmark = data.benchmark_settings()
 Judge = judges.settings()
 Reference = anchors.settings()
 Mix = mixes.settings()
+MEASURES = (  # of claims
+    "kl_to_sft0",
+    "training_kl_to_sft0",
+    "stable",
+    "reward",
+    "training_reward",
+    "gold_reward",
+    "win_rate",
+    "matched_gold",
+    "matched_win_rate",
+)
+SeedOfReplicate = Annotated[str, Text(20, r"\d+/\d+", "no replicate; write its root seed and number, as in 1000/3")]
 Revision = Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)]
 AlgorithmName = Literal[*algorithms.kinds()]
 PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
@@ -360,24 +372,30 @@ class Claim:
 
     text: Prose
     """The hypothesis in words."""
-    measure: Literal["kl_to_sft0", "reward", "gold_reward", "win_rate", "matched_gold", "matched_win_rate", "stable"]
-    """What is compared, each arm at its chosen kl_coef."""
+    measure: Literal[*MEASURES]
+    """What is compared, each arm at the claims' kl_coef."""
     smallest_effect: Annotated[float, Range(above=0, at_most=10**6)]
     """The smallest difference that would matter, in the measure's unit."""
-    origin: Literal["abstract", "control"] = "abstract"
-    """abstract: the paper says so | control: what another explanation denies."""
+    origin: Literal["abstract", "control", "positive_control"] = "abstract"
+    """abstract: the paper says so | control: what another explanation denies | positive_control: known to be true, so
+    that a study which doesn't support it can't see what it looks for. The claims of one origin are decided together.
+    """
     candidate: Label = "salsa"
     """The arm that is claimed to do better."""
     baseline: Label = PLAIN
     """The arm that it is compared with; `ppo` is the plain anchor, whatever its arm is called."""
     benchmarks: Labels = listed()
-    """win_rate and rewards: benchmarks that must all pass; none named: each of the study's."""
+    """win_rate and rewards: benchmarks over which the claim's outcome is the mean; none named: each of the study's."""
+    win_rate_without_gold: Annotated[Annotated[float, Range(above=0, at_most=0.5)] | None, ADDED] = None
+    """gold_reward: the smallest win rate minus ½ that would matter where the data has no gold, and the claim is read
+    from win rates instead; null: it is not tested there.
+    """
     algorithm: Annotated[AlgorithmName | None, ADDED] = None
     """What trains the candidate; null: it is claimed of each of the study's algorithms."""
     baseline_algorithm: Annotated[AlgorithmName | None, ADDED] = None
     """What trains the baseline; null: what trains the candidate."""
     meaning: Prose = ""
-    """control: what it says of the explanation when this is refuted."""
+    """control: what it says of the explanation when an effect that would matter is excluded."""
 
     @model_validator(mode="after")
     def _of_two_arms(self):
@@ -405,6 +423,14 @@ class Stability:
     """KL(policy ‖ sft0), nats per token, above which a policy counts as collapsed: its tokens are such as sft0 gives
     less than 1 % (e⁻⁵).
     """
+    end_rate_margin: Annotated[float, Range(above=0, at_most=1000), ADDED] = 0.05
+    """A claim of stability: by how much a candidate's share of responses that end may lie below the baseline's, both
+    relative to sft0's.
+    """
+    length_margin: Annotated[float, Range(above=0, at_most=1000), ADDED] = 0.1
+    """Likewise of the mean response length, relative to sft0's."""
+    gold_margin: Annotated[float, Range(above=0, at_most=10**6), ADDED] = 0.02
+    """Likewise how much further gold may have fallen from its peak than the baseline's, in gold's unit."""
 
 
 @dataclass()
@@ -543,6 +569,10 @@ class Sections:
     """Numbers of replicates; each has its own SFT models, reward model and seeds."""
     kl_coefs: KlCoefs = listed(0.05)
     """Weights of the KL penalty, in reward per nat."""
+    claim_kl_coef: Annotated[KlCoef | None, ADDED] = None
+    """The kl_coef at which all claims compare arms, fixed in advance; null: each arm's best on development prompts."""
+    looks: Annotated[list[Annotated[int, Range(2, 10**6)]], Items(100), ADDED] = listed()
+    """Numbers of replicates after which claims are decided, increasing to all of them; none: once, after all."""
     alphas: Alphas = listed()
     """Further arms: policies from sft0 whose reference is the soup at this place on the line from sft0 to sft1."""
     alpha_kl_coefs: KlCoefs | None = None
@@ -585,6 +615,12 @@ class Sections:
     """Intervals and samples of the report."""
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
     """Hypotheses that are fixed before the run, by name."""
+    registered: Annotated[list[Annotated[str, Text(PATH, empty=False)]], Items(100), ADDED] = listed()
+    """Files that fix claims, kl_coefs and looks in advance, such as conf/claims.yaml: the report shows their digests,
+    their commits, and whether these are older than the first run.
+    """
+    chosen_on: Annotated[list[SeedOfReplicate], Items(), ADDED] = listed()
+    """Replicates on which settings were chosen, as <root seed>/<replicate>: no study may decide on them."""
     stability: Stability = field(default_factory=Stability)
     """When a policy counts as stable or collapsed."""
     objective: Objective = field(default_factory=Objective)
