@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from salsa.evaluate import statistics
+from salsa.evaluate import flat, statistics
 from salsa.report import selection
 from salsa.report.selection import number_or_nan
 
@@ -46,6 +46,18 @@ MEASURED = {
     "response_length": ("mean length of the responses", "tokens"),
     "eos_rate": ("responses that end by themselves", "share"),
 }
+FLAT = {  # measure of an iteration's rollouts -> column of its mean over the flat part of training
+    "reward": "flat_reward",
+    "kl_to_sft0": "flat_kl_to_sft0",
+    "kl_to_reference": "flat_kl_to_reference",
+    "response_length": "flat_response_length",
+    "eos_rate": "flat_eos_rate",
+    "gold_reward": "flat_gold",
+}
+DRIFT = {
+    "reward_slope": ("change of the proxy reward over the flat part of training", MEASURED["reward"][1]),
+    "reward_slope_se": ("its standard error, allowing for autocorrelation", MEASURED["reward"][1]),
+}
 COLUMNS = {  # frame -> column -> (meaning, unit)
     "policies": ARM
     | {
@@ -58,6 +70,11 @@ COLUMNS = {  # frame -> column -> (meaning, unit)
     | {
         "win_rate_vs_sft0": ("adjusted win rate against sft0, the main judge's, over all benchmarks", "share"),
     }
+    | {
+        column: (f"{MEASURED[name][0]}, on rollouts, mean over the flat part of training", MEASURED[name][1])
+        for name, column in FLAT.items()
+    }
+    | DRIFT
     | GEOMETRY
     | {
         "end_rate_relative": ("eos_rate, by sft0's", "ratio"),
@@ -165,6 +182,7 @@ def _policy(study, policy):
     row |= {"reference": study.composed.arms[policy.arm].reference.kind if study.penalised(policy.arm) else "none"}
     row |= {"iteration": policy.evaluation.get("iteration")}
     row |= {name: number_or_nan(policy.evaluation.get(name)) for name in MEASURES}
+    row |= _flat_part(policy, study.config.evaluate.flat_share)
     row |= {name: number_or_nan(policy.geometry.get(name)) for name in GEOMETRY}
     steadiness = asdict(selection.steadiness(study, policy))
     row |= {column: steadiness[name] for name, column in STABILITY.items()}
@@ -172,6 +190,16 @@ def _policy(study, policy):
     judge = selection.main_judge(study)
     rates = selection.replicate_win_rates(study, policy.name, selection.SFT0, judge, study.benchmarks)
     return row | {"win_rate_vs_sft0": rates.get(policy.replicate, math.nan)}
+
+
+def _flat_part(policy, share):
+    """The columns of FLAT and DRIFT: gold is the mean over the kept rollouts; what was not measured is nan."""
+    rows = [_iteration(policy, line) for line in flat.last(policy.metrics, share)]
+    means = {}
+    for name, column in FLAT.items():
+        values = [row[name] for row in rows if row["kept"] or name != "gold_reward"]
+        means[column] = sum(values) / len(values) if values else math.nan
+    return means | dict(zip(DRIFT, flat.change([row["reward"] for row in rows]), strict=True))
 
 
 def _response(row, replicate, model, arm, kl_coef):

@@ -304,7 +304,7 @@ class RewardModel:
 
 @dataclass()
 class Gates:
-    """Conditions, read before PPO, without which a comparison of references says nothing. They warn, not stop."""
+    """Conditions without which a comparison of references says nothing. They warn, not stop."""
 
     smallest_kl: Annotated[float, Range(0, 10**6)] = 0.05
     """Smallest KL(sft0 ‖ soup), nats per response; nearer to sft0, SALSA is PPO."""
@@ -314,6 +314,14 @@ class Gates:
     """Highest agreement; above it, the proxy is as good as gold, and nothing is over-optimised."""
     largest_barrier: Annotated[float, Range(0, 10**6)] = 0.01
     """Largest rise of the loss between the SFT models above their ends' line, nats per token."""
+    smallest_manipulation: Annotated[float, Range(0, 10**6), ADDED] = 0.05
+    """Smallest kl_coef · KL(sft0 ‖ reference), in standard deviations of reward on sft0's samples: what exchanging the
+    reference changes in what a policy is paid. Under 0.05, rounding alone changes as much.
+    """
+    largest_drift: Annotated[float, Range(0, 10**6), ADDED] = 0.1
+    """Largest change of reward over the last part of training (evaluate.flat_share) at which it counts as flat, in the
+    same unit.
+    """
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -361,7 +369,9 @@ class Evaluate:
     alphas: Alphas = listed("0", "0.25", "0.5", "0.75", "1")
     """Places on the line from sft0 to sft1 whose soups are measured."""
     gates: Gates = field(default_factory=Gates)
-    """What has to hold before PPO."""
+    """What has to hold before PPO, and after it."""
+    flat_share: Annotated[float, Range(above=0, at_most=1), ADDED] = 0.25
+    """The last part of training, as a share of iterations: reward has to be flat there, and measures are averaged."""
     plane: Plane = field(default_factory=Plane)
     """The plane of weights over which rewards are measured."""
 

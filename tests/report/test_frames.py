@@ -123,3 +123,32 @@ def test_no_torch_is_imported(tree):
         "assert not {'torch', 'transformers', 'hydra', 'snakemake'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tree.output, *frames.COLUMNS, "claims"], cwd=ROOT, check=True)
+
+
+def test_the_flat_part_of_training_is_averaged_by_hand(tree, loaded):
+    """The fake runs have 6 iterations, of which the last quarter is 2; gold was kept at iterations 0 and 5."""
+    for row in loaded.policies.itertuples():
+        index = next(p["index"] for p in tree.policies if (p["name"], p["replicate"]) == (row.name, row.replicate))
+        first, second = runs.read_jsonl(tree.parents[f"policy/{index}"] / "metrics.jsonl")[4:]
+        assert row.flat_reward == pytest.approx((first["score"] + second["score"]) / 2)
+        for name in ("kl_to_sft0", "kl_to_reference", "response_length", "eos_rate"):
+            assert getattr(row, f"flat_{name}") == pytest.approx((first[name] + second[name]) / 2)
+        assert row.flat_gold == (1 + 5 + 2 + 5 + 3 + 5) / 3
+        assert math.isnan(row.reward_slope) and math.isnan(row.reward_slope_se)  # two iterations are on any line
+
+
+def test_the_flat_part_is_as_long_as_the_study_says(tree):
+    result = study.read(tree.settings, tree.parents)
+    result.config.evaluate.flat_share = 1.0
+    row, lines = result.frames.policies.iloc[0], result.ordered[0].metrics
+    assert row["flat_reward"] == pytest.approx(sum(line["score"] for line in lines) / 6)
+    slope = np.polyfit(range(6), [line["score"] for line in lines], 1)[0]
+    assert row["reward_slope"] == pytest.approx(5 * slope) and row["reward_slope_se"] > 0
+
+
+def test_a_policy_without_rollouts_has_no_flat_part(tree):
+    result = study.read(tree.settings, tree.parents)
+    first, second = result.ordered[:2]
+    first.metrics, second.metrics = [], [{"iteration": 0, "loss": 0.7}, {"iteration": 1, "loss": 0.6}]  # as none, dpo
+    policies = result.frames.policies.iloc[:2]
+    assert policies[[*frames.FLAT.values(), *frames.DRIFT]].isna().all(axis=None)
