@@ -19,7 +19,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.resources",),
     ("algorithms",),
     ("workflow.config",),
-    ("workflow.policies", "workflow.stages"),
+    ("workflow.policies", "workflow.regimes", "workflow.stages"),
     ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
     ("base", "sft", "reward", "dpo", "evaluate", "mix"),
     ("workflow.plan",),

@@ -12,7 +12,7 @@ from pathlib import Path
 from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, crossing, ingredients, jobs, policies, runs, yaml_files
+from salsa.workflow import bounds, crossing, ingredients, jobs, policies, regimes, runs, schema, yaml_files
 from salsa.workflow.config import Arm, changed
 from salsa.workflow.messages import UserError
 
@@ -30,12 +30,14 @@ def check(config):
         _check_axes,
         _check_names,
         ingredients.check,
+        regimes.check,
         _check_arms,
         _check_execution,
         _check_data,
         _check_sizes,
     ):
         rule(config)
+    _check_regimes(config)
     _check_plane(config)
     _check_model(config)
     _check_other_models(config)
@@ -44,6 +46,23 @@ def check(config):
     composed = policies.Composed(config, arms)
     ingredients.check_policies(composed)
     _check_names_differ(composed)
+
+
+def _check_regimes(config):
+    """Hold the recipe of each regime to the rules that the study's own is held to."""
+    for name, regime in config.regimes.items():
+        ingredients.check_demonstrations(f"regimes.{name}.task", regime.task, config.data)
+    for key, recipe in regimes.recipes(config).items():
+        try:
+            for rule in (_check_execution, _check_sizes, _check_rows):
+                rule(recipe)
+            _check_task(recipe.data.task)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
+def _check_task(task):
+    data.record(task).check(task)
 
 
 def _check_names(config):
@@ -120,6 +139,8 @@ def _check_arms(config):
         _check_reference(f"arms.{name}.reference", arm.reference, training, f"{trained_by}.lora_rank")
         _check_words(anchors.kinds()[arm.reference.kind], arm.reference)
         algorithm = algorithms.kinds()[trained_by]
+        if arm.iterations_scale != 1 and not issubclass(algorithm.settings, schema.OnPolicy):
+            raise UserError(f"arms.{name}.iterations_scale: {trained_by} has no iterations; leave it out")
         _check_words(algorithm, training)
         try:
             algorithm.check_arm(f"arms.{name}", arm, config)
@@ -480,11 +501,10 @@ def content_of_files(config):
     for key, folder in _other_folders(config).items():
         content[key.replace("models.", "model/", 1)] = {"path": _describe_folder(folder)}
     for name, variant in config.sft_variants.items():
-        if variant.task:
-            try:
-                content[f"variant/{name}"] = _checked_files(changed(section.task, variant.task))
-            except UserError as error:
-                raise UserError(str(error).replace("data.task.", f"sft_variants.{name}.task.")) from None
+        try:
+            _check_task(changed(section.task, variant.task))
+        except UserError as error:
+            raise UserError(str(error).replace("data.task.", f"sft_variants.{name}.task.")) from None
     _check_rows(config)
     return {run: files for run, files in content.items() if files}
 

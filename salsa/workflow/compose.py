@@ -200,7 +200,7 @@ def _unknown(path):
 
 
 def _chosen_arms(arms, overrides):
-    """The arms of which more is said than their kl_coefs, or that are added on the command line.
+    """The arms of which more is said than where they are run, or that are added on the command line.
 
     What an experiment says of an arm that another choice of arms has left out makes none. UserError where there is no
     arm of that name to leave out.
@@ -208,7 +208,7 @@ def _chosen_arms(arms, overrides):
     if not isinstance(arms, dict):
         return arms
     added = {override.split("=")[0].split(".")[1] for override in overrides if override.startswith("+arms.")}
-    left_out = [name for name, arm in arms.items() if isinstance(arm, dict) and {*arm} <= {"kl_coefs"}]
+    left_out = [name for name, arm in arms.items() if isinstance(arm, dict) and {*arm} <= {"kl_coefs", "replicates"}]
     left_out = [name for name in left_out if name not in added]
     unknown = next((name for name in left_out if name not in presets("arm")), None)
     if unknown:

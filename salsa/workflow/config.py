@@ -166,6 +166,12 @@ class Arm:
     """What trains the policy; null: each of the study's algorithms, which gives as many arms."""
     seed: Annotated[Seed, ADDED] = 0
     """Another order of the prompts and other noise than the arms of seed 0, which all see the same."""
+    iterations_scale: Annotated[float, Range(above=0, at_most=1000), ADDED] = 1.0
+    """Factor by which this arm multiplies the iterations of its algorithm; it is compared with the plain anchor that is
+    trained as long.
+    """
+    replicates: Annotated[schema.Replicates | None, ADDED] = None
+    """Replicates in which this arm is run: the first so many of the study's, or those of a list; null: all."""
 
 
 @dataclass()
@@ -205,6 +211,22 @@ class OtherModel:
         name = re.sub(r"[^\w.+-]", "_", self.path.rstrip("/").rpartition("/")[2]).lstrip("_.+-")[:60] or "model"
         template = study.model.chat_template
         return Model(name, "hub", self.path, self.revision, self.dtype, self.pickled_weights, template)
+
+
+@dataclass()
+class Regime:
+    """Replicates whose SFT models and reward model are made by another recipe than the study's. All else is shared."""
+
+    replicates: Annotated[schema.ReplicateNumbers, Items(at_least=1)]
+    """Numbers of replicates. One that the study doesn't have is not run, so that replicates=[0,1] is a part of it."""
+    sft: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
+    """Settings of `sft` that are others: epochs, learning_rate, dropout, stop, …"""
+    task: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
+    """Settings of `data.task` that are others for SFT alone, as in `sft_variants`: demonstrations, validation, seed."""
+    reward_model: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
+    """Settings of `reward_model` that are others: pairs, epochs, gold_temperature, …"""
+    disjoint: Switch = False
+    """Each SFT model learns from demonstrations of its own, as many as the others, and none in common with them."""
 
 
 def changed(section, changes):
@@ -575,7 +597,7 @@ class Sections:
     """The folder that everything is written to."""
     mixed_precision: Precision = "no"
     """bf16: autocast of trained models, whose weights stay float32; frozen ones are bfloat16."""
-    replicates: Annotated[list[Annotated[int, Range(0, 10**6)]], Items()] = listed(0)
+    replicates: Annotated[schema.ReplicateNumbers, Items()] = listed(0)
     """Numbers of replicates; each has its own SFT models, reward model and seeds."""
     kl_coefs: KlCoefs = listed(0.05)
     """Weights of the KL penalty, in reward per nat."""
@@ -599,6 +621,8 @@ class Sections:
     """Ways to train a policy, by name."""
     sft_variants: Annotated[dict[EntryName, SftVariant], Items(), ADDED] = field(default_factory=dict)
     """SFT models of other recipes that starts and references are mixed from, by name."""
+    regimes: Annotated[dict[EntryName, Regime], Items(), ADDED] = field(default_factory=dict)
+    """Recipes of SFT models and reward models by which some of the replicates are made, by name."""
     models: Annotated[dict[EntryName, OtherModel], Items(), ADDED] = field(default_factory=dict)
     """Other models that starts and references are mixed from, by name."""
     mixes: Annotated[dict[EntryName, Mix], Items(), ADDED] = field(default_factory=dict)

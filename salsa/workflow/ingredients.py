@@ -136,12 +136,12 @@ def _check_variant(key, variant, study):
         raise UserError(f"{key}.sft.models: a variant is one model; leave it out")
     if "kind" in variant.task:
         raise UserError(f"{key}.task.kind: a variant learns from the world of the study; leave it out")
-    _check_demonstrations(f"{key}.task", variant.task, study.data)
+    check_demonstrations(f"{key}.task", variant.task, study.data)
     if variant.best_share < 1 and not data.world_kinds()[study.data.task.kind].gold:
         raise UserError(f"{key}.best_share={variant.best_share:g}: data={study.data.name} has no gold; leave it out")
 
 
-def _check_demonstrations(key, changes, section):
+def check_demonstrations(key, changes, section):
     """Refuse other demonstrations than those of splits that hold no prompt of the evaluation or a benchmark."""
     fixed = data.world_kinds()[section.task.kind].fixed_splits
     for setting, value in changes.items():

@@ -27,6 +27,7 @@ DEEPEST_OVERRIDE = 20  # brackets in each other
 ENTRIES = (
     "arms",
     "sft_variants",
+    "regimes",
     "models",
     "mixes",
     "benchmarks",

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from salsa import algorithms, anchors, data, judges, mixes
-from salsa.workflow import bounds, config, failures, policies, runs, schema, stages
+from salsa.workflow import bounds, config, failures, policies, regimes, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import POLICY, SEED, decimal_text, renamed, soup_words, used, written
@@ -266,10 +266,11 @@ class _Study:
             execution = execution | {"processes": 1, "gpus": min(1, execution["gpus"]), "accelerate_config": ""}
         return add_run(self.result, stage, label, schema.dump(settings), parents, execution, replicate, after)
 
-    def add_prepare(self, name="prepare", changes=()):
-        """The run that makes demonstrations, preferences and prompts, or other ones for an SFT variant."""
+    def add_prepare(self, changes=()):
+        """The run that makes demonstrations, preferences and prompts, or other ones for other SFT models."""
         task = config.changed(self.config.data.task, dict(changes))
-        return self.add_run("prepare", self.config.data.name, config.PrepareSettings(task, self.files_of(name)), {})
+        files = self.files_of("prepare")  # other demonstrations are of the same files
+        return self.add_run("prepare", self.config.data.name, config.PrepareSettings(task, files), {})
 
     def files_of(self, run):
         """Name -> content of the local files that a run reads."""
@@ -307,7 +308,6 @@ class _Study:
         parts = {"prepare": values["data"]["task"], "base": values["model"]}
         parts |= {f"benchmark/{name}": benchmark for name, benchmark in values["benchmarks"].items()}
         parts |= {f"model/{name}": model for name, model in values.get("models", {}).items()}
-        parts |= {f"variant/{name}": variant["task"] for name, variant in values.get("sft_variants", {}).items()}
         for part, settings in parts.items():
             for name in self.files_of(part):
                 if settings.get(name):
@@ -332,12 +332,15 @@ class _Replicate:
     """Adds the runs of one replicate: SFT models that differ in their seed alone, and all that follows from them."""
 
     def __init__(self, study, number):
-        self.study, self.config, self.number = study, study.config, number
+        self.study, self.number = study, number
+        self.regime = regimes.of_replicate(study.config, number)
+        self.config = regimes.recipe(study.config, self.regime)
         self.label = f"{self.config.model.name}-{self.config.data.name}-r{number}"
+        self.policies = [policy for policy in study.policies if number in policy.replicates]
         self.common = {"lengths": self.config.lengths, "mixed_precision": self.config.mixed_precision}
         # How many other SFT models there are, changes none.
         self.alone = _adapters(replace(self.config.sft, models=config.Sft.models))
-        self.sft = [self.add_sft(index, self.alone) for index in range(self.config.sft.models)]
+        self.sft = [self.add_sft(index, self.alone) for index in range(self.sft_models())]
         self.sft_pair = {f"sft{i}": path for i, path in enumerate(self.sft[:2])}
         self.reward_model = self.add_reward_model(self.label, 0, "")
         self.scorer = None  # the reward model of a judge: other preferences, another seed
@@ -359,7 +362,7 @@ class _Replicate:
         parents[f"reward_model/r{self.number}"] = self.reward_model
         if self.landscape:
             parents[f"landscape/r{self.number}"] = self.landscape
-        trained = [self.add_policy(policy) for policy in self.study.policies]
+        trained = [self.add_policy(policy) for policy in self.policies]
         for one in trained:
             index = len(members)
             parents |= {f"policy/{index}": one.run, f"respond/{index}": one.respond}
@@ -404,10 +407,19 @@ class _Replicate:
     def add_run(self, stage, label, settings, parents, after=(), alone=False):
         return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
 
-    def add_sft(self, index, section, prepare=None, **recipe):
-        """The run that trains one SFT model: by the study's recipe, or by that of a variant."""
+    def sft_models(self):
+        """How many SFT models the replicate has, without those that arms of other replicates alone read."""
+        if len(self.policies) == len(self.study.policies):
+            return self.config.sft.models
+        read = [index for policy in self.policies for index in policies.sft_models_of(policy.spec, self.config)]
+        return min(self.config.sft.models, max([2, *(index + 1 for index in read)]))
+
+    def add_sft(self, index, section, task=(), **recipe):
+        """The run that trains one SFT model: by the replicate's recipe, or by that of a variant."""
         settings = config.SftSettings(seed=self.seed("sft", index), sft=section, **self.common, **recipe)
-        parents = {"prepare": prepare or self.study.prepare, "base": self.study.base}
+        changes = regimes.demonstrations(self.config, self.regime, index, dict(task))
+        prepare = self.study.add_prepare(changes) if changes else self.study.prepare
+        parents = {"prepare": prepare, "base": self.study.base}
         return self.add_run("sft", f"{self.label}-s{index}", settings, parents, self.study.models)
 
     def ingredient(self, name, kl_coef):
@@ -427,8 +439,7 @@ class _Replicate:
         """The run that trains an SFT model of another recipe."""
         variant = self.config.sft_variants[name]
         section = _adapters(config.changed(self.alone, variant.sft))
-        prepare = self.study.add_prepare(f"variant/{name}", variant.task) if variant.task else None
-        return self.add_sft(variant.seed, section, prepare, best_share=variant.best_share)
+        return self.add_sft(variant.seed, section, variant.task, best_share=variant.best_share)
 
     def add_mix(self, name, kl_coef):
         """The run that makes a mix."""
@@ -542,10 +553,13 @@ class _Replicate:
             raise UserError(f"{error} ({soup_words(policy.spec.weights)} is {soup_words(spec.weights)})") from None
 
     def section(self, spec):
-        """The algorithm's settings as they determine a policy, with the arm's own schedule."""
+        """The algorithm's settings as they determine a policy, with the arm's own schedule and length."""
         section = policies.section(self.config, spec.algorithm)
-        scheduled = section if section.kl_schedule is None else replace(section, kl_schedule=spec.kl_schedule)
-        return _adapters(scheduled)
+        if section.kl_schedule is not None:
+            section = replace(section, kl_schedule=spec.kl_schedule)
+        if spec.iterations_scale != 1:
+            section = replace(section, iterations=policies.iterations(spec, section))
+        return _adapters(section)
 
     def add_respond(self, label, mixed, run):
         """The run that lets a policy answer."""

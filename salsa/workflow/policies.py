@@ -12,12 +12,14 @@ from salsa.workflow import config, schema
 from salsa.workflow.messages import UserError
 from salsa.workflow.weights import (
     POLICY,
+    SEED,
     SFT0,
     alpha_weights,
     canonical_weights,
     decimal_text,
     number_label,
     renamed,
+    used,
     weight_of,
     weights_label,
     written,
@@ -37,6 +39,7 @@ class PolicySpec:
         algorithm: what trains it.
         seed: of the order of its prompts and of its noise.
         of_policies: whether it is trained by no penalty, and made of policies that are, at each of their kl_coefs.
+        iterations_scale: factor of the iterations of its algorithm.
     """
 
     start: tuple[tuple[str, str], ...] = SFT0
@@ -48,6 +51,7 @@ class PolicySpec:
     algorithm: str = DEFAULT
     seed: int = 0
     of_policies: bool = False
+    iterations_scale: float = 1.0
 
     @property
     def penalised(self):
@@ -89,6 +93,7 @@ class PolicySpec:
         if self.penalised or self.of_policies:
             name += f"-kl_{self.kl_label(kl_coef)}"
         name += f"-seed{self.seed}" if self.seed else ""
+        name += f"-iterations_x{number_label(self.iterations_scale)}" if self.iterations_scale != 1 else ""
         return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
     def run_label(self, kl_coef):
@@ -141,6 +146,11 @@ def draws(arm, study):
     return algorithms.kinds()[algorithm].draws(section(study, algorithm))
 
 
+def iterations(spec, section):
+    """The iterations for which a policy is trained, by the section of its algorithm; at least one."""
+    return max(1, round(Fraction(repr(spec.iterations_scale)) * section.iterations))
+
+
 def spec_of(arm, study):
     """The `PolicySpec` of a `config.Arm` of a study."""
     reference = arm.reference
@@ -154,6 +164,7 @@ def spec_of(arm, study):
         algorithm_of(arm),
         arm.seed,
         not penalised(arm) and bool(trained_ingredients(arm.start, study)),
+        arm.iterations_scale,
     )
 
 
@@ -166,6 +177,21 @@ def ingredient_arms(weights, study):
     return [name.removeprefix(POLICY) for name in names if name.startswith(POLICY)]
 
 
+def sft_models_of(spec, study):
+    """The numbers of the SFT models that a policy is made of, by mixes and by the policies of other arms too."""
+    names = used(spec.start, spec.weights)
+    for name in names:  # which grows by what an ingredient is made of
+        if name in study.mixes:
+            parts = mixes.roles(study.mixes[name])
+        elif name.startswith(POLICY):
+            arm = study.arms[name.removeprefix(POLICY)]
+            parts = used(canonical_weights(arm.start), canonical_weights(arm.reference.weights))
+        else:
+            continue
+        names += [part for part in parts if part not in names]
+    return [int(seed[1]) for seed in map(SEED.fullmatch, names) if seed]
+
+
 def trained_ingredients(start, study):
     """The names of the arms with a penalty whose policies a start is made of, by untrained arms too."""
     arms = [arm for arm in ingredient_arms(start, study) if arm in study.arms]
@@ -176,9 +202,10 @@ def trained_ingredients(start, study):
     return [arm for arm in arms if penalised(study.arms[arm])]
 
 
-def plain_spec(study, algorithm):
+def plain_spec(study, algorithm, iterations_scale=1.0):
     """The plain anchor of an algorithm: sft0 is start and reference, the penalty is the study's own."""
-    return PolicySpec(kl_schedule=section(study, algorithm).kl_schedule or FIXED, algorithm=algorithm)
+    kl_schedule = section(study, algorithm).kl_schedule or FIXED
+    return PolicySpec(kl_schedule=kl_schedule, algorithm=algorithm, iterations_scale=iterations_scale)
 
 
 def expanded_arms(study):
@@ -251,8 +278,9 @@ class Policy:
     Attributes:
         arm: the name of the first arm that says so.
         kl_coef: the study's, before the arm's scale.
-        plain: whether it is the plain anchor of its algorithm.
+        plain: whether it is the plain anchor of its algorithm, trained for its time.
         alpha: the reference's place on the line from sft0 to sft1 as text, or None.
+        replicates: the numbers of the replicates in which it is trained.
     """
 
     arm: str
@@ -260,6 +288,7 @@ class Policy:
     kl_coef: float
     plain: bool
     alpha: str | None
+    replicates: tuple[int, ...]
 
     @property
     def name(self):
@@ -269,7 +298,7 @@ class Policy:
     def is_plain_anchor_of(self, other):
         """Whether it is what another policy is compared with; without a penalty, it is so at all kl_coefs."""
         same_kl_coef = self.kl_coef == other.kl_coef or not self.spec.penalised
-        return self.plain and self.spec.algorithm == other.spec.algorithm and same_kl_coef
+        return self.plain and training_of(self.spec) == training_of(other.spec) and same_kl_coef
 
     def described(self):
         """What the settings of a study say of it."""
@@ -280,10 +309,33 @@ def policies(composed):
     """The policies of a replicate (`Policy`), one for each specification and kl_coef."""
     study = composed.config
     return [
-        Policy(names[0], spec, kl_coef, spec == plain_spec(study, spec.algorithm), _alpha_of(spec, study))
+        Policy(
+            arm=names[0],
+            spec=spec,
+            kl_coef=kl_coef,
+            plain=spec == plain_spec(study, *training_of(spec)),
+            alpha=_alpha_of(spec, study),
+            replicates=_replicates_of([composed.arms[name] for name in names], study),
+        )
         for spec, (names, kl_coefs) in specs(composed).items()
         for kl_coef in kl_coefs
     ]
+
+
+def training_of(spec):
+    """What trains a policy and for how long, by which it has its plain anchor: (algorithm, iterations_scale)."""
+    return spec.algorithm, spec.iterations_scale
+
+
+def _replicates_of(arms, study):
+    """The study's replicates in which one of several arms is run."""
+    wanted = set()
+    for arm in arms:
+        chosen = arm.replicates
+        if not isinstance(chosen, list):  # the first so many, or all
+            chosen = study.replicates[:chosen]
+        wanted.update(chosen)
+    return tuple(number for number in study.replicates if number in wanted)
 
 
 def as_ingredient(composed, arm, kl_coef):
@@ -306,9 +358,10 @@ def as_ingredient(composed, arm, kl_coef):
 
 
 def plain_arms(composed):
-    """Arm -> the arm that is the plain anchor of its algorithm, with which it is compared; None: the study has none."""
-    arms = {policy.spec.algorithm: policy.arm for policy in policies(composed) if policy.plain}
-    return {name: arms.get(algorithm_of(arm)) for name, arm in composed.arms.items()}
+    """Arm -> the plain anchor with which it is compared, of its algorithm and time; None: the study has none."""
+    arms = {training_of(policy.spec): policy.arm for policy in policies(composed) if policy.plain}
+    specs_of_arms = {name: spec_of(arm, composed.config) for name, arm in composed.arms.items()}
+    return {name: arms.get(training_of(spec)) for name, spec in specs_of_arms.items()}
 
 
 def _alpha_of(spec, study):

@@ -73,6 +73,12 @@ Alphas = Annotated[list[Annotated[str, Range(0, 1, in_text=True)]], Items()]
 """Places on the line from sft0 to sft1."""
 KlCoef = Annotated[float, Range(0, 10**6)]
 KlCoefs = Annotated[list[KlCoef], Items()]
+ReplicateNumbers = list[Annotated[int, Range(0, 10**6)]]
+Replicates = Annotated[
+    Annotated[int, Range(1, 1000), Tag("[number]")] | Annotated[ReplicateNumbers, Items(at_least=1), Tag("[list]")],
+    Discriminator(lambda value: "[list]" if isinstance(value, list) else "[number]"),
+]
+"""The first so many replicates of a study, or those of a list."""
 Temperature = Annotated[float, Range(0.01, 100)]
 """Of sampling: logits are divided by it."""
 LoraRank = Annotated[int, Range(0, 2**14)]

@@ -372,8 +372,8 @@ def test_adapters_of_a_variant_need_their_package(monkeypatch):
 def test_a_variant_takes_no_demonstrations_that_a_benchmark_may_ask(change, line):
     section = SimpleNamespace(name="ultra", task=data.task_settings()(kind="ultra", demonstrations=10))
     with pytest.raises(UserError, match=re.escape(line)):
-        rules._check_demonstrations("key", change, section)
-    rules._check_demonstrations("key", {"demonstrations": 5}, section)
+        rules.check_demonstrations("key", change, section)
+    rules.check_demonstrations("key", {"demonstrations": 5}, section)
 
 
 @pytest.mark.parametrize(

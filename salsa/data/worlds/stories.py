@@ -13,14 +13,26 @@ import hashlib
 import random
 import re
 from functools import cache
+from typing import Annotated
 
 from salsa.data import Corpus, Questions, World, splits
 from salsa.data.gold import Gold, save
 from salsa.data.messages import assistant, user
 from salsa.data.splits import ordered, split_of
+from salsa.workflow import schema
 from salsa.workflow.messages import UserError
 
 _words = str.split
+
+
+@schema.dataclass()
+class Settings:
+    """Of a task in this world."""
+
+    skip_demonstrations: Annotated[schema.Count, schema.ADDED] = 0
+    """Demonstrations that come first in the seed's order, and are left to other SFT models."""
+
+
 _CHARACTERS = "fox bear wolf hare deer mouse goose duck frog toad cat dog pig goat sheep horse bird fish snake lion"
 _OBJECTS = "kite boat ball drum hat cake lamp book bell cup rope sled map coin key basket flute ladder wagon mirror"
 CHARACTERS, OBJECTS = _words(_CHARACTERS), _words(_OBJECTS)
@@ -179,10 +191,10 @@ def _of_split(split, phrasings=PHRASINGS):
     return tuple(text for text in instructions(phrasings) if split_of(text, SHARES, "stories") == split)
 
 
-def prompts(split, number, seed):
-    """`number` different instructions of a split."""
-    check_number(split, number, available(split))
-    return ordered(_of_split(split), seed, "stories")[:number]
+def prompts(split, number, seed, skip=0):
+    """`number` different instructions of a split, after the first `skip` of the seed's order."""
+    check_number(split, skip + number, available(split))
+    return ordered(_of_split(split), seed, "stories")[skip : skip + number]
 
 
 def available(split):
@@ -199,8 +211,9 @@ def check_number(split, number, there):
 def check(task):
     """UserError where a split of config.Task wants more instructions than there are."""
     for split in TASK_SPLITS:
+        skipped = task.skip_demonstrations if split == "demonstrations" else 0
         try:
-            check_number(split, getattr(task, split), available(split))
+            check_number(split, skipped + getattr(task, split), available(split))
         except UserError as error:
             raise UserError(f"data.task.{split}: {error}") from None
 
@@ -326,9 +339,9 @@ def _other(rng, nouns, before):
     return pick(rng, [noun for noun in nouns if noun not in before and _compatible([*before, noun])])
 
 
-def demonstrations(split, number, seed):
+def demonstrations(split, number, seed, skip=0):
     """Conversations {"messages"} of one or two turns and of mixed quality, of which SFT learns the last answer."""
-    return [{"messages": _conversation(split, prompt, seed)} for prompt in prompts(split, number, seed)]
+    return [{"messages": _conversation(split, prompt, seed)} for prompt in prompts(split, number, seed, skip)]
 
 
 def _conversation(split, prompt, seed):
@@ -416,8 +429,9 @@ class StoriesGold(Gold):
 
 def prepare(task, folder):
     """The rows of every split, and counts; writes into the folder that gold is that of the stories."""
+    skipped = {"demonstrations": task.skip_demonstrations}
     rows = splits.with_sampled_preferences(
-        lambda split: demonstrations(split, getattr(task, split), task.seed),
+        lambda split: demonstrations(split, getattr(task, split), task.seed, skipped.get(split, 0)),
         lambda split: prompts(split, getattr(task, split), task.seed),
     )
     save(folder, "stories")
@@ -434,6 +448,7 @@ WORLD = World(
     corpus=_corpus,
     exact=True,
     fixed_splits=True,
+    settings=Settings,
     licence="apache-2.0",
     check=check,
 )
