@@ -2,10 +2,10 @@
 
 A response that was cut may be the answer: missing_eos_penalty, which training takes off, is no part of the choice.
 
-In a conversation of several turns the best of n is taken at each turn, and the conversation goes on with it. Sample 0
-has the noise that a policy's only response has, so that this policy sees what the others see, and more. Samples that
-were drawn once say what the best of any smaller number would be (`expected`). Left out: how responses are drawn and
-scored.
+In a conversation of several turns the best of n is taken at each turn, and the conversation goes on with it. Draw 0
+has the noise that a policy's only response has, so that this policy sees what the others see, and more. Where a prompt
+gets several answers, each is the best of n draws of its own: answer k of draws k·n to k·n + n − 1. Draws that were made
+once say what the best of any smaller number would be (`expected`). Left out: how responses are drawn and scored.
 """
 
 import math
@@ -35,27 +35,33 @@ def best(scores):
 
 @dataclass(frozen=True)
 class BestOf:
-    """Answers that are the best of n.
+    """Answers that are the best of n; without arguments, the only response.
 
     Attributes:
         n: how many responses are drawn for an answer.
-        score: (prompts, responses as lists of token ids) -> their scores, (N,).
+        score: (prompts, responses as lists of token ids) -> their scores, (N,); None where n is 1.
     """
 
-    n: int
-    score: Callable
+    n: int = 1
+    score: Callable | None = None
 
     def sampler(self, draw):
-        """A function like `draw`, (keys of the noise, prompts) -> responses, that returns the best of n for each."""
+        """A function (keys, numbers of the samples, prompts) -> responses, each the best of n that are drawn.
 
-        def sample(keys, prompts):
-            samples = [
-                (runs.sample_key(key, i), prompt)
-                for key, prompt in zip(keys, prompts, strict=True)
+        Args:
+            draw: (keys of the noise, prompts) -> responses.
+        """
+
+        def sample(keys, numbers, prompts):
+            draws = [
+                (runs.sample_key(key, number * self.n + i), prompt)
+                for key, number, prompt in zip(keys, numbers, prompts, strict=True)
                 for i in range(self.n)
             ]
-            sample_keys, repeated = map(list, zip(*samples, strict=True))
-            drawn = draw(sample_keys, repeated)
+            noise_keys, repeated = map(list, zip(*draws, strict=True))
+            drawn = draw(noise_keys, repeated)
+            if self.n == 1:
+                return drawn
             places = best(self.score(repeated, drawn).reshape(-1, self.n))
             return [drawn[row * self.n + place] for row, place in enumerate(places)]
 

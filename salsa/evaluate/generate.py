@@ -1,8 +1,8 @@
 """Answers of a policy to benchmarks and evaluation prompts.
 
-An answer's noise depends on the seed, the benchmark, the prompt and the turn alone, so all policies of a replicate
-answer with the same noise, and a batch's order changes nothing. In a conversation of several turns the model's own
-earlier answers are fed back, through its own chat template.
+An answer's noise depends on the seed, the benchmark, the prompt, the turn and the number of the sample alone, so all
+policies of a replicate answer with the same noise, and a batch's order changes nothing. In a conversation of several
+turns the model's own earlier answers are fed back, through its own chat template.
 
 Prompts are answered in chunks of `execution.rollout_batch` samples, shortest first, all turns of a chunk before the
 next chunk. Finished chunks can be kept, so that a killed run continues with the same chunks, and on a CPU ends with the
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from salsa.data import chat
 from salsa.data.messages import assistant, user
+from salsa.evaluate import best_of
 from salsa.rl import rollout
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
@@ -24,7 +25,7 @@ class Answers:
     """One policy's answers: a list for each turn, with an item for each row.
 
     Attributes:
-        rows: of a benchmark.
+        rows: of a benchmark, each as often as it is answered, one after the other, with the number of the `sample`.
         left_out: number of prompts that are longer than lengths.prompt or can't be encoded.
         conversations: messages before the answer.
         prompts: their token ids.
@@ -92,12 +93,13 @@ def make_engine(model, tokenizer, context, execution):
     return Engine(model, tokenizer, str(model.dtype).removeprefix("torch."), context, model.device)
 
 
-def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=None, engine=None, best=None):
+def answer(
+    model, tokenizer, rows, name, settings, execution, temperature, kept=None, engine=None, best=None, samples=1
+):
     """Answer every turn of benchmark `rows` ({"id", "turns"}).
 
     Args:
-        rows: all have as many turns; they may have `before`, the messages before the first turn, and `sample`, the
-            number of one of several samples of a prompt.
+        rows: all have as many turns; they may have `before`, the messages before the first turn.
         name: the benchmark's name, which is part of the noise's key.
         settings: has `seed` and `lengths`. Prompts whose first turn is longer than lengths.prompt tokens are left out,
             for all models alike, and counted.
@@ -105,29 +107,31 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
         kept: a folder for finished chunks of this model's answers; chunks that it holds are not sampled again.
         engine: from `make_engine`; None samples with transformers.
         best: a `best_of.BestOf`, where the best of several responses is the answer at each turn.
+        samples: how many answers each row gets, with other noise; the first has the noise of a single one.
 
     Raises UserError when a conversation outgrows the model's context.
     """
     check(model, tokenizer, {name: rows}, settings.lengths)
-    wanted, first, refused = _wanted(tokenizer, rows, name, settings.lengths)
+    accepted, first, refused = _wanted(tokenizer, rows, name, settings.lengths)
     chat.counted(refused, f"benchmark {name}")
+    wanted = [row | {"sample": sample} for row in accepted for sample in range(samples)]
+    lengths = [len(ids) for ids in first for _ in range(samples)]
     ends = chat.end_ids(model, tokenizer)
 
-    def sample(ids, prompts):
+    def draw(keys, prompts):
         _check_context(model, prompts, settings.lengths.response, name)
         if engine is not None:
-            seeds = [runs.derive_seed(settings.seed, "answer", 0, key) for key in ids]
+            seeds = [runs.derive_seed(settings.seed, "answer", 0, key) for key in keys]
             return engine.respond(model, prompts, seeds, temperature, settings.lengths.response)[0]
-        noise = rollout.uniforms(settings.seed, 0, ids, settings.lengths.response)
+        noise = rollout.uniforms(settings.seed, 0, keys, settings.lengths.response)
         sequences, _, _ = rollout.sample_batch(
             model, prompts, noise, temperature, ends, tokenizer.pad_token_id, execution.rollout_batch
         )
         return sequences.response_ids()
 
-    size = execution.rollout_batch
-    if best:
-        sample, size = best.sampler(sample), max(1, size // best.n)
-    order = sorted(range(len(wanted)), key=lambda i: len(first[i]))
+    best = best or best_of.BestOf()
+    sample, size = best.sampler(draw), max(1, execution.rollout_batch // best.n)
+    order = sorted(range(len(wanted)), key=lengths.__getitem__)
     parts = []
     for start in range(0, len(order), size):
         chunk = [wanted[i] for i in order[start : start + size]]
@@ -136,7 +140,7 @@ def answer(model, tokenizer, rows, name, settings, execution, temperature, kept=
         parts.append(_converse(tokenizer, chunk, name, ends, sample, finished))
         if path and not finished:
             _keep(path, parts[-1], execution)
-    return _in_order(parts, order, wanted, len(rows) - len(wanted))
+    return _in_order(parts, order, wanted, len(rows) - len(accepted))
 
 
 def _wanted(tokenizer, rows, name, lengths):
@@ -167,14 +171,15 @@ def _unanswered(row, turns=None):
 
 
 def _converse(tokenizer, rows, name, ends, sample, finished=None):
-    """Answers to one chunk of rows, turn by turn, from `sample(ids, prompts)` or where given from `finished`."""
+    """Answers to one chunk of rows, turn by turn, from `sample(keys, numbers, prompts)` or, if given, `finished`."""
+    numbers = [row["sample"] for row in rows]
     answers = Answers(rows)
     conversations = [row.get("before", []) for row in rows]
     for turn in range(len(rows[0]["turns"])):
         conversations = [[*before, user(row["turns"][turn])] for before, row in zip(conversations, rows, strict=True)]
         prompts = chat.encode_prompts(tokenizer, conversations)
-        ids = [runs.sample_key(f"{name}/{row['id']}/{turn}", row.get("sample", 0)) for row in rows]
-        responses = finished[turn] if finished else sample(ids, prompts)
+        keys = [f"{name}/{row['id']}/{turn}" for row in rows]
+        responses = finished[turn] if finished else sample(keys, numbers, prompts)
         texts = [chat.text_of(tokenizer, tokens) for tokens in responses]
         answers.conversations.append(conversations)
         answers.prompts.append(prompts)

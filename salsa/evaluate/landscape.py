@@ -19,7 +19,7 @@ from salsa.rl import forward, models
 from salsa.workflow import runs, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 2
+VERSION = 3
 
 
 def survey(settings, parents, output, execution):
@@ -46,27 +46,30 @@ def survey(settings, parents, output, execution):
     context = generate.check(sft0, tokenizer, conversations, settings.lengths)
     with models.on_device(sft0, device):
         engine = generate.make_engine(sft0, tokenizer, context, execution)
-    sft0_samples, line, rows = None, [], []
+    sft0_samples, line, rows, samples = None, [], [], settings.samples
     for alpha in alphas:
         model = models.mix_policies(folders, [1 - alpha, alpha], device)
         kept = output / runs.CHECKPOINTS / "answers" / str(alpha).replace("/", "_")
-        answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, kept, engine)
+        answers = evaluation_answers(model, tokenizer, evaluation, settings, execution, kept, engine, samples)
         if sft0_samples is None:  # alpha 0 comes first
             sft0_samples = score.sequences(answers, 0, end_ids, pad_id, device)
         with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         with models.on_device(sft0, device):
-            kl = [0.0] if alpha == 0 else forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
-        kl_mean, kl_error = score.mean_and_error(kl)
+            kl = (
+                forward.exact_kl(sft0, model, sft0_samples, execution.micro_batch).tolist()
+                if alpha
+                else [0.0] * samples
+            )
+        kl_mean, kl_error = score.mean_and_error(kl, samples)
         point = {"alpha": float(alpha), "loss": token_loss(model, validation, pad_id, device, execution)}
         point |= {"kl_from_sft0": kl_mean, "kl_from_sft0_se": kl_error if alpha else 0.0}
-        line.append(point | summarise(answers, rewards, golds))
+        line.append(point | summarise(answers, rewards, golds, samples))
         print(f"alpha {float(alpha):.2f}: loss {point['loss']:.4f}, KL(sft0 ‖ soup) {kl_mean:.4f}", flush=True)
         if alpha in names:
             for name, prompts in benchmarks.items():
-                answers = generate.answer(
-                    model, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine
-                )
+                how = execution, settings.temperature, kept, engine
+                answers = generate.answer(model, tokenizer, prompts, name, settings, *how, samples=samples)
                 with models.on_device(reward_model, device):
                     rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
                 rows += score.response_rows(answers, name, names[alpha], rewards, golds)

@@ -18,7 +18,7 @@ from salsa.evaluate import best_of, generate, geometry, score
 from salsa.rl import forward, models, reference
 from salsa.workflow import config, runs, schema, stages
 
-VERSION = 5
+VERSION = 6
 
 
 def respond(settings, parents, output, execution):
@@ -41,7 +41,7 @@ def respond(settings, parents, output, execution):
     context = generate.check(policy, tokenizer, conversations, settings.lengths)
     engine = generate.make_engine(policy, tokenizer, context, execution)
     kept = output / runs.CHECKPOINTS / "answers"
-    n, best = draws(parents["policy"]), None
+    n, best, samples = draws(parents["policy"]), None, settings.samples
     if n > 1:
         best = best_of.BestOf(n, _scorer(reward_model, end_ids, pad_id, device, execution.micro_batch))
 
@@ -49,30 +49,30 @@ def respond(settings, parents, output, execution):
     for name, prompts in benchmarks.items():
         with models.on_device(reward_model, device) if best else contextlib.nullcontext():
             answers = generate.answer(
-                policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine, best
+                policy, tokenizer, prompts, name, settings, execution, settings.temperature, kept, engine, best, samples
             )
         with models.on_device(reward_model, device):
             rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
         rows += score.response_rows(answers, name, "policy", rewards, golds)
         left_out[name] = answers.left_out
-        print(f"{name}: {len(answers.rows)} prompts answered, {answers.left_out} left out", flush=True)
+        print(f"{name}: {len(answers.rows) // samples} prompts answered, {answers.left_out} left out", flush=True)
     runs.write_jsonl(output / "responses.jsonl", rows)
 
-    samples = max(n, *best_of.FRONTIER) if best else 1
-    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine, samples)
+    drawn = max(n * samples, *best_of.FRONTIER) if best else samples
+    answers = evaluation_answers(policy, tokenizer, evaluation, settings, execution, kept, engine, drawn)
     if answers.left_out:
-        left_out["evaluation"] = answers.left_out // samples
+        left_out["evaluation"] = answers.left_out
     with models.on_device(reward_model, device):
         rewards, golds = score.score(answers, reward_model, gold, end_ids, pad_id, execution)
     if best:
-        runs.write_jsonl(output / "samples.jsonl", _sample_rows(answers, rewards, golds, samples))
-        answers, rewards, golds = _best(answers, rewards, golds, samples, n)
+        runs.write_jsonl(output / "samples.jsonl", _sample_rows(answers, rewards, golds, drawn))
+        answers, rewards, golds = _best(answers, rewards, golds, drawn, samples, n)
     batch = score.sequences(answers, 0, end_ids, pad_id, device)
     kls = _kls(parents, policy, batch, n, tokenizer, device, execution)
     runs.write_jsonl(output / "evaluation.jsonl", _evaluation_rows(answers, rewards, golds, kls))
-    summary = summarise(answers, rewards, golds)
+    summary = summarise(answers, rewards, golds, samples)
     for name, values in kls.items():
-        summary[name], summary[f"{name}_se"] = score.mean_and_error(values)
+        summary[name], summary[f"{name}_se"] = score.mean_and_error(values, samples)
     if best:
         summary["kl_is_bound"] = True
     metrics = runs.read_jsonl(parents["policy"] / "metrics.jsonl")
@@ -103,16 +103,14 @@ def _scorer(reward_model, end_ids, pad_id, device, micro_batch):
 
 def evaluation_answers(model, tokenizer, evaluation, settings, execution, kept=None, engine=None, samples=1):
     """Answers to the fixed evaluation prompts at temperature 1; those to one prompt follow each other."""
-    rows = generate.evaluation_rows(evaluation)
-    if samples > 1:
-        rows = [row | {"sample": sample} for row in rows for sample in range(samples)]
-    return generate.answer(model, tokenizer, rows, "evaluation", settings, execution, 1.0, kept, engine)
+    rows, how = generate.evaluation_rows(evaluation), (execution, 1.0, kept, engine)
+    return generate.answer(model, tokenizer, rows, "evaluation", settings, *how, samples=samples)
 
 
-def _sample_rows(answers, rewards, golds, samples):
-    """Yield a row for each prompt: its id, and `reward` and `gold` of each of its samples."""
-    for start in range(0, len(answers.rows), samples):
-        of_prompt = slice(start, start + samples)
+def _sample_rows(answers, rewards, golds, drawn):
+    """Yield a row for each prompt: its id, and `reward` and `gold` of each of the responses that were drawn."""
+    for start in range(0, len(answers.rows), drawn):
+        of_prompt = slice(start, start + drawn)
         yield {
             "prompt_id": answers.rows[start]["id"],
             "reward": rewards[0, of_prompt].tolist(),
@@ -120,18 +118,23 @@ def _sample_rows(answers, rewards, golds, samples):
         }
 
 
-def _best(answers, rewards, golds, samples, n):
-    """(answers, rewards, golds) of the best of the first n of each prompt's samples."""
-    places = best_of.best(rewards.reshape(-1, samples)[:, :n])
-    places += samples * np.arange(len(places))
-    return generate.taken(answers, places), rewards[:, places], None if golds is None else golds[:, places]
+def _best(answers, rewards, golds, drawn, samples, n):
+    """(answers, rewards, golds) of each prompt's answers: each is the best of its n of the responses drawn."""
+    first = drawn * np.arange(len(answers.rows) // drawn)[:, None] + n * np.arange(samples)  # (prompts, samples)
+    scores = rewards[0, first[..., None] + np.arange(n)]  # (prompts, samples, n)
+    places = (first + scores.argmax(axis=2)).ravel()
+    chosen = generate.taken(answers, places)
+    chosen.rows = [row | {"sample": row["sample"] // n} for row in chosen.rows]
+    return chosen, rewards[:, places], None if golds is None else golds[:, places]
 
 
-def summarise(answers, rewards, golds):
-    """Means over evaluation prompts, with standard errors; lengths in tokens."""
-    summary = {"prompts": len(answers.rows)}
-    summary["reward"], summary["reward_se"] = score.mean_and_error(rewards[0])
-    summary["gold_reward"], summary["gold_reward_se"] = score.mean_and_error(None if golds is None else golds[0])
+def summarise(answers, rewards, golds, samples=1):
+    """Means over evaluation prompts and the samples of each, with standard errors over prompts; lengths in tokens."""
+    summary = {"prompts": len(answers.rows) // samples}
+    summary["reward"], summary["reward_se"] = score.mean_and_error(rewards[0], samples)
+    summary["gold_reward"], summary["gold_reward_se"] = score.mean_and_error(
+        None if golds is None else golds[0], samples
+    )
     summary["response_length"] = sum(map(len, answers.responses[0])) / len(answers.rows)
     summary["eos_rate"] = answers.finish_reasons[0].count("stop") / len(answers.rows)
     return summary
@@ -191,6 +194,7 @@ def _evaluation_rows(answers, rewards, golds, kls):
     for i, row in enumerate(answers.rows):
         yield {
             "prompt_id": row["id"],
+            "sample": row["sample"],
             "prompt": answers.conversations[0][i],
             "response": answers.texts[0][i],
             "tokens": len(answers.responses[0][i]),

@@ -34,6 +34,7 @@ def response_rows(answers, benchmark, model_name, rewards, golds):
         yield {
             "benchmark": benchmark,
             "prompt_id": row["id"],
+            "sample": row["sample"],
             "category": row.get("category"),
             "model": model_name,
             "prompt": row["turns"],
@@ -60,10 +61,14 @@ def _compared(row):
     return "scored_by" not in row or data.benchmark_kinds()[row["scored_by"]].compared
 
 
-def mean_and_error(values):
-    """Mean and standard error over prompts; (None, None) without values, and None for the error of one prompt."""
+def mean_and_error(values, samples=1):
+    """Mean and standard error over prompts; (None, None) without values, and None for the error of one prompt.
+
+    The values of a prompt's samples follow each other. They are no independent evidence of other prompts, so that the
+    error is that of prompts' means.
+    """
     if values is None:
         return None, None
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64).reshape(-1, samples).mean(axis=1)
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return float(values.mean()), error

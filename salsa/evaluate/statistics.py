@@ -3,7 +3,8 @@
     python -m salsa.evaluate.statistics VERDICTS.jsonl --candidate NAME --baseline NAME [--seed N] [--judge NAME]
 
 prints one JSON object. The unit of every count and of the bootstrap is the prompt, (benchmark, prompt_id), because a
-prompt's two orders, its turns, and several replicates' answers to it are no independent evidence. The bootstrap
+prompt's two orders, its turns, and the answers of several samples, training seeds and replicates to it are no
+independent evidence. The bootstrap
 interval is therefore conditional on the models that were judged; a claim about an arm needs `replicate_interval`. This
 module asks no judge and draws no figure.
 """
@@ -55,8 +56,9 @@ def _checked(verdict, place):
         raise UserError(f"{place}: winner {verdict['winner']!r} is none of {', '.join(WINNERS)}")
     if isinstance(verdict["order"], bool) or verdict["order"] not in (0, 1):
         raise UserError(f"{place}: order {verdict['order']!r} is neither 0 nor 1")
-    if not isinstance(verdict.get("turn"), int | None):
-        raise UserError(f"{place}: turn {verdict['turn']!r} is no whole number")
+    for name in ("turn", "sample", "seed"):
+        if not isinstance(verdict.get(name), int | None):
+            raise UserError(f"{place}: {name} {verdict[name]!r} is no whole number")
     for name in ("benchmark", "model_a", "model_b", "judge"):
         if not isinstance(verdict[name], str):
             raise UserError(f"{place}: {name} {verdict[name]!r} is no text")
@@ -70,32 +72,39 @@ def _checked(verdict, place):
 def latest(verdicts):
     """The last verdict on each comparison by each judge, so that a comparison judged again replaces an error.
 
-    Returns (first, second, benchmark, prompt_id, replicate, turn, judge) -> verdict, where `first` is the model shown
-    first, whichever of the two a line calls model_a.
+    Returns (first, second, benchmark, prompt_id, replicate, seed, sample, turn, judge) -> verdict, where `first` is the
+    model shown first, whichever of the two a line calls model_a. A line without a seed or a sample is of the first.
     """
     by_comparison = {}
     for verdict in verdicts:
         models = (verdict["model_a"], verdict["model_b"])[:: -1 if verdict["order"] else 1]
-        prompt = verdict["benchmark"], verdict["prompt_id"]
-        by_comparison[*models, *prompt, verdict.get("replicate"), verdict.get("turn"), verdict["judge"]] = verdict
+        prompt, training = (verdict["benchmark"], verdict["prompt_id"]), trained_as(verdict)
+        answer = verdict.get("sample") or 0, verdict.get("turn")
+        by_comparison[*models, *prompt, *training, *answer, verdict["judge"]] = verdict
     return by_comparison
 
 
-def battles(verdicts, candidate, baseline):
-    """The judged comparisons of one pair: (benchmark, prompt_id) -> replicate -> [value, …], and the number of errors.
+def trained_as(verdict):
+    """(replicate, training seed) of the policies that a verdict compares."""
+    return verdict.get("replicate"), verdict.get("seed") or 0
 
-    A value is the candidate's in one turn and order: 1 for a win, 0.5 for a tie, 0 for a loss. Of several lines on one
-    comparison the last counts. An error drops its turn and order.
+
+def battles(verdicts, candidate, baseline):
+    """The judged comparisons of one pair, and the number of errors.
+
+    Returns (benchmark, prompt_id) -> (replicate, training seed) -> [value, …]. A value is the candidate's in one
+    sample, turn and order: 1 for a win, 0.5 for a tie, 0 for a loss. Of several lines on one comparison the last
+    counts. An error drops its sample, turn and order.
     """
     clusters, errors = defaultdict(lambda: defaultdict(list)), 0
-    for (first, second, *prompt, replicate, _, _), verdict in latest(verdicts).items():
+    for (first, second, *prompt, replicate, seed, _, _, _), verdict in latest(verdicts).items():
         if {first, second} != {candidate, baseline}:
             continue
         value = _value(verdict, candidate)
         if value is None:
             errors += 1
         else:
-            clusters[tuple(prompt)][replicate].append(value)
+            clusters[tuple(prompt)][replicate, seed].append(value)
     return {cluster: dict(clusters[cluster]) for cluster in sorted(clusters, key=_sortable)}, errors
 
 
@@ -114,12 +123,22 @@ def _sortable(cluster):
 def prompt_scores(clusters):
     """(benchmark, prompt_id) -> the candidate's score in [0, 1], from the clusters of `battles`.
 
-    A prompt's score is the mean over its replicates of the mean over its turns and orders.
+    A prompt's score is the mean over its replicates of the mean over their training seeds, of each of which it is the
+    mean over its samples, turns and orders.
     """
-    return {
-        cluster: math.fsum(math.fsum(values) / len(values) for values in replicates.values()) / len(replicates)
-        for cluster, replicates in clusters.items()
-    }
+    return {cluster: _mean(replicate_scores(trainings).values()) for cluster, trainings in clusters.items()}
+
+
+def replicate_scores(trainings):
+    """replicate -> the mean over its training seeds of the means of their values, of one cluster of `battles`."""
+    by_replicate = defaultdict(list)
+    for (replicate, _), values in trainings.items():
+        by_replicate[replicate].append(_mean(values))
+    return {replicate: _mean(scores) for replicate, scores in by_replicate.items()}
+
+
+def _mean(values):
+    return math.fsum(values) / len(values)
 
 
 def adjusted_win_rate(scores):
@@ -376,7 +395,8 @@ def holm(p_values):
 def swap_consistency(verdicts, candidate, baseline):
     """Of the prompts judged in both orders, the share whose two verdicts name the same winner or are both a tie.
 
-    Each turn, and each replicate's answers, count separately. nan where nothing was judged in both orders.
+    Each turn, each sample, and the answers of each training count separately. nan where nothing was judged in both
+    orders.
     """
     pair = {candidate, baseline}
     return _consistency(verdict for verdict in verdicts if {verdict["model_a"], verdict["model_b"]} == pair)
@@ -422,7 +442,7 @@ def judge_quality(verdicts):
 
 
 def agreement(verdicts, first_judge, second_judge):
-    """How far two judges agree on the comparisons (pair, prompt, replicate, turn, order) that both judged.
+    """How far two judges agree on the comparisons (pair, prompt, training, sample, turn, order) that both judged.
 
     Returns `comparisons`, the number that both judged without an error; `agreement`, the share in which both say win,
     tie or loss alike; `kappa`, Cohen's (Educational and Psychological Measurement 20, 1960) over these three. A win is
@@ -487,7 +507,7 @@ def place_counts(verdicts):
 
     Of the pairs that were judged in both orders without an error or a tie, the number in which both verdicts name one
     model, in which both name the model shown first, and in which both name the model shown second. The verdicts are of
-    one judge, on any pairs of models; each turn, and each replicate's answers, count separately.
+    one judge, on any pairs of models; each turn, each sample, and the answers of each training count separately.
     """
     counts = defaultdict(lambda: np.zeros(3))
     for prompt, (first, winner), (_, other) in _both_orders(verdicts):

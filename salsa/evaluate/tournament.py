@@ -24,7 +24,7 @@ def bradley_terry(verdicts, anchor, seed=0, resamples=1000, level=0.95):
 
     Davidson's model (Journal of the American Statistical Association 65, 1970): of two models with scores sᵢ and sⱼ,
     the first wins, the second wins or neither does with odds e^sᵢ : e^sⱼ : ν·e^((sᵢ+sⱼ)/2), one ν for all pairs. A
-    prompt counts once for each pair judged on it, whatever the number of its orders, turns and replicates.
+    prompt counts once for each pair judged on it, whatever the number of its orders, turns, samples and trainings.
 
     A weak prior keeps the score of a model that never lost, or never won, finite: a ridge of `RIDGE`/2 · s² on every
     score, about the scores' mean, and on log ν. Such a score and its interval say only that they are far from 0.

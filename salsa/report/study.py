@@ -6,7 +6,6 @@ concluded in `claims`, and what readers see of it in `pages`. Nothing is trained
 
 import csv
 import functools
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -159,9 +158,9 @@ class Study:
         if key not in self.known_scores:
             scores = defaultdict(dict)
             battles, _ = statistics.battles(self.lines(*key), candidate, baseline)
-            for (_, prompt), replicates in battles.items():
-                for replicate, values in replicates.items():
-                    scores[replicate][prompt] = math.fsum(values) / len(values)
+            for (_, prompt), trainings in battles.items():
+                for replicate, score in statistics.replicate_scores(trainings).items():
+                    scores[replicate][prompt] = score
             self.known_scores[key] = dict(scores)
         return self.known_scores[key]
 

@@ -107,11 +107,12 @@ def _check_axes(config):
     if not config.arms and not config.alphas:
         raise UserError("arms and alphas are empty: nothing to train; choose arms with arm=[ppo,salsa]")
     ways = len(config.arms) + len(config.alphas)
-    policies = max(ways * len(config.kl_coefs), config.sft.models) * len(config.replicates)
+    seeds = max(getattr(config, name).seeds for name in algorithms.kinds())
+    policies = max(ways * len(config.kl_coefs) * seeds, config.sft.models) * len(config.replicates)
     if policies > MOST_POLICIES:
         raise UserError(
-            f"arms, alphas, kl_coefs, replicates and sft.models ask for up to {policies} models, and a study may have "
-            f"{MOST_POLICIES}; leave some out"
+            f"arms, alphas, kl_coefs, seeds, replicates and sft.models ask for up to {policies} models, and a study "
+            f"may have {MOST_POLICIES}; leave some out"
         )
 
 

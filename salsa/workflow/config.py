@@ -54,6 +54,7 @@ from salsa.workflow.schema import (
     listed,
 )
 
+Samples = Annotated[int, Range(1, 1000), ADDED]
 MOST_POINTS = 10000  # of a plane: each is a model that answers prompts
 PLAIN = "ppo"  # what studies and claims call the plain anchor, by the arm that it is in every preset
 Task = data.task_settings()
@@ -390,6 +391,8 @@ class Evaluate:
     """Temperature of benchmark answers; reported KL is always at temperature 1."""
     alphas: Alphas = listed("0", "0.25", "0.5", "0.75", "1")
     """Places on the line from sft0 to sft1 whose soups are measured."""
+    samples: Samples = 1
+    """Responses of every model to each benchmark prompt and each evaluation prompt, all with other noise."""
     gates: Gates = field(default_factory=Gates)
     """What has to hold before PPO, and after it."""
     flat_share: Annotated[float, Range(above=0, at_most=1), ADDED] = 0.25
@@ -774,6 +777,8 @@ class LandscapeSettings:
     temperature: Temperature
     lengths: Lengths
     gates: Gates
+    samples: Samples = 1
+    """Responses of each model to each prompt."""
 
 
 @dataclass()
@@ -812,6 +817,8 @@ class RespondSettings:
     seed: Seed
     temperature: Temperature
     lengths: Lengths
+    samples: Samples = 1
+    """Responses to each prompt."""
 
 
 @dataclass()
@@ -826,6 +833,8 @@ class JudgeSettings:
     """Baseline's name -> the `model` field of its rows in its responses."""
     files: dict[str, str] = field(default_factory=dict)
     """Content of a folder of prompt templates."""
+    seed: Annotated[int, Range(0, 99), ADDED] = 0
+    """Training seed of the candidate, among those of its replicate."""
 
 
 @dataclass()
@@ -835,7 +844,7 @@ class StudySettings:
     config: dict[str, Any]
     """The resolved configuration without `execution`."""
     policies: list[dict[str, Any]]
-    """Arm, alpha, kl_coef, replicate, name, index, baselines."""
+    """Arm, alpha, kl_coef, replicate, training seed, name, index, baselines."""
 
 
 @dataclass()

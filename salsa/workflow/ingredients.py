@@ -53,12 +53,13 @@ def check(study):
 
 
 def check_policies(composed):
-    """Refuse an arm that is made of another one's policy at a kl_coef at which that one is not trained."""
+    """Refuse an arm that is made of another one's policy at a kl_coef or seed at which that one is not trained."""
     for policy in policies.policies(composed):
         for weights in (policy.spec.start, policy.spec.weights):
             for arm in policies.ingredient_arms(weights, composed.config):
                 try:
-                    policies.as_ingredient(composed, arm, policy.kl_coef)
+                    last = policies.seeds(policy.spec, composed.config) - 1  # which has all that the others have
+                    policies.as_ingredient(composed, arm, policy.kl_coef, last)
                 except UserError as error:
                     raise UserError(f"arms.{policy.arm}: {error}") from None
 

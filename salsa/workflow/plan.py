@@ -236,6 +236,11 @@ def _adapters(settings):
     return replace(settings, lora_alpha=schema.Adapters.lora_alpha)
 
 
+def _of_one_seed(section):
+    """The section of an algorithm as one training run reads it: how often others are trained changes none."""
+    return replace(section, seeds=schema.Seeded.seeds) if isinstance(section, schema.Seeded) else section
+
+
 class _Study:
     """Adds the runs of one study to a plan. Each `add_…` returns the path of the run."""
 
@@ -316,9 +321,10 @@ class _Study:
 
 
 class Trained(NamedTuple):
-    """A policy of a replicate, with the paths of the runs that train it and let it answer."""
+    """A policy of a replicate and its training seed, with the paths of the runs that train it and let it answer."""
 
     policy: policies.Policy
+    seed: int
     run: str
     respond: str
 
@@ -347,7 +353,7 @@ class _Replicate:
         if any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
             self.scorer = self.add_reward_model(f"{self.label}-judge", 1, "_for_judge")
         self.landscape = self.add_landscape() if len(self.sft) > 1 else None
-        self.trained = {}  # policies.Policy -> Trained
+        self.trained = {}  # (policies.Policy, training seed) -> Trained
 
     @property
     def parents(self):
@@ -362,21 +368,32 @@ class _Replicate:
         parents[f"reward_model/r{self.number}"] = self.reward_model
         if self.landscape:
             parents[f"landscape/r{self.number}"] = self.landscape
-        trained = [self.add_policy(policy) for policy in self.policies]
-        for one in trained:
-            index = len(members)
-            parents |= {f"policy/{index}": one.run, f"respond/{index}": one.respond}
-            if self.spans_plane(one.policy):
-                parents[f"plane/{index}"] = self.add_plane(one)
-            baselines = self.baselines(one, trained)  # judged in one run, which shares the candidate's answers
-            for judge in self.study.judges:
-                opponents = dict(baselines)
-                if self.config.judges[judge].tournament:
-                    opponents |= self.opponents(one, trained)
-                if opponents:
-                    parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
-            names = {role: name for role, (name, _, _) in baselines.items()}
-            members.append(one.policy.described() | {"replicate": self.number, "index": index, "baselines": names})
+        for seed in range(max((policies.seeds(policy.spec, self.config) for policy in self.policies), default=0)):
+            trained = [self.add_policy(policy, seed) for policy in self.policies if self.has(policy, seed)]
+            for one in trained:
+                if one.seed == seed:  # a policy of a single seed is compared with all, and a member once
+                    self.add_member(one, trained, members, parents)
+
+    def has(self, policy, seed):
+        """Whether there is a policy to stand beside those of a training seed."""
+        return policies.seed_of(policy.spec, self.config, seed) is not None
+
+    def add_member(self, one, trained, members, parents):
+        """Add what is made of a policy; `trained` are the policies to compare it with, itself among them."""
+        index = len(members)
+        parents |= {f"policy/{index}": one.run, f"respond/{index}": one.respond}
+        if self.spans_plane(one):
+            parents[f"plane/{index}"] = self.add_plane(one)
+        baselines = self.baselines(one, trained)  # judged in one run, which shares the candidate's answers
+        for judge in self.study.judges:
+            opponents = dict(baselines)
+            if self.config.judges[judge].tournament:
+                opponents |= self.opponents(one, trained)
+            if opponents:
+                parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
+        names = {role: name for role, (name, _, _) in baselines.items()}
+        place = {"replicate": self.number, "seed": one.seed, "index": index}
+        members.append(one.policy.described() | place | {"baselines": names})
 
     def baselines(self, one, trained):
         """Role -> (baseline's name, the model whose rows are its responses, the run that has them)."""
@@ -404,6 +421,10 @@ class _Replicate:
         """The replicate's seed of a stage."""
         return runs.derive_seed(self.config.seed, stage, self.number, index)
 
+    def training_seed(self, arm_seed, seed):
+        """The seed of a training run: of every algorithm, so that all arms see the same prompts and the same noise."""
+        return self.seed(f"ppo/{seed}" if seed else "ppo", arm_seed)
+
     def add_run(self, stage, label, settings, parents, after=(), alone=False):
         return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
 
@@ -422,18 +443,18 @@ class _Replicate:
         parents = {"prepare": prepare, "base": self.study.base}
         return self.add_run("sft", f"{self.label}-s{index}", settings, parents, self.study.models)
 
-    def ingredient(self, name, kl_coef):
-        """The path of the run that makes an ingredient; of a trained policy, at the kl_coef where it is needed."""
-        if seed := SEED.fullmatch(name):
-            return self.sft[int(seed[1])]
+    def ingredient(self, name, kl_coef, seed):
+        """The path of the run that makes an ingredient; of a trained policy, at the kl_coef and seed that need it."""
+        if of_study := SEED.fullmatch(name):
+            return self.sft[int(of_study[1])]
         if name in self.config.sft_variants:
             return self.add_variant(name)
         if name in self.config.models:
             return self.study.add_model(name)
         if name in self.config.mixes:
-            return self.add_mix(name, kl_coef)
+            return self.add_mix(name, kl_coef, seed)
         arm = name.removeprefix(POLICY)
-        return self.add_policy(policies.as_ingredient(self.study.composed, arm, kl_coef)).run
+        return self.add_policy(policies.as_ingredient(self.study.composed, arm, kl_coef, seed), seed).run
 
     def add_variant(self, name):
         """The run that trains an SFT model of another recipe."""
@@ -441,11 +462,11 @@ class _Replicate:
         section = _adapters(config.changed(self.alone, variant.sft))
         return self.add_sft(variant.seed, section, variant.task, best_share=variant.best_share)
 
-    def add_mix(self, name, kl_coef):
+    def add_mix(self, name, kl_coef, seed):
         """The run that makes a mix."""
         mix = self.config.mixes[name]
         kind = mixes.kinds()[mix.kind]
-        ingredients = self.roles(mixes.roles(mix), kl_coef, kind.by_name(mix))
+        ingredients = self.roles(mixes.roles(mix), kl_coef, seed, kind.by_name(mix))
         roles = {name: role for name, (role, _) in ingredients.items()}
         if len(set(roles.values())) < len(roles):
             raise UserError(f"mixes.{name}: two of {', '.join(sorted(roles))} are one model; name it once")
@@ -457,12 +478,12 @@ class _Replicate:
         settings = config.MixSettings(replace(mix, **changes), **search)
         return self.add_run("mix", f"{self.label}-{mix.kind}", settings, parents)
 
-    def roles(self, names, kl_coef, by_name=False):
+    def roles(self, names, kl_coef, seed, by_name=False):
         """Ingredient -> (the role in which runs have it, its path): what it is called changes no address.
 
         `by_name`: roles are numbered in the order of names, because what is made of them depends on their order.
         """
-        paths = {name: self.ingredient(name, kl_coef) for name in sorted(names)}
+        paths = {name: self.ingredient(name, kl_coef, seed) for name in sorted(names)}
         ordered = list(dict.fromkeys(path for path in paths.values() if path not in self.sft))
         if not by_name:
             ordered.sort(key=lambda path: self.study.result.runs[path].address)
@@ -511,21 +532,23 @@ class _Replicate:
             temperature=evaluate.temperature,
             lengths=self.config.lengths,
             gates=evaluate.gates,
+            samples=evaluate.samples,
         )
         return self.add_run("landscape", self.label, settings, self.parents | self.sft_pair | self.study.benchmarks)
 
-    def add_policy(self, policy):
-        """Add the runs that train a policy and let it answer; returns both as `Trained`."""
-        if policy not in self.trained:  # as the ingredient of another
-            self.trained[policy] = self._train(policy)
-        return self.trained[policy]
+    def add_policy(self, policy, seed):
+        """Add the runs that train a policy with a seed, or its only one, and let it answer; returns a `Trained`."""
+        seed = policies.seed_of(policy.spec, self.config, seed)
+        if (policy, seed) not in self.trained:  # as the ingredient of another, or beside policies of another seed
+            self.trained[policy, seed] = self._train(policy, seed)
+        return self.trained[policy, seed]
 
-    def _train(self, policy):
-        ingredients = self.roles(used(policy.spec.start, policy.spec.weights), policy.kl_coef)
+    def _train(self, policy, seed):
+        ingredients = self.roles(used(policy.spec.start, policy.spec.weights), policy.kl_coef, seed)
         spec = policy.spec.renamed({name: role for name, (role, _) in ingredients.items()})
         self.check_reference(policy, spec)
         settings = config.TRAINING[spec.algorithm](
-            seed=self.seed("ppo", spec.seed),  # of every algorithm: all arms see the same prompts and the same noise
+            seed=self.training_seed(spec.seed, seed if spec.penalised else 0),
             kl_coef=spec.kl_coef(policy.kl_coef),
             start=written(spec.start),
             reference=spec.reference,
@@ -537,12 +560,12 @@ class _Replicate:
             parents |= self.sft_pair
         # Its gates are printed before hours of training, so that a study that can show nothing is stopped in time.
         after = (self.landscape,) if self.landscape else ()
-        label = f"{self.label}-{spec.run_label(policy.kl_coef)}"
+        label = f"{self.label}-{spec.run_label(policy.kl_coef, seed)}"
         run = self.add_run(spec.algorithm, label, settings, parents, after)
         # KL to the reference is measured again on fresh samples, so that it is mixed once more.
         needed = anchors.needed(spec.reference)
         mixed = {role: path for role, path in ingredients.values() if role in needed}
-        return Trained(policy, run, self.add_respond(label, mixed, run))
+        return Trained(policy, seed, run, self.add_respond(label, mixed, run))
 
     def check_reference(self, policy, spec):
         """Refuse a reference whose ingredients turn out to be one model (a variant that is sft0)."""
@@ -554,7 +577,7 @@ class _Replicate:
 
     def section(self, spec):
         """The algorithm's settings as they determine a policy, with the arm's own schedule and length."""
-        section = policies.section(self.config, spec.algorithm)
+        section = _of_one_seed(policies.section(self.config, spec.algorithm))
         if section.kl_schedule is not None:
             section = replace(section, kl_schedule=spec.kl_schedule)
         if spec.iterations_scale != 1:
@@ -563,16 +586,20 @@ class _Replicate:
 
     def add_respond(self, label, mixed, run):
         """The run that lets a policy answer."""
-        settings = config.RespondSettings(self.seed("respond"), self.config.evaluate.temperature, self.config.lengths)
+        evaluate = self.config.evaluate
+        settings = config.RespondSettings(
+            self.seed("respond"), evaluate.temperature, self.config.lengths, evaluate.samples
+        )
         parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
         return self.add_run("respond", label, settings, parents)
 
-    def spans_plane(self, policy):
-        """Whether the study wants the plane through a policy."""
-        plane = self.config.evaluate.plane
+    def spans_plane(self, one):
+        """Whether the study wants the plane through a policy: of its first training seed alone."""
+        plane, policy = self.config.evaluate.plane, one.policy
         kl_coefs = [other.kl_coef for other in self.study.policies if other.spec == policy.spec]
         return (
             len(self.sft) > 1
+            and one.seed == 0
             and policy.arm in plane.arms
             and self.number in self.config.replicates[: plane.replicates]
             and policy.kl_coef == policies.kl_coefs_of(plane.kl_coef, kl_coefs[0])
@@ -601,6 +628,7 @@ class _Replicate:
             candidate=one.name,
             baselines={opponent: model for opponent, model, _ in opponents.values()},
             files=self.study.files_of(f"judge/{name}"),
+            seed=one.seed,
         )
         parents = {"candidate": one.respond} | {f"baseline/{other}": run for other, _, run in opponents.values()}
         kind = judges.find(judge.kind)
@@ -608,4 +636,5 @@ class _Replicate:
             parents |= self.study.benchmarks
         if kind.scorer:
             parents["scorer"] = self.scorer
-        return self.add_run("judge", f"{self.label}-{one.name}-{name}", settings, parents)
+        label = f"{self.label}-{one.name}" + f"-t{one.seed}" * bool(one.seed)
+        return self.add_run("judge", f"{label}-{name}", settings, parents)

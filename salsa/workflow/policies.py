@@ -96,9 +96,13 @@ class PolicySpec:
         name += f"-iterations_x{number_label(self.iterations_scale)}" if self.iterations_scale != 1 else ""
         return name if self.algorithm == DEFAULT else f"{self.algorithm}-{name}"
 
-    def run_label(self, kl_coef):
-        """The label of its training run, which knows the effective kl_coef alone: two policies may share the run."""
-        return replace(self, kl_scale=1.0, of_policies=False).name(self.kl_coef(kl_coef))
+    def run_label(self, kl_coef, seed=0):
+        """The label of its training run, which knows the effective kl_coef alone: two policies may share the run.
+
+        `seed`: the training seed, of those that a replicate has.
+        """
+        name = replace(self, kl_scale=1.0, of_policies=False).name(self.kl_coef(kl_coef))
+        return f"{name}-t{seed}" if seed else name
 
 
 @dataclass
@@ -200,6 +204,23 @@ def trained_ingredients(start, study):
             made_of = ingredient_arms(study.arms[arm].start, study)
             arms += [other for other in made_of if other in study.arms and other not in arms]
     return [arm for arm in arms if penalised(study.arms[arm])]
+
+
+def seeds(spec, study):
+    """How often a policy is trained in a replicate. What is not trained is made as often as what it is made of."""
+    if spec.penalised:
+        return section(study, spec.algorithm).seeds
+    arms = [study.arms[arm] for arm in trained_ingredients(spec.start, study)]
+    return max([section(study, algorithm_of(arm)).seeds for arm in arms], default=1)
+
+
+def seed_of(spec, study, seed):
+    """The training seed of the policy that goes with those of some `seed`; None where it was not trained with that.
+
+    A policy with a single seed stands beside all, as sft0 does.
+    """
+    count = seeds(spec, study)
+    return seed if seed < count else 0 if count == 1 else None
 
 
 def plain_spec(study, algorithm, iterations_scale=1.0):
@@ -338,14 +359,20 @@ def _replicates_of(arms, study):
     return tuple(number for number in study.replicates if number in wanted)
 
 
-def as_ingredient(composed, arm, kl_coef):
-    """The policy of an arm that another, at some kl_coef, is made of: that at the same, or the arm's only one.
+def as_ingredient(composed, arm, kl_coef, seed=0):
+    """The policy of an arm that another, at some kl_coef and training seed, is made of: that at the same, or its only.
 
-    Raises UserError where the arm has several, and none at this kl_coef, or where its policy is no model.
+    Raises UserError where the arm has several, and none at this kl_coef or seed, or where its policy is no model.
     """
     if draws(composed.arms[arm], composed.config) > 1:
         raise UserError(f"{POLICY}{arm}: chooses among responses, and has no weights of its own; name another arm")
     spec = spec_of(composed.arms[arm], composed.config)
+    if seed_of(spec, composed.config, seed) is None:
+        count = seeds(spec, composed.config)
+        raise UserError(
+            f"{POLICY}{arm}: is needed at training seed {seed}, and is trained with {count} seeds; give the algorithms "
+            f"of both as many ({spec.algorithm}.seeds)"
+        )
     trained = [policy for policy in policies(composed) if policy.spec == spec]
     for policy in trained:
         if policy.kl_coef == kl_coef or len(trained) == 1:

@@ -293,15 +293,16 @@ def _answering(case, answers):
     return Resources(memory, 2 * shape.matrices * answers * case.length * 4, 0)
 
 
-def _prompts(case):
-    """How many prompts a run answers: those of its benchmarks, and those that KL is measured on."""
+def _answers(case):
+    """How many answers a run gives to prompts: of its benchmarks, and those that KL is measured on."""
     benchmarks = [case.runs[path] for role, path in case.run.parents.items() if role.startswith("benchmark/")]
-    return sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
+    prompts = sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
+    return prompts * case.settings.get("samples", 1)
 
 
 def landscape(case):
     """Answers of sft0, sft1 and soups."""
-    return _answering(case, 3 * _prompts(case))
+    return _answering(case, 3 * _answers(case))
 
 
 def mix(case):
@@ -334,7 +335,7 @@ def respond(case):
     run = case.runs[case.run.parents["policy"]]
     policy, algorithm = run.settings, algorithms.kinds()[run.stage]
     draws = algorithm.draws(algorithm.settings(**policy[run.stage]))
-    needed = _answering(case, draws * _prompts(case))
+    needed = _answering(case, draws * _answers(case))
     held = 2 if policy["mixed_precision"] == "bf16" else FLOAT
     anchor, frozen = case.frozen_models(run)
     largest = max(case.shape.parameters, anchor.parameters)

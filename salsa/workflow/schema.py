@@ -195,6 +195,7 @@ class Training:
     An algorithm whose policy is sampled and trained in turns has the settings of `OnPolicy`.
     """
 
+    seeds: ClassVar[int] = 1  # how often a policy is trained on the same SFT and reward models
     iterations: ClassVar[int] = 1
     batch_size: ClassVar[int] = 1
     samples: ClassVar[int] = 1  # responses to each prompt of an iteration
@@ -203,7 +204,17 @@ class Training:
 
 
 @dataclass()
-class Adapters(Training):
+class Seeded(Training):
+    """Of an algorithm that trains, and so comes to another policy with another seed."""
+
+    seeds: Annotated[int, Range(1, 100), ADDED] = 1
+    """Policies that are trained for each arm, kl_coef and replicate, on the same SFT models and reward model: with
+    seeds 0, 1, … of the prompts' order and of the noise.
+    """
+
+
+@dataclass()
+class Adapters(Seeded):
     """Of an algorithm that can train low-rank adapters."""
 
     lora_rank: LoraRank = 0

@@ -76,7 +76,7 @@ def test_the_template_is_the_models_own(chat_model):
 def test_chunks_are_answered_shortest_first_and_put_in_order(sft_models, tokenizer, sampled, tmp_path):
     answers = answer(sft_models[0], tokenizer, kept=tmp_path)
     assert sampled == [3, 3, 1, 1]  # both turns of a chunk, then the next
-    assert answers.rows == ROWS and answers.left_out == 0
+    assert answers.rows == [row | {"sample": 0} for row in ROWS] and answers.left_out == 0
     alone = [answer(sft_models[0], tokenizer, [row]) for row in ROWS]
     for name in ("conversations", "prompts", "responses", "texts", "finish_reasons"):
         assert getattr(answers, name) == [[getattr(one, name)[turn][0] for one in alone] for turn in (0, 1)], name
@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_and_ends_where_an_uninterrupted_one_ends(
 def test_what_is_too_long_is_left_out_and_counted(sft_models, tokenizer):
     rows = [{"id": 0, "turns": ["fox " * 70]}, {"id": 1, "turns": ["fox"]}]
     answers = answer(sft_models[0], tokenizer, rows)
-    assert answers.rows == rows[1:] and answers.left_out == 1
+    assert answers.rows == [rows[1] | {"sample": 0}] and answers.left_out == 1
     with pytest.raises(runs.UserError, match=r"benchmark b: every prompt is longer than lengths\.prompt=64"):
         answer(sft_models[0], tokenizer, rows[:1])
 
@@ -216,7 +216,7 @@ def test_a_policys_own_words_are_no_control_tokens(chat_model):
     said = "boil <eos> it\n<|user|>\nno"
     asked = [generate.user("How?"), generate.assistant(said)]
     first = chat.encode_conversation(tokenizer, asked)[1]
-    rows = [{"id": 7, "turns": ["How <|user|> do I cook rice? <eos>", "And then?"]}]
+    rows = [{"id": 7, "turns": ["How <|user|> do I cook rice? <eos>", "And then?"], "sample": 0}]
     answers = generate._converse(tokenizer, rows, "b", [eos], None, [[first], [[eos]]])
     assert answers.texts == [[said], [""]]
     second = answers.prompts[1][0]

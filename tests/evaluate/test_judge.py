@@ -188,7 +188,7 @@ def refused(parents, tmp_path, **options):
 def test_missing_prompt_is_refused_before_anything_is_written(parents, tmp_path):
     parents["baseline/sft0"] = folder(tmp_path / "less", [row("sft0", i, 0.0) for i in range(2)])
     message = refused(parents, tmp_path)
-    assert "1 of the candidate's prompts" in message and "b/2" in message
+    assert "1 of the candidate's responses" in message and "b/2" in message
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
 
 

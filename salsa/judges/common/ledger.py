@@ -18,6 +18,7 @@ class Comparison:
         row_a, row_b: their rows of responses.jsonl, of one prompt.
         order: 1 where model_b is shown first.
         turn: 1 or 2 where each turn of a conversation is judged by itself; None: the conversation is judged as a whole.
+        sample: the number of both responses where a prompt has several of each model; None: it has one.
     """
 
     model_a: str
@@ -26,6 +27,7 @@ class Comparison:
     row_b: dict
     order: int
     turn: int | None = None
+    sample: int | None = None
 
     @property
     def question(self):
@@ -37,12 +39,14 @@ class Comparison:
             "model_b": self.model_b,
             "order": self.order,
         }
-        return fields if self.turn is None else fields | {"turn": self.turn}
+        optional = {"sample": self.sample, "turn": self.turn}
+        return fields | {name: value for name, value in optional.items() if value is not None}
 
 
 def key(line):
     """A hashable name of a `Comparison.question`, or of a line that holds one, unique within a judge's run."""
-    return tuple(line.get(name) for name in ("model_a", "model_b", "benchmark", "prompt_id", "turn", "order"))
+    names = ("model_a", "model_b", "benchmark", "prompt_id", "sample", "turn", "order")
+    return tuple(line.get(name) for name in names)
 
 
 class Ledger:

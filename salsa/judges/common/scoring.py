@@ -51,4 +51,5 @@ def winner(score_a, score_b, tie_margin=0.0):
 
 def response_name(row):
     """Words for a response in a message."""
-    return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}"
+    sample = f" (sample {row['sample']})" if row.get("sample") else ""
+    return f"the response of {row['model']} to {row['benchmark']}/{row['prompt_id']}{sample}"
