@@ -18,7 +18,7 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        study_manifests(),
+        wanted(),
     localrule: True
 
 

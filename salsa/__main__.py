@@ -102,7 +102,7 @@ def plan_command(arguments, _):
     """Show the runs of each stage, how many are finished, and what they need; warn of what can't fit."""
     from rich.console import Console
 
-    from salsa.workflow import compose, estimate, plan
+    from salsa.workflow import compose, estimate, plan, studies
 
     jobs.check_sections()
     result = plan.plan(compose.compose(arguments.overrides))
@@ -113,7 +113,10 @@ def plan_command(arguments, _):
         print(json.dumps(described, indent=2))  # in ASCII: a title may hold what a terminal obeys
         return 0
     for study in result.studies:
-        print(f"{result.results}/{study['path']}" + (f" ({study['link']})" if study["link"] else ""))
+        path = studies.reached(result, study)
+        print(f"{result.results}/{path}" + (f" ({study['link']})" if study["link"] else ""))
+        for line in estimate.looks(result, study, lambda path: jobs.finished(result, path), arguments.tflops):
+            print(f"  {line}")
     Console().print(survey.table())
     for line in [*survey.lines(), *warnings]:
         print(printable(line))

@@ -16,7 +16,7 @@ import pandas as pd
 
 from salsa import algorithms
 from salsa.evaluate import statistics
-from salsa.report import cards, formats, pages, provenance, sections, style, words
+from salsa.report import cards, formats, looks, pages, provenance, sections, style, words
 from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
@@ -176,6 +176,8 @@ def build(settings, parents, output, execution):
             formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
         if section.figure:
             style.save(section.draw(study, tables), output / "figures", name)
+    if study.config.looks:
+        runs.write_json(output / stages.DECISION, looks.decision(study, tables["claims"]))
     pages.write(study, tables, output)
     cards.write(study, tables, output)
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}

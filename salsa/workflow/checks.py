@@ -28,6 +28,7 @@ def check(config):
     """Refuse what every section allows and no run can honour. UserError, one line: what, where, what to do."""
     for rule in (
         _check_axes,
+        _check_looks,
         _check_names,
         ingredients.check,
         regimes.check,
@@ -114,6 +115,35 @@ def _check_axes(config):
             f"arms, alphas, kl_coefs, seeds, replicates and sft.models ask for up to {policies} models, and a study "
             f"may have {MOST_POLICIES}; leave some out"
         )
+
+
+def _check_looks(config):
+    """Refuse looks that are none, that end elsewhere than the study, or that nothing could be decided at."""
+    looks, count = config.looks, len(config.replicates)
+    if not looks:
+        return
+    key = f"looks={bounds.shown(looks)}"
+    if sorted(set(looks)) != looks:
+        raise UserError(f"{key}: has to rise from look to look; order it, each number once")
+    if looks[-1] != count:
+        raise UserError(
+            f"{key}: the last has to be the number of replicates, {count}; end it with {count}, or leave looks out"
+        )
+    primary = {name: claim for name, claim in config.claims.items() if claim.origin == "abstract"}
+    if not primary:
+        raise UserError(f"{key}: the study has no claim of the abstract, to be decided; leave looks out")
+    for name, arm in config.arms.items():
+        numbers = policies.replicates_of([arm], config)
+        if len(numbers) == count:
+            continue
+        where = f"arms.{name}.replicates={arm.replicates}"
+        waiting = [claim for claim, each in primary.items() if name in (each.candidate, each.baseline)]
+        if waiting:
+            raise UserError(f"{where}: {waiting[0]} is to be decided, which takes all replicates; leave it out")
+        for look in looks:  # intervals that allow for looks are made for these numbers of replicates
+            there = len(set(numbers).intersection(config.replicates[:look]))
+            if there not in looks:
+                raise UserError(f"{where}: are {there} at the look at {look}, and may be {looks}; choose the first {looks[0]}")
 
 
 def _check_algorithms(config):

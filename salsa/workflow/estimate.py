@@ -157,6 +157,23 @@ def survey(result, finished, tflops=None):
     return Survey({name: s for name, s in totals.items() if s.runs}, (last, longest[::-1]), tflops is not None)
 
 
+def looks(result, study, finished, tflops=None):
+    """Lines on what the looks of a study take, up to each of them; none for a study without looks.
+
+    Args:
+        study: the plan's entry of the study; the others as `survey` takes them.
+    """
+    if len(study["looks"]) < 2:
+        return
+    for path in study["looks"]:
+        part = survey(result.needed([path]), finished, tflops)
+        count, done = (sum(getattr(stage, name) for stage in part.stages.values()) for name in ("runs", "done"))
+        hours = sum(stage.hours for stage in part.stages.values())
+        text = f"up to the look at {len(result.runs[path].settings['config']['replicates'])} replicates: {count} runs"
+        text += f", {count - done} to run" + (f" in {_hours(hours)} hours of jobs" if part.timed else "")
+        yield text + (", finished" if finished(path) else "")
+
+
 def _remedies(stage):
     algorithm = algorithms.kinds().get(stage)
     return f"{algorithm.remedy}, {REMEDIES}" if algorithm and algorithm.remedy else REMEDIES

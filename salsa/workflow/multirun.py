@@ -24,7 +24,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from salsa.workflow import compose, jobs, objectives, overriding, places, plan, runs, yaml_files
+from salsa.workflow import compose, jobs, objectives, overriding, places, plan, runs, studies, yaml_files
 from salsa.workflow.jobs import snakemake_text
 from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import CONF, ROOT
@@ -249,7 +249,7 @@ def _outcome(planned, objective, reason, code):
     """The `Outcome` of what `_plan` returned, when Snakemake has ended with `code`."""
     if planned is None:
         return Outcome(reason=reason, failed=True)
-    study = (Path(planned.results) / planned.studies[0]["path"]).absolute()
+    study = (Path(planned.results) / studies.reached(planned, planned.studies[0])).absolute()
     if not _finished(study):
         lines = list(jobs.failures(planned)) if code else ["Snakemake was not asked to compute it"]
         return Outcome(study, reason=(lines or [f"Snakemake ended with {code} before it"])[0], failed=code != 0)

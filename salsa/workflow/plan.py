@@ -53,7 +53,8 @@ class Plan:
 
     results: str
     runs: dict[str, Run] = field(default_factory=dict)
-    studies: list[dict] = field(default_factory=list)  # name, path, link (a path below results, or None)
+    # name; path, with all replicates; looks, its path at each, of which that is the last; link, below results, or None
+    studies: list[dict] = field(default_factory=list)
     comparison: str | None = None  # the path of the run that compares the points of a sweep
 
     def save(self):
@@ -78,6 +79,16 @@ class Plan:
             folder = printable(repr(self.results))
             raise UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
         return path
+
+    def needed(self, paths):
+        """The part of the plan that some of its runs need, with these, in its order."""
+        needed, waiting = set(), list(paths)
+        while waiting:
+            path = waiting.pop()
+            if path not in needed:
+                needed.add(path)
+                waiting += [*self.runs[path].parents.values(), *self.runs[path].after]
+        return replace(self, runs={path: run for path, run in self.runs.items() if path in needed})
 
 
 def results_folder(text):
@@ -174,12 +185,15 @@ def _check_order(all_runs):
 
 def _loaded_study(values, result):
     """A plan file's entry of a study, as `Plan.studies` holds it. ValueError where it is unsound."""
-    name, path, link = values["name"], values["path"], values["link"]
-    if result.runs[path].stage != "study":
-        raise ValueError(f"{path} is no study")
+    name, path, looks, link = (values[key] for key in ("name", "path", "looks", "link"))
+    for look in looks:
+        if result.runs[look].stage != "study":
+            raise ValueError(f"{look} is no study")
+    if looks[-1:] != [path]:
+        raise ValueError(f"{path} is not the last of its looks")
     if not LABEL.fullmatch(name) or link not in (None, f"studies/{name}"):
         raise ValueError(f"{path}: is linked as {link!r} by the name {name!r}")
-    return {"name": name, "path": path, "link": link}
+    return {"name": name, "path": path, "looks": looks, "link": link}
 
 
 def plan(studies):
@@ -211,6 +225,8 @@ def _add_comparison(points, result):
     paths = [study["path"] for _, study in points]
     if len(set(paths)) < 2:
         return None
+    if any(len(study["looks"]) > 1 for _, study in points):
+        raise UserError("looks: studies that end at different looks can't be compared; run one point at a time")
     settings = {"points": [point for point, _ in points]}
     parents = {f"study/{place}": path for place, path in enumerate(paths)}
     label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
@@ -258,11 +274,19 @@ class _Study:
 
     def add(self):
         """Add the other runs of the study; returns its entry in the plan's list of studies."""
-        members, parents = [], {"prepare": self.prepare}
-        for number in self.config.replicates:
+        members, parents, looks = [], {"prepare": self.prepare}, []
+        for count, number in enumerate(self.config.replicates, 1):
             _Replicate(self, number).add(members, parents)
-        path = self.add_run("study", self.config.name, config.StudySettings(self.described(), members), parents)
-        return {"name": self.config.name, "path": path, "link": self.link}
+            if count in self.config.looks or count == len(self.config.replicates):
+                looks.append(self.add_study(count, members, parents))
+        return {"name": self.config.name, "path": looks[-1], "looks": looks, "link": self.link}
+
+    def add_study(self, count, members, parents):
+        """The run that reports on the first `count` replicates: each look is a study of its own, of what is shared."""
+        described = self.described()
+        described["replicates"] = described["replicates"][:count]
+        label = f"{self.config.name}-{count}replicates" if self.config.looks else self.config.name
+        return self.add_run("study", label, config.StudySettings(described, list(members)), dict(parents))
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=(), alone=False):
         """`add_run`, of a stage's settings as its dataclass; `alone`: in one process, of a stage that may share."""

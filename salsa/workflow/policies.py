@@ -336,7 +336,7 @@ def policies(composed):
             kl_coef=kl_coef,
             plain=spec == plain_spec(study, *training_of(spec)),
             alpha=_alpha_of(spec, study),
-            replicates=_replicates_of([composed.arms[name] for name in names], study),
+            replicates=replicates_of([composed.arms[name] for name in names], study),
         )
         for spec, (names, kl_coefs) in specs(composed).items()
         for kl_coef in kl_coefs
@@ -348,7 +348,7 @@ def training_of(spec):
     return spec.algorithm, spec.iterations_scale
 
 
-def _replicates_of(arms, study):
+def replicates_of(arms, study):
     """The study's replicates in which one of several arms is run."""
     wanted = set()
     for arm in arms:

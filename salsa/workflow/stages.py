@@ -16,6 +16,7 @@ from salsa.workflow import config, resources, runs
 from salsa.workflow.messages import UserError
 
 ROOT = Path(__file__).parents[2]
+DECISION = "decision.json"  # of a look of a study: what it decided, and whether the study goes on
 
 
 def never(settings):
@@ -227,6 +228,7 @@ STUDY = _report(
         "report.html",
         "cards/*",
     ),
+    may_write=(DECISION,),
     page="claims.md",
 )
 COMPARISON = _report(

@@ -17,13 +17,51 @@ REPORTS = tuple(name for name, stage in stages.ALL.items() if stage.page)
 LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
 
 
+def reached(plan, study):
+    """The path of the look that a study has reached: the first that isn't finished, or the one at which it ends.
+
+    A study without looks has one, with all of its replicates.
+    """
+    *earlier, last = study["looks"]
+    return next((path for path in earlier if not (finished(plan, path) and goes_on(plan, path))), last)
+
+
+def latest(plan, study):
+    """The path of a study's last finished look, or None."""
+    done = study["looks"][: study["looks"].index(reached(plan, study)) + 1]
+    return next((path for path in reversed(done) if finished(plan, path)), None)
+
+
+def goes_on(plan, path):
+    """Whether a finished look leaves a claim undecided, so that the study goes on to the next one."""
+    file = Path(plan.results) / path / stages.DECISION
+    try:
+        return runs.read_json(file)["goes_on"] is True
+    except (runs.Unreadable, OSError, KeyError, TypeError):
+        raise UserError(f"{file}: says not whether the study goes on; remove {file.parent} and run again") from None
+
+
+def look_words(plan, path):
+    """What a finished look has found, in a line."""
+    decision = runs.read_json(Path(plan.results) / path / stages.DECISION)
+    undecided = ", ".join(decision["undecided"]) or "none"
+    then = "goes on" if decision["goes_on"] else "ends here"
+    return printable(
+        f"look {decision['look']}, at {decision['replicates']} replicates: {len(decision['decided'])} claims of the "
+        f"abstract are decided, undecided: {undecided}; the study {then}"
+    )
+
+
 def conclude(plan):
     """Link the readable names of the finished studies to their folders; yields the lines to show."""
     for study in plan.studies:
-        if not finished(plan, study["path"]):
+        path = latest(plan, study)
+        if path is None:
             continue
-        folder = Path(plan.results) / study["path"]
+        folder = Path(plan.results) / path
         yield f"study {study['name']}: {link(plan, study)}"
+        if len(study["looks"]) > 1:
+            yield f"  {look_words(plan, path)}"
         for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
             if (folder / name).exists():
                 figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
@@ -36,8 +74,8 @@ def conclude(plan):
 
 
 def link(plan, study):
-    """Make the study's link (a relative one, replaced at once) and return what to show of it."""
-    folder = Path(plan.results) / study["path"]
+    """Link a study's name to its last finished look (relatively, replaced at once); returns what to show of it."""
+    folder = Path(plan.results) / latest(plan, study)
     if not study["link"]:
         return str(folder)
     name = Path(plan.results) / study["link"]

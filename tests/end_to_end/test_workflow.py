@@ -59,6 +59,11 @@ def main(module, plan_file, path):
         if stage == "study":
             names = ["report.md", "claims.md", "runs.csv", "tables/win_rates.md", "tables/win_rates.csv"]
             names += ["figures/frontier.png", "figures/loss_line.png"]
+            if looks := settings.config.get("looks"):
+                count, last = len(settings.config["replicates"]), int(Path("decided_at").read_text())
+                decision = {"look": looks.index(count) + 1, "replicates": count, "goes_on": count < last}
+                decision |= {"decided": [], "undecided": ["higher_gold"] if count < last else []}
+                runs.write_json(output / "decision.json", decision)
         if stage == "comparison":
             names = ["comparison.md", "tables/comparison.csv", "figures/comparison.png"]
         for name in names:

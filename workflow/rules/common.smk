@@ -55,6 +55,8 @@ def read_plan():
 jobs.use_environment(workflow.basedir)
 PLAN, PLAN_FILE = read_plan()
 STAGES = stages.ALL.values()
+HAS_LOOKS = any(len(study["looks"]) > 1 for study in PLAN.studies)
+ANNOUNCED = set()  # the looks of which it was said what they found
 # Snakemake hands these arguments on to the processes that it starts for jobs.
 workflow.config_settings.config_args = [jobs.snakemake_argument("plan", str(PLAN_FILE))]
 
@@ -145,10 +147,50 @@ def command(stage):
     return text
 
 
-def study_manifests():
+def reached(study):
+    """The path of the look that a study has reached."""
+    try:
+        return studies.reached(PLAN, study)
+    except UserError as error:
+        sys.exit(f"salsa: {error}")
+
+
+def look(study):
+    """The input function of `all` for a study: the manifest of the look that it has reached.
+
+    Snakemake asks again when a look is finished, for it is a checkpoint: then another may follow, which adds its runs.
+    """
+
+    def manifest_of_look(wildcards):
+        path = reached(study)
+        if workflow.is_main_process:
+            announce(study)
+        if path != study["path"] and not jobs.finished(PLAN, path):
+            checkpoints.study.get(run=Path(path).name)
+        return manifest(path)
+
+    return manifest_of_look
+
+
+def announce(study):
+    """Link a study's name to its last finished look, and say once what was found there, before it goes on."""
+    path = studies.latest(PLAN, study)
+    if path and path not in ANNOUNCED and path != reached(study):
+        ANNOUNCED.add(path)
+        print(f"study {study['name']}: {studies.link(PLAN, study)}", file=sys.stderr)
+        print(f"  {studies.look_words(PLAN, path)}", file=sys.stderr)
+
+
+def wanted():
     """What all is for: the studies, and the comparison of a sweep's."""
-    comparison = [PLAN.comparison] if PLAN.comparison else []
-    return [manifest(path) for path in [*(study["path"] for study in PLAN.studies), *comparison]]
+    comparison = [manifest(PLAN.comparison)] if PLAN.comparison else []
+    return [look(study) for study in PLAN.studies] + comparison
+
+
+def all_done():
+    """Whether nothing is left to do."""
+    paths = [reached(study) for study in PLAN.studies] + ([PLAN.comparison] if PLAN.comparison else [])
+    return all(jobs.finished(PLAN, path) for path in paths)
 
 
 def run_names(stage):
@@ -179,5 +221,5 @@ def name_failures():
 
 
 # Snakemake calls no hook when there is nothing to do.
-if workflow.is_main_process and all(map(os.path.exists, study_manifests())):
+if workflow.is_main_process and all_done():
     conclude()

@@ -1,7 +1,7 @@
 # The stages that make a report: Snakemake's own report shows what is in it.
 for stage in (stage for stage in STAGES if stage.page):
 
-    rule:
+    checkpoint:
         name:
             stage.name
         input:
@@ -46,6 +46,11 @@ for stage in (stage for stage in STAGES if stage.page):
             command=command(stage),
         shell:
             "{params.command}"
+
+
+# A look of a study says whether more is to be run; other reports are no reason to ask for the DAG again.
+for stage in (stage for stage in STAGES if stage.page):
+    workflow.get_rule(stage.name).is_checkpoint = stage is stages.STUDY and HAS_LOOKS
 
 
 # Both lie in the folder of studies; only the comparison's rule has a name of its own.

@@ -1,0 +1,29 @@
+"""What a look decides: a study with `looks` goes on only while a claim of the abstract is undecided.
+
+It reads the table of claims and tests nothing itself. Left out: which runs a look has (workflow/plan.py), and what
+Snakemake does after it (workflow/rules/common.smk).
+"""
+
+PRIMARY = "abstract"  # the origin of the claims that a study is run for
+
+
+def decision(study, claims):
+    """What `decision.json` says of a look, as a dictionary.
+
+    Args:
+        claims: the table of claims, whose rows of one claim have one `claim_verdict`.
+
+    Keys: look, from 1 on; replicates, how many it rests on; decided and undecided, the tested claims of the abstract by
+    name; goes_on, whether one is undecided and another look is to come.
+    """
+    looks, count = study.config.looks, len(study.config.replicates)
+    primary = claims[(claims["origin"] == PRIMARY) & (claims["claim_verdict"] != "not tested")]
+    verdicts = dict(zip(primary["claim"], primary["claim_verdict"], strict=True))
+    undecided = [name for name, verdict in verdicts.items() if verdict == "undecided"]
+    return {
+        "look": looks.index(count) + 1,
+        "replicates": count,
+        "decided": [name for name in verdicts if name not in undecided],
+        "undecided": undecided,
+        "goes_on": bool(undecided) and count < looks[-1],
+    }
