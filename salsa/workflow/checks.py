@@ -143,7 +143,9 @@ def _check_looks(config):
         for look in looks:  # intervals that allow for looks are made for these numbers of replicates
             there = len(set(numbers).intersection(config.replicates[:look]))
             if there not in looks:
-                raise UserError(f"{where}: are {there} at the look at {look}, and may be {looks}; choose the first {looks[0]}")
+                raise UserError(
+                    f"{where}: are {there} at the look at {look}, and may be {looks}; choose the first {looks[0]}"
+                )
 
 
 def _check_algorithms(config):

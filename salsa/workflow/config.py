@@ -607,7 +607,9 @@ class Sections:
     claim_kl_coef: Annotated[KlCoef | None, ADDED] = None
     """The kl_coef at which all claims compare arms, fixed in advance; null: each arm's best on development prompts."""
     looks: Annotated[list[Annotated[int, Range(2, 10**6)]], Items(100), ADDED] = listed()
-    """Numbers of replicates after which claims are decided, increasing to all of them; none: once, after all."""
+    """Numbers of replicates after which claims are decided, increasing to all of them: where none of the abstract's is
+    left undecided, the study ends. None: once, after all.
+    """
     alphas: Alphas = listed()
     """Further arms: policies from sft0 whose reference is the soup at this place on the line from sft0 to sft1."""
     alpha_kl_coefs: KlCoefs | None = None

@@ -72,13 +72,9 @@ def test_a_plan_file_holds_all_looks(looked, tmp_path):
         (["looks=[1,3]"], r"looks.*1.*2"),
         (["looks=[2,3]", "claims=null"], "claims"),
         (["looks=[2,3]", "+arms.salsa.replicates=2"], "arms.salsa.replicates=2: .* is to be decided"),
-        (["looks=[3]", "+arms.other.replicates=2"], "arms.other.replicates=2: is none of looks"),
+        (["looks=[3]", "+arms.other.replicates=2"], "arms.other.replicates=2: are 2 at the look at 3, and may be .3."),
+        (["looks=[2,3]", "+arms.other.replicates=[1,2]"], "are 1 at the look at 2"),
         (["looks=[2,3]", "seed=1,2"], "can't be compared"),
-        (["+arms.other.replicates=0"], "arms.other.replicates"),
-        (
-            ["+arms.other.replicates=2", "+arms.again={start: policy:other}"],
-            "arms.other.replicates=2: again is made of its policies",
-        ),
     ],
 )
 def test_a_mistake_is_said_while_planning(overrides, says):
@@ -98,18 +94,6 @@ def test_an_arm_on_a_part_of_the_replicates():
     left_out = {path for path, run in everywhere.runs.items() if run.stage != "study"} - trained
     assert sorted(path.split("/")[0] for path in left_out) == ["judge", "ppo", "respond"]
     assert all("-r7-" in path for path in left_out)
-
-
-def test_more_replicates_than_there_are_is_all_of_them():
-    def described(result):
-        return settings(result, result.studies[0]["path"])["policies"]
-
-    assert described(planned("+arms.other.replicates=99")) == described(planned())
-
-
-def test_arms_that_are_one_policy_run_where_either_does():
-    same = "+arms.same={reference: {weights: [0, 1]}, replicates: 1}"
-    assert len(settings(result := planned(same), result.studies[0]["path"])["policies"]) == 6
 
 
 class Looked:

@@ -13,6 +13,7 @@ from salsa.workflow import config, jobs, plan, runs, stages, studies
 
 PAGE = """<p>a study</p><script type="application/json" id="reader-data">{"benchmarks": [{"name": "openings", "prompts":
 [{"id": "openings-1", "turns": ["a movie that"]}]}], "responses": ["is not bad"]}</script>"""
+STUDY = {"name": "mine", "path": "studies/mine-1", "looks": ["studies/mine-1"], "link": "studies/mine"}
 SAMPLES = "# Samples\n\n**openings-1**: a movie that\n\n| sft0 | is **not**: bad |\n"
 
 
@@ -136,7 +137,7 @@ def test_a_full_disk_is_named_though_the_log_had_no_room(tmp_path, monkeypatch, 
 
 
 def test_a_finished_study_is_shown_where_no_link_can_be_made(tmp_path, monkeypatch):
-    made = plan.Plan(str(tmp_path), studies=[{"name": "mine", "path": "studies/mine-1", "link": "studies/mine"}])
+    made = plan.Plan(str(tmp_path), studies=[STUDY])
     runs.write_json(tmp_path / "studies" / "mine-1" / runs.MANIFEST, {})
 
     def refuse(*arguments, **options):
