@@ -143,9 +143,8 @@ def _check_looks(config):
         for look in looks:  # intervals that allow for looks are made for these numbers of replicates
             there = len(set(numbers).intersection(config.replicates[:look]))
             if there not in looks:
-                raise UserError(
-                    f"{where}: are {there} at the look at {look}, and may be {looks}; choose the first {looks[0]}"
-                )
+                problem = f"{there} of them are among the first {look}, and that is none of {key}"
+                raise UserError(f"{where}: {problem}; give the first {looks[0]}, for instance")
 
 
 def _check_algorithms(config):

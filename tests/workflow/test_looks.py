@@ -72,8 +72,8 @@ def test_a_plan_file_holds_all_looks(looked, tmp_path):
         (["looks=[1,3]"], r"looks.*1.*2"),
         (["looks=[2,3]", "claims=null"], "claims"),
         (["looks=[2,3]", "+arms.salsa.replicates=2"], "arms.salsa.replicates=2: .* is to be decided"),
-        (["looks=[3]", "+arms.other.replicates=2"], "arms.other.replicates=2: are 2 at the look at 3, and may be .3."),
-        (["looks=[2,3]", "+arms.other.replicates=[1,2]"], "are 1 at the look at 2"),
+        (["looks=[3]", "+arms.other.replicates=2"], "arms.other.replicates=2: 2 of them are among the first 3, and"),
+        (["looks=[2,3]", "+arms.other.replicates=[1,2]"], "1 of them are among the first 2"),
         (["looks=[2,3]", "seed=1,2"], "can't be compared"),
     ],
 )
