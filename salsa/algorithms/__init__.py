@@ -52,6 +52,8 @@ class Algorithm:
             policy, and an arm that names either is refused.
         draws: (its section) -> how many responses are drawn for each answer, of which the one of the highest reward is
             kept. With more than one the policy is more than its `model/`.
+        pays_deviations: (its section) -> whether a policy is paid rewards in standard deviations on sft0's samples,
+            less kl_coef · KL: then that product has this unit, and says how strong the penalty is.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Algorithm:
     check_arm: Callable = _nothing
     penalised: bool = True
     draws: Callable = lambda section: 1
+    pays_deviations: Callable = lambda section: False
 
     def __post_init__(self):
         if not issubclass(self.settings, schema.Training):

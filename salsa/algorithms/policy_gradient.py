@@ -162,6 +162,11 @@ def resources_of(case):
     return resources.Resources(memory, 2 * shape.matrices * (tokens * passes + sampled), disk, checkpoints)
 
 
+def pays_deviations(section):
+    """Whether scores are divided by their deviation on sft0's samples, and the penalty is taken off them."""
+    return section.score_normalisation == "constants" and section.kl_in == "reward"
+
+
 def check(section, execution):
     """ValueError where processes can't share a mini-batch evenly."""
     size, name = section.batch_size // section.mini_batches, section.section
@@ -209,5 +214,6 @@ class PolicyGradient(algorithms.Algorithm):
     words: Callable = words
     resources: Callable = resources_of
     check: Callable = check
+    pays_deviations: Callable = pays_deviations
     processes: bool = True
     resumes: bool = True

@@ -1,9 +1,9 @@
 """Stage landscape: the line between the two SFT models, before any PPO. Is there anything to study?
 
 Along (1 - alpha) sft0 + alpha sft1 it measures the loss on held-out demonstrations, reward, gold, and KL(sft0 ‖ soup).
-From these and the reward model's quality come the gates: conditions without which a comparison of references says
-nothing. A gate that fails is reported, here and in the study's report, and stops nothing. Policies are judged against
-the answers of sft0, sft1 and the soup to the benchmarks.
+From these and the reward model's quality come the gates (`evaluate.gates`): conditions without which a comparison of
+references says nothing. A gate that fails is reported, here and in the study's report, and stops nothing. Policies are
+judged against the answers of sft0, sft1 and the soup to the benchmarks.
 """
 
 import csv
@@ -13,7 +13,7 @@ import torch
 
 from salsa.data import chat
 from salsa.data import gold as gold_data
-from salsa.evaluate import generate, score
+from salsa.evaluate import gates, generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
 from salsa.workflow import runs, stages
@@ -77,22 +77,10 @@ def survey(settings, parents, output, execution):
     for point in line:
         point["loss_interpolated"] = line[0]["loss"] + point["alpha"] * (line[-1]["loss"] - line[0]["loss"])
     _write_line(output / "line.csv", line)
-    gates = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"))
-    runs.write_json(output / "gates.json", gates)
-    print(describe(gates, output.name), flush=True)
-    return gates
-
-
-def describe(gates, name):
-    """The gates as lines for the terminal, where the user sees them before PPO begins."""
-    gold = {model: "none" if value is None else f"{value:.3f}" for model, value in gates["gold"].items()}
-    agreement = "none" if gates["gold_agreement"] is None else f"{gates['gold_agreement']:.1%}"
-    numbers = (
-        f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {gates['kl_sft0_soup']:.3f} nats, "
-        f"barrier {gates['barrier']:.4f} nats per token; "
-        f"gold of sft0 {gold['sft0']}, sft1 {gold['sft1']}, soup {gold['soup']}"
-    )
-    return "\n".join([numbers, *(f"  failed: {warning}" for warning in gates["warnings"])])
+    numbers = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"), rows)
+    runs.write_json(output / "gates.json", numbers)
+    print(gates.describe(numbers, output.name), flush=True)
+    return numbers
 
 
 def held_out_pairs(tokenizer, folder, rows, lengths):
@@ -139,37 +127,11 @@ def _write_line(path, line):
         writer.writerows(line)
 
 
-def judge_gates(settings, line, reward_model):
-    """The numbers of the gates and, for each gate that fails, a warning of one line."""
-    at = {point["alpha"]: point for point in line}
-    barrier = max(point["loss"] - point["loss_interpolated"] for point in line)
-    agreement, limits = reward_model["gold_agreement"], settings.gates
-    kl = at[0.5]["kl_from_sft0"]
-    warnings = []
-    if kl < limits.smallest_kl:
-        warnings.append(
-            f"KL(sft0 ‖ soup) is {kl:.3f} nats per response, under {limits.smallest_kl}: the soup is almost sft0, "
-            "so SALSA is almost PPO"
-        )
-    averaged = f" (average of {len(reward_model['members'])})" if "members" in reward_model else ""
-    if agreement is not None and not limits.lowest_agreement <= agreement <= limits.highest_agreement:
-        warnings.append(
-            f"the reward model{averaged} agrees with gold in {agreement:.1%} of held-out pairs, outside "
-            f"{limits.lowest_agreement:.0%} to {limits.highest_agreement:.0%}"
-        )
-    if barrier > limits.largest_barrier:
-        warnings.append(
-            f"the loss between the SFT models rises {barrier:.4f} nats per token above its ends' line, over "
-            f"{limits.largest_barrier}: they do not share a basin"
-        )
-    return {
-        "held_out_accuracy": reward_model["held_out_accuracy"],
-        "gold_agreement": agreement,
-        "kl_sft0_soup": kl,
-        "barrier": barrier,
-        "gold": {"sft0": at[0.0]["gold_reward"], "sft1": at[1.0]["gold_reward"], "soup": at[0.5]["gold_reward"]},
-        "warnings": warnings,
-    }
+def judge_gates(settings, line, reward_model, responses):
+    """The numbers of the gates, and `warnings`, a line for each gate that fails."""
+    numbers = gates.before_ppo(line, reward_model, responses, settings.largest_kl_coef)
+    name = gates.reward_model_name(len(reward_model.get("members", [None])))
+    return numbers | {"warnings": gates.warnings(numbers, settings.gates, name)}
 
 
 if __name__ == "__main__":

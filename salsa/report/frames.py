@@ -171,6 +171,10 @@ class Frames:
         columns = dict.fromkeys([*COLUMNS["trajectories"], *(name for row in rows for name in row)])
         return pd.DataFrame(rows, columns=list(columns))
 
+    def flat_rows(self, policy):
+        """The rows of `trajectories` of the flat part of a policy's training."""
+        return [_iteration(policy, line) for line in flat.last(policy.metrics, self._study.config.evaluate.flat_share)]
+
 
 def _arm(policy):
     return {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate, "name": policy.name}
@@ -182,7 +186,7 @@ def _policy(study, policy):
     row |= {"reference": study.composed.arms[policy.arm].reference.kind if study.penalised(policy.arm) else "none"}
     row |= {"iteration": policy.evaluation.get("iteration")}
     row |= {name: number_or_nan(policy.evaluation.get(name)) for name in MEASURES}
-    row |= _flat_part(policy, study.config.evaluate.flat_share)
+    row |= _flat_part(study.frames.flat_rows(policy))
     row |= {name: number_or_nan(policy.geometry.get(name)) for name in GEOMETRY}
     steadiness = asdict(selection.steadiness(study, policy))
     row |= {column: steadiness[name] for name, column in STABILITY.items()}
@@ -192,9 +196,8 @@ def _policy(study, policy):
     return row | {"win_rate_vs_sft0": rates.get(policy.replicate, math.nan)}
 
 
-def _flat_part(policy, share):
-    """The columns of FLAT and DRIFT: gold is the mean over the kept rollouts; what was not measured is nan."""
-    rows = [_iteration(policy, line) for line in flat.last(policy.metrics, share)]
+def _flat_part(rows):
+    """The columns of FLAT and DRIFT, of the rows of the flat part: gold is the mean over the kept rollouts."""
     means = {}
     for name, column in FLAT.items():
         values = [row[name] for row in rows if row["kept"] or name != "gold_reward"]

@@ -14,7 +14,7 @@ from html import escape
 import markupsafe
 
 from salsa.report import claims, formats, reader, selection, words
-from salsa.report.sections import gates, sections, sections_of
+from salsa.report.sections import gates, manipulation, sections, sections_of
 from salsa.workflow import runs
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "|*_`[]~$\\#"}  # after `escape`
@@ -49,13 +49,13 @@ def report(study, tables):
         "question": words.QUESTION,
         "facts": words.facts(study),
         "summary": claims.summary(study, tables["claims"]),
+        "manipulation": manipulation.sentence(study, tables["manipulation"]),
         "warnings": claims.warnings(study),
         "origins": claims.hypotheses(study, tables["claims"]),
         "titles": claims.ORIGINS,
         "effects": claims.numbers(claims.tested_rows(tables["claims"])),
         "gold": gold,
-        "checks": gates.checks(study, tables["gates"]),
-        "before": formats.readable(tables["gates"].drop(columns=list(gates.AFTER_PPO))),
+        "checks": gates.listed(gates.checks(study, tables)),
         **{name: exhibit(study, tables, sections()[name]) for name in ALONE},
         "parts": parts(study, tables),
         "runs": study.runs,

@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 
 from salsa import algorithms
+from salsa.evaluate import gates
 from salsa.report import judging, selection
 from salsa.workflow import policies
 
@@ -136,8 +137,7 @@ def replicates(study):
 
 def reward_model(settings):
     """The reward model of a study's configuration: one, or the average of several."""
-    count = settings.reward_model.models
-    return "reward model" if count == 1 else f"reward model (average of {count})"
+    return gates.reward_model_name(settings.reward_model.models)
 
 
 def band(study):

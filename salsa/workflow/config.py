@@ -781,6 +781,8 @@ class LandscapeSettings:
     gates: Gates
     samples: Samples = 1
     """Responses of each model to each prompt."""
+    largest_kl_coef: KlCoef | None = None
+    """Of the study's penalties that are in standard deviations of reward; null: there is none."""
 
 
 @dataclass()

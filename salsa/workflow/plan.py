@@ -328,6 +328,16 @@ class _Study:
         settings = config.BaseSettings(model, files=self.files_of(f"model/{name}"))
         return self.add_run("base", model.name, settings, {"base": self.base})
 
+    @property
+    def largest_kl_coef(self):
+        """The largest weight of a penalty that is in standard deviations of reward; None where no policy has one."""
+        kl_coefs = []
+        for policy in self.policies:
+            algorithm, section = policy.spec.algorithm, policies.section(self.config, policy.spec.algorithm)
+            if algorithms.kinds()[algorithm].pays_deviations(section):
+                kl_coefs.append(policy.spec.kl_coef(policy.kl_coef))
+        return max(kl_coefs, default=None)
+
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""
         left_out = {"execution", "results", "companions", "objective"}
@@ -557,6 +567,7 @@ class _Replicate:
             lengths=self.config.lengths,
             gates=evaluate.gates,
             samples=evaluate.samples,
+            largest_kl_coef=self.study.largest_kl_coef,
         )
         return self.add_run("landscape", self.label, settings, self.parents | self.sft_pair | self.study.benchmarks)
 

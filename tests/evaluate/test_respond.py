@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax
 
 from salsa.algorithms.ppo import Ppo
 from salsa.data import benchmark, chat, gold
-from salsa.evaluate import generate, geometry, landscape, respond, score
+from salsa.evaluate import gates, generate, geometry, landscape, respond, score
 from salsa.rl import models, rollout
 from salsa.workflow import config, runs, schema
 
@@ -268,16 +268,30 @@ def test_the_line_between_the_sft_models(surveyed, parents, tokenizer, sft_model
 def test_gates_that_fail_warn_and_stop_nothing(surveyed):
     output, gates = surveyed
     assert gates == runs.read_json(output / "gates.json")
-    assert len(gates["warnings"]) == 2 and "almost sft0" in gates["warnings"][0] and "90.0%" in gates["warnings"][1]
+    assert len(gates["warnings"]) == 2 and "almost sft0" in gates["warnings"][0]
+    assert "agrees with gold is 0.9, not 0.95 to 0.99" in gates["warnings"][1]
     line = [{"alpha": a, "loss": 1 + b, "loss_interpolated": 1.0, "kl_from_sft0": 0.5} for a, b in ((0.0, 0), (1.0, 0))]
     line.insert(1, {"alpha": 0.5, "loss": 1.02, "loss_interpolated": 1.0, "kl_from_sft0": 0.5})
     line = [row | {"gold_reward": 0.4} for row in line]
     settings = config.LandscapeSettings(0, [], 1.0, LENGTHS, config.Gates())
     quality = {"held_out_accuracy": 0.8, "gold_agreement": None}
-    found = landscape.judge_gates(settings, line, quality)
-    assert found["barrier"] == pytest.approx(0.02) and len(found["warnings"]) == 1 and "basin" in found["warnings"][0]
+    numbers = landscape.judge_gates(settings, line, quality, [])
+    assert numbers["barrier"] == pytest.approx(0.02)
+    assert len(numbers["warnings"]) == 1 and "basin" in numbers["warnings"][0]
     line[1]["loss"] = 0.9
-    assert landscape.judge_gates(settings, line, quality)["warnings"] == []
+    assert landscape.judge_gates(settings, line, quality, [])["warnings"] == []
+    settings.largest_kl_coef = 0.05
+    numbers = landscape.judge_gates(settings, line, quality | {"members": [{}, {}]}, [])
+    assert numbers["largest_manipulation"] == 0.025 and "can hardly matter" in numbers["warnings"][0]
+
+
+def test_the_soups_advantage_is_that_of_the_responses_that_are_written(surveyed):
+    output, numbers = surveyed
+    rows = runs.read_jsonl(output / "responses.jsonl")
+    for measure in ("reward", "gold"):
+        mean, error = gates.advantage(rows, measure)
+        assert numbers[f"soup_minus_sft0_{measure}"] == pytest.approx(mean)
+        assert numbers[f"soup_minus_sft0_{measure}_se"] == pytest.approx(error)
 
 
 def test_the_ends_and_the_soup_answer_the_benchmarks(surveyed, benchmarks, tokenizer, sft_models, parents):

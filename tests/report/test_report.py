@@ -1,6 +1,7 @@
 """The report of synthetic studies: exact files, contract columns, hand-checkable numbers, text that cannot break it."""
 
 import csv
+import html
 import itertools
 import json
 import math
@@ -34,7 +35,7 @@ def test_exact_set_of_files(built):
     expected = {"runs.csv", "samples.md", "claims.md", "report.md", "report.html", "manifest.json", ".lock"}
     names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards", "claims", "chosen", "paper_table",
              "ablations", "sources", "judges", "judge_pairs", "bradley_terry", "matched_kl", "stability", "geometry",
-             "plane", "scores")  # fmt: skip
+             "plane", "scores", "manipulation")  # fmt: skip
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
     expected |= {
@@ -116,12 +117,23 @@ def test_gates(built):
     assert frame["policy_gold_agreement"].tolist() == [0, 0]  # each pair: the one of higher reward has lower gold
     assert frame["policy_pairs"].tolist() == [3 * 2 * 12] * 2
     assert frame["gold_ppo_minus_sft0"].tolist() == pytest.approx([1.0, 1.1])
-    report = (output / "report.md").read_text()
-    assert "**Warning**: reward model agrees with gold on at least 75% of pairs of two final policies' " in report
-    before, after = report.split("## Results")
-    assert (
-        "0.85, 0.85" in before and "ppo" not in before.split("## Before training")[1] and "two standard errors" in after
-    )
+    assert frame["largest_manipulation"].tolist() == pytest.approx([0.02, 0.02])
+    assert frame["soup_minus_sft0_reward"].tolist() == [0.05, 0.04]
+    gate = gates_of((output / "report.md").read_text())
+    name = "the share of pairs of two final policies' responses in which the reward model agrees with gold"
+    assert gate[name][1:5] == ["after PPO", "at least 0.75", "0 (r0, r1)", "0 of 2 replicates"]
+    assert gate["KL(sft0 ‖ soup)"][1:] == ["before PPO", "at least 0.05", "0.4 (r0, r1) nats per response",
+                                           "2 of 2 replicates", ""]  # fmt: skip
+    held_out = "the share of held-out pairs in which the reward model agrees with gold"
+    assert gate[held_out][3:] == ["0.85 (r0, r1)", "2 of 2 replicates", ""]
+    assert gate["the kl_coef of the claims"][3:5] == ["the only one run (ppo, salsa, other)", "0 of 3 arms"]
+
+
+def gates_of(report):
+    """Gate -> the cells of its row in report.md."""
+    lines = [line for line in report.split("## Checks")[1].split("\n\n")[2].splitlines() if line.startswith("| ")]
+    rows = [[html.unescape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {row[0]: row for row in rows}
 
 
 def test_an_averaged_reward_model_is_called_that(built):
@@ -134,7 +146,8 @@ def test_an_averaged_reward_model_is_called_that(built):
         model["members"] = [{"held_out_accuracy": 0.7 + 0.01 * i + 0.02 * replicate} for i in range(3)]
     says = "The reward model is the average of 3: of held-out pairs, its share in the right order is 0.8, and that of "
     assert f" {says}its members alone 0.7 to 0.74." in gates.caption(result, frames)
-    assert any("reward model (average of 3) agrees" in str(gate) for gate in gates.checks(result, frames["gates"]))
+    frames["manipulation"] = table(output, "manipulation")
+    assert any("reward model (average of 3) agrees" in str(gate) for gate in gates.checks(result, frames))
 
 
 def test_runs(built):
@@ -436,7 +449,7 @@ def test_arms_are_described(every):
         assert tuple(frame.loc[arm, ["start", "reference", "kl_scale", "kl_schedule"]]) == row
     assert frame.loc["ema", "description"] == composed().arms["ema"].description
     report = (output / "report.md").read_text()
-    assert report.index("## Arms") < report.index(" sft0 | sft0, then a moving") < report.index("## Before training")
+    assert report.index("## Arms") < report.index(" sft0 | sft0, then a moving") < report.index("## Checks")
     assert "p{4cm}" in (output / "tables" / "arms.tex").read_text()
 
 

@@ -146,6 +146,12 @@ class Tree:
             "barrier": 0.002,
             "gold": {name: self.number(x + 0.01 * replicate) for name, x in
                      (("sft0", 0.2), ("sft1", 0.3), ("soup", 0.25))},
+            "largest_kl_coef": 0.05,
+            "largest_manipulation": 0.05 * 0.4,
+            "soup_minus_sft0_reward": 0.05 - 0.01 * replicate,
+            "soup_minus_sft0_reward_se": 0.02,
+            "soup_minus_sft0_gold": self.number(0.05),
+            "soup_minus_sft0_gold_se": self.number(0.01),
             "warnings": ["the soup is near"] if replicate else [],
         }  # fmt: skip
         responses = [row for model in ("sft0", "sft1", "soup") for row in self.rows(model, 0.0, 0.0, EVIL)]

@@ -17,7 +17,7 @@ from salsa.workflow.messages import UserError
 
 HEADINGS = (  # in the report's order; a heading of another section's own stands after them
     "Arms",
-    "Before training",
+    "Checks",
     "Claims",
     "Preferences",
     "Rewards and KL",

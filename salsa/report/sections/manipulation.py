@@ -1,0 +1,182 @@
+"""How strongly a study manipulates what its policies are anchored to, and whether they were trained to the end."""
+
+import math
+
+import pandas as pd
+
+from salsa import algorithms, anchors
+from salsa.evaluate import gates
+from salsa.report import selection, words
+from salsa.report.sections import Section
+from salsa.report.selection import number_or_nan
+from salsa.workflow import policies
+from salsa.workflow.weights import SFT0, is_sft0, weight_of
+
+COLUMNS = [
+    "arm",
+    "kl_coef",
+    "replicate",
+    "kl_sft0_reference",
+    "manipulation",
+    "penalty",
+    "reward_gain",
+    "penalty_share",
+    "reward_slope",
+    "reward_slope_se",
+    "flat",
+    "place_in_grid",
+    "chosen",
+]
+
+
+def table(study):
+    """One row per policy with a penalty; a number that is not known, or not in this unit, is nan.
+
+    In standard deviations of reward: `manipulation`, kl_coef · KL(sft0 ‖ reference); `penalty`, the mean of kl_coef ·
+    KL(policy ‖ own reference) over the flat part of training; `reward_gain`, the mean proxy reward there minus that of
+    the first iteration. `penalty_share` is the penalty divided by the size of this gain. `place_in_grid` is that of the
+    row's kl_coef, and `chosen` says whether claims compare the arm at it.
+    """
+    grids = {arm: selection.grid(study, arm) for arm in study.arms if study.penalised(arm)}
+    best = {arm: of_claims(study, arm, grid) for arm, grid in grids.items()}
+    rows = []
+    for policy, end in zip(study.ordered, study.frames.policies.to_dict("records"), strict=True):
+        if policy.arm in grids:
+            row = _measures(study, policy, end)
+            row["place_in_grid"] = gates.place_in_grid(policy.kl_coef, grids[policy.arm])
+            row["chosen"] = "yes" if policy.kl_coef == best[policy.arm] else "no"
+            rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _measures(study, policy, end):
+    """The columns of a policy but for its place among others; `end` is its row in the frame of policies."""
+    limits, start = study.config.evaluate.gates, policy.metrics[0] if policy.metrics else {}
+    kl, penalty = reference_kl(study, policy), _penalty(study, policy)
+    gain = end["flat_reward"] - number_or_nan(start.get("score"))
+    return {
+        "arm": policy.arm,
+        "kl_coef": policy.kl_coef,
+        "replicate": policy.replicate,
+        "kl_sft0_reference": kl,
+        "manipulation": kl * number_or_nan(start.get("kl_coef")) if in_deviations(study, policy.arm) else math.nan,
+        "penalty": penalty,
+        "reward_gain": gain,
+        "penalty_share": share(penalty, gain),
+        "reward_slope": end["reward_slope"],
+        "reward_slope_se": end["reward_slope_se"],
+        "flat": flatness(end["reward_slope"], limits.largest_drift),
+    }
+
+
+def flatness(change, largest):
+    """Whether a change of reward is small enough for reward to count as flat, in words; "" where it is not known."""
+    return "" if math.isnan(change) else "yes" if abs(change) <= largest else "no"
+
+
+def share(penalty, gain):
+    """The penalty as a share of the reward gained, whether that was gained or lost; nan for no change at all."""
+    return penalty / abs(gain) if gain else math.nan
+
+
+def in_deviations(study, arm):
+    """Whether the penalty of an arm is in standard deviations of reward, as a part of what its policies are paid."""
+    algorithm = policies.algorithm_of(study.composed.arms[arm])
+    return algorithms.kinds()[algorithm].pays_deviations(policies.section(study.config, algorithm))
+
+
+def has_other_reference(study, arm):
+    """Whether an arm's reference is, or becomes, another model than sft0."""
+    reference = study.composed.arms[arm].reference
+    moves = anchors.kinds()[reference.kind].moves
+    return moves or not is_sft0(reference.weights)
+
+
+def reference_kl(study, policy):
+    """KL(sft0 ‖ reference) in nats per response; nan where the reference moves, or is not known from there.
+
+    Of a soup of sft0 and sft1 it is the landscape's, exact over the vocabulary on the development prompts. Of any other
+    reference it is what a policy that starts as sft0 has to its reference in the first iteration.
+    """
+    spec = policies.spec_of(study.composed.arms[policy.arm], study.config)
+    if anchors.kinds()[spec.kind].moves:
+        return math.nan
+    if spec.kind == "soup" and {"sft0", "sft1"}.issuperset(dict(spec.weights)):
+        alpha = float(weight_of("sft1", spec.weights))
+        line = {point["alpha"]: point["kl_from_sft0"] for point in study.landscape(policy.replicate).line}
+        if alpha == 0 or alpha in line:
+            return line.get(alpha, 0.0)
+    start = policy.metrics[0] if policy.metrics else {}
+    return number_or_nan(start.get("kl_to_reference")) if spec.start == SFT0 else math.nan
+
+
+def _penalty(study, policy):
+    """The mean of kl_coef · KL(policy ‖ own reference) over the flat part of training."""
+    if not in_deviations(study, policy.arm):
+        return math.nan
+    rows = study.frames.flat_rows(policy)
+    penalties = [number_or_nan(row.get("current_kl_coef")) * row["kl_to_reference"] for row in rows]
+    return sum(penalties) / len(penalties) if penalties else math.nan
+
+
+def of_claims(study, arm, grid):
+    """The kl_coef of a grid at which claims compare an arm: the one that was fixed in advance, or else its best."""
+    fixed = study.config.claim_kl_coef
+    return fixed if fixed in grid else selection.choose(study, arm, grid)
+
+
+def chosen(frame):
+    """The rows of the kl_coefs that claims compare arms at."""
+    return frame[frame["chosen"] == "yes"]
+
+
+def by_arm(frame, name):
+    """Arm -> mean over replicates of a column, of the chosen rows, where it is known."""
+    means = chosen(frame).dropna(subset=name).groupby("arm", sort=False)[name].mean()
+    return {arm: float(mean) for arm, mean in means.items()}
+
+
+def strengths(study, frame):
+    """Arm -> its manipulation, of the arms with another reference than sft0."""
+    return {arm: x for arm, x in by_arm(frame, "manipulation").items() if has_other_reference(study, arm)}
+
+
+def places(frame):
+    """Arm -> where its chosen kl_coef lies in its grid."""
+    return dict(zip(chosen(frame)["arm"], chosen(frame)["place_in_grid"], strict=True))
+
+
+def sentence(study, frame):
+    """What a reader has to know of the manipulation before any verdict, by the study's table of it."""
+    penalties, gains = by_arm(frame, "penalty"), by_arm(frame, "reward_gain")
+    shares = {arm: share(penalties[arm], gains[arm]) for arm in penalties if gains.get(arm)}
+    known = frame[frame["flat"] != ""]
+    return gates.sentence(
+        strengths(study, frame),
+        shares,
+        int((known["flat"] == "yes").sum()),
+        len(known),
+        places(frame),
+        study.config.evaluate.gates,
+    )
+
+
+def caption(study, tables):
+    limits = study.config.evaluate
+    if tables["manipulation"].empty:
+        return "No policy has a penalty."
+    return (
+        f"{sentence(study, tables['manipulation'])} Rewards have a standard deviation of 1 on sft0's responses. The "
+        f"penalty is kl_coef · KL(policy ‖ own reference) over the last {limits.flat_share:.0%} of training, the gain "
+        "the proxy reward there minus that of the first iteration; reward is flat where it changes over this part by "
+        f"at most {limits.gates.largest_drift:g}, by least squares. Means are over {words.replicates(study)}."
+    )
+
+
+SECTION = Section(
+    name="manipulation",
+    heading="Training and stability",
+    place=0,
+    table=table,
+    caption=caption,
+)

@@ -1,0 +1,133 @@
+"""The table of manipulation strength, against loops over the runs' own files, and what the page says of it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from tree import Tree
+
+from salsa.evaluate import gates
+from salsa.report import study
+from salsa.report.sections import manipulation
+from salsa.workflow import config, runs
+
+ARMS = {"ppo": "0", "salsa": "0.5", "other": "1", "alpha_0.30": "0.3"}
+ARMS |= dict.fromkeys(("noise", "ema", "soup_start", "smaller_beta", "decaying_beta"))
+KL_COEFS = (0.1, 0.05, 0.2)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    made = Tree(tmp_path_factory.mktemp("manipulation"), arms=ARMS, kl_coefs=KL_COEFS, iterations=20, prompts=4,
+                judges=(), only={"other": (0.1,)})  # fmt: skip
+    made.settings.config["alphas"] = ["0.3"]
+    return made
+
+
+@pytest.fixture
+def result(tree, monkeypatch):
+    monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
+    return study.read(tree.settings, tree.parents)
+
+
+def test_every_row_is_that_of_a_loop(tree, result):
+    frame = manipulation.table(result).set_index(["arm", "kl_coef", "replicate"])
+    assert len(frame) == len(tree.policies)
+    for policy in tree.policies:
+        row = frame.loc[(policy["arm"], policy["kl_coef"], policy["replicate"])]
+        metrics = runs.read_jsonl(tree.parents[f"policy/{policy['index']}"] / "metrics.jsonl")
+        end, start = metrics[15:], metrics[0]
+        penalty = sum(line["kl_coef"] * line["kl_to_reference"] for line in end) / 5
+        gain = sum(line["score"] for line in end) / 5 - start["score"]
+        assert row["penalty"] == pytest.approx(penalty) and row["reward_gain"] == pytest.approx(gain)
+        assert row["penalty_share"] == pytest.approx(penalty / gain)
+        slope = np.polyfit(range(15, 20), [line["score"] for line in end], 1)[0]
+        assert row["reward_slope"] == pytest.approx(4 * slope) and row["flat"] == ("yes" if 4 * slope <= 0.1 else "no")
+
+
+def test_the_kl_of_references(result):
+    """On the line it is the landscape's, elsewhere that of the first iteration; of what moves it is not known."""
+    frame = manipulation.table(result)
+    kls = frame.groupby("arm")["kl_sft0_reference"].agg(["min", "max"])
+    expected = {"ppo": 0, "salsa": 0.4, "soup_start": 0.4, "other": 0.8, "smaller_beta": 0, "decaying_beta": 0}
+    for arm, kl in (expected | {"noise": 0.5, "alpha_0.30": 0.5}).items():
+        assert kls.loc[arm].tolist() == [kl, kl]
+    assert kls.loc["ema"].isna().all()
+    known = frame[frame["arm"] != "ema"]
+    assert known["manipulation"].tolist() == pytest.approx((known["kl_sft0_reference"] * known["kl_coef"]).tolist())
+
+
+def test_without_a_landscape_a_soup_is_known_from_the_first_iteration(result):
+    result.landscapes.clear()
+    frame = manipulation.table(result).groupby("arm")["kl_sft0_reference"].max()
+    assert frame["salsa"] == 0.5 and frame["ppo"] == 0 and math.isnan(frame["soup_start"])  # which starts elsewhere
+
+
+def test_the_place_in_the_grid_and_the_claims_kl_coef(result):
+    frame = manipulation.table(result).set_index(["arm", "kl_coef", "replicate"]).sort_index()
+    at = frame.loc["salsa", :, 0]
+    assert at["place_in_grid"].to_dict() == {0.05: gates.LOWEST, 0.1: gates.INSIDE, 0.2: gates.LARGEST}
+    assert at["chosen"].to_dict() == {0.05: "no", 0.1: "no", 0.2: "yes"}  # all do as well: the largest
+    assert frame.loc[("other", 0.1, 0), "place_in_grid"] == gates.ONLY
+    result.config.claim_kl_coef = 0.05
+    frame = manipulation.table(result)
+    chosen = frame[frame["chosen"] == "yes"].set_index("arm")["kl_coef"].to_dict()
+    assert chosen == {arm: 0.1 if arm == "other" else 0.05 for arm in ARMS}
+    assert manipulation.places(frame) == {arm: gates.ONLY if arm == "other" else gates.LOWEST for arm in ARMS}
+
+
+def test_means_over_replicates(result):
+    frame = manipulation.table(result)
+    penalties = frame[(frame["arm"] == "salsa") & (frame["kl_coef"] == 0.2)]["penalty"]
+    assert manipulation.by_arm(frame, "penalty")["salsa"] == pytest.approx(penalties.sum() / 2)
+    assert manipulation.strengths(result, frame) == pytest.approx(
+        {"salsa": 0.08, "other": 0.08, "alpha_0.30": 0.1, "noise": 0.1, "soup_start": 0.08}
+    )
+
+
+def test_the_sentence_of_a_study(result):
+    frame = manipulation.table(result)
+    text = manipulation.sentence(result, frame)
+    assert text.startswith("Manipulation: kl_coef · KL(sft0 ‖ reference) = 0.08 to 0.1 standard deviations of reward; ")
+    flat = sum(frame["flat"] == "yes")
+    assert f"reward is flat in {flat} of {len(frame)} runs" in text and "the only one run (other)" in text
+    assert text in manipulation.caption(result, {"manipulation": frame})
+
+
+def test_algorithms_whose_penalty_is_in_another_unit(result):
+    result.config.ppo.kl_in, result.config.ppo.kl_estimator = "loss", "k2"
+    frame = manipulation.table(result)
+    assert frame[["manipulation", "penalty", "penalty_share"]].isna().all(axis=None) and frame["flat"].ne("").all()
+    assert "standard deviations" not in manipulation.sentence(result, frame)
+
+
+def test_runs_without_rollouts(result):
+    for policy in result.policies:
+        policy.metrics = []
+    frame = manipulation.table(result)
+    assert frame[["penalty", "reward_gain", "reward_slope"]].isna().all(axis=None) and set(frame["flat"]) == {""}
+    assert "flat" not in manipulation.sentence(result, frame)
+
+
+def test_a_change_of_nothing_has_no_share():
+    assert math.isnan(manipulation.share(0.2, 0.0)) and manipulation.share(0.2, -0.4) == 0.5
+    assert [manipulation.flatness(x, 0.1) for x in (-0.1, 0.11, math.nan)] == ["yes", "no", ""]
+
+
+def test_the_page_says_it_first(tmp_path, monkeypatch):
+    tree = Tree(tmp_path, replicates=(0,), arms={"ppo": "0", "salsa": "0.5"}, iterations=12, prompts=3)
+    output = tree.build(monkeypatch)
+    report = (output / "report.md").read_text()
+    start = report.split("## Arms")[0]
+    assert "Manipulation: kl&#95;coef" in start or "Manipulation: kl_coef" in start
+    assert "= 0.02 (salsa) standard deviations of reward, and under 0.05 a reference can hardly matter" in start
+    assert "= 0.02 (salsa) standard deviations" in (output / "report.html").read_text().split('id="checks"')[0]
+    frame = pd.read_csv(output / "tables" / "manipulation.csv")
+    assert frame["arm"].tolist() == ["ppo", "salsa"] and frame["manipulation"].tolist() == pytest.approx([0, 0.02])
+
+
+def test_the_setting_has_bounds():
+    for values in ({"smallest_manipulation": -1.0}, {"largest_drift": math.inf}):
+        with pytest.raises(ValueError, match="at least 0"):
+            config.Gates(**values)
