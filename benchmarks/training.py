@@ -16,6 +16,7 @@ Left out: what surrounds the iterations (loading, checkpoints, writing), and lea
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -33,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from salsa import algorithms
-from salsa.rl import forward, models, networks, processes, reference, trainer
+from salsa.rl import forward, linear, models, networks, processes, reference, trainer
 from salsa.workflow import config
 
 GEOMETRIES = {
@@ -202,8 +203,8 @@ def make_trainer(arguments, execution, device):
         **{"tie_word_embeddings": True, **GEOMETRIES[arguments.geometry]},
     )
     frozen = torch.bfloat16 if arguments.bf16 else torch.float32
-    policy = LlamaForCausalLM(llama)
-    sft0 = LlamaForCausalLM(llama).to(device, frozen).eval()
+    policy = linear.accelerate(LlamaForCausalLM(llama))
+    sft0 = linear.accelerate(LlamaForCausalLM(llama)).to(device, frozen).eval()
     sft0.load_state_dict(policy.state_dict())
     reward_model = forward.ScoreModel(classifier(llama)).to(device, frozen).eval().requires_grad_(False)
     own = {"value_model": arguments.value_model} if arguments.algorithm == "ppo" else {"samples": arguments.samples}
@@ -237,21 +238,22 @@ def make_trainer(arguments, execution, device):
 
 
 def classifier(llama):
-    return LlamaForSequenceClassification(
-        LlamaConfig(**{**llama.to_dict(), "num_labels": 1, "id2label": {0: "reward"}})
-    )
+    one_label = LlamaConfig(**{**llama.to_dict(), "num_labels": 1, "id2label": {0: "reward"}})
+    return linear.accelerate(LlamaForSequenceClassification(one_label))
 
 
 def matrix_rate(device, dtype):
     """Floating-point operations a second of a large matrix product: the processor's measured best."""
     size = 8192 if device.type == "cuda" else 4096
     a = torch.randn(size, size, device=device, dtype=dtype)
+    by_onednn = linear.worthwhile() and device.type == "cpu" and dtype == torch.float32
+    multiply = linear.product if by_onednn else torch.matmul  # as linear layers do
     best = float("inf")
     for _ in range(6):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        a @ a
+        multiply(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
@@ -262,9 +264,15 @@ def count_operations(made, arguments, vocabulary):
     """Floating-point operations of the matrix products of one update, counted by torch."""
     prompts = torch.randint(3, vocabulary, (made.section.prompts, arguments.prompt_length)).tolist()
     made.section.iterations += 1
-    with FlopCounterMode(display=False) as counter:
+    by_onednn = {torch.ops.mkldnn._linear_pointwise: linear_operations}
+    with FlopCounterMode(display=False, custom_mapping=by_onednn) as counter:
         made.iterate(arguments.updates, [f"counted/{i}" for i in range(len(prompts))], prompts)
     return counter.get_total_flops()
+
+
+def linear_operations(inputs, weight, *_, **__):
+    """Floating-point operations of a product of inputs (…, I) and weight (O, I)ᵀ, from these shapes."""
+    return 2 * math.prod(inputs) * weight[0]
 
 
 def resident_peak():

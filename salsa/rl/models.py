@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from salsa import soup
-from salsa.rl import folders
+from salsa.rl import folders, linear
 from salsa.rl.forward import ScoreModel
 from salsa.workflow import runs, surroundings
 from salsa.workflow.messages import UserError
@@ -169,7 +169,7 @@ def load_whole(cls, folder, head="", trunk="", besides=(), **options):
             "dropped; give a causal language model, with as many layers as config.json says"
         )
     _check_finite(model, folder)
-    return model
+    return linear.accelerate(model)
 
 
 def _more(names):
