@@ -330,13 +330,15 @@ class _Study:
 
     @property
     def largest_kl_coef(self):
-        """The largest weight of a penalty that is in standard deviations of reward; None where no policy has one."""
-        kl_coefs = []
-        for policy in self.policies:
-            algorithm, section = policy.spec.algorithm, policies.section(self.config, policy.spec.algorithm)
-            if algorithms.kinds()[algorithm].pays_deviations(section):
-                kl_coefs.append(policy.spec.kl_coef(policy.kl_coef))
-        return max(kl_coefs, default=None)
+        """The largest weight of a penalty in standard deviations of reward; None where there is none, or no limit."""
+        paid = [policy for policy in self.policies if self.pays_deviations(policy.spec.algorithm)]
+        if any(policy.spec.kl_schedule.kind == "adaptive" for policy in paid):  # which may raise it
+            return None
+        return max((policy.spec.kl_coef(policy.kl_coef) for policy in paid), default=None)
+
+    def pays_deviations(self, algorithm):
+        """Whether what an algorithm pays, and the penalty in it, are in standard deviations of reward."""
+        return algorithms.kinds()[algorithm].pays_deviations(policies.section(self.config, algorithm))
 
     def described(self):
         """The configuration as the report shows it: without what is execution only, and local files by name."""

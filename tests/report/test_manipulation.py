@@ -92,7 +92,8 @@ def test_the_sentence_of_a_study(result):
     assert text.startswith("Manipulation: kl_coef · KL(sft0 ‖ reference) = 0.08 to 0.1 standard deviations of reward; ")
     flat = sum(frame["flat"] == "yes")
     assert f"reward is flat in {flat} of {len(frame)} runs" in text and "the only one run (other)" in text
-    assert text in manipulation.caption(result, {"manipulation": frame})
+    assert text == manipulation.caption(result, {"manipulation": frame})
+    assert "over the last 25% of training" in manipulation.reading(result, {"manipulation": frame})
 
 
 def test_algorithms_whose_penalty_is_in_another_unit(result):
@@ -123,6 +124,7 @@ def test_the_page_says_it_first(tmp_path, monkeypatch):
     assert "Manipulation: kl&#95;coef" in start or "Manipulation: kl_coef" in start
     assert "= 0.02 (salsa) standard deviations of reward, and under 0.05 a reference can hardly matter" in start
     assert "= 0.02 (salsa) standard deviations" in (output / "report.html").read_text().split('id="checks"')[0]
+    assert (output / "tables" / "manipulation.md").read_text().split("\n")[0].endswith("kl_coef is the only one run.")
     frame = pd.read_csv(output / "tables" / "manipulation.csv")
     assert frame["arm"].tolist() == ["ppo", "salsa"] and frame["manipulation"].tolist() == pytest.approx([0, 0.02])
 

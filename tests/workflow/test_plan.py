@@ -100,6 +100,25 @@ def test_parents_of_each_stage():
     assert [policy["index"] for policy in study.settings["policies"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("changes", "largest"),
+    [
+        ({"kl_coefs": [0.05, 0.3, 0.1]}, 0.3),
+        ({"arms": ARMS | {"twice": arm(weights=["0", "1"], kl_scale=2.0)}}, 0.1),
+        ({"arms": ARMS | {"half": arm(weights=["0", "1"], kl_scale=0.5)}}, 0.05),
+        ({"ppo__score_normalisation": "none"}, None),  # then the penalty is in another unit
+        ({"ppo__kl_in": "loss", "ppo__kl_estimator": "k2"}, None),
+        ({"ppo__kl_schedule__kind": "adaptive"}, None),  # which may raise it
+        ({"arms": {name: values | {"algorithm": "dpo"} for name, values in ARMS.items()}}, None),
+        ({"arms": ARMS | {"by_grpo": arm(kl_scale=9.0) | {"algorithm": "grpo"}}}, 0.05),
+        ({"arms": ARMS | {"by_rloo": arm(kl_scale=3.0) | {"algorithm": "rloo"}}}, 0.15),
+    ],
+)
+def test_the_landscape_knows_the_largest_kl_coef(changes, largest):
+    for run in plan.plan([make(**changes)]).runs.values():
+        assert run.stage != "landscape" or run.settings["largest_kl_coef"] == largest
+
+
 def test_judge_compares_with_sft0_and_plain_ppo():
     result = plan.plan([make()])
     judged = {run.settings["candidate"]: run for run in result.runs.values() if run.stage == "judge"}

@@ -162,14 +162,19 @@ def sentence(study, frame):
 
 
 def caption(study, tables):
-    limits = study.config.evaluate
+    return sentence(study, tables["manipulation"]) or "Manipulation: no policy has a penalty."
+
+
+def reading(study, tables):
+    """What the numbers are."""
+    settings = study.config.evaluate
     if tables["manipulation"].empty:
-        return "No policy has a penalty."
+        return ""
     return (
-        f"{sentence(study, tables['manipulation'])} Rewards have a standard deviation of 1 on sft0's responses. The "
-        f"penalty is kl_coef · KL(policy ‖ own reference) over the last {limits.flat_share:.0%} of training, the gain "
-        "the proxy reward there minus that of the first iteration; reward is flat where it changes over this part by "
-        f"at most {limits.gates.largest_drift:g}, by least squares. Means are over {words.replicates(study)}."
+        "Rewards have a standard deviation of 1 on sft0's responses. The penalty is kl_coef · KL(policy ‖ own "
+        f"reference) over the last {settings.flat_share:.0%} of training, the reward gained the proxy reward there "
+        "minus that of the first iteration; reward is flat where its least-squares line changes over this part by at "
+        f"most {settings.gates.largest_drift:g}. Strengths and shares are means over {words.replicates(study)}."
     )
 
 
@@ -179,4 +184,5 @@ SECTION = Section(
     place=0,
     table=table,
     caption=caption,
+    reading=reading,
 )
