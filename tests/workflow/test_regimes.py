@@ -1,13 +1,16 @@
 """Replicates of other recipes, arms on a part of the replicates, and arms that train longer: runs and refusals."""
 
+import itertools
 import json
+import math
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from salsa.data.worlds import stories
-from salsa.workflow import compose, plan
+from salsa.workflow import compose, plan, regimes
 from salsa.workflow.messages import UserError
 
 ARMS = ["arm=[ppo,salsa]", "replicates=[0,1,2]"]
@@ -191,3 +194,51 @@ def test_disjoint_demonstrations_need_a_world_that_has_parts():
 def test_a_plan_with_regimes_is_read_again(tmp_path):
     result = plan.plan(compose.compose([*ARMS, HARD, APART, f"results={tmp_path}"]))
     assert plan.load(result.save()).runs.keys() == result.runs.keys()
+
+
+def design():
+    """The levels of the preset's pairs: a row of factor -> level for each replicate."""
+    (composed,) = compose.compose(["experiment=regimes"])
+    study = composed.config
+    made = [regimes.recipe(study, regimes.of_replicate(study, number)) for number in study.replicates]
+    apart = [regimes.of_replicate(study, number).disjoint for number in study.replicates]
+    return composed, [
+        {
+            "demonstrations": recipe.data.task.demonstrations,
+            "epochs": recipe.sft.epochs,
+            "learning_rate": recipe.sft.learning_rate,
+            "disjoint": disjoint,
+            "pairs": recipe.reward_model.pairs,
+        }
+        for recipe, disjoint in zip(made, apart, strict=True)
+    ]
+
+
+def test_the_preset_s_design_is_as_its_file_says():
+    composed, rows = design()
+    assert len(rows) == 24 == len({tuple(row.values()) for row in rows})
+    for name, levels in (("demonstrations", 3), ("epochs", 3), ("learning_rate", 2), ("disjoint", 2), ("pairs", 2)):
+        assert set(Counter(row[name] for row in rows).values()) == {24 // levels}
+    for first, second in itertools.combinations(rows[0], 2):
+        counts = Counter((row[first], row[second]) for row in rows)
+        assert max(counts.values()) - min(counts.values()) == ({first, second} == {"demonstrations", "epochs"})
+    columns = [np.ones(24)]
+    for name in ("demonstrations", "epochs"):
+        place = np.array([sorted({row[name] for row in rows}).index(row[name]) for row in rows]) - 1.0
+        columns += [place * math.sqrt(3 / 2), (3 * place**2 - 2) / math.sqrt(2)]
+    for name in ("learning_rate", "disjoint", "pairs"):
+        columns.append(np.where(np.array([row[name] == rows[0][name] for row in rows]), 1.0, -1.0))
+    x = np.stack(columns, axis=1)
+    assert np.linalg.det(x.T @ x / 24) ** (1 / 8) == pytest.approx(0.996, abs=5e-4)
+    arms = composed.config.arms
+    assert len(arms["n_soup"].replicates) == 6 and len(arms["salsa_long"].replicates) == 4
+    assert arms["ppo_long"].replicates == arms["salsa_long"].replicates
+    assert not set(arms["n_soup"].replicates) & set(arms["ppo_long"].replicates)
+
+
+def test_the_preset_trains_what_it_says_and_no_more():
+    made = planned("experiment=regimes")
+    counts = Counter(run.stage for run in made.values())
+    assert counts["sft"] == 2 * 24 + 6 and counts["reward_model"] == 24
+    assert counts["ppo"] == 24 * 2 * 2 + 6 * 2 + 4 * 2 == counts["respond"]
+    assert counts["prepare"] == 1 + 3 + 3 + 3  # the study's, sft0's, sft1's of its own, sft2's of its own
