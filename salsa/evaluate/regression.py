@@ -95,7 +95,8 @@ def fit(effects, columns, variances, groups):
         variances: (N,) the known sampling variances; 0 where nothing is known of it.
         groups: (N,) the group of each effect, such as the number of its replicate.
 
-    Raises ValueError where there are no more effects than columns, or a column is a sum of others.
+    Raises ValueError where there are no more effects than columns, a column is a sum of others, or the columns explain
+    every effect and nothing is known of its variance: no interval would come of it.
     """
     y, v = np.asarray(effects, float), np.asarray(variances, float)
     x = np.column_stack([np.asarray(column, float) for column in columns.values()])
@@ -140,8 +141,10 @@ def _components(y, x, v, group):
     """(τ², ω²) of the highest restricted likelihood; with one effect in each group ω² is a part of τ²."""
     residuals = y - x @ linalg.lstsq(x, y)[0]
     scale = float(residuals @ residuals) / (len(y) - x.shape[1])
-    if scale <= SMALLEST * float(y @ y) / len(y):  # the columns explain all
-        return 0.0, SMALLEST * max(float(y @ y) / len(y), 1e-300) if v.min() == 0 else 0.0
+    if scale <= SMALLEST**2 * float(y @ y):  # the columns explain all, up to rounding
+        if v.min() == 0:
+            raise ValueError("the columns explain every effect: nothing says how sure that is")
+        return 0.0, 0.0
     y, v = y / math.sqrt(scale), v / scale
     floor = SMALLEST if v.min() < SMALLEST else 0.0
     split = len(np.unique(group)) < len(y)
