@@ -1,17 +1,28 @@
 #!/usr/bin/env python3
 """How often the intervals that are reported contain the truth, by simulation where the truth is known.
 
-    python benchmarks/coverage.py --studies 4000 --seed 0
+    python benchmarks/coverage.py --part prompts --studies 2000 --seed 0
+    python benchmarks/coverage.py --part looks --studies 100000 --seed 0
+    python benchmarks/coverage.py --part floor --studies 100000 --seed 0
 
-prints one table of percentages. A prompt has an effect of its own, normal; a verdict is the
-sign of mean + prompt's effect + noise, a tie where that is small; the noise of a prompt's two orders is correlated, up
-to orders that always agree. Beside the intervals that we report stand those that we don't: resampling battles, which
-takes the orders of a prompt for independent, and a prompt bootstrap that is taken to speak of other training seeds.
+prints one table of percentages.
 
-Left out: judges that prefer a place, and noise that is not normal.
+**prompts**: intervals of win rates. A prompt has an effect of its own, normal; a verdict is the sign of mean + prompt's
+effect + noise, a tie where that is small; the noise of a prompt's two orders is correlated, up to orders that always
+agree. Beside the intervals that we report stand those that we don't: resampling battles, which takes the orders of a
+prompt for independent, and a prompt bootstrap that is taken to speak of other training seeds.
+
+**looks**: four rules of when a study of up to 48 replicates is looked at, and with which critical value. A study stops
+at the first look whose interval decides, as `decisions.verdict` says, with δ of half a deviation; its differences are
+normal, or skewed (a centred exponential distribution, of skewness 2).
+
+**floor**: what known sampling variance under the deviation does to coverage and verdicts (`decisions.decide`).
+
+Left out: judges that prefer a place, and noise of verdicts that is not normal.
 """
 
 import argparse
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -21,11 +32,18 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from salsa.evaluate import statistics
+from salsa.evaluate import sequential, statistics
 
 TIE = 0.3  # a verdict nearer to 0 than this is a tie, in standard deviations of its noise
 PROMPT_SPREAD = 1.0  # of the prompts' effects
 REPLICATE_SPREAD = 0.5  # of the replicates' means
+LOOKS = (8, 16, 24, 32, 40, 48)
+DELTA = 0.5  # the smallest effect that would matter, in deviations between replicates
+CHUNK = 10_000  # studies simulated at a time
+DRAWS = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "skewed": lambda generator, shape: generator.exponential(size=shape) - 1,
+}
 
 
 def verdicts(mean, effects, correlation, generator):
@@ -77,7 +95,7 @@ def replicate_coverage(replicates, mean, studies, seed, prompts=80, resamples=10
     return covered / studies
 
 
-def table(studies, seed):
+def prompts_table(studies, seed):
     """Rows (units, orders' correlation, true win rate, coverage as reported, coverage otherwise)."""
     for mean in (0.0, 1.5):
         rate = float(expected(mean, 1 + PROMPT_SPREAD**2))
@@ -93,18 +111,132 @@ def table(studies, seed):
             yield f"{replicates} replicates", 0.5, rate, *replicate_coverage(replicates, mean, studies, seed)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--studies", type=int, default=4000, help="simulated studies a row")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    error = 100 * math.sqrt(0.95 * 0.05 / arguments.studies)
+def rules(level=0.95):
+    """name -> (numbers of replicates (K,) after which a study is looked at, the critical value (K,) of each)."""
+    every, any_number = np.arange(LOOKS[0], LOOKS[-1] + 1), np.arange(3, LOOKS[-1] + 1)
+
+    def quantiles(numbers):
+        return stats.t.isf((1 - level) / 2, numbers - 1)
+
+    return {
+        "t after every replicate from the 8th": (every, quantiles(every)),
+        "t after 48 replicates": (every[-1:], quantiles(every[-1:])),
+        "repeated intervals at 8, 16, …, 48": (np.array(LOOKS), np.array(sequential.critical_values(LOOKS, level))),
+        "mixture-t after every replicate": (
+            any_number,
+            np.array([sequential.mixture_t_critical(int(n), level, DELTA) for n in any_number]),
+        ),
+    }
+
+
+def intervals(differences, numbers, critical):
+    """Bounds, (K, S) each, of the mean of the first n of the differences (S, R), for each n of the numbers (K,)."""
+    sums, squares = (np.cumsum(values, axis=1)[:, numbers - 1].T for values in (differences, differences**2))
+    numbers = numbers[:, None]
+    means = sums / numbers
+    deviations = np.sqrt(np.maximum(squares - sums * means, 0) / (numbers - 1))
+    halves = critical[:, None] * deviations / np.sqrt(numbers)
+    return means - halves, means + halves
+
+
+def wrong(low, high, effect, smallest_effect):
+    """Whether intervals say what is not so: that the mean is above 0, below 0, or below the smallest effect."""
+    return ((low > 0) & (effect <= 0)) | ((high < 0) & (effect >= 0)) | ((high < smallest_effect) & (effect >= DELTA))
+
+
+def looked_at(differences, effect, numbers, critical):
+    """Of studies that stop at the first look that decides: sums of wrong verdicts, verdicts, covered, replicates.
+
+    Covered means twice: by the interval at which the study stops, and by those of all looks there could be.
+    """
+    low, high = intervals(differences + effect, numbers, critical)
+    decided = (low > 0) | (high < DELTA)
+    stop = np.where(decided.any(axis=0), decided.argmax(axis=0), len(numbers) - 1)
+    at_stop = (stop, np.arange(len(stop)))
+    covered = (low <= effect) & (effect <= high)
+    return np.array(
+        [
+            wrong(low[at_stop], high[at_stop], effect, DELTA).sum(),
+            decided[at_stop].sum(),
+            covered[at_stop].sum(),
+            covered.all(axis=0).sum(),
+            numbers[stop].sum(),
+        ]
+    )
+
+
+def looks_table(studies, seed):
+    """Rows (differences, effect/δ, rule, then the five numbers of `looked_at` a study)."""
+    for name, draw in DRAWS.items():
+        for share in (0.0, 0.5, 1.0):
+            for rule, (numbers, critical) in rules().items():
+                generator, sums = np.random.default_rng(seed), 0.0
+                for start in range(0, studies, CHUNK):
+                    differences = draw(generator, (min(CHUNK, studies - start), LOOKS[-1]))
+                    sums = sums + looked_at(differences, share * DELTA, numbers, critical)
+                yield name, share, rule, *(sums / studies)
+
+
+def floor_table(studies, seed):
+    """Rows (replicates, sampling's share of the deviation, covered and wrong, plain and with the floor; wider).
+
+    Wrong verdicts are over studies whose effect is δ; wider is the mean width with the floor over the plain one.
+    """
+    for replicates in (3, 5, 8, 16):
+        critical = float(stats.t.ppf(0.975, replicates - 1))
+        values = np.random.default_rng(seed).normal(DELTA, size=(studies, replicates))
+        means, plain = values.mean(axis=1), values.std(axis=1, ddof=1)
+        for share in (0.0, 0.5, 0.8, 1.0):
+            floored = np.maximum(plain, share)
+            rates = (_covered_and_wrong(means, critical * used / math.sqrt(replicates)) for used in (plain, floored))
+            yield replicates, share, *itertools.chain(*rates), floored.mean() / plain.mean() - 1
+
+
+def _covered_and_wrong(means, halves):
+    low, high = means - halves, means + halves
+    return ((low <= DELTA) & (high >= DELTA)).mean(), wrong(low, high, DELTA, DELTA).mean()
+
+
+def print_prompts(studies, seed):
+    error = 100 * math.sqrt(0.95 * 0.05 / studies)
     print(f"Coverage of 95 % intervals, in %; Monte-Carlo standard error {error:.1f}. Of prompts, as reported: prompts")
     print("resampled, otherwise: battles. Of replicates, as reported: t interval, otherwise: prompts resampled.\n")
     print("| of | orders' correlation | true win rate | as reported | otherwise |\n|---|---|---|---|---|")
-    for units, correlation, rate, reported, otherwise in table(arguments.studies, arguments.seed):
+    for units, correlation, rate, reported, otherwise in prompts_table(studies, seed):
         cells = f"{units} | {correlation:g} | {rate:.2f} | {100 * reported:.1f} | {100 * otherwise:.1f}"
         print(f"| {cells} |", flush=True)
+
+
+def print_looks(studies, seed):
+    print(
+        "| differences | effect | looks | wrong verdict, % | decided, % | covered at the stop, % | at every look, % | "
+        "replicates |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name, share, rule, *shares, replicates in looks_table(studies, seed):
+        cells = [name, f"{share:g} δ", rule, *(f"{100 * value:.1f}" for value in shares), f"{replicates:.1f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def print_floor(studies, seed):
+    print(
+        "| replicates | sampling's share of the deviation | covered, plain, % | wrong, plain, % | covered, floor, % | "
+        "wrong, floor, % |\n|---|---|---|---|---|---|"
+    )
+    for replicates, share, *shares in floor_table(studies, seed):
+        cells = [str(replicates), f"{share:g}", *(f"{100 * value:.1f}" for value in shares)]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+PARTS = {"prompts": print_prompts, "looks": print_looks, "floor": print_floor}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", choices=PARTS, default="prompts", help="which table")
+    parser.add_argument("--studies", type=int, default=4000, help="simulated studies a row")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    PARTS[arguments.part](arguments.studies, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
     replicates do. Both are undecided.
     """
     if not (0 <= smallest_effect < math.inf and 0 <= sampling_variance < math.inf):
-        raise ValueError(f"smallest_effect {smallest_effect}, sampling_variance {sampling_variance}: not below 0")
+        raise ValueError(f"smallest_effect {smallest_effect}, sampling_variance {sampling_variance}: give 0 or more")
     values = finite(values)
     count, mean = values.size, float(values.mean()) if values.size else math.nan
     critical = critical_value(count, level, look)

@@ -58,19 +58,27 @@ def power(n, deviation, effect, smallest_effect, level=0.95, looks=None):
 
     Args:
         looks: None where the study is looked at once, after n replicates; else the plan of looks, of which those up to
-            n are taken, and the study stops at the first that decides.
+            n are taken, and the study stops at the first that decides. None of them up to n: nothing is decided.
     """
+    _check(deviation, smallest_effect, level)
     if looks is None:
+        if n < 2:
+            raise ValueError(f"{n} replicates have no interval; give at least 2")
         critical = float(stats.t.isf((1 - level) / 2, n - 1))
         distances = (effect, smallest_effect - effect)
-        passing = (_passes(n, distance / deviation, critical) for distance in distances)
-        return Power(*passing, n)
-    supported, excluded, taken = _decided_by(sequential.checked(looks), level, effect, smallest_effect, deviation)
-    taken_looks = [look for look in sequential.checked(looks) if look <= n]
-    place = len(taken_looks) - 1
+        return Power(*(_passes(n, distance / deviation, critical) for distance in distances), float(n))
+    looks = sequential.checked(looks)
+    place = sum(look <= n for look in looks) - 1
     if place < 0:
         return Power(0.0, 0.0, float(n))
-    return Power(float(supported[place]), float(excluded[place]), float(taken[place]))
+    return Power(*(float(values[place]) for values in _decided_by(looks, level, effect, smallest_effect, deviation)))
+
+
+def _check(deviation, smallest_effect, level):
+    if not (0 < deviation < math.inf and 0 < smallest_effect < math.inf):
+        raise ValueError(f"deviation {deviation}, smallest_effect {smallest_effect}: both have to be above 0")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}: give a share between 0 and 1, such as 0.95")
 
 
 def _passes(n, standardized, critical):
@@ -88,11 +96,9 @@ def needed(deviation, degrees_of_freedom, smallest_effect, level=0.95, power=0.8
         sampling_variance: known variance of one replicate's difference from prompts and responses alone, which no
             deviation lies below.
     """
-    if not deviation > 0 or not smallest_effect > 0 or not degrees_of_freedom >= 1:
-        raise ValueError(
-            f"deviation {deviation}, smallest_effect {smallest_effect}, {degrees_of_freedom} degrees of freedom: "
-            "each has to be above 0"
-        )
+    _check(deviation, smallest_effect, level)
+    if not (degrees_of_freedom >= 1 and 0 < power < 1):
+        raise ValueError(f"{degrees_of_freedom} degrees of freedom, power {power}: give at least 1, and a share")
     deviations = (deviation, *deviation_interval(deviation, degrees_of_freedom))
     floored = (max(value, math.sqrt(sampling_variance)) for value in deviations)
     return Needed(*(_needed(value / smallest_effect, level, power, looks) for value in floored))
@@ -112,7 +118,8 @@ def _needed(deviation, level, wanted, looks):
         return next((look for look, share in zip(looks, supported, strict=True) if share >= wanted), math.inf)
 
     def enough(n):
-        return power(n, deviation, 1.0, 1.0, level).supported >= wanted
+        critical = float(stats.t.isf((1 - level) / 2, n - 1))
+        return _passes(n, 1 / deviation, critical) >= wanted
 
     high = 2
     while not enough(high):
@@ -127,25 +134,26 @@ def _needed(deviation, level, wanted, looks):
 
 
 def _decided_by(looks, level, effect, smallest_effect, deviation):
-    """Shares (K,) of studies that are supported, and excluded, by each look, and the mean number of replicates (K,)."""
-    means, deviations = _studies(looks)
-    critical = np.array(sequential.critical_values(looks, level))[:, None]
-    half = critical * deviations / np.sqrt(looks)[:, None]
-    low, high = means - half + effect / deviation, means + half + (effect - smallest_effect) / deviation
-    decided = np.logical_or(low > 0, high < 0)
-    first = np.where(decided.any(axis=0), decided.argmax(axis=0), len(looks))  # (P,)
-    last = np.minimum(first, len(looks) - 1)
-    studies = np.arange(means.shape[1])
-    by_look = first <= np.arange(len(looks))[:, None]
-    supported = ((low[last, studies] > 0) & by_look).mean(axis=1)
-    excluded = ((high[last, studies] < 0) & by_look).mean(axis=1)
-    taken = np.minimum(np.array(looks)[last], np.array(looks)[:, None]).mean(axis=1)
-    return supported, excluded, taken
+    """By each look (K,): shares of studies whose interval lies above 0, and below δ; the mean number of replicates."""
+    means, deviations = _studies(looks)  # (K, S)
+    numbers = np.array(looks)
+    halves = np.array(sequential.critical_values(looks, level))[:, None] * deviations / np.sqrt(numbers)[:, None]
+    above_0 = means - halves + effect / deviation > 0
+    below_smallest = means + halves + (effect - smallest_effect) / deviation < 0
+    decided = above_0 | below_smallest
+    stop = np.where(decided.any(axis=0), decided.argmax(axis=0), len(looks) - 1)  # (S,)
+    at_stop = (stop, np.arange(len(stop)))
+    by_look = stop <= np.arange(len(looks))[:, None]
+    return (
+        (above_0[at_stop] & by_look).mean(axis=1),
+        (below_smallest[at_stop] & by_look).mean(axis=1),
+        np.minimum(numbers[stop], numbers[:, None]).mean(axis=1),
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def _studies(looks, seed=0):
-    """Means and deviations (K, P) of the standard normal values of P simulated studies at each look."""
+    """Means and deviations (K, S) of the standard normal values of S simulated studies at each look."""
     generator = np.random.default_rng(seed)
     total, squares = np.zeros((2, STUDIES))
     means, deviations, before = [], [], 0

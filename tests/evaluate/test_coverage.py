@@ -1,4 +1,4 @@
-"""Intervals cover what they promise where the truth is known: the simulation of benchmarks/coverage.py, in small."""
+"""Intervals cover what they promise where the truth is known: the simulations of benchmarks/coverage.py, in small."""
 
 import importlib.util
 import math
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from salsa.evaluate import decisions, sequential
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 STUDIES = 400
@@ -47,6 +49,59 @@ def test_verdicts_have_the_expected_mean_and_agreement(simulation):
 
 
 def test_the_command_prints_a_table(simulation, capsys, monkeypatch):
-    monkeypatch.setattr(simulation, "table", lambda studies, seed: [("80 prompts", 0.5, 0.5, 0.95, 0.875)])
+    monkeypatch.setattr(simulation, "prompts_table", lambda studies, seed: [("80 prompts", 0.5, 0.5, 0.95, 0.875)])
     simulation.main(["--studies", "7"])
     assert "| 80 prompts | 0.5 | 0.50 | 95.0 | 87.5 |" in capsys.readouterr().out
+
+
+def test_looks_decide_as_decisions_do(simulation):
+    differences = np.random.default_rng(0).normal(0.3, 1, (40, 48))
+    looks, critical = simulation.rules()["repeated intervals at 8, 16, …, 48"]
+    low, high = simulation.intervals(differences, looks, critical)
+    counts = np.zeros(3)
+    for study, values in enumerate(differences):
+        for place, replicates in enumerate(looks):
+            look = sequential.Look(simulation.LOOKS, place)
+            decision = decisions.decide(values[:replicates], simulation.DELTA, look=look)
+            assert (low[place, study], high[place, study]) == pytest.approx((decision.low, decision.high))
+            if decision.verdict != decisions.UNDECIDED or replicates == 48:
+                counts += [decision.verdict != decisions.UNDECIDED, decision.low <= 0.1 <= decision.high, replicates]
+                break
+    _, decided, covered, _, replicates = simulation.looked_at(differences - 0.1, 0.1, looks, critical)
+    assert (decided, covered, replicates) == tuple(counts)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.25, 0.5])
+def test_looking_keeps_its_promise_and_looking_too_often_does_not(simulation, effect):
+    studies = 4000
+    differences = np.random.default_rng(1).normal(size=(studies, 48))
+    shares = {
+        name: simulation.looked_at(differences, effect, *rule)[:4] / studies
+        for name, rule in simulation.rules().items()
+    }
+    often, once, repeated, mixture = shares.values()
+    error = 3 * math.sqrt(0.95 * 0.05 / studies)
+    assert once[3] == pytest.approx(0.95, abs=error) == repeated[3]
+    assert mixture[3] > 0.95 and often[3] < 0.8
+    assert max(rule[0] for rule in (once, repeated, mixture)) < 0.05 + error
+    assert effect == 0.25 or often[0] > 0.09
+
+
+def test_a_verdict_is_wrong_where_it_says_what_is_not_so(simulation):
+    low, high = np.array([0.1, -0.2, -0.2, -0.2]), np.array([0.8, 0.8, 0.3, -0.1])
+    assert simulation.wrong(low, high, 0.0, 0.5).tolist() == [True, False, False, True]
+    assert simulation.wrong(low, high, 0.25, 0.5).tolist() == [False, False, False, True]
+    assert simulation.wrong(low, high, 0.5, 0.5).tolist() == [False, False, True, True]
+
+
+def test_a_floor_never_covers_less(simulation):
+    for replicates, share, covered, wrong, with_floor, wrong_with_floor, wider in simulation.floor_table(2000, 0):
+        assert with_floor >= covered >= 0.93 and wrong_with_floor <= wrong <= 0.035
+        assert wider >= 0 if share else (with_floor, wider) == (covered, 0)
+        assert replicates < 16 or wider < 0.15
+
+
+@pytest.mark.parametrize("part, cell", [("looks", "| normal | 0.5 δ |"), ("floor", "| 16 | 0.8 |")])
+def test_the_other_tables(simulation, part, cell, capsys):
+    simulation.main(["--part", part, "--studies", "50"])
+    assert cell in capsys.readouterr().out

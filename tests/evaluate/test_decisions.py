@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from salsa.evaluate import decisions, sequential
@@ -46,3 +48,114 @@ def test_a_look_takes_its_critical_value():
     decision = decisions.decide(values, 0.2, look=sequential.Look(LOOKS, 2))
     assert decision.critical == sequential.critical_values(LOOKS)[2] == pytest.approx(3.088, abs=0.001)
     assert decision.high - decision.low == pytest.approx(2 * decision.critical * values.std(ddof=1) / math.sqrt(24))
+
+
+def plain_decision(values, smallest, critical, variance):
+    """(low, high, word) by loops, for values that are not all equal."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    deviation = math.sqrt(max(math.fsum((value - mean) ** 2 for value in values) / (count - 1), variance))
+    low, high = (mean + side * critical * deviation / math.sqrt(count) for side in (-1, 1))
+    above_0, below_0, below_smallest = low > 0, high < 0, high < smallest
+    words = {
+        (True, False, False): "supported",
+        (True, False, True): "too small",
+        (False, True, True): "reversed",
+        (False, False, True): "excluded",
+        (False, False, False): "undecided",
+    }
+    return low, high, words[above_0, below_0, below_smallest]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=40).filter(lambda values: len(set(values)) > 1),
+    st.integers(0, 500),
+    st.sampled_from([0.8, 0.95, 0.99]),
+    st.sampled_from([0, 100, 10**5]),
+)
+def test_a_decision_by_loops(values, smallest, level, variance):
+    critical = stats.t.ppf((1 + level) / 2, len(values) - 1)
+    low, high, word = plain_decision(values, smallest, critical, variance)
+    decision = decisions.decide(values, smallest, level, sampling_variance=variance)
+    assert (decision.low, decision.high) == pytest.approx((low, high))
+    assert decision.verdict == word or min(abs(bound - at) for bound in (low, high) for at in (0, smallest)) < 1e-6
+    assert decision.equivalent == (-smallest < decision.low and decision.high < smallest)
+    assert decision.deviation == pytest.approx(decision.standard_error * math.sqrt(len(values)))
+    assert decision.floored == (np.var(values, ddof=1) < variance)
+    assert (decision.p < 1 - level) == (decision.low > 0 or decision.high < 0)
+    mirrored = decisions.decide([-value for value in values], smallest, level, sampling_variance=variance)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-high, -low))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 5), st.floats(0.01, 100), st.floats(-5, 5), st.integers(0, 1000))
+def test_a_decision_at_a_look_by_loops_and_in_other_units(place, unit, effect, seed):
+    values = np.random.default_rng(seed).normal(effect, 1, LOOKS[place])
+    look = sequential.Look(LOOKS, place)
+    critical = sequential.critical_values(LOOKS)[place]
+    decision = decisions.decide(values * unit, unit, look=look)
+    low, high, word = plain_decision(list(values), 1.0, critical, 0.0)
+    assert (decision.low, decision.high) == pytest.approx((low * unit, high * unit))
+    assert (decision.verdict, decision.critical) == (word, critical)
+
+
+def test_a_look_that_lost_replicates():
+    values = np.random.default_rng(0).normal(0.5, 1, 24)
+    values[[3, 7]] = math.nan, math.inf
+    decision = decisions.decide(values, 0.2, look=sequential.Look(LOOKS, 2))
+    planned = sequential.critical_values(LOOKS)[2]
+    assert decision.replicates == 22 and decision.critical > planned
+    assert stats.t.sf(decision.critical, 21) == pytest.approx(stats.t.sf(planned, 23))
+    with pytest.raises(ValueError, match="give the first ones alone"):
+        decisions.decide(values, 0.2, look=sequential.Look(LOOKS, 1))
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, math.inf], [0.1 + 0.2, 0.3], [0.3] * 12, [0.0] * 12])
+@pytest.mark.parametrize("smallest", [0.0, 0.1])
+def test_no_verdict_without_a_deviation(values, smallest):
+    decision = decisions.decide(values, smallest)
+    finite = [value for value in values if math.isfinite(value)]
+    assert decision.verdict == decisions.UNDECIDED and not decision.equivalent and not decision.floored
+    assert decision.mean == pytest.approx(np.mean(finite) if finite else math.nan, nan_ok=True)
+    assert math.isnan(decision.low) and math.isnan(decision.high) and math.isnan(decision.p)
+    assert decision.replicates == len(finite)
+
+
+def test_a_known_variance_gives_equal_values_an_interval_and_one_value_none():
+    decision = decisions.decide([0.3] * 4, 0.1, sampling_variance=0.04)
+    half = stats.t.ppf(0.975, 3) * 0.1
+    assert (decision.low, decision.high) == pytest.approx((0.3 - half, 0.3 + half))
+    assert decision.floored and decision.deviation == pytest.approx(0.2)
+    assert decisions.decide([0.3], 0.1, sampling_variance=0.04).verdict == decisions.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "arguments", [(-0.1,), (math.nan,), (math.inf,), (0.1, 95), (0.1, 0.95, None, -1), (0.1, 0.95, None, math.nan)]
+)
+def test_settings_that_mean_nothing(arguments):
+    with pytest.raises(ValueError):
+        decisions.decide([0.1, 0.2, 0.3], *arguments)
+
+
+@pytest.mark.parametrize("truths", [[0, 0, 0, 0], [0, 0.3, 1, -0.5], [1, 1, 1, 1]])
+def test_all_verdicts_of_a_family_are_right_at_once(truths):
+    """In 95 % of studies no claim is said to be above 0, below 0 or below δ = 1 that is not."""
+    studies, generator = 1500, np.random.default_rng(len(truths))
+    level, wrong = decisions.family_level(len(truths)), 0
+    for _ in range(studies):
+        samples = [generator.normal(truth, 1, 6) for truth in truths]
+        words = [decisions.decide(values, 1.0, level).verdict for values in samples]
+        wrong += any(
+            (word in (decisions.SUPPORTED, decisions.TOO_SMALL) and truth <= 0)
+            or (word == decisions.REVERSED and truth >= 0)
+            or (word in (decisions.EXCLUDED, decisions.TOO_SMALL, decisions.REVERSED) and truth >= 1)
+            for truth, word in zip(truths, words, strict=True)
+        )
+    assert wrong / studies < 0.05 + 4 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_the_level_of_a_family():
+    assert decisions.family_level(1) == 0.95 and decisions.family_level(10, 0.1) == pytest.approx(0.99)
+    with pytest.raises(ValueError, match="at least one"):
+        decisions.family_level(0)
