@@ -89,6 +89,7 @@ def _parser():
     export.add_argument("policy", help="its arm, such as salsa")
     export.add_argument("--kl-coef", type=float, help="where the arm was run at several")
     export.add_argument("--replicate", type=int, help="where the study has several")
+    export.add_argument("--seed", type=int, help="of training, where a replicate has several")
     export.add_argument("--output", required=True, help="the folder to make")
     export.set_defaults(function=export_command)
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
@@ -163,7 +164,7 @@ def export_command(arguments, _):
     """Copy a trained policy's model folder, with its card as README.md."""
     from salsa.workflow import studies
 
-    wanted = arguments.policy, arguments.output, arguments.kl_coef, arguments.replicate
+    wanted = arguments.policy, arguments.output, arguments.kl_coef, arguments.replicate, arguments.seed
     print(studies.export(Path(arguments.study), *wanted))
     return 0
 

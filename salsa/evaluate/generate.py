@@ -1,8 +1,8 @@
 """Answers of a policy to benchmarks and evaluation prompts.
 
 An answer's noise depends on the seed, the benchmark, the prompt, the turn and the number of the sample alone, so all
-policies of a replicate answer with the same noise, and a batch's order changes nothing. In a conversation of several
-turns the model's own earlier answers are fed back, through its own chat template.
+policies of a replicate and training seed answer with the same noise, and a batch's order changes nothing. In a
+conversation of several turns the model's own earlier answers are fed back, through its own chat template.
 
 Prompts are answered in chunks of `execution.rollout_batch` samples, shortest first, all turns of a chunk before the
 next chunk. Finished chunks can be kept, so that a killed run continues with the same chunks, and on a CPU ends with the

@@ -126,18 +126,19 @@ def prompt_scores(clusters):
     A prompt's score is the mean over its replicates of the mean over their training seeds, of each of which it is the
     mean over its samples, turns and orders.
     """
-    return {cluster: _mean(replicate_scores(trainings).values()) for cluster, trainings in clusters.items()}
+    return {cluster: mean(replicate_scores(trainings).values()) for cluster, trainings in clusters.items()}
 
 
 def replicate_scores(trainings):
     """replicate -> the mean over its training seeds of the means of their values, of one cluster of `battles`."""
     by_replicate = defaultdict(list)
     for (replicate, _), values in trainings.items():
-        by_replicate[replicate].append(_mean(values))
-    return {replicate: _mean(scores) for replicate, scores in by_replicate.items()}
+        by_replicate[replicate].append(mean(values))
+    return {replicate: mean(scores) for replicate, scores in by_replicate.items()}
 
 
-def _mean(values):
+def mean(values):
+    """The mean of some numbers, rounded once."""
     return math.fsum(values) / len(values)
 
 

@@ -32,14 +32,17 @@ PREFERENCES = {  # data.preferences -> words
 
 
 def write(study, tables, output):
-    """Write cards/<arm>-kl<kl_coef>-r<replicate>.md into the study's folder, one for each policy."""
+    """Write cards/<arm>-kl<kl_coef>-r<replicate>.md into the study's folder, one for each policy.
+
+    That of a training seed above 0 ends with it: -r0-t1.md.
+    """
     for policy in study.policies:
-        name = file_name(policy.arm, policy.kl_coef, policy.replicate)
+        name = file_name(policy.arm, policy.kl_coef, policy.replicate, policy.seed)
         runs.write_atomically(output / "cards" / name, card(study, tables, policy))
 
 
-def file_name(arm, kl_coef, replicate):
-    return f"{arm}-kl{number_label(kl_coef)}-r{replicate}.md"
+def file_name(arm, kl_coef, replicate, seed):
+    return f"{arm}-kl{number_label(kl_coef)}-r{replicate}" + f"-t{seed}" * bool(seed) + ".md"
 
 
 def card(study, tables, policy):
@@ -140,7 +143,8 @@ def win_rates(study, policy):
     report, rows = study.config.report, []
     for baseline, name in policy.baselines.items():
         for judge, benchmark in judging.judged(study):
-            scores = list(study.scores(judge, benchmark, policy.name, name).get(policy.replicate, {}).values())
+            by_training = study.training_scores(judge, benchmark, policy.name, name)
+            scores = list(by_training.get((policy.replicate, policy.seed), {}).values())
             if scores:
                 bounds = statistics.bootstrap_interval(scores, report.seed, report.bootstrap)
                 rate = formats.number(statistics.adjusted_win_rate(scores), *bounds)

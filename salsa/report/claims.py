@@ -223,8 +223,7 @@ def effects_of(study, measure, pair, judge, benchmark):
         return selection.matched(study, pair.candidate, pair.baseline, values), "where both reach the same KL"
     if measure == "stable":
         policies = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)
-        stable = {policy.replicate: selection.stable(study, policy) for policy in policies}
-        return {replicate: holds for replicate, holds in stable.items() if holds is not None}, ""
+        return selection.over_seeds(policies, lambda policy: selection.stable(study, policy)), ""
     sides = ((pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef))
     if measure == "kl_to_sft0":
         first, second = (selection.evaluated(study, arm, kl_coef, measure) for arm, kl_coef in sides)

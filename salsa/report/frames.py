@@ -35,8 +35,9 @@ STABILITY = {  # field of selection.Steadiness -> column
 ARM = {
     "arm": ("name of the arm", ""),
     "kl_coef": ("weight of the KL penalty", "reward per nat"),
-    "replicate": ("number of the replicate: one set of SFT models, reward model and seed", ""),
-    "name": ("name of the policy in the verdicts, the same in every replicate", ""),
+    "replicate": ("number of the replicate: one set of SFT models, and one reward model", ""),
+    "seed": ("training seed of the policy, among those of its replicate", ""),
+    "name": ("name of the policy in the verdicts, the same in every replicate and seed", ""),
 }
 MEASURED = {
     "gold_reward": ("mean gold reward", "gold's unit"),
@@ -85,11 +86,13 @@ COLUMNS = {  # frame -> column -> (meaning, unit)
     },
     "responses": {
         "replicate": ARM["replicate"],
+        "seed": ("training seed of the policy; 0 for sft0, sft1 and soup, which have none", ""),
         "model": ("a policy's name, or sft0, sft1 or soup", ""),
         "arm": ("name of the policy's arm; empty for sft0, sft1 and soup", ""),
         "kl_coef": ARM["kl_coef"],
         "benchmark": ("name of the benchmark", ""),
         "prompt_id": ("the prompt's id, unique in its benchmark", ""),
+        "sample": ("number of the response, of those that the model gave to the prompt", ""),
         "category": ("the prompt's category; empty where it has none", ""),
         "prompt": ("what the user says, one text per turn", ""),
         "responses": ("what the model answers, one text per turn", ""),
@@ -104,6 +107,8 @@ COLUMNS = {  # frame -> column -> (meaning, unit)
         "benchmark": ("name of the benchmark", ""),
         "prompt_id": ("the prompt's id, unique in its benchmark", ""),
         "replicate": ARM["replicate"],
+        "seed": ("training seed of the policies that are compared", ""),
+        "sample": ("number of the responses that are compared", ""),
         "turn": ("the turn that was judged; nan: all", ""),
         "order": ("0: model_a was shown first; 1: model_b", ""),
         "model_a": ("name of a model", ""),
@@ -149,16 +154,17 @@ class Frames:
         study, rows = self._study, []
         for replicate in study.replicates:
             for row in study.landscape(replicate).responses:
-                rows.append(_response(row, replicate, row["model"], "", math.nan))
+                rows.append(_response(row, {"replicate": replicate, "seed": 0, "model": row["model"], "arm": ""}))
         for policy in study.ordered:
             for row in policy.responses:
-                rows.append(_response(row, policy.replicate, policy.name, policy.arm, policy.kl_coef))
+                rows.append(_response(row, _arm(policy) | {"model": policy.name}))
         return pd.DataFrame(rows, columns=list(COLUMNS["responses"])).astype({"reward": float, "gold": float})
 
     @functools.cached_property
     def verdicts(self):
         """One row per line of verdicts.jsonl, errors included; of several lines on one comparison the last counts."""
-        rows = [line for lines in self._study.verdicts.values() for line in lines]
+        first = {"seed": 0, "sample": 0}  # of a line that says neither
+        rows = [first | line for lines in self._study.verdicts.values() for line in lines]
         return pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
 
     @functools.cached_property
@@ -177,7 +183,7 @@ class Frames:
 
 
 def _arm(policy):
-    return {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate, "name": policy.name}
+    return {name: getattr(policy, name) for name in ARM}
 
 
 def _policy(study, policy):
@@ -192,8 +198,8 @@ def _policy(study, policy):
     row |= {column: steadiness[name] for name, column in STABILITY.items()}
     row |= {"stable": selection.stable(study, policy), "collapse": selection.collapse(study, policy)}
     judge = selection.main_judge(study)
-    rates = selection.replicate_win_rates(study, policy.name, selection.SFT0, judge, study.benchmarks)
-    return row | {"win_rate_vs_sft0": rates.get(policy.replicate, math.nan)}
+    rate = selection.training_win_rate(study, policy, selection.SFT0, judge, study.benchmarks)
+    return row | {"win_rate_vs_sft0": rate}
 
 
 def _flat_part(rows):
@@ -205,9 +211,9 @@ def _flat_part(rows):
     return means | dict(zip(DRIFT, flat.change([row["reward"] for row in rows]), strict=True))
 
 
-def _response(row, replicate, model, arm, kl_coef):
-    response = {name: row.get(name) for name in COLUMNS["responses"]}
-    response |= {"replicate": replicate, "model": model, "arm": arm, "kl_coef": kl_coef}
+def _response(row, model):
+    """A row of responses.jsonl as one of the frame; `model`: the columns that say whose it is."""
+    response = {name: row.get(name) for name in COLUMNS["responses"]} | {"kl_coef": math.nan} | model
     return response | {"tokens": sum(row["tokens"]), "scores": row.get("scores", {})}
 
 
@@ -237,9 +243,10 @@ def bounded(*names):
 def over_replicates(frame, by, measures):
     """One row per group of equal values `by`, in the frame's order, with `interval` of each measure.
 
-    Columns: by, replicates (their number), and each of `measures` with its bounds. A group has one row per replicate.
+    Columns: by, replicates (their number), and each of `measures` with its bounds. A group has one row per replicate
+    and training seed; a replicate's value is the mean over its seeds.
     """
-    rows = []
+    rows, frame = [], selection.seed_means(frame, by, measures)
     for values, group in frame.groupby(list(by), sort=False, dropna=False):
         row = dict(zip(by, values, strict=True)) | {"replicates": len(group)}
         for name in measures:

@@ -155,11 +155,12 @@ def gold_verdicts(study, lines):
     A comparison of which a score is unknown, or not finite, is an error.
     """
     responses, verdicts = study.frames.responses, []
-    gold = responses.set_index(["replicate", "model", "benchmark", "prompt_id"])["gold"].to_dict()
+    keys = ["replicate", "seed", "model", "benchmark", "prompt_id", "sample"]
+    gold = responses.set_index(keys)["gold"].to_dict()
     for line in lines:
-        prompt = line["benchmark"], line["prompt_id"]
-        models = ((line["replicate"], line[side]) for side in ("model_a", "model_b"))
-        first, second = (gold.get((*model, *prompt), math.nan) for model in models)
+        training = statistics.trained_as(line)
+        answer = line["benchmark"], line["prompt_id"], line.get("sample") or 0
+        first, second = (selection.response_of(gold, *training, line[side], *answer) for side in ("model_a", "model_b"))
         winner = "tie" if first == second else "model_a" if first > second else "model_b"
         winner = winner if math.isfinite(first) and math.isfinite(second) else "error"
         verdicts.append(line | {"winner": winner, "judge": GOLD_SCORES})

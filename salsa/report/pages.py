@@ -121,9 +121,9 @@ def samples(study):
     answers, first = {"sft0": _by_prompt(selection.sft0_responses(study, replicate))}, {}
     for policy in study.ordered:
         if policy.replicate == replicate:
-            first.setdefault(policy.arm, policy)  # at the arm's first kl_coef
+            first.setdefault(policy.arm, policy)  # at the arm's first kl_coef, with the first training seed
     for arm, policy in first.items():
-        mark = selection.collapsed(study, arm, policy.kl_coef, replicate)
+        mark = selection.collapsed(study, arm, policy.kl_coef, replicate, policy.seed)
         answers[f"{arm}, kl_coef {policy.kl_coef:g}{mark}"] = _by_prompt(policy.responses)
     prompts = {key: row for rows in answers.values() for key, row in rows.items()}
     benchmarks = {
@@ -137,7 +137,8 @@ def samples(study):
 
 
 def _by_prompt(rows):
-    return {(row["benchmark"], row["prompt_id"]): row for row in rows}
+    """(benchmark, prompt's id) -> the row of the first response to it."""
+    return {(row["benchmark"], row["prompt_id"]): row for row in rows if row["sample"] == 0}
 
 
 def cell(text):

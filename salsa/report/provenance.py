@@ -16,13 +16,14 @@ def all_runs(policies, parents):
 
 
 def _labels(role, entries):
-    """The replicate, arm and kl_coef of the run in a role of the study, where it has them."""
+    """The replicate, training seed, arm and kl_coef of the run in a role of the study, where it has them."""
     kind, *rest = role.split("/")
     if kind in ("landscape", "reward_model"):
         return {"replicate": int(rest[0][1:])}
     if kind in ("policy", "respond", "judge", "plane"):
         entry = entries[int(rest[-1])]
-        return {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
+        own = {name: entry[name] for name in ("replicate", "arm", "kl_coef")}
+        return own | {"training_seed": entry["seed"]}
     return {}
 
 
@@ -53,6 +54,7 @@ def _run_row(manifest, folder, labels):
         "folder": f"{folder.parent.name}/{folder.name}",
         "address": manifest["address"],
         "replicate": labels.get("replicate"),
+        "training_seed": labels.get("training_seed"),
         "arm": labels.get("arm"),
         "kl_coef": labels.get("kl_coef"),
         "seed": manifest["settings"].get("seed"),

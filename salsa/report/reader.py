@@ -37,14 +37,14 @@ def without_prompts(text):
 
 
 def reader(study):
-    """What the side-by-side reader shows, as plain values, each response once.
+    """What the side-by-side reader shows, as plain values. Of several responses to a prompt, it shows the first.
 
-    models: labels, sft0 first; benchmarks: name and prompts (id, turns), the first by id; responses[replicate][model]
-    [benchmark][prompt]: [texts, tokens, finish reasons, proxy reward, gold reward] or None; verdicts: of a judge run on
-    one pair and benchmark, `lines[prompt]` being its verdicts as [turn or None, first model shown, winner, grade], a
-    winner being the index of a model, "tie" or "error".
+    models: labels, sft0 first; replicates: labels, of each replicate and training seed; benchmarks: name and prompts
+    (id, turns), the first by id; responses[replicate][model][benchmark][prompt]: [texts, tokens, finish reasons, proxy
+    reward, gold reward] or None; verdicts: of a judge run on one pair and benchmark, `lines[prompt]` being its verdicts
+    as [turn or None, first model shown, winner, grade], a winner being the index of a model, "tie" or "error".
     """
-    policies = {(p.replicate, p.name): p for p in study.policies}
+    policies = {(p.replicate, p.seed, p.name): p for p in study.policies}
     names = list(dict.fromkeys(p.name for p in study.ordered))
     labels = {
         p.name: f"{p.arm}, kl_coef {p.kl_coef:g}{selection.collapsed(study, p.arm, p.kl_coef)}" for p in study.policies
@@ -56,14 +56,16 @@ def reader(study):
         for j, row in enumerate(rows)
     }
     models = {"sft0": 0} | {name: place for place, name in enumerate(names, 1)}
-    responses = []
-    for replicate in study.replicates:
+    responses, trainings = [], _trainings(study)
+    for replicate, seed in trainings:
         answered = [selection.sft0_responses(study, replicate)]
-        answered += [policies[replicate, n].responses if (replicate, n) in policies else [] for n in names]
+        for name in names:
+            policy = policies.get((replicate, seed, name), policies.get((replicate, 0, name)))
+            answered.append(policy.responses if policy else [])
         responses.append([placed(rows, places, prompts) for rows in answered])
     return {
         "models": ["sft0"] + [labels[name] for name in names],
-        "replicates": study.replicates,
+        "replicates": [f"{replicate}, training seed {seed}" if seed else replicate for replicate, seed in trainings],
         "benchmarks": [
             {"name": name, "prompts": [{"id": str(row["prompt_id"]), "turns": row["prompt"]} for row in rows]}
             for name, rows in prompts.items()
@@ -71,6 +73,11 @@ def reader(study):
         "responses": responses,
         "verdicts": [entry for policy in study.policies for entry in verdicts(study, policy, models, places, prompts)],
     }
+
+
+def _trainings(study):
+    """(replicate, training seed) of all policies, in order."""
+    return sorted({(policy.replicate, policy.seed) for policy in study.policies})
 
 
 def first_prompts(study, benchmark):
@@ -85,7 +92,7 @@ def placed(rows, places, prompts):
     grid = [[None] * len(some) for some in prompts.values()]
     for row in rows:
         place = places.get((row["benchmark"], row["prompt_id"]))
-        if place:
+        if place and row["sample"] == 0:
             scores = [finite(row["reward"]), finite(row["gold"])]
             grid[place[0]][place[1]] = [row["responses"], row["tokens"], row["finish_reasons"], *scores]
     return grid
@@ -97,20 +104,20 @@ def finite(x):
 
 
 def verdicts(study, policy, models, places, prompts):
-    """The verdicts on a policy's responses to these prompts, an entry for each judge run, pair and benchmark."""
-    entries = {}
+    """The verdicts on a policy's first responses to these prompts, an entry for each judge run, pair and benchmark."""
+    entries, place_of_policy = {}, _trainings(study).index((policy.replicate, policy.seed))
     for judge, folder in words.judge_folders(study, policy).items():
         for row in statistics.latest(runs.read_jsonl(folder / "verdicts.jsonl")).values():
             place = places.get((row["benchmark"], row["prompt_id"]))
             pair = (models.get(row["model_a"]), models.get(row["model_b"]))
-            if place is None or None in pair:
+            if place is None or None in pair or row.get("sample"):
                 continue
             entry = entries.setdefault(
                 (judge, place[0], pair),
                 {
                     "judge": judge,
                     "folder": f"{folder.parent.name}/{folder.name}",
-                    "replicate": study.replicates.index(policy.replicate),
+                    "replicate": place_of_policy,
                     "benchmark": place[0],
                     "pair": sorted(pair),
                     "lines": [[] for _ in list(prompts.values())[place[0]]],

@@ -4,6 +4,9 @@ Two arms are compared each at the kl_coef that does best on the development prom
 the kl_coefs that both were run at, so that neither has more tries than the other. What is compared there was measured
 elsewhere, on the benchmarks; only KL, which nothing was chosen for, is that of the development prompts. Nothing is
 tested or worded here: `claims` and the sections do that.
+
+Where a replicate has several training seeds, its value is the mean over them, and this is taken here (`over_seeds`,
+`seed_means`): they share SFT models and reward model, and so are no replicates.
 """
 
 import math
@@ -60,9 +63,10 @@ def measured_by(study):
 
 
 def development(study, arm, kl_coef):
-    """The mean of that measure over replicates, on the development prompts; nan where a replicate lacks it."""
+    """The mean of that measure over replicates, on the development prompts; nan where a policy lacks it."""
     name = measured_by(study)
-    return float(np.mean([number_or_nan(p.evaluation.get(name)) for p in study.of(arm=arm, kl_coef=kl_coef)]))
+    values = over_seeds(study.of(arm=arm, kl_coef=kl_coef), lambda policy: number_or_nan(policy.evaluation.get(name)))
+    return float(np.mean(list(values.values())))
 
 
 def choose(study, arm, kl_coefs):
@@ -124,9 +128,31 @@ def number(x):
     return f"{x:.0f}" if abs(x) >= 100 or x == 0 else f"{x:.3g}"
 
 
+def seeds(study):
+    """The training seeds of the study's policies."""
+    return sorted({policy.seed for policy in study.policies})
+
+
+def response_of(values, replicate, seed, model, *place):
+    """What a dictionary holds of a model's response by (replicate, training seed, model, …); nan where it has none.
+
+    A model that is not trained anew with each seed, such as sft0, stands there with seed 0.
+    """
+    return values.get((replicate, seed, model, *place), values.get((replicate, 0, model, *place), math.nan))
+
+
 def sft0_responses(study, replicate):
     """The rows of sft0's responses to the benchmarks."""
     return [row for row in study.landscape(replicate).responses if row["model"] == SFT0]
+
+
+def training_win_rate(study, policy, baseline, judge, benchmarks):
+    """The adjusted win rate of one policy over all prompts of some benchmarks; nan without verdicts."""
+    scores = []
+    for benchmark in benchmarks:
+        by_training = study.training_scores(judge, benchmark, policy.name, baseline)
+        scores += by_training.get((policy.replicate, policy.seed), {}).values()
+    return statistics.adjusted_win_rate(scores)
 
 
 def replicate_win_rates(study, candidate, baseline, judge, benchmarks):
@@ -163,6 +189,30 @@ def preference(study, pair, judge, benchmark):
     return {}, ""
 
 
+def over_seeds(policies, value):
+    """replicate -> the mean over its training seeds of `value(policy)`, a number or None; without those that are None.
+
+    Args:
+        policies: of one arm and kl_coef.
+    """
+    values = defaultdict(list)
+    for policy in policies:
+        number = value(policy)
+        if number is not None:
+            values[policy.replicate].append(number)
+    return {replicate: sum(numbers) / len(numbers) for replicate, numbers in values.items()}
+
+
+def seed_means(frame, by, measures):
+    """A frame with one row per replicate and values `by`, in the frame's order: means over training seeds.
+
+    Columns: by, replicate, and each of `measures` as a number, over the seeds of which it is known.
+    """
+    keys = [*by, "replicate"]
+    numbers = frame[keys].assign(**{name: frame[name].map(number_or_nan).astype(float) for name in measures})
+    return numbers.groupby(keys, sort=False, dropna=False)[list(measures)].mean().reset_index()
+
+
 def by_replicate(first, second):
     """replicate -> first - second, over the replicates that both have."""
     return {replicate: first[replicate] - second[replicate] for replicate in sorted(first.keys() & second.keys())}
@@ -170,18 +220,17 @@ def by_replicate(first, second):
 
 def evaluated(study, arm, kl_coef, name):
     """replicate -> a number of evaluation.json, where it is known."""
-    numbers = {policy.replicate: policy.evaluation.get(name) for policy in study.of(arm=arm, kl_coef=kl_coef)}
-    return {replicate: number for replicate, number in numbers.items() if number is not None}
+    return over_seeds(study.of(arm=arm, kl_coef=kl_coef), lambda policy: policy.evaluation.get(name))
 
 
 def benchmark_means(study, arm, kl_coef, name, benchmark):
     """replicate -> mean of `reward` or `gold` over a benchmark's responses, where every response has it."""
-    means = {}
-    for policy in study.of(arm=arm, kl_coef=kl_coef):
+
+    def mean(policy):
         values = [row[name] for row in policy.responses if row["benchmark"] == benchmark]
-        if values and None not in values:
-            means[policy.replicate] = float(np.mean(values))
-    return means
+        return float(np.mean(values)) if values and None not in values else None
+
+    return over_seeds(study.of(arm=arm, kl_coef=kl_coef), mean)
 
 
 def gold_of(study):
@@ -305,13 +354,15 @@ def collapse(study, policy):
     return ", ".join(reasons)
 
 
-def collapses(study, arm, kl_coef=None, replicate=None):
-    """(number of collapsed policies, number of all) of an arm, at one kl_coef or all, of one replicate or all."""
-    policies = [p for p in study.of(arm=arm) if kl_coef in (None, p.kl_coef) and replicate in (None, p.replicate)]
+def collapses(study, arm, kl_coef=None, replicate=None, seed=None):
+    """(number of collapsed policies, number of all) of an arm, of one kl_coef, replicate and training seed or all."""
+    wanted = {"kl_coef": kl_coef, "replicate": replicate, "seed": seed}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    policies = study.of(arm=arm, **wanted)
     return sum(bool(collapse(study, policy)) for policy in policies), len(policies)
 
 
-def collapsed(study, arm, kl_coef=None, replicate=None):
+def collapsed(study, arm, kl_coef=None, replicate=None, seed=None):
     """The mark after an arm's name: " (collapsed)", " (1 of 3 collapsed)", or nothing."""
-    count, total = collapses(study, arm, kl_coef, replicate)
+    count, total = collapses(study, arm, kl_coef, replicate, seed)
     return "" if not count else " (collapsed)" if count == total else f" ({count} of {total} collapsed)"

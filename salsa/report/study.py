@@ -21,7 +21,8 @@ from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 5
+VERSION = 6
+WHOLE = ("replicate", "training_seed", "seed")  # columns of runs.csv that hold whole numbers, or nothing
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Policy:
     gold: dict[int, float] = field(default_factory=dict)  # iteration -> mean gold of its kept rollouts
     geometry: dict[str, float | None] = field(default_factory=dict)  # where its weights lie: `evaluate.geometry`
     plane: list[dict[str, Any]] = field(default_factory=list)  # rows of plane.csv; none where it spans no plane
+    seed: int = 0  # of training, among those of its replicate
     samples: list[dict[str, Any]] = field(default_factory=list)  # rows of samples.jsonl, where the best of n is chosen
 
 
@@ -64,7 +66,7 @@ class Study:
     verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, model_a, model_b -> lines
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
-    known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # what `scores` returned
+    known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `training_scores`
     known_qualities: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # `judging.quality`
 
     @functools.cached_property
@@ -152,24 +154,38 @@ class Study:
         one, other = (judge, benchmark, candidate, baseline), (judge, benchmark, baseline, candidate)
         return verdicts.get(one, []) + verdicts.get(other, [])
 
-    def scores(self, judge, benchmark, candidate, baseline):
-        """replicate -> prompt's id -> the candidate's score in [0, 1]; computed once and kept."""
+    def training_scores(self, judge, benchmark, candidate, baseline):
+        """(replicate, training seed) -> prompt's id -> the candidate's score in [0, 1]; computed once and kept.
+
+        A prompt's score is the mean over its samples, turns and orders.
+        """
         key = (judge, benchmark, candidate, baseline)
         if key not in self.known_scores:
             scores = defaultdict(dict)
             battles, _ = statistics.battles(self.lines(*key), candidate, baseline)
             for (_, prompt), trainings in battles.items():
-                for replicate, score in statistics.replicate_scores(trainings).items():
-                    scores[replicate][prompt] = score
+                for training, values in trainings.items():
+                    scores[training][prompt] = statistics.mean(values)
             self.known_scores[key] = dict(scores)
         return self.known_scores[key]
+
+    def scores(self, judge, benchmark, candidate, baseline):
+        """replicate -> prompt's id -> the candidate's score in [0, 1], the mean over the replicate's training seeds."""
+        values = defaultdict(lambda: defaultdict(list))
+        for (replicate, _), by_prompt in self.training_scores(judge, benchmark, candidate, baseline).items():
+            for prompt, score in by_prompt.items():
+                values[replicate][prompt].append(score)
+        return {
+            replicate: {prompt: statistics.mean(scores) for prompt, scores in by_prompt.items()}
+            for replicate, by_prompt in values.items()
+        }
 
 
 def build(settings, parents, output, execution):
     """The stage: read the parents (roles: see `read`) and write the study's folder."""
     study = read(settings, parents)
     tables = sections.tables_of(study)
-    formats.write_csv(pd.DataFrame(study.runs).astype({"replicate": "Int64", "seed": "Int64"}), output / "runs.csv")
+    formats.write_csv(pd.DataFrame(study.runs).astype(dict.fromkeys(WHOLE, "Int64")), output / "runs.csv")
     for name, section in sections.sections_of(study).items():
         if section.table:
             caption = section.caption(study, tables)
@@ -244,6 +260,7 @@ def _policy(entry, parents, plain, gold, texts):
         alpha=None if entry["alpha"] is None else float(Fraction(entry["alpha"])),
         kl_coef=entry["kl_coef"],
         replicate=entry["replicate"],
+        seed=entry["seed"],
         name=entry["name"],
         index=entry["index"],
         baselines={plain[entry["arm"]] if role == config.PLAIN else role: m for role, m in entry["baselines"].items()},

@@ -85,11 +85,11 @@ def facts(study):
         "model and data": f"{settings.model.name}, {settings.data.name}",
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
-        "replicates": f"{len(study.replicates)} (each with its own SFT models, reward model and training seed)",
+        "replicates": f"{len(study.replicates)} (each: its own SFT models, reward model and {training_seeds(study)})",
         "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
-        "benchmarks": ", ".join(study.benchmarks) or "none",
+        "benchmarks": (", ".join(study.benchmarks) or "none") + samples(study),
         "judges": ", ".join(settings.judges) or "none",
         "root seed": str(settings.seed),
     }
@@ -133,6 +133,18 @@ def replicates(study):
     """ "1 replicate", "2 replicates"."""
     count = len(study.replicates)
     return f"{count} replicate" + "s" * (count != 1)
+
+
+def training_seeds(study):
+    """ "training seed", "2 training seeds"."""
+    count = len(selection.seeds(study))
+    return "training seed" if count == 1 else f"{count} training seeds"
+
+
+def samples(study):
+    """How many responses a prompt gets, after the names of benchmarks; nothing of one."""
+    count = study.config.evaluate.samples
+    return f" ({count} responses to each prompt)" if count > 1 else ""
 
 
 def reward_model(settings):

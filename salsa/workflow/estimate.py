@@ -6,8 +6,9 @@ file system or a judge behind an API adds.
 
 from dataclasses import asdict, dataclass, field
 
-from salsa import algorithms
-from salsa.workflow import jobs, resources, stages
+from salsa import algorithms, data, judges
+from salsa.evaluate.judge import ORDERS
+from salsa.workflow import config, jobs, resources, schema, stages
 from salsa.workflow.resources import Resources
 
 REMEDIES = (
@@ -68,11 +69,13 @@ class Survey:
         stages: stage -> StageSurvey, in the pipeline's order.
         longest: hours of the path of runs that takes longest, and the paths of these runs.
         timed: whether a throughput was stated: hours mean nothing otherwise.
+        questions: about how many questions are still to be asked of judges over a network.
     """
 
     stages: dict[str, StageSurvey]
     longest: tuple[float, list[str]]
     timed: bool
+    questions: int = 0
 
     def table(self):
         """A rich table with a row a stage."""
@@ -108,6 +111,8 @@ class Survey:
             gpu_hours = sum(stage.gpu_hours for stage in self.stages.values())
             lines.append(f"longest path: {_hours(hours)} hours, {len(path)} runs, ending with {path[-1]}")
             lines += [f"GPU-hours: {_hours(gpu_hours)}"] * bool(gpu_hours)
+        if self.questions:
+            lines.append(f"questions to judges over a network: about {self.questions:,}, without repeated ones")
         unknown = sum(stage.unknown for stage in self.stages.values())
         if unknown:
             lines.append(f"{unknown} runs of a model whose sizes only the hub knows are not counted")
@@ -127,10 +132,11 @@ class Survey:
 
     def as_dict(self):
         """The survey as JSON holds it."""
-        stages = {name: asdict(stage) for name, stage in self.stages.items()}
+        described = {"stages": {name: asdict(stage) for name, stage in self.stages.items()}}
+        described |= {"questions": self.questions} if self.questions else {}
         if not self.timed:
-            return {"stages": stages}
-        return {"stages": stages, "longest_hours": self.longest[0], "longest_path": self.longest[1]}
+            return described
+        return described | {"longest_hours": self.longest[0], "longest_path": self.longest[1]}
 
 
 def survey(result, finished, tflops=None):
@@ -142,6 +148,7 @@ def survey(result, finished, tflops=None):
         tflops: throughput of a run, in 10¹² operations a second.
     """
     totals, hours, before = {name: StageSurvey() for name in stages.ALL}, {}, {}
+    asked = sum(questions(run, result.runs) for path, run in result.runs.items() if not finished(path))
     for path, run in result.runs.items():
         operations = totals[run.stage].add(run, of_run(run, result.runs), finished(path))
         duration = operations / (tflops * 1e12) / 3600 if tflops else 0.0
@@ -154,7 +161,31 @@ def survey(result, finished, tflops=None):
     while path:
         longest.append(path)
         path = before[path]
-    return Survey({name: s for name, s in totals.items() if s.runs}, (last, longest[::-1]), tflops is not None)
+    used = {name: stage for name, stage in totals.items() if stage.runs}
+    return Survey(used, (last, longest[::-1]), tflops is not None, asked)
+
+
+def questions(run, runs_):
+    """About how many questions a run asks over a network: none, unless it is of a judge that may take hours.
+
+    Of each prompt, every sample is compared with every baseline's, in both orders, turn by turn where the judge wants
+    it. A file whose number of prompts is not known counts as `resources.PROMPTS`.
+    """
+    kind = judges.find(run.settings["judge"]["kind"]) if run.stage == "judge" else None
+    if kind is None or not kind.takes_long:
+        return 0
+    candidate = runs_[run.parents["candidate"]]
+    benchmarks = [runs_[path].settings for role, path in candidate.parents.items() if role.startswith("benchmark/")]
+    compared = sum(_compared(settings["benchmark"], kind) for settings in benchmarks)
+    return compared * candidate.settings.get("samples", 1) * len(run.settings["baselines"]) * len(ORDERS)
+
+
+def _compared(benchmark, judge):
+    """How many responses, or turns of them, a judge compares of a benchmark's settings."""
+    kind = data.benchmark_kinds()[benchmark["kind"]]
+    turns = kind.turns(schema.from_dict(config.Benchmark, benchmark)) or 1
+    prompts = benchmark["prompts"] or resources.PROMPTS
+    return prompts * (turns if judge.by_turn else 1) * kind.compared
 
 
 def looks(result, study, finished, tflops=None):

@@ -457,9 +457,9 @@ class _Replicate:
         """The replicate's seed of a stage."""
         return runs.derive_seed(self.config.seed, stage, self.number, index)
 
-    def training_seed(self, arm_seed, seed):
-        """The seed of a training run: of every algorithm, so that all arms see the same prompts and the same noise."""
-        return self.seed(f"ppo/{seed}" if seed else "ppo", arm_seed)
+    def seed_of_training(self, stage, seed, index=0):
+        """The replicate's seed of a stage, of policies with one of its training seeds: all arms share it."""
+        return self.seed(f"{stage}/{seed}" if seed else stage, index)
 
     def add_run(self, stage, label, settings, parents, after=(), alone=False):
         return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
@@ -585,7 +585,7 @@ class _Replicate:
         spec = policy.spec.renamed({name: role for name, (role, _) in ingredients.items()})
         self.check_reference(policy, spec)
         settings = config.TRAINING[spec.algorithm](
-            seed=self.training_seed(spec.seed, seed if spec.penalised else 0),
+            seed=self.seed_of_training("ppo", seed if spec.penalised else 0, spec.seed),  # of every algorithm
             kl_coef=spec.kl_coef(policy.kl_coef),
             start=written(spec.start),
             reference=spec.reference,
@@ -602,7 +602,7 @@ class _Replicate:
         # KL to the reference is measured again on fresh samples, so that it is mixed once more.
         needed = anchors.needed(spec.reference)
         mixed = {role: path for role, path in ingredients.values() if role in needed}
-        return Trained(policy, seed, run, self.add_respond(label, mixed, run))
+        return Trained(policy, seed, run, self.add_respond(label, mixed, run, seed))
 
     def check_reference(self, policy, spec):
         """Refuse a reference whose ingredients turn out to be one model (a variant that is sft0)."""
@@ -621,12 +621,10 @@ class _Replicate:
             section = replace(section, iterations=policies.iterations(spec, section))
         return _adapters(section)
 
-    def add_respond(self, label, mixed, run):
-        """The run that lets a policy answer."""
-        evaluate = self.config.evaluate
-        settings = config.RespondSettings(
-            self.seed("respond"), evaluate.temperature, self.config.lengths, evaluate.samples
-        )
+    def add_respond(self, label, mixed, run, seed):
+        """The run that lets a policy answer; with other noise for each training seed, whose noise is then averaged."""
+        evaluate, own_seed = self.config.evaluate, self.seed_of_training("respond", seed)
+        settings = config.RespondSettings(own_seed, evaluate.temperature, self.config.lengths, evaluate.samples)
         parents = self.parents | {"policy": run} | mixed | self.sft_pair | self.study.benchmarks
         return self.add_run("respond", label, settings, parents)
 

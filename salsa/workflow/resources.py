@@ -87,6 +87,7 @@ PUBLISHED = {
     "mistralai/Mistral-7B-v0.1": Shape(32000, 4096, 14336, 32, 32, 8, 128, tied=False),
     "google/gemma-2b": Shape(256000, 2048, 16384, 18, 8, 1, 256),
 }
+PROMPTS = 500  # of a benchmark, where only its file says how many
 # Rows of the datasets that presets name, where a size of 0 takes them all.
 ROWS = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 
@@ -296,7 +297,7 @@ def _answering(case, answers):
 def _answers(case):
     """How many answers a run gives to prompts: of its benchmarks, and those that KL is measured on."""
     benchmarks = [case.runs[path] for role, path in case.run.parents.items() if role.startswith("benchmark/")]
-    prompts = sum(run.settings["benchmark"]["prompts"] or 500 for run in benchmarks) + case.rows("evaluation")
+    prompts = sum(run.settings["benchmark"]["prompts"] or PROMPTS for run in benchmarks) + case.rows("evaluation")
     return prompts * case.settings.get("samples", 1)
 
 

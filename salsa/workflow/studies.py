@@ -160,7 +160,7 @@ def _report(folder, *stages):
     return manifest
 
 
-def export(study, arm, output, kl_coef=None, replicate=None):
+def export(study, arm, output, kl_coef=None, replicate=None, seed=None):
     """Copy a trained policy's model folder, with its card as README.md, to the new folder `output`.
 
     The copies are files of their own, so that what is done to them leaves the run as it is. UserError where the study
@@ -172,7 +172,7 @@ def export(study, arm, output, kl_coef=None, replicate=None):
     if os.path.lexists(output):
         raise UserError(f"{output}: is there already; choose another --output")
     manifest = _report(study, "study")
-    policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate)
+    policy = _policy(manifest["settings"]["policies"], arm, kl_coef, replicate, seed)
     parent = manifest.get("parents", {}).get(runs.published_role(f"policy/{policy['index']}"))
     if parent is None:
         raise UserError(f"{study}: a copy beside no models; give the study's own folder, results/studies/…")
@@ -181,7 +181,8 @@ def export(study, arm, output, kl_coef=None, replicate=None):
     folder = next((path for path in trained if path.is_dir()), results / parent["folder"])
     if runs.verify(folder)["address"] != parent["address"]:
         raise UserError(f"{folder}: another run than the study was made from; build the study again")
-    card = study / "cards" / cards.file_name(policy["arm"], policy["kl_coef"], policy["replicate"])
+    place = (policy[name] for name in ("arm", "kl_coef", "replicate"))
+    card = study / "cards" / cards.file_name(*place, policy.get("seed", 0))
     if not card.is_file():
         raise UserError(f"{study}: has no card of this policy; run the study again with this version")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -195,12 +196,17 @@ def export(study, arm, output, kl_coef=None, replicate=None):
     return output
 
 
-def _policy(policies, arm, kl_coef, replicate):
+def _policy(policies, arm, kl_coef, replicate, seed):
     """The one policy that is meant; UserError, with those there are, where it is none or several."""
-    wanted = {"arm": arm, "kl_coef": kl_coef, "replicate": replicate}
+    policies = [{"seed": 0} | policy for policy in policies]  # which studies of earlier versions do not name
+    several = any(policy["seed"] for policy in policies)
+    wanted = {"arm": arm, "kl_coef": kl_coef, "replicate": replicate, "seed": seed}
     fitting = [p for p in policies if all(value in (None, p[name]) for name, value in wanted.items())]
     if len(fitting) == 1:
         return fitting[0]
-    names = [f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" for p in fitting or policies]
+    names = [
+        f"{p['arm']} --kl-coef {p['kl_coef']:g} --replicate {p['replicate']}" + f" --seed {p['seed']}" * several
+        for p in fitting or policies
+    ]
     problem = "several policies fit" if fitting else "no such policy"
     raise UserError(f"{arm}: {problem}; choose one of: {'; '.join(names)}")

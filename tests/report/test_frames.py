@@ -69,7 +69,7 @@ def test_over_replicates_is_the_table_of_rewards(tree, loaded):
 
 
 def test_over_replicates_leaves_out_what_is_unknown():
-    frame = pd.DataFrame({"arm": ["b", "a", "b", "b"], "x": [1.0, 5.0, 3.0, math.nan]})
+    frame = pd.DataFrame({"arm": ["b", "a", "b", "b"], "replicate": [0, 0, 1, 2], "x": [1.0, 5.0, 3.0, math.nan]})
     found = frames.over_replicates(frame, ["arm"], ["x"])
     assert found["arm"].tolist() == ["b", "a"] and found["replicates"].tolist() == [3, 1]
     half = 12.706204736 * np.std([1, 3], ddof=1) / math.sqrt(2)  # t of one degree of freedom

@@ -210,7 +210,7 @@ def test_length_controlled_rates_are_of_answers_of_one_length(built):
     assert rate == pytest.approx(8 / 12)  # all answers are equally long
     found = study.read(tree.settings, tree.parents)
     lengths = win_rates.response_lengths(found)
-    lengths[0, "salsa-kl_0.05", "in_distribution", "in_distribution-1"] += 90  # two replicates' mean: 45 longer
+    lengths[0, 0, "salsa-kl_0.05", "in_distribution", "in_distribution-1"] += 90  # two replicates' mean: 45 longer
     row = win_rates.length_controlled(found, "gold", "in_distribution", "salsa-kl_0.05", "sft0", lengths)
     scores = [float(i % 3 > 0) for i in range(12)]
     differences = [45.0 * (i == 1) for i in range(12)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 
@@ -46,14 +47,16 @@ class Tree:
     """A results tree of finished fake runs, and the study's settings and parents over it.
 
     `only` names the kl_coefs of an arm that is not run at all of them; the arms of `planes` span a plane in the first
-    replicate at the first kl_coef; in a tournament each arm is judged against every arm before it.
+    replicate at the first kl_coef; in a tournament each arm is judged against every arm before it. Each policy is
+    trained with `seeds` seeds, and answers each prompt `samples` times.
     """
 
     def __init__(self, root, replicates=(0, 1), arms=ARMS, kl_coefs=(0.05,), gold=True, prompts=12, iterations=6,
                  benchmarks=("in_distribution", "out_of_distribution"), judges=("gold",), only=None,
-                 planes=("salsa",), tournament=False):  # fmt: skip
+                 planes=("salsa",), tournament=False, seeds=1, samples=1):  # fmt: skip
         self.root, self.gold, self.prompts, self.iterations = root / "results", gold, prompts, iterations
         self.only, self.planes, self.tournament = only or {}, planes, tournament
+        self.seeds, self.samples = seeds, samples
         self.benchmarks, self.judges, self.arms = benchmarks, judges if gold else (), arms
         self.figures = {}  # name -> the figure that was not rendered
         self.policies, self.parents = [], {"prepare": self.run("prepare", "p", {}, {"gold/gold.json": "{}"})}
@@ -70,6 +73,7 @@ class Tree:
         values["model"] |= {"name": "tiny", "source": "pretrain"}
         values["data"] |= {"name": "stories", "task": {"kind": "stories"}, "corpus": {"kind": "stories"}}
         values["report"] |= {"bootstrap": 200, "samples": 2}
+        values["ppo"]["seeds"], values["evaluate"]["samples"] = seeds, samples
         for name in ("execution", "results", "companions", "objective"):
             del values[name]
         self.settings = config.StudySettings(config=values, policies=self.policies)
@@ -92,11 +96,16 @@ class Tree:
         reward = self.run("reward_model", label, models, {"evaluation.json": json.dumps(held_out)})
         landscape = self.run("landscape", label, models | {"reward_model": reward}, self.landscape(replicate))
         self.parents |= {f"reward_model/r{replicate}": reward, f"landscape/r{replicate}": landscape}
-        plain, judged = {}, {}
+        parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
+        for seed in range(self.seeds):
+            self.training(replicate, seed, parents, landscape, kl_coefs, spans_plane and seed == 0)
+
+    def training(self, replicate, seed, parents, landscape, kl_coefs, spans_plane):
+        plain, judged, self.seed = {}, {}, seed
+        label = f"r{replicate}" + f"-t{seed}" * bool(seed)
         for arm, alpha in self.arms.items():
             for kl_coef in self.only.get(arm, kl_coefs):
                 index, name = len(self.policies), f"{arm}-kl_{kl_coef}"
-                parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
                 ppo = self.run("ppo", f"{label}-{name}", parents, self.ppo(replicate, arm, kl_coef))
                 respond = self.run("respond", f"{label}-{name}", parents | {"policy": ppo},
                                    self.respond(replicate, arm, kl_coef))  # fmt: skip
@@ -116,16 +125,16 @@ class Tree:
                         "judge", f"{label}-{name}-{judge}", {"candidate": respond, "baseline/sft0": landscape}, verdicts
                     )
                 self.policies.append(
-                    {"arm": arm, "alpha": alpha, "kl_coef": kl_coef, "replicate": replicate, "name": name,
+                    {"arm": arm, "alpha": alpha, "kl_coef": kl_coef, "replicate": replicate, "seed": seed, "name": name,
                      "index": index, "baselines": baselines}
                 )  # fmt: skip
 
     def rows(self, model, reward, gold, text):
         return [
-            {"benchmark": benchmark, "prompt_id": f"{benchmark}-{i}", "category": "", "model": model,
-             "prompt": ["write"], "responses": [text], "tokens": [20 + i], "finish_reasons": ["stop"],
-             "reward": reward + i, "gold": gold + i if self.gold else None}
-            for benchmark in self.benchmarks for i in range(self.prompts)
+            {"benchmark": benchmark, "prompt_id": f"{benchmark}-{i}", "sample": j, "category": "", "model": model,
+             "prompt": ["write"], "responses": [text], "tokens": [20 + i + 2 * j], "finish_reasons": ["stop"],
+             "reward": reward + i + 0.5 * j, "gold": gold + i + 0.25 * j if self.gold else None}
+            for benchmark in self.benchmarks for i in range(self.prompts) for j in range(self.samples)
         ]  # fmt: skip
 
     def number(self, value):
@@ -160,8 +169,8 @@ class Tree:
 
     def final(self, replicate, arm, kl_coef):
         place = list(self.arms).index(arm)
-        gain = 1 + 0.2 * place + 0.1 * replicate + 0.05 * place * replicate
-        return gain, (3 + 2 * place) * 0.05 / kl_coef
+        gain = 1 + 0.2 * place + 0.1 * replicate + 0.05 * place * replicate + 0.03 * self.seed * (1 + place)
+        return gain, (3 + 2 * place) * 0.05 / kl_coef + 0.5 * self.seed
 
     def ppo(self, replicate, arm, kl_coef):
         gain, kl = self.final(replicate, arm, kl_coef)
@@ -208,16 +217,19 @@ class Tree:
         return "\n".join(rows) + "\n"
 
     def verdicts(self, replicate, arm, name, opponents, judge):
-        """Against sft0: every third prompt is lost, the others won; else all ties, but for salsa's first."""
-        rows = []
-        for baseline in opponents.values():
-            for benchmark in self.benchmarks:
-                for i in range(self.prompts):
-                    won = "model_a" if i % 3 else "model_b"
-                    tied = "model_a" if (arm, i) == ("salsa", 0) else "tie"
-                    rows += [{"prompt_id": f"{benchmark}-{i}", "benchmark": benchmark, "model_a": name,
-                              "model_b": baseline, "order": order, "winner": won if baseline == "sft0" else tied,
-                              "judge": judge, "replicate": replicate} for order in (0, 1)]  # fmt: skip
+        """Against sft0: every third prompt is lost, the others won; else all ties, but for salsa's first.
+
+        With another seed or sample, the prompts that are lost and won are others.
+        """
+        rows, places = [], itertools.product(self.benchmarks, range(self.prompts), range(self.samples))
+        for baseline, (benchmark, i, j) in itertools.product(opponents.values(), list(places)):
+            place = i + 2 * j + 4 * self.seed
+            won = "model_a" if place % 3 else "model_b"
+            tied = "model_a" if (arm, place) == ("salsa", 0) else "tie"
+            line = {"prompt_id": f"{benchmark}-{i}", "benchmark": benchmark, "model_a": name, "model_b": baseline,
+                    "winner": won if baseline == "sft0" else tied, "judge": judge, "replicate": replicate}  # fmt: skip
+            line |= ({"seed": self.seed} if self.seed else {}) | ({"sample": j} if self.samples > 1 else {})
+            rows += [line | {"order": order} for order in (0, 1)]
         return rows
 
     def build(self, monkeypatch, drawn=False):

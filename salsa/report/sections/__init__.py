@@ -132,8 +132,14 @@ def sections_of(study):
 
 
 def tables_of(study):
-    """name -> data frame of every section's table; a column `collapsed` where rows show collapsed policies."""
-    return marked(study, {name: section.table(study) for name, section in sections_of(study).items() if section.table})
+    """name -> data frame of every section's table; a column `collapsed` where rows show collapsed policies.
+
+    A column `seed` stands there where policies are trained with several.
+    """
+    tables = {name: section.table(study) for name, section in sections_of(study).items() if section.table}
+    if len(selection.seeds(study)) == 1:
+        tables = {name: frame.drop(columns="seed", errors="ignore") for name, frame in tables.items()}
+    return marked(study, tables)
 
 
 def marked(study, tables):
@@ -159,6 +165,6 @@ def _marks(study, sides, row, mark):
     for arm, kl_coef in sides:
         arm = selection.arm_of(study, arm) if arm else None
         if arm is not None and not (kl_coef is not None and kl_coef != kl_coef):
-            text = mark(arm, kl_coef, row.get("replicate"))
+            text = mark(arm, kl_coef, row.get("replicate"), row.get("seed"))
             if text:
                 yield arm + text

@@ -21,11 +21,13 @@ def table(study):
     """
     policies = [policy for policy in study.ordered if policy.samples]
     rows = [
-        {"arm": policy.arm, "kl_coef": policy.kl_coef, "n": n, "kl_bound": best_of.bound(n)} | _means(policy.samples, n)
+        {"arm": policy.arm, "kl_coef": policy.kl_coef, "replicate": policy.replicate, "n": n}
+        | {"kl_bound": best_of.bound(n)}
+        | _means(policy.samples, n)
         for policy in policies
         for n in best_of.FRONTIER
     ]
-    frame = pd.DataFrame(rows, columns=["arm", "kl_coef", "n", "kl_bound", *MEASURES])
+    frame = pd.DataFrame(rows, columns=["arm", "kl_coef", "replicate", "n", "kl_bound", *MEASURES])
     frame = frame.sort_values("n", kind="stable").sort_values(
         "arm", key=lambda arms: arms.map(study.arms.index), kind="stable"
     )

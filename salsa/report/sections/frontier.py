@@ -5,17 +5,18 @@ import math
 import numpy as np
 import pandas as pd
 
-from salsa.report import style, words
+from salsa.report import selection, style, words
 from salsa.report.frames import identity
 from salsa.report.sections import Section
 
-KEY = ["name", "replicate"]  # of a policy, in every frame
+KEY = ["name", "replicate", "seed"]  # of a policy, in every frame
 COLUMNS = [
     "model",
     "data",
     "arm",
     "kl_coef",
     "replicate",
+    "seed",
     "iteration",
     "kl_to_reference",
     "kl_to_sft0",
@@ -24,6 +25,7 @@ COLUMNS = [
     "response_length",
     "eos_rate",
 ]
+KLS = {"kl_to_sft0": style.KL_SFT0, "kl_to_reference": style.KL_OWN}
 REWARDS = {"gold_reward": style.GOLD, "reward": style.PROXY}
 BACKGROUND = style.NEUTRAL._replace(colour=style.PALE)  # the look of the other arms in the panel of one
 
@@ -33,14 +35,14 @@ def table(study):
     policies, rows = study.frames.policies.set_index(KEY), study.frames.trajectories
     rows = rows.join(policies["iteration"].rename("last"), on=KEY)
     training = dict(list(rows[rows["kept"] & (rows["iteration"] < rows["last"])].groupby(KEY)))
-    keys = [(policy.name, policy.replicate) for policy in study.policies]
+    keys = [(policy.name, policy.replicate, policy.seed) for policy in study.policies]
     parts = [part for key in keys for part in (training.get(key), policies.loc[[key]].reset_index())]
     return pd.concat(parts).assign(**identity(study))[COLUMNS].reset_index(drop=True)
 
 
 def final(frame):
-    """The rows of final policies: the last iteration of each (arm, kl_coef, replicate)."""
-    keys = ["arm", "kl_coef", "replicate"]
+    """The rows of final policies: the last iteration of each (arm, kl_coef, replicate, training seed)."""
+    keys = [key for key in ("arm", "kl_coef", "replicate", "seed") if key in frame]
     return frame[frame["iteration"] == frame.groupby(keys)["iteration"].transform("max")]
 
 
@@ -51,7 +53,7 @@ def figure(study, tables):
     means of all, then one panel per arm with its replicates before the means of the others.
     """
     frame = style.measured(tables, "frontier", "kl_to_sft0")
-    last = final(frame) if len(frame) else frame
+    last = selection.seed_means(final(frame), ["arm", "kl_coef"], [*KLS, *REWARDS]) if len(frame) else frame
     rewards = {name: label for name, label in REWARDS.items() if style.known(last, name)}
     if not rewards:
         return style.not_measured("reward and KL of final policies")
@@ -76,9 +78,7 @@ def best_of_n(study, tables):
 def _of_few_arms(study, last, rewards, curve):
     figure, axes = style.panels(len(rewards), 2, sharey="row")
     for row, (reward, label) in enumerate(rewards.items()):
-        for axis, kl, kl_label in zip(
-            axes[row], ("kl_to_sft0", "kl_to_reference"), (style.KL_SFT0, style.KL_OWN), strict=True
-        ):
+        for axis, (kl, kl_label) in zip(axes[row], KLS.items(), strict=True):
             for arm, look in style.looks(study).items():
                 rows = last[last["arm"] == arm]
                 _draw_replicates(axis, study, rows, kl, reward, look)

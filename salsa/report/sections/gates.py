@@ -55,16 +55,15 @@ def table(study):
 def policy_agreement(study, replicate):
     """(share, pairs): does the reward model order two final policies' responses to a prompt as gold does?
 
-    Of a replicate with one policy: that policy's and sft0's. Pairs that either scores equally are left out; no pair:
-    nan.
+    Of several samples of a prompt, those of one number are a pair. Of a replicate with one policy: that policy's and
+    sft0's. Pairs that either scores equally are left out; no pair: nan.
     """
     rows = study.frames.responses
     rows = rows[rows["replicate"] == replicate]
     policies = rows[rows["arm"] != ""]
-    if policies["model"].nunique() == 1:
+    if len(policies[["model", "seed"]].drop_duplicates()) == 1:
         policies = pd.concat([policies, rows[rows["model"] == selection.SFT0]])
-    models = [name for name in ("model", "seed") if name in policies]
-    prompts = [name for name in ("benchmark", "prompt_id", "sample") if name in policies]
+    models, prompts = ["model", "seed"], ["benchmark", "prompt_id", "sample"]
     scores = policies.pivot(index=models, columns=prompts, values=["reward", "gold"])
     first, second = np.triu_indices(len(scores), 1)
     with np.errstate(invalid="ignore"):  # of two infinite scores

@@ -31,7 +31,8 @@ JUDGES = [
     "cannot_measure",
 ]
 PAIRS = ["judge", "other_judge", "benchmark", "comparisons", "agreement", "kappa"]
-SOURCES = ["judge", "candidate", "baseline", "kl_coef", "replicate", "verdicts", "candidate_model", "baseline_model"]
+SOURCES = ["judge", "candidate", "baseline", "kl_coef", "replicate", "seed", "verdicts", "candidate_model",
+           "baseline_model"]  # fmt: skip
 
 
 def judges(study):
@@ -59,7 +60,7 @@ def judge_pairs(study):
 
 
 def sources(study):
-    """Where verdicts lie: one row per judge × pair × replicate, `verdicts` a file below the results folder.
+    """Where verdicts lie: one row per judge × pair × replicate × seed, `verdicts` a file below the results folder.
 
     `python -m salsa.evaluate.statistics FILE --candidate CANDIDATE_MODEL --baseline BASELINE_MODEL` counts them again.
     """
@@ -72,7 +73,8 @@ def sources(study):
             if first == policy.name and folder:
                 file = f"{folder.parent.name}/{folder.name}/verdicts.jsonl"
                 baseline = arms.get(second, second)
-                rows.append((judge, policy.arm, baseline, policy.kl_coef, policy.replicate, file, first, second))
+                trained = policy.kl_coef, policy.replicate, policy.seed
+                rows.append((judge, policy.arm, baseline, *trained, file, first, second))
     return pd.DataFrame(rows, columns=SOURCES)
 
 

@@ -10,19 +10,19 @@ from salsa.report.sections import Section
 def table(study):
     """One row per arm × kl_coef: lengths and ends of responses by sft0's, and gold's loss from its peak.
 
-    Mean and t interval over replicates; `stable` counts replicates in which every known number is within the
-    configuration's `stability`, `collapsed` those whose policy has collapsed (`selection.collapse`).
+    Mean and t interval over replicates; `stable` counts the `policies` of which every known number is within the
+    configuration's `stability`, `collapsed` those that have collapsed (`selection.collapse`).
     """
     policies, by, measures = study.frames.policies, ["arm", "kl_coef"], STABILITY.values()
     holds = policies.assign(stable=[x is not False for x in policies["stable"]], collapsed=policies["collapse"] != "")
-    counts = holds.groupby(by, sort=False)[["stable", "collapsed"]].sum().reset_index(drop=True)
-    frame = pd.concat([over_replicates(policies, by, measures), counts], axis=1)
-    return frame[[*by, "replicates", "stable", *bounded(*measures), "collapsed"]]
+    counts = holds.assign(policies=1).groupby(by, sort=False)[["policies", "stable", "collapsed"]].sum()
+    frame = pd.concat([over_replicates(policies, by, measures), counts.reset_index(drop=True)], axis=1)
+    return frame[[*by, "replicates", "policies", "stable", *bounded(*measures), "collapsed"]]
 
 
 def caption(study, tables):
     frame, limits = tables["stability"], study.config.stability
-    collapsed, total = int(frame["collapsed"].sum()), frame["replicates"].sum()
+    collapsed, total = int(frame["collapsed"].sum()), frame["policies"].sum()
     return (
         f"{frame['stable'].sum()} of {total} policies are stable: of their development responses "
         f"at least {limits.lowest_end_rate:g} of sft0's share end, they are at least "

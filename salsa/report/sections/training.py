@@ -1,5 +1,6 @@
 """What happened over training: curves of every measure, and lengths and ends."""
 
+import functools
 import math
 
 import numpy as np
@@ -65,6 +66,7 @@ def _draw_curves(axis, study, kl_coefs, name):
     rows, shaded = study.frames.trajectories, banded(study, kl_coefs)
     for arm, kl_coef in study.groups(kl_coefs) if name in rows else ():
         curves = rows[(rows["arm"] == arm) & (rows["kl_coef"] == kl_coef)]
+        curves = selection.seed_means(curves, ["iteration"], [name])
         curves = curves.pivot(index="iteration", columns="replicate", values=name).dropna()
         if curves.empty:
             continue
@@ -120,7 +122,8 @@ def _draw_finals(axis, study, tables, name):
     start = style.measured(tables, "rewards", name)
     for level in start[start["arm"] == "sft0"][name] if len(start) else ():
         axis.axhline(level, color="black", linewidth=1)
-    policies, count = study.frames.policies.dropna(subset=name), len(study.arms)
+    policies = selection.seed_means(study.frames.policies, ["arm", "kl_coef"], [name]).dropna(subset=name)
+    count = len(study.arms)
     markersize = 4.5 if count <= style.FEW else 3
     for slot, (arm, look) in enumerate(style.looks(study).items()):
         rows = policies[policies["arm"] == arm]
@@ -143,7 +146,8 @@ def _draw_benchmark_lengths(axis, study):
         axis.plot([place - width / 2 - 0.04, place + width / 2 + 0.04], [sft0, sft0], color="black", linewidth=1)
         for slot, ((arm, kl_coef), policies) in enumerate(groups.items()):
             x = place + ((slot + 0.5) / len(groups) - 0.5) * width
-            lengths = [_mean_tokens(policy.responses, benchmark) for policy in policies]
+            tokens = functools.partial(_policy_tokens, benchmark)
+            lengths = list(selection.over_seeds(policies, tokens).values())
             look, size = style.looks(study)[arm], style.sizes(study.kl_coefs)[kl_coef]
             axis.scatter([x] * len(lengths), lengths, s=12 * size**2, color=look.colour, marker=look.marker,
                          alpha=0.4, linewidths=0)  # fmt: skip
@@ -155,6 +159,10 @@ def _draw_benchmark_lengths(axis, study):
     axis.set_ylim(bottom=0)
     axis.grid(axis="x", visible=False)
     axis.set_xlim(-0.6, len(study.benchmarks) - 0.4)
+
+
+def _policy_tokens(benchmark, policy):
+    return _mean_tokens(policy.responses, benchmark)
 
 
 def _mean_tokens(rows, benchmark):

@@ -60,18 +60,28 @@ def table(study):
 
 
 def response_lengths(study):
-    """(replicate, model's name in verdicts, benchmark, prompt's id) -> tokens of its answers, all turns."""
-    return study.frames.responses.set_index(["replicate", "model", "benchmark", "prompt_id"])["tokens"].to_dict()
+    """(replicate, training seed, model's name in verdicts, benchmark, prompt's id) -> tokens of its answer, all turns.
+
+    Of several answers to a prompt the mean.
+    """
+    keys = ["replicate", "seed", "model", "benchmark", "prompt_id"]
+    return study.frames.responses.groupby(keys, sort=False)["tokens"].mean().to_dict()
 
 
 def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
     """The length-controlled win rate of a pair and its bounds, as columns; a prompt's numbers are replicates' means."""
-    pairs = defaultdict(list)
-    for replicate, scores in study.scores(judge, benchmark, candidate, baseline).items():
+    pairs = defaultdict(lambda: defaultdict(list))  # prompt -> replicate -> (score, difference) of each training seed
+    for (replicate, seed), scores in study.training_scores(judge, benchmark, candidate, baseline).items():
         for prompt, score in scores.items():
-            tokens, others = (lengths[replicate, model, benchmark, prompt] for model in (candidate, baseline))
-            pairs[prompt].append((score, tokens - others))
-    scores, differences = np.array([np.mean(values, axis=0) for values in pairs.values()]).reshape(-1, 2).T
+            tokens, others = (
+                selection.response_of(lengths, replicate, seed, model, benchmark, prompt)
+                for model in (candidate, baseline)
+            )
+            pairs[prompt][replicate].append((score, tokens - others))
+    means = [
+        np.mean([np.mean(values, axis=0) for values in replicates.values()], axis=0) for replicates in pairs.values()
+    ]
+    scores, differences = np.array(means).reshape(-1, 2).T
     report = study.config.report
     few = min(report.bootstrap, statistics.FEWEST_RESAMPLES)
     resamples = max(few, report.bootstrap // 4)  # each is a fit
