@@ -1,4 +1,4 @@
-"""Several training seeds a replicate, and several responses a prompt, in the plan: which runs, of what, and named how."""
+"""Several training seeds a replicate, and several responses a prompt, in the plan: which runs, and named how."""
 
 import re
 
