@@ -241,13 +241,17 @@ def interval(terms, level=0.95):
     times its degrees of freedom over a chi-square of as many, and the bounds are quantiles of the sum. Satterthwaite's
     own interval is for sums without subtraction, which most components are not.
     """
-    generator = np.random.default_rng(0)
     total = np.zeros(DRAWS)
-    for factor, square in terms:
-        freedom = square.degrees_of_freedom
-        total += factor * square.value * freedom / generator.chisquare(freedom, DRAWS)
+    for place, (factor, square) in enumerate(terms):
+        total += factor * square.value * _chi_square_ratios(square.degrees_of_freedom, place)
     low, high = np.quantile(total, [(1 - level) / 2, (1 + level) / 2])
     return max(float(low), 0.0), max(float(high), 0.0)
+
+
+@functools.lru_cache(maxsize=256)
+def _chi_square_ratios(freedom, seed):
+    """Draws of degrees of freedom over a chi-square of as many, independent for each seed."""
+    return freedom / np.random.default_rng([seed, freedom]).chisquare(freedom, DRAWS)
 
 
 def parts(variances, design):
@@ -317,6 +321,24 @@ class Cost:
         a_seed = self.seed + self.response * answers
         return design.replicates * (self.replicate + self.before * answers + design.seeds * a_seed)
 
+    def fixed(self, answers):
+        """The `Cost` where every policy gives so many answers in any case."""
+        return Cost(self.replicate + self.before * answers, self.seed + self.response * answers, 0.0, 0.0)
+
+
+MOST = {"replicates": 200, "seeds": 8, "responses": 8}  # that `best` considers
+MOST_PROMPTS = 2000  # of a benchmark
+
+
+def choices(design, benchmarks):
+    """factor -> (least, most) that `best` may choose, where so many benchmarks were measured with this `Design`.
+
+    A factor of which the table has one stays one: what more of it would buy is not known.
+    """
+    most = MOST | {"prompts": MOST_PROMPTS * benchmarks}
+    ranges = {name: (1, max(most[name], number)) for name in FACTORS if (number := getattr(design, name)) > 1}
+    return dict.fromkeys(FACTORS, (1, 1)) | ranges | {"replicates": (2, most["replicates"])}
+
 
 def best(variances, cost, budget, ranges, level=0.95):
     """The `Design` of the least `half_width` (of new prompts) within a budget of core-minutes; None: nothing fits.
@@ -347,17 +369,23 @@ def _affordable(cost, budget, ranges):
             yield Design(replicates, seeds, prompts, responses)
 
 
-def gains(variances, cost, design, ranges, level=0.95):
-    """factor -> by how much an hour of a core would narrow the half-width, spent on more of this factor alone.
+def an_hour_more(variances, cost, design, ranges, level=0.95):
+    """factor -> (`Design` with as much more of this factor alone as an hour of a core buys, its `gain`).
 
-    It is the gain of the next step (one replicate, seed, prompt or response more) by its hours. Factors that are at
-    their most are left out.
+    It is one step at least, though a step may take more than an hour. A factor that is at its most is left out.
     """
-    now = half_width(variances, design, level, new_prompts=True)
-    gained = {}
+    further = {}
     for factor in FACTORS:
-        more = replace(design, **{factor: getattr(design, factor) + 1})
-        if getattr(more, factor) <= ranges[factor][1]:
-            hours = (cost.of(more) - cost.of(design)) / 60
-            gained[factor] = (now - half_width(variances, more, level, new_prompts=True)) / hours
-    return gained
+        now, most = getattr(design, factor), ranges[factor][1]
+        if now < most:
+            step = cost.of(replace(design, **{factor: now + 1})) - cost.of(design)
+            steps = math.floor(60 / step) if step * (most - now) > 60 else most - now
+            more = replace(design, **{factor: now + max(steps, 1)})
+            further[factor] = more, gain(variances, cost, design, more, level)
+    return further
+
+
+def gain(variances, cost, design, more, level=0.95):
+    """By how much a larger design narrows the half-width (of new prompts): of one that takes longer, an hour's part."""
+    widths = [half_width(variances, each, level, new_prompts=True) for each in (design, more)]
+    return (widths[0] - widths[1]) / max(1.0, (cost.of(more) - cost.of(design)) / 60)

@@ -1,5 +1,6 @@
 """Variance components and what follows from them, beside naive loops, simulated tables and a search of every design."""
 
+import dataclasses
 import itertools
 import math
 
@@ -224,16 +225,41 @@ def test_seeds_pay_where_the_training_seed_is_the_noise_and_a_replicate_is_dear(
     true, dear = {"replicate": 0.001, "seed": 1.0}, Cost(replicate=50.0, seed=1.0, before=0.0, response=0.0)
     best = variance.best(true, dear, 400, ANY)
     assert best.seeds == 3
-    gains = variance.gains(true, dear, Design(5, 1, 10, 1), ANY)
+    gains = {name: gain for name, (_, gain) in variance.an_hour_more(true, dear, Design(5, 1, 10, 1), ANY).items()}
     assert max(gains, key=gains.get) == "seeds"
 
 
-def test_gains_are_those_of_one_step_more_by_its_hours():
-    design = Design(5, 3, 10, 2)
-    gains = variance.gains(TRUE, COST, design, ANY)
-    assert set(gains) == {"replicates", "prompts", "responses"}  # seeds are at their most
-    more = Design(6, 3, 10, 2)
-    hours = (COST.of(more) - COST.of(design)) / 60
-    widths = [variance.half_width(TRUE, d, new_prompts=True) for d in (design, more)]
-    assert gains["replicates"] == pytest.approx((widths[0] - widths[1]) / hours)
-    assert all(gain > 0 for gain in gains.values())
+def test_an_hour_more_buys_whole_steps_of_one_factor():
+    design, cost = Design(5, 3, 10, 2), Cost(replicate=3.0, seed=2.0, before=0.001, response=0.01)
+    further = variance.an_hour_more(TRUE, cost, design, ANY | {"replicates": (2, 200), "prompts": (1, 10_000)})
+    assert set(further) == {"replicates", "prompts", "responses"}  # seeds are at their most
+    for factor, (more, gain) in further.items():
+        hours = (cost.of(more) - cost.of(design)) / 60
+        bigger = dataclasses.replace(more, **{factor: getattr(more, factor) + 1})
+        assert hours <= 1 < (cost.of(bigger) - cost.of(design)) / 60 or getattr(more, factor) == ANY[factor][1]
+        widths = [variance.half_width(TRUE, d, new_prompts=True) for d in (design, more)]
+        assert gain == pytest.approx(widths[0] - widths[1])
+        assert gain > 0
+
+
+def test_a_step_that_takes_more_than_an_hour_is_one_step():
+    design, dear = Design(5, 1, 10, 1), Cost(replicate=90.0, seed=50.0, before=0.0, response=0.0)
+    further = variance.an_hour_more(TRUE, dear, design, ANY)
+    assert further["replicates"][0] == dataclasses.replace(design, replicates=6)
+    assert further["seeds"][0] == dataclasses.replace(design, seeds=2)
+    assert further["prompts"][0] == dataclasses.replace(design, prompts=40)  # they cost nothing here
+    widths = [variance.half_width(TRUE, d, new_prompts=True) for d in (design, further["seeds"][0])]
+    assert further["seeds"][1] == pytest.approx((widths[0] - widths[1]) / (5 * 50 / 60))
+
+
+def test_choices_leave_alone_what_the_table_has_one_of():
+    assert variance.choices(Design(4, 1, 300, 2), benchmarks=3) == {
+        "replicates": (2, 200),
+        "seeds": (1, 1),
+        "prompts": (1, 6000),
+        "responses": (1, 8),
+    }
+
+
+def test_a_cost_of_fixed_answers_is_that_of_so_many():
+    assert COST.fixed(200).of(Design(4, 2, 7, 3)) == pytest.approx(COST.of(Design(4, 2, 100, 2)))

@@ -22,6 +22,7 @@ HEADINGS = (  # in the report's order; a heading of another section's own stands
     "Preferences",
     "Rewards and KL",
     "Training and stability",
+    "Where the noise is",
     "The space of weights",
     "Judges",
 )

@@ -1,0 +1,107 @@
+"""What a further hour of computing would buy: replicates, training seeds, prompts or responses."""
+
+import math
+from dataclasses import asdict
+
+import pandas as pd
+
+from salsa.evaluate import variance
+from salsa.report import noise
+from salsa.report.sections import Section
+from salsa.report.sections.variance import ARMS, MEASURES, primary
+from salsa.report.selection import number
+
+AS_RUN, BEST = "as it was run", "the best for as much"
+HOUR = "an hour more of "
+UNITS = {"replicates": "replicate", "seeds": "training seed", "prompts": "prompt", "responses": "response"}
+MEASURED_IN_ANSWERS = ("gold_reward", "reward", "win_rate")  # to benchmarks, of which there can be more
+COSTS = {"replicate": "replicate_minutes", "seed": "seed_minutes", "before": "before_minutes",
+         "response": "response_minutes"}  # fmt: skip
+COLUMNS = ["measure", "benchmark", "design", *variance.FACTORS, "core_minutes", "half_width", "half_width_new_prompts",
+           "narrower_by_an_hour", "answers", *COSTS.values(), *ARMS]  # fmt: skip
+
+
+def table(study):
+    """Of the first pair of arms, for each outcome: the design as it was run, the best for as much, an hour more."""
+    pair, rows = next(iter(noise.pairs(study)), None), []
+    paid = noise.cost(study, pair) if pair else None
+    for outcome in noise.outcomes(study, pair) if paid else ():
+        row = {"measure": outcome.measure, "benchmark": outcome.benchmark, "answers": paid[1]}
+        row |= {COSTS[name]: value for name, value in asdict(paid[0]).items()}
+        row |= {name: getattr(pair, name) for name in ARMS}
+        rows += [row | more for more in _rows(outcome, *paid)]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame[primary(frame)]
+
+
+def _rows(outcome, cost, answers):
+    design = variance.design_of(outcome.tables)
+    variances = {name: component.variance for name, component in variance.components(outcome.tables).items()}
+    if design.replicates > 1:
+        ranges = variance.choices(design, len(outcome.tables))
+        if outcome.measure not in MEASURED_IN_ANSWERS:
+            cost, ranges = cost.fixed(answers), ranges | unchanged(design)
+        yield from designs(variances, cost, design, ranges)
+
+
+def unchanged(design):
+    """The choices of an outcome that answers to benchmarks say nothing of: its prompts and responses stay."""
+    return {name: (getattr(design, name),) * 2 for name in ("prompts", "responses")}
+
+
+def designs(variances, cost, design, ranges, budget=None):
+    """Yield rows: the design as it was run, the best for as much (or for a budget), and an hour more of each factor."""
+    best = variance.best(variances, cost, cost.of(design) if budget is None else budget, ranges)
+    further = variance.an_hour_more(variances, cost, design, ranges)
+    named = {AS_RUN: (design, math.nan)} | ({BEST: (best, math.nan)} if best else {})
+    named |= {HOUR + UNITS[factor] + "s": more for factor, more in further.items()}
+    for name, (each, gain) in named.items():
+        yield asdict(each) | {
+            "design": name,
+            "core_minutes": cost.of(each),
+            "half_width": variance.half_width(variances, each),
+            "half_width_new_prompts": variance.half_width(variances, each, new_prompts=True),
+            "narrower_by_an_hour": gain,
+        }
+
+
+def caption(study, tables):
+    frame = tables["allocation"]
+    if frame.empty:
+        return "What a further hour would buy is not known: it takes two replicates of two arms that a claim compares."
+    rows = frame[frame["measure"] == frame["measure"].iloc[0]].set_index("design")
+    run, best = rows.loc[AS_RUN], rows.loc[BEST]
+    spent = f"{number(run['core_minutes'])} core-minutes, which {run['candidate']} and {run['baseline']} took"
+    change = f"±{number(best['half_width'])} instead of ±{number(run['half_width'])}"
+    better = f"{in_words(best)} would give a narrower interval ({change})"
+    if best["half_width_new_prompts"] >= run["half_width_new_prompts"]:
+        better = "no other numbers would give a narrower interval"
+    return (
+        f"For {MEASURES[run['measure']]}, the next hour of a core buys most as {buys_most(rows)}; for the {spent}, "
+        f"{better}. Half-widths are those that 95 % t intervals over replicates are expected to have, and designs are "
+        "compared by those for new prompts. A number of seeds or responses of which the study has one is not varied."
+    )
+
+
+def buys_most(rows):
+    """What an hour may be spent on, by how much it narrows the interval, the largest first."""
+    gains = rows["narrower_by_an_hour"].dropna().sort_values(ascending=False, kind="stable")
+    return ", then as ".join(f"{name.removeprefix(HOUR)} (narrower by {number(gain)})" for name, gain in gains.items())
+
+
+def in_words(design):
+    """ "12 replicates of 1 training seed, 600 prompts and 1 response"."""
+    counts = {name: int(design[name]) for name in variance.FACTORS}
+    words = {name: f"{count} {UNITS[name]}" + "s" * (count != 1) for name, count in counts.items()}
+    return f"{words['replicates']} of {words['seeds']}, {words['prompts']} and {words['responses']} to each"
+
+
+SECTION = Section(
+    name="allocation",
+    heading="Where the noise is",
+    place=2,
+    table=table,
+    left_out=("benchmark", "answers", *COSTS.values(), *ARMS),
+    caption=caption,
+    sides=None,
+)
