@@ -74,6 +74,8 @@ def _parser():
     plan.add_argument("--tflops", type=_positive, help="throughput of a run in 10¹² operations a second: shows hours")
     plan.add_argument("--gpu-memory", type=_positive, metavar="GIB", help="of a GPU: warn of runs that can't fit")
     plan.add_argument("--memory", type=_positive, metavar="GIB", help="of the machine: warn of runs that can't fit")
+    plan.add_argument("--pilot", metavar="STUDY", help="folder of a small study of the arms: which replicates it takes")
+    plan.add_argument("--budget", type=_positive, metavar="CORE-MINUTES", help="with --pilot: of the best design")
     plan.set_defaults(function=plan_command)
     run = "run a configuration or, with Hydra's -m, a sweep (Snakemake, all cores); after --: Snakemake's options"
     commands.add_parser("run", help=run, add_help=False)
@@ -106,11 +108,14 @@ def plan_command(arguments, _):
     from salsa.workflow import compose, estimate, plan, studies
 
     jobs.check_sections()
-    result = plan.plan(compose.compose(arguments.overrides))
+    studies = compose.compose(arguments.overrides)
+    result = plan.plan(studies)
+    forecasts = _forecasts(arguments, studies)
     survey = estimate.survey(result, lambda path: jobs.finished(result, path), arguments.tflops)
     warnings = survey.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
         described = runs.read_json(result.save()) | {"estimate": survey.as_dict(), "warnings": warnings}
+        described |= {"pilot": [forecast.as_dict() for forecast in forecasts]} if forecasts else {}
         print(json.dumps(described, indent=2))  # in ASCII: a title may hold what a terminal obeys
         return 0
     for study in result.studies:
@@ -121,7 +126,20 @@ def plan_command(arguments, _):
     Console().print(survey.table())
     for line in [*survey.lines(), *warnings]:
         print(printable(line))
+    for forecast in forecasts:
+        Console().print(forecast.table())
+        for line in forecast.lines:
+            print(printable(line))
     return 0
+
+
+def _forecasts(arguments, studies):
+    """What the pilot says of each of the studies; nothing where none is given."""
+    from salsa.workflow import pilot
+
+    if arguments.budget and not arguments.pilot:
+        raise UserError("--budget: is what the best design may cost by a pilot; give --pilot with a study's folder")
+    return [pilot.forecast(arguments.pilot, study, arguments.budget) for study in studies if arguments.pilot]
 
 
 def run_command(arguments, extra):

@@ -32,6 +32,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.estimate",
         "workflow.jobs",
         "workflow.objectives",
+        "workflow.pilot",
         "workflow.studies",
     ),
     ("workflow.json_schema", "workflow.multirun", "__main__"),

@@ -9,6 +9,7 @@ each, and one for their mean. Nothing is estimated here.
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from salsa.evaluate.variance import Cost
@@ -137,9 +138,11 @@ def balanced(parts):
     Args:
         parts: values of each benchmark, as `_wide`.
 
-    A policy that has no number on most prompts of a benchmark is left out, and with it its replicate, or its seed in
-    all replicates; of what remains, a prompt without one of its numbers is. No array: nothing remains.
+    A number is a finite one. A policy that has none on most prompts of a benchmark is left out, and with it its
+    replicate, or its seed in all replicates; of what remains, a prompt without one of its numbers is. No array: nothing
+    remains.
     """
+    parts = [part.where(np.isfinite(part)) for part in parts]
     columns = [{cell for cell in part if part[cell].notna().mean() > 0.5} for part in parts]
     cells = set.intersection(*columns)
     by_replicate = {}

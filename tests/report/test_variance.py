@@ -161,7 +161,7 @@ def test_a_study_says_where_its_noise_is(built):
 def test_a_study_says_what_an_hour_would_buy(built):
     table = formats.read_csv(built[1] / "tables" / "allocation.csv")
     rows = table[table["measure"] == "reward"].set_index("design")
-    run = rows.loc["as it was run"]
+    run = rows.loc["as it is"]
     assert run[["replicates", "seeds", "prompts", "responses"]].tolist() == [2, 1, 24, 1]
     expected = variance.half_width({"replicate": 0.00125}, variance.Design(2, 1, 24, 1))
     assert run["half_width"] == pytest.approx(expected)

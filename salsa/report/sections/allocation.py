@@ -11,7 +11,7 @@ from salsa.report.sections import Section
 from salsa.report.sections.variance import ARMS, MEASURES, primary
 from salsa.report.selection import number
 
-AS_RUN, BEST = "as it was run", "the best for as much"
+AS_RUN, BEST = "as it is", "the best for as much"
 HOUR = "an hour more of "
 UNITS = {"replicates": "replicate", "seeds": "training seed", "prompts": "prompt", "responses": "response"}
 MEASURED_IN_ANSWERS = ("gold_reward", "reward", "win_rate")  # to benchmarks, of which there can be more
@@ -69,17 +69,27 @@ def caption(study, tables):
     frame = tables["allocation"]
     if frame.empty:
         return "What a further hour would buy is not known: it takes two replicates of two arms that a claim compares."
-    rows = frame[frame["measure"] == frame["measure"].iloc[0]].set_index("design")
-    run, best = rows.loc[AS_RUN], rows.loc[BEST]
-    spent = f"{number(run['core_minutes'])} core-minutes, which {run['candidate']} and {run['baseline']} took"
-    change = f"±{number(best['half_width'])} instead of ±{number(run['half_width'])}"
-    better = f"{in_words(best)} would give a narrower interval ({change})"
-    if best["half_width_new_prompts"] >= run["half_width_new_prompts"]:
-        better = "no other numbers would give a narrower interval"
+    rows = frame[frame["measure"] == frame["measure"].iloc[0]]
     return (
-        f"For {MEASURES[run['measure']]}, the next hour of a core buys most as {buys_most(rows)}; for the {spent}, "
-        f"{better}. Half-widths are those that 95 % t intervals over replicates are expected to have, and designs are "
-        "compared by those for new prompts. A number of seeds or responses of which the study has one is not varied."
+        f"{sentence(rows)} Half-widths are those that 95 % t intervals over replicates are expected to have; designs "
+        "are compared by those for new prompts. Where the study has one seed or response, their number is not varied."
+    )
+
+
+def sentence(rows):
+    """What an hour more buys of one outcome, and what is the best for as much; of the rows of `designs`."""
+    rows = rows.set_index("design")
+    run, text = rows.loc[AS_RUN], f"For {MEASURES[rows['measure'].iloc[0]]}, "
+    text += f"the next hour of a core buys most as {buys_most(rows)}; "
+    if BEST not in rows.index:
+        return text + "the budget buys no two replicates."
+    best = rows.loc[BEST]
+    change = f"±{number(best['half_width'])}, and not ±{number(run['half_width'])} as with {in_words(run)}"
+    if best["half_width_new_prompts"] >= run["half_width_new_prompts"]:
+        change = f"±{number(best['half_width'])}"
+    return text + (
+        f"for the {number(best['core_minutes'])} core-minutes of the two arms, the narrowest interval has "
+        f"{in_words(best)}: {change}."
     )
 
 
