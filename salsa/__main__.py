@@ -108,9 +108,9 @@ def plan_command(arguments, _):
     from salsa.workflow import compose, estimate, plan, studies
 
     jobs.check_sections()
-    studies = compose.compose(arguments.overrides)
-    result = plan.plan(studies)
-    forecasts = _forecasts(arguments, studies)
+    composed = compose.compose(arguments.overrides)
+    result = plan.plan(composed)
+    forecasts = _forecasts(arguments, composed)
     survey = estimate.survey(result, lambda path: jobs.finished(result, path), arguments.tflops)
     warnings = survey.warnings(arguments.gpu_memory, arguments.memory)
     if arguments.json:
@@ -133,13 +133,13 @@ def plan_command(arguments, _):
     return 0
 
 
-def _forecasts(arguments, studies):
-    """What the pilot says of each of the studies; nothing where none is given."""
+def _forecasts(arguments, composed):
+    """What the pilot says of each of the composed studies; nothing where none is given."""
     from salsa.workflow import pilot
 
     if arguments.budget and not arguments.pilot:
         raise UserError("--budget: is what the best design may cost by a pilot; give --pilot with a study's folder")
-    return [pilot.forecast(arguments.pilot, study, arguments.budget) for study in studies if arguments.pilot]
+    return [pilot.forecast(arguments.pilot, study, arguments.budget) for study in composed if arguments.pilot]
 
 
 def run_command(arguments, extra):
