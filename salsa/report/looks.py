@@ -4,6 +4,8 @@ It reads the table of claims and tests nothing itself. Left out: which runs a lo
 Snakemake does after it (workflow/rules/common.smk).
 """
 
+from salsa.evaluate.decisions import NOT_TESTED, UNDECIDED
+
 PRIMARY = "abstract"  # the origin of the claims that a study is run for
 
 
@@ -17,9 +19,9 @@ def decision(study, claims):
     name; goes_on, whether one is undecided and another look is to come.
     """
     looks, count = study.config.looks, len(study.config.replicates)
-    primary = claims[(claims["origin"] == PRIMARY) & (claims["claim_verdict"] != "not tested")]
+    primary = claims[(claims["origin"] == PRIMARY) & (claims["claim_verdict"] != NOT_TESTED)]
     verdicts = dict(zip(primary["claim"], primary["claim_verdict"], strict=True))
-    undecided = [name for name, verdict in verdicts.items() if verdict == "undecided"]
+    undecided = [name for name, verdict in verdicts.items() if verdict == UNDECIDED]
     return {
         "look": looks.index(count) + 1,
         "replicates": count,

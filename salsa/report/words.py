@@ -85,7 +85,8 @@ def facts(study):
         "model and data": f"{settings.model.name}, {settings.data.name}",
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
-        "replicates": f"{len(study.replicates)} (each: its own SFT models, reward model and {training_seeds(study)})",
+        "replicates": f"{replicates_by_arm(study)}, each with its own SFT models, reward model and {training_seeds(study)}",
+        **({"looks": look(study)} if settings.looks else {}),
         "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
@@ -145,6 +146,21 @@ def samples(study):
     """How many responses a prompt gets, after the names of benchmarks; nothing of one."""
     count = study.config.evaluate.samples
     return f" ({count} responses to each prompt)" if count > 1 else ""
+
+
+def replicates_by_arm(study):
+    """As `replicates`, with the numbers of arms run on a part of them: 48 replicates (other and noise: 16)."""
+    numbers = {}
+    for arm in study.arms:
+        numbers.setdefault(len({policy.replicate for policy in study.of(arm=arm)}), []).append(arm)
+    fewer = [f"{' and '.join(arms)}: {count}" for count, arms in numbers.items() if count < len(study.replicates)]
+    return replicates(study) + (f" ({'; '.join(fewer)})" if fewer else "")
+
+
+def look(study):
+    """Which look at its claims a study is: look 2 of 6, at 16 of up to 48 replicates."""
+    looks, count = study.config.looks, len(study.config.replicates)
+    return f"look {looks.index(count) + 1} of {len(looks)}, at {count} of up to {looks[-1]} replicates"
 
 
 def reward_model(settings):

@@ -205,6 +205,8 @@ class Application:
             raise Refused(f"salsa: {error}") from None
         with contextlib.chdir(self.directory):
             planned = [_plan(point, searching) for point in points]
+            if searching or len(points) > 1 or self.batches:
+                _check_looks(planned)
             sound = [point for point, (study, _, _) in zip(points, planned, strict=True) if study]
             code = 0
             if sound:
@@ -243,6 +245,12 @@ def _plan(point, searching):
         return planned, objectives.resolve(composed), None
     except UserError as error:
         return None if searching else planned, None, str(error)
+
+
+def _check_looks(planned):
+    """Refuse points whose studies look at their claims as they go: they would be compared at other replicates."""
+    if any(study and plan.has_looks(study.studies[0]) for study, _, _ in planned):
+        raise Refused(f"salsa: {plan.NOT_COMPARED}")
 
 
 def _outcome(planned, objective, reason, code):

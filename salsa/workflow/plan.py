@@ -23,6 +23,7 @@ LONGEST_LABEL = 200  # characters; a file name holds 255
 LONGEST_REASON = 1000  # characters, of what is wrong with a plan file
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # in paths, on command lines and in Snakemake's wildcards alike
 SWEEP = "-sweep"  # ends the label of a comparison
+NOT_COMPARED = "looks: studies that may end at other looks can't be compared; run one at a time, or give looks=[]"
 
 
 @dataclass(slots=True)
@@ -225,12 +226,17 @@ def _add_comparison(points, result):
     paths = [study["path"] for _, study in points]
     if len(set(paths)) < 2:
         return None
-    if any(len(study["looks"]) > 1 for _, study in points):
-        raise UserError("looks: studies that end at different looks can't be compared; run one point at a time")
+    if any(has_looks(study) for _, study in points):
+        raise UserError(NOT_COMPARED)
     settings = {"points": [point for point, _ in points]}
     parents = {f"study/{place}": path for place, path in enumerate(paths)}
     label = "+".join(dict.fromkeys(study["name"] for _, study in points))[: LONGEST_LABEL - len(SWEEP)] + SWEEP
     return add_run(result, "comparison", label, settings, parents, schema.dump(config.Execution()))
+
+
+def has_looks(study):
+    """Whether a study, a plan's entry, may end before its last replicate."""
+    return len(study["looks"]) > 1
 
 
 def add_run(result, stage, label, settings, parents, execution, replicate=None, after=()):

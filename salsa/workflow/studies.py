@@ -10,7 +10,7 @@ from salsa.workflow import runs, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.jobs import finished
 from salsa.workflow.messages import UserError
-from salsa.workflow.plan import LABEL
+from salsa.workflow.plan import LABEL, has_looks
 
 MAIN_TABLE = "tables/win_rates.md"
 MANIPULATION = "tables/manipulation.md"  # whose first line says how strong it is
@@ -61,7 +61,7 @@ def conclude(plan):
             continue
         folder = Path(plan.results) / path
         yield f"study {study['name']}: {link(plan, study)}"
-        if len(study["looks"]) > 1:
+        if has_looks(study):
             yield f"  {look_words(plan, path)}"
         for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
             if (folder / name).exists():

@@ -29,11 +29,18 @@ SMALL = [
 ]
 
 
-def run(results, *overrides, small=SMALL):
+def start(results, *overrides, small=SMALL):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "salsa", "run", f"results={results}", *small, *overrides]
     command += ["--", "--cores", "2", "--directory", str(results.parent)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(results, *overrides, small=SMALL):
+    process = start(results, *overrides, small=small)
+    stdout, stderr = process.communicate(timeout=900)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def rows(path):

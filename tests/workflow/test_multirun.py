@@ -141,6 +141,14 @@ def test_a_mistake_is_one_line_before_anything_runs(snakemake, capfd, overrides,
     assert len(lines) == 1 and lines[0].startswith("salsa: ") and says in lines[0]
 
 
+@pytest.mark.parametrize("sweep", [["seed=0,1"], ["hydra/sweeper=optuna", "seed=choice(0,1)"]])
+def test_studies_that_end_where_they_are_decided_are_not_swept(snakemake, capfd, sweep):
+    if "hydra/sweeper=optuna" in sweep:
+        pytest.importorskip("optuna")
+    assert main(["run", "-m", *TINY[1:], "replicates=[0,1,2]", "looks=[2,3]", *sweep, FOLDER]) == 1
+    assert not snakemake.commands and plan.NOT_COMPARED in capfd.readouterr().err
+
+
 def test_entries_added_to_typed_dictionaries_are_swept(snakemake):
     assert main(["run", "-m", *TINY, "+arms.x.kl_scale=0.5,0.25", "+arms.x.start=[1/2,1/2]", FOLDER]) == 0
     for number, scale in enumerate((0.5, 0.25)):

@@ -55,7 +55,7 @@ def read_plan():
 jobs.use_environment(workflow.basedir)
 PLAN, PLAN_FILE = read_plan()
 STAGES = stages.ALL.values()
-HAS_LOOKS = any(len(study["looks"]) > 1 for study in PLAN.studies)
+HAS_LOOKS = any(map(planning.has_looks, PLAN.studies))
 ANNOUNCED = set()  # the looks of which it was said what they found
 # Snakemake hands these arguments on to the processes that it starts for jobs.
 workflow.config_settings.config_args = [jobs.snakemake_argument("plan", str(PLAN_FILE))]

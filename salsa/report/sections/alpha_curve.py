@@ -81,7 +81,7 @@ def caption(study, tables):
     return (
         "Reward, and the soups' validation loss, from sft0 (alpha 0) to sft1 (alpha 1), before training at "
         f"{(kinds == 'sft_soup').sum()} soups and after training at {(kinds == 'policy').sum()} settings of alpha and "
-        f"kl_coef, {words.replicates(study)}; {words.band(study)}."
+        f"kl_coef, {words.replicates_by_arm(study)}; {words.band(study)}."
     )
 
 

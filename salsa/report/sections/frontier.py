@@ -156,7 +156,7 @@ def _draw_means(axis, study, frame, kl, reward, look, crosses=False, scale=1.0):
 def caption(study, tables):
     last = final(tables["frontier"])
     return (
-        f"{len(last)} final policies of {words.replicates(study)}: KL(policy ‖ sft0) from "
+        f"{len(last)} final policies of {words.replicates_by_arm(study)}: KL(policy ‖ sft0) from "
         f"{words.spread(last['kl_to_sft0'])} nats per response, gold reward {words.spread(last['gold_reward'])}, proxy "
         f"reward {words.spread(last['reward'])}; KL to the own reference is not comparable between references."
     ) + words.bounds(study)

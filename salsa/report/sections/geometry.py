@@ -61,8 +61,8 @@ def caption(study, tables):
     return (
         f"Where the policies lie in the space of weights: {words.spread(frame['from_sft0'])} from sft0, "
         f"{words.spread(frame['off_line'])} off the line to sft1, which lies {words.spread(frame['sft0_to_sft1'])} "
-        f"away, and {words.spread(frame['along_sft1'])} of the way along it; means over {words.replicates(study)}, "
-        f"{words.band(study)}."
+        f"away, and {words.spread(frame['along_sft1'])} of the way along it; means over "
+        f"{words.replicates_by_arm(study)}, {words.band(study)}."
     )
 
 

@@ -74,7 +74,7 @@ def caption(study, frame, subject, column):
     return (
         f"{subject} against the plain anchor, each at its chosen kl_coef: adjusted win rates of "
         f"{words.spread(frame[column])} by benchmark, judge {frame['judge'].iloc[0]}, beside both against sft0; "
-        f"{words.replicates(study)}, {words.band(study)}{other}; measured here, none of them the paper's."
+        f"{words.replicates_by_arm(study)}, {words.band(study)}{other}; measured here, none of them the paper's."
     ) + words.doubts(study)
 
 

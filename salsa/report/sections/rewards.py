@@ -18,8 +18,8 @@ def table(study):
 
 def caption(study, tables):
     return (
-        f"Means over {words.replicates(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 and their "
-        "soup are those before training."
+        f"Means over {words.replicates_by_arm(study)} on the evaluation prompts ({words.band(study)}); sft0, sft1 "
+        "and their soup are those before training."
     ) + words.bounds(study)
 
 

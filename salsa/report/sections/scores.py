@@ -36,7 +36,7 @@ def caption(study, tables):
     measures = ", ".join(dict.fromkeys(f"{row.measure} ({row.benchmark})" for row in frame.itertuples())) or "none"
     return (
         f"What benchmarks measure in each answer by itself: {measures}; means over prompts, over "
-        f"{words.replicates(study)} ({words.band(study)}); sft0, sft1 and their soup are those before training."
+        f"{words.replicates_by_arm(study)} ({words.band(study)}); sft0, sft1 and their soup are those before training."
     )
 
 

@@ -175,7 +175,7 @@ def curves_caption(study, tables):
     drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs and policy.arm not in without]
     return (
         f"Training of {len(drawn)} policies (kl_coef {words.listed(kl_coefs)}), sampled before each iteration's "
-        f"update: line the mean, band the range over {words.replicates(study)}; gold reward is that of the kept "
+        f"update: line the mean, band the range over {words.replicates_by_arm(study)}; gold reward is that of the kept "
         f"rollouts.{_without_curves(study)}"
     )
 

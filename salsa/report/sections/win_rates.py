@@ -187,7 +187,7 @@ def caption(study, tables):
     )
     return (
         f"Adjusted win rates (wins + ties/2) with 95 % intervals that resample {words.spread(frame['prompts'])} "
-        f"prompts over {words.replicates(study)}, conditional on these models: {text}; length-controlled: "
+        f"prompts over {words.replicates_by_arm(study)}, conditional on these models: {text}; length-controlled: "
         "at answers of one length (2404.04475); Holm's p over all rows against one baseline."
     ) + words.doubts(study)
 
