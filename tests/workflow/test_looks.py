@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from salsa.report import looks as deciding
-from salsa.workflow import compose, config, plan, runs, studies
+from salsa.workflow import compose, config, estimate, plan, runs, studies
 from salsa.workflow.messages import UserError
 
 TRAINING = {"base", "sft", "reward_model", "landscape", "ppo", "respond", "judge"}
@@ -50,6 +50,17 @@ def test_what_the_first_look_needs(looked):
     replicates = {run.replicate for run in part.runs.values()}
     assert replicates == {None, 3, 0} and [path for path in part.runs if path in study["looks"]] == study["looks"][:1]
     assert list(part.runs) == [path for path in looked.runs if path in part.runs]
+
+
+def test_a_plan_says_what_each_look_takes(looked):
+    (study,) = looked.studies
+    done = looked.needed(study["looks"][:1]).runs
+    lines = list(estimate.looks(looked, study, done.__contains__))
+    needed = [len(looked.needed([path]).runs) for path in study["looks"]]
+    assert lines[0] == f"up to the look at 2 replicates: {needed[0]} runs, 0 to run, finished"
+    assert lines[1] == f"up to the look at 3 replicates: {needed[1]} runs, {needed[1] - needed[0] + 1} to run"
+    assert all(" hours of jobs" in line for line in estimate.looks(looked, study, lambda path: False, tflops=0.01))
+    assert not list(estimate.looks(looked, study | {"looks": study["looks"][-1:]}, lambda path: False))
 
 
 def test_a_plan_file_holds_all_looks(looked, tmp_path):
