@@ -85,7 +85,7 @@ def facts(study):
         "model and data": f"{settings.model.name}, {settings.data.name}",
         "arms": ", ".join(study.arms),
         "kl_coef": ", ".join(f"{value:g}" for value in study.kl_coefs),
-        "replicates": f"{replicates_by_arm(study)}, each with its own SFT models, reward model and {training_seeds(study)}",
+        "replicates": f"{replicates_by_arm(study)}, each: its own SFT models, reward model, {training_seeds(study)}",
         **({"looks": look(study)} if settings.looks else {}),
         "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
