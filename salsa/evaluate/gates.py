@@ -22,6 +22,7 @@ INSIDE, LOWEST, LARGEST, ONLY = (
     "the largest of its grid",
     "the only one run",
 )
+DEVIATIONS = "standard deviations of reward"
 FEW = 4  # arms that a sentence names one by one
 
 
@@ -66,9 +67,10 @@ def gates(limits, reward_model="reward model", plain="ppo"):
         plain: the name of the arm whose reference is sft0.
     """
     agrees = f"in which the {reward_model} agrees with gold"
-    deviations = "standard deviations of reward"
-    low, high = f"{limits.lowest_agreement:g}", f"{limits.highest_agreement:g}"
-    smallest = limits.smallest_manipulation
+    return _known_before(limits, agrees) | _known_after(limits, agrees, plain)
+
+
+def _known_before(limits, agrees):
     return {
         "kl_sft0_soup": Gate(
             "KL(sft0 ‖ soup)",
@@ -79,7 +81,7 @@ def gates(limits, reward_model="reward model", plain="ppo"):
         ),
         "gold_agreement": Gate(
             f"the share of held-out pairs {agrees}",
-            f"{low} to {high}",
+            f"{limits.lowest_agreement:g} to {limits.highest_agreement:g}",
             lambda share: limits.lowest_agreement <= share <= limits.highest_agreement,
             "under it differences between arms are noise in gold, above it there is nothing to over-optimise",
         ),
@@ -92,18 +94,23 @@ def gates(limits, reward_model="reward model", plain="ppo"):
         ),
         "largest_manipulation": Gate(
             "the largest kl_coef · KL(sft0 ‖ soup)",
-            f"at least {smallest:g}",
-            lambda strength: strength >= smallest,
+            f"at least {limits.smallest_manipulation:g}",
+            lambda strength: strength >= limits.smallest_manipulation,
             "whether the reference is sft0 or the soup can hardly matter; raise kl_coefs, or train SFT models that lie "
             "further apart",
-            deviations,
+            DEVIATIONS,
         ),
+    }
+
+
+def _known_after(limits, agrees, plain):
+    return {
         "manipulation": Gate(
             "kl_coef · KL(sft0 ‖ reference) at the kl_coef of the claims",
-            f"at least {smallest:g}",
-            lambda strength: strength >= smallest,
+            f"at least {limits.smallest_manipulation:g}",
+            lambda strength: strength >= limits.smallest_manipulation,
             "that an arm has another reference can hardly matter; raise kl_coefs",
-            deviations,
+            DEVIATIONS,
             of="arms",
             after_ppo=True,
         ),
@@ -112,7 +119,7 @@ def gates(limits, reward_model="reward model", plain="ppo"):
             f"at most {limits.largest_drift:g} up or down",
             lambda change: abs(change) <= limits.largest_drift,
             "training stopped before it settled; raise the number of iterations",
-            deviations,
+            DEVIATIONS,
             of="arms",
             after_ppo=True,
         ),
@@ -126,7 +133,7 @@ def gates(limits, reward_model="reward model", plain="ppo"):
         ),
         "policy_gold_agreement": Gate(
             f"the share of pairs of two final policies' responses {agrees}",
-            f"at least {low}",
+            f"at least {limits.lowest_agreement:g}",
             lambda share: share >= limits.lowest_agreement,
             "what the policies were paid for says little of gold",
             after_ppo=True,
@@ -223,8 +230,8 @@ def describe(numbers, name):
     ]
     if numbers["largest_manipulation"] is not None:
         lines.append(
-            f"  kl_coef · KL(sft0 ‖ soup) is at most {text(numbers['largest_manipulation'])} standard deviations of "
-            f"reward (kl_coef {numbers['largest_kl_coef']:g})"
+            f"  kl_coef · KL(sft0 ‖ soup) is at most {text(numbers['largest_manipulation'])} {DEVIATIONS} "
+            f"(kl_coef {numbers['largest_kl_coef']:g})"
         )
     if numbers["soup_minus_sft0_reward"] is not None:
         reward, gold = (_with_error(numbers, f"soup_minus_sft0_{measure}") for measure in ("reward", "gold"))
@@ -269,9 +276,6 @@ class Measured:
         unit = f" {self.gate.unit}" if self.gate.unit else ""
         return each(self.numbers) + unit
 
-    def __str__(self):
-        return f"{self.gate.quantity}, wanted {self.gate.wanted}: held in {self.held} ({self.words})"
-
 
 def place_in_grid(kl_coef, grid):
     """Where a kl_coef lies among those that an arm was run at."""
@@ -302,7 +306,7 @@ def sentence(strengths, shares, flat, runs, places, limits):
     """
     parts = []
     if strengths:
-        parts.append(f"kl_coef · KL(sft0 ‖ reference) = {each(strengths)} standard deviations of reward")
+        parts.append(f"kl_coef · KL(sft0 ‖ reference) = {each(strengths)} {DEVIATIONS}")
         if min(strengths.values()) < limits.smallest_manipulation:
             parts[0] += f", and under {limits.smallest_manipulation:g} a reference can hardly matter"
     if shares:

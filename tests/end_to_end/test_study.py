@@ -62,6 +62,8 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
     done = run(results, *sweep, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gates of tiny-stories-r0" in done.stdout  # on the terminal, not in a log alone
+    assert "kl_coef · KL(sft0 ‖ soup) is at most" in done.stdout and "the soup itself, minus sft0" in done.stdout
+    assert "Manipulation: kl_coef · KL(sft0 ‖ reference) = " in done.stderr
     found = Counter(path.parent.parent.name for path in results.glob("*/*/manifest.json"))
     assert found["ppo"] == 4 and found["sft"] == 2 and found["reward_model"] == 1 and found["base"] == 1
     for ppo in (results / "ppo").iterdir():
@@ -94,6 +96,9 @@ def check_tables(study):
     pairs = {(row["candidate"], row["baseline"]) for row in win_rates}
     assert pairs == {("ppo", "sft0"), ("salsa", "sft0"), ("salsa", "ppo"), ("dpo", "sft0")}
     assert all(0 <= float(row["adjusted_win_rate"]) <= 1 and row["prompts"] == "6" for row in win_rates)
+    manipulation = {row["arm"]: row for row in rows(study / "tables" / "manipulation.csv")}
+    assert float(manipulation["ppo"]["manipulation"]) == 0 < float(manipulation["salsa"]["manipulation"])
+    assert manipulation["dpo"]["manipulation"] == manipulation["dpo"]["flat"] == ""
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
     assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
     assert all(float(row["kl_to_sft0"]) >= 0 for row in final)
@@ -142,6 +147,9 @@ def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     study = study_of(results)
+    manipulation = {row["arm"]: row for row in rows(study / "tables" / "manipulation.csv")}
+    assert float(manipulation["ppo"]["manipulation"]) == 0 < float(manipulation["salsa"]["manipulation"])
+    assert manipulation["dpo"]["manipulation"] == manipulation["dpo"]["flat"] == ""
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
     assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
     untrained = [row for row in rows(study / "tables" / "frontier.csv") if row["arm"] in ("best", "itself")]

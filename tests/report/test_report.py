@@ -147,7 +147,7 @@ def test_an_averaged_reward_model_is_called_that(built):
     says = "The reward model is the average of 3: of held-out pairs, its share in the right order is 0.8, and that of "
     assert f" {says}its members alone 0.7 to 0.74." in gates.caption(result, frames)
     frames["manipulation"] = table(output, "manipulation")
-    assert any("reward model (average of 3) agrees" in str(gate) for gate in gates.checks(result, frames))
+    assert any("reward model (average of 3) agrees" in check.gate.quantity for check in gates.checks(result, frames))
 
 
 def test_runs(built):

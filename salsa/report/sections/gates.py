@@ -17,12 +17,6 @@ BEFORE_PPO = (  # columns of gates.json
     "soup_minus_sft0_gold",
     "soup_minus_sft0_gold_se",
 )
-AFTER_PPO = (  # columns that need policies
-    "policy_gold_agreement",
-    "policy_pairs",
-    "gold_ppo_minus_sft0",
-    "gold_ppo_minus_sft0_in_errors",
-)
 
 
 def table(study):
