@@ -166,15 +166,14 @@ def looked_at(differences, effect, numbers, critical):
 
 
 def looks_table(studies, seed):
-    """Rows (differences, effect/δ, rule, then the five numbers of `looked_at` a study)."""
+    """Rows (differences, rule, then the five numbers of `looked_at` a study, (3,) each: for effects 0, δ/2 and δ)."""
     for name, draw in DRAWS.items():
-        for share in (0.0, 0.5, 1.0):
-            for rule, (numbers, critical) in rules().items():
-                generator, sums = np.random.default_rng(seed), 0.0
-                for start in range(0, studies, CHUNK):
-                    differences = draw(generator, (min(CHUNK, studies - start), LOOKS[-1]))
-                    sums = sums + looked_at(differences, share * DELTA, numbers, critical)
-                yield name, share, rule, *(sums / studies)
+        for rule, (numbers, critical) in rules().items():
+            generator, sums = np.random.default_rng(seed), np.zeros((3, 5))
+            for start in range(0, studies, CHUNK):
+                differences = draw(generator, (min(CHUNK, studies - start), LOOKS[-1]))
+                sums += [looked_at(differences, effect, numbers, critical) for effect in (0, DELTA / 2, DELTA)]
+            yield name, rule, *(sums / studies).T
 
 
 def floor_table(studies, seed):
@@ -208,20 +207,21 @@ def print_prompts(studies, seed):
 
 
 def print_looks(studies, seed):
-    print(
-        "| differences | effect | looks | wrong verdict, % | decided, % | covered at the stop, % | at every look, % | "
-        "replicates |\n|---|---|---|---|---|---|---|---|"
-    )
-    for name, share, rule, *shares, replicates in looks_table(studies, seed):
-        cells = [name, f"{share:g} δ", rule, *(f"{100 * value:.1f}" for value in shares), f"{replicates:.1f}"]
+    print("Three numbers in a cell: for effects of 0, δ/2 and δ. Shares are in %.\n")
+    heads = ("wrong verdict", "decided", "covered at the stop", "covered at every look", "replicates")
+    print(f"| differences | rule | {' | '.join(heads)} |\n|---|---|---|---|---|---|---|")
+    for name, rule, *shares, replicates in looks_table(studies, seed):
+        cells = [name, rule, *(_three(100 * share) for share in shares), _three(replicates)]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
+def _three(values):
+    return " / ".join(f"{value:.1f}" for value in values)
+
+
 def print_floor(studies, seed):
-    print(
-        "| replicates | sampling's share of the deviation | covered, plain, % | wrong, plain, % | covered, floor, % | "
-        "wrong, floor, % |\n|---|---|---|---|---|---|"
-    )
+    heads = ("covered, plain", "wrong, plain", "covered, floor", "wrong, floor", "wider by")
+    print(f"| replicates | sampling's share of the deviation | {' | '.join(heads)} |\n|---|---|---|---|---|---|---|")
     for replicates, share, *shares in floor_table(studies, seed):
         cells = [str(replicates), f"{share:g}", *(f"{100 * value:.1f}" for value in shares)]
         print(f"| {' | '.join(cells)} |", flush=True)

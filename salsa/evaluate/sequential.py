@@ -29,8 +29,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 CELLS = 40  # in which the chain's states before a look are counted, and twice as many, to extrapolate from both
-NODES = 16  # of the integral over how much of the scatter is in the new values
-FIRST_LOOK, LAST_LOOK = 3, 1000  # after two replicates a critical value is in the hundreds
+NODES = 16  # of the integral over how much of the scatter is in the new values, where these are four or more
+FIRST_LOOK, LAST_LOOK = 2, 1000  # replicates: fewer have no deviation, with more the nodes' weights overflow
 SAME = 1e-9  # values nearer to each other than this differ by rounding alone
 LEAST = 1e-300  # a probability below it counts as this one, whose logarithm is finite
 
@@ -40,7 +40,7 @@ class Look:
     """One look of a plan.
 
     Attributes:
-        looks: after how many replicates the study is looked at, ascending; 3 to 1000 each.
+        looks: after how many replicates the study is looked at, ascending; 2 to 1000 each.
         place: which of them this is, counted from 0.
     """
 
@@ -93,10 +93,7 @@ def critical_values(looks, level=0.95):
     """
     if not 0 < level < 1:
         raise ValueError(f"level {level}: give a share between 0 and 1, such as 0.95")
-    looks = checked(looks)
-    single = any(second - first == 1 for first, second in itertools.pairwise(looks))
-    cells = CELLS * (4 if single else 1)  # one new value leaves kinks, and needs one node instead of `NODES`
-    coarse, fine = (np.array(_critical_values(looks, float(level), count)) for count in (cells, 2 * cells))
+    coarse, fine = (np.array(_critical_values(checked(looks), float(level), cells)) for cells in (CELLS, 2 * CELLS))
     return tuple((fine + (fine - coarse) / 3).tolist())  # the error of cells falls with the square of their width
 
 
@@ -104,15 +101,20 @@ def critical_values(looks, level=0.95):
 def _critical_values(looks, level, cells):
     cumulative = spent(np.array(looks) / looks[-1], 1 - level)
     values = [float(stats.t.isf(cumulative[0] / 2, looks[0] - 1))]
-    states, masses = _first_states(looks[0], values[0], cells)
+    states, masses = _first_states(looks[0], values[0], _count(cells, looks, 0))
     for place in range(1, len(looks)):
         before, after = looks[place - 1 : place + 1]
         values.append(_critical(cumulative[place - 1 : place + 1], before, after, states, masses))
         if place < len(looks) - 1:
-            edges, middles = _cells(after, values[-1], cells)
+            edges, middles = _cells(after, values[-1], _count(cells, looks, place))
             masses = -np.diff(masses @ _exceeds(states, edges, before, after))
             states = middles
     return tuple(values)
+
+
+def _count(cells, looks, place):
+    """How many cells before the step from a look to the next: more for a step of one value, which leaves kinks."""
+    return 4 * cells if looks[place : place + 2] == (looks[place], looks[place] + 1) else cells
 
 
 def _critical(cumulative, before, after, states, masses):
@@ -187,7 +189,8 @@ def _beta_nodes(first, second):
     """Nodes (N,) and weights (N,) of the mean over a Beta(first, second) variable; it is 1 where second is 0."""
     if second == 0:
         return np.ones(1), np.ones(1)
-    places, weights = special.roots_jacobi(NODES, second - 1, first - 1)
+    count = NODES if second > 1 else 4 * NODES  # two or three new values leave kinks in what is integrated
+    places, weights = special.roots_jacobi(count, second - 1, first - 1)
     return (1 + places) / 2, weights / weights.sum()
 
 

@@ -606,7 +606,7 @@ class Sections:
     """Weights of the KL penalty, in reward per nat."""
     claim_kl_coef: Annotated[KlCoef | None, ADDED] = None
     """The kl_coef at which all claims compare arms, fixed in advance; null: each arm's best on development prompts."""
-    looks: Annotated[list[Annotated[int, Range(2, 10**6)]], Items(100), ADDED] = listed()
+    looks: Annotated[list[Annotated[int, Range(2, 1000)]], Items(100), ADDED] = listed()
     """Numbers of replicates after which claims are decided, increasing to all of them: where none of the abstract's is
     left undecided, the study ends. None: once, after all.
     """
