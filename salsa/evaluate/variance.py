@@ -76,7 +76,6 @@ class Component:
         holds: the names of all components that this variance is the sum of: what the table can't tell apart.
         variance: the estimate; 0 where the moments give a negative number.
         low, high: its 95 % interval.
-        degrees_of_freedom: Satterthwaite's, of the estimate.
         below_zero: whether the moments give a negative number.
     """
 
@@ -85,7 +84,6 @@ class Component:
     variance: float
     low: float
     high: float
-    degrees_of_freedom: float
     below_zero: bool
 
 
@@ -220,18 +218,7 @@ def _component(name, holds, factors, squares, level):
     terms = [(factor, squares[key]) for key, factor in factors.items()]
     estimate = math.fsum(factor * square.value for factor, square in terms)
     low, high = interval(terms, level)
-    return Component(name, holds, max(estimate, 0.0), low, high, satterthwaite(terms), below_zero=estimate < 0)
-
-
-def satterthwaite(terms):
-    """The degrees of freedom of a weighted sum of mean squares (Satterthwaite, Biometrics Bulletin 2, 1946).
-
-    Args:
-        terms: [(factor, MeanSquare), …].
-    """
-    products = [(factor * square.value, square.degrees_of_freedom) for factor, square in terms]
-    spread = math.fsum(product**2 / freedom for product, freedom in products)
-    return math.fsum(product for product, _ in products) ** 2 / spread if spread else math.inf
+    return Component(name, holds, max(estimate, 0.0), low, high, below_zero=estimate < 0)
 
 
 def interval(terms, level=0.95):
@@ -239,7 +226,7 @@ def interval(terms, level=0.95):
 
     Weerahandi (Journal of the American Statistical Association 88, 1993): each expectation is drawn as its mean square
     times its degrees of freedom over a chi-square of as many, and the bounds are quantiles of the sum. Satterthwaite's
-    own interval is for sums without subtraction, which most components are not.
+    interval is for sums without subtraction, which most components are not.
     """
     total = np.zeros(DRAWS)
     for place, (factor, square) in enumerate(terms):

@@ -63,7 +63,7 @@ def sides(pair):
 def outcomes(study, pair, alone=False):
     """Yield the outcomes of the difference of a pair's arms, then with `alone` those of either arm."""
     candidate, baseline = (measures(study, *side) for side in sides(pair))
-    differences = {name: candidate[name] - baseline[name] for name in candidate if name in baseline}
+    differences = {name: _difference(candidate[name], baseline[name]) for name in candidate if name in baseline}
     names = [study.of(arm=arm, kl_coef=kl_coef)[0].name for arm, kl_coef in sides(pair)]
     direct = win_rates(study, *names)
     if not direct.empty:
@@ -72,6 +72,22 @@ def outcomes(study, pair, alone=False):
     for of, by_measure in subjects.items():
         for measure, values in by_measure.items():
             yield from _outcomes(of, measure, values)
+
+
+def _difference(first, second):
+    """The difference of two arms' values; an arm with a single training seed stands beside each seed of the other."""
+    seeds = [values.columns.unique("seed") for values in (first, second)]
+    if len(seeds[0]) != len(seeds[1]) == 1:
+        second = _at_seeds(second, seeds[0])
+    elif len(seeds[1]) != len(seeds[0]) == 1:
+        first = _at_seeds(first, seeds[1])
+    return first - second
+
+
+def _at_seeds(values, seeds):
+    """The values of a single training seed, as those of each of these seeds."""
+    alike = {seed: values.droplevel("seed", axis=1) for seed in seeds}
+    return pd.concat(alike, axis=1, names=["seed"]).reorder_levels(CELL, axis=1)
 
 
 def measures(study, arm, kl_coef):
@@ -101,10 +117,15 @@ def _wide(long, column):
 
 
 def win_rates(study, candidate, baseline):
-    """The candidate's score minus ½ by the main judge, as `_wide`; names of models are those in verdicts."""
+    """The candidate's score minus ½ by the main judge, as `_wide`; names of models are those in verdicts.
+
+    Of several lines on one comparison the last counts, as in `statistics.battles`, and an error has no score.
+    """
     verdicts = study.frames.verdicts
     of_pair = verdicts["model_a"].isin([candidate, baseline]) & verdicts["model_b"].isin([candidate, baseline])
     rows = verdicts[of_pair & (verdicts["judge"] == selection.main_judge(study))]
+    first = rows["model_a"].where(rows["order"] == 0, rows["model_b"])
+    rows = rows.assign(first=first).drop_duplicates([*PROMPT, *CELL, "turn", "first"], keep="last")
     rows = rows[(rows["winner"] != "error") & rows["benchmark"].isin(study.compared)]
     won = rows["winner"] == "model_a"
     value = (won == (rows["model_a"] == candidate)).astype(float).mask(rows["winner"] == "tie", 0.5) - 0.5
@@ -117,7 +138,7 @@ def evaluation_rows(study, arm, kl_coef):
     for policy in study.of(arm=arm, kl_coef=kl_coef):
         path = study.parents[f"respond/{policy.index}"] / "evaluation.jsonl"
         known = runs.read_jsonl(path) if path.exists() else [policy.evaluation | {"prompt_id": ""}]
-        where = {"benchmark": "", "replicate": policy.replicate, "seed": getattr(policy, "seed", 0)}
+        where = {"benchmark": "", "replicate": policy.replicate, "seed": policy.seed}
         rows += [where | {name: row.get(name) for name in ("prompt_id", "sample", "kl_to_sft0")} for row in known]
     return pd.DataFrame(rows).astype({"kl_to_sft0": float})
 
@@ -178,8 +199,9 @@ def cost(study, pair):
     if minutes is None or not answers:
         return None
     replicates = len({policy.replicate for policy in policies})
-    trainings = len({(policy.replicate, getattr(policy, "seed", 0)) for policy in policies})  # of both arms
-    landscape, evaluation = study.landscape(policies[0].replicate), policies[0].evaluation.get("prompts") or 0
+    trainings = len({(policy.replicate, policy.seed) for policy in policies})  # of both arms
+    landscape = study.landscape(policies[0].replicate)
+    evaluation = (policies[0].evaluation.get("prompts") or 0) * study.config.evaluate.samples
     after = answers / (answers + evaluation)  # the share of benchmarks in all answers
     before = len(landscape.responses) / max(1, len(landscape.responses) + evaluation * len(landscape.line))
     paid = Cost(

@@ -164,7 +164,6 @@ def test_an_interval_of_one_mean_square_is_the_chi_square_one():
     low, high = variance.interval([(1.0, variance.MeanSquare(2.0, 7))])
     assert low == pytest.approx(14 / stats.chi2.ppf(0.975, 7), rel=0.03)
     assert high == pytest.approx(14 / stats.chi2.ppf(0.025, 7), rel=0.03)
-    assert variance.satterthwaite([(1.0, variance.MeanSquare(2.0, 7))]) == pytest.approx(7)
 
 
 def test_a_constant_table_has_no_variance():

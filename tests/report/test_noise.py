@@ -45,7 +45,7 @@ def simulated(seed, verdicts=()):
     frames = types.SimpleNamespace(
         responses=pd.DataFrame(rows).sample(frac=1, random_state=seed),
         policies=pd.DataFrame(policies),
-        verdicts=pd.DataFrame(verdicts, columns=columns),
+        verdicts=pd.DataFrame(verdicts, columns=columns).assign(turn=math.nan),
     )
     members = [types.SimpleNamespace(**policy) for policy in policies]
 
@@ -95,12 +95,25 @@ def test_win_rates_are_of_the_pair_itself_where_it_was_judged(no_evaluation):
     for r, s, p, j in np.ndindex(*SHAPE):
         where = "gold", "first", f"first-{p}", 10 + r, s, j
         lines.append((*where, 0, "salsa-kl_0.1", "ppo-kl_0.1", "model_a"))
-        lines.append((*where, 1, "ppo-kl_0.1", "salsa-kl_0.1", "tie" if j else "model_b"))
-    lines.append(("gold", "first", "first-0", 10, 0, 0, 0, "salsa-kl_0.1", "ppo-kl_0.1", "error"))
+        lines.append((*where, 0, "ppo-kl_0.1", "salsa-kl_0.1", "tie" if j else "model_b"))
+    lines.append(("gold", "first", "first-0", 10, 0, 0, 0, "salsa-kl_0.1", "ppo-kl_0.1", "model_b"))
+    lines.append(("gold", "first", "first-1", 10, 0, 0, 1, "salsa-kl_0.1", "ppo-kl_0.1", "error"))
     (outcome,) = found(simulated(0, lines)[0], noise.DIFFERENCE, "win_rate").values()
     expected = np.full(SHAPE, 0.5)
     expected[..., 1] = 0.25
+    expected[0, 0, 0, 0] = 0.0  # lost in one order, won in the other
     np.testing.assert_array_equal(outcome.tables[0], expected)
+
+
+def test_an_arm_of_one_training_seed_stands_beside_each_of_the_others(no_evaluation):
+    fake, scores = simulated(1)
+    rows = fake.frames.responses
+    fake.frames.responses = rows[(rows["arm"] == "salsa") | (rows["seed"] == 0)]
+    for pair, sign in ((PAIR, 1), (Pair("ppo", "salsa", (0.1,), 0.1, 0.1), -1)):
+        outcomes = noise.outcomes(fake, pair)
+        (table,) = next(o for o in outcomes if (o.measure, o.benchmark) == ("gold_reward", "first")).tables
+        expected = scores["salsa"]["first"] - scores["ppo"]["first"][:, :1]
+        np.testing.assert_allclose(table, sign * expected, rtol=1e-12)
 
 
 def wide(values):
