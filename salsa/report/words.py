@@ -88,12 +88,20 @@ def facts(study):
         "replicates": f"{replicates_by_arm(study)}, each: its own SFT models, reward model, {training_seeds(study)}",
         **({"looks": look(study)} if settings.looks else {}),
         "SFT": f"{sft.models} models per replicate, {sft.epochs} epochs, kept: {stop}",
+        **_recipes(settings),
         **{algorithm.title: algorithm.words(getattr(settings, kind)) for kind, algorithm in trained.items()},
         "precision": "float32" if settings.mixed_precision == "no" else "float32 weights, bfloat16 arithmetic",
         "benchmarks": (", ".join(study.benchmarks) or "none") + samples(study),
         "judges": ", ".join(settings.judges) or "none",
         "root seed": str(settings.seed),
     }
+
+
+def _recipes(settings):
+    """A fact of a study whose replicates are made by different recipes; nothing of any other."""
+    count = len(settings.regimes)
+    text = f"{count} recipe{'s' * (count != 1)} of SFT and reward model that differ from this (table of pairs)"
+    return {"regimes": text} if count else {}
 
 
 def command(study):

@@ -82,8 +82,9 @@ def _check_sections(key, regime, study):
             config.changed(section, getattr(regime, part))
         except SettingError as error:
             raise UserError(f"{key}.{part}.{error}") from None
-    if "models" in regime.sft:
-        raise UserError(f"{key}.sft.models: all replicates have as many SFT models; set sft.models")
+    for part in ("sft", "reward_model"):
+        if "models" in getattr(regime, part):
+            raise UserError(f"{key}.{part}.models: all replicates have as many; set {part}.models")
     if regime.disjoint:
         _check_parts(key, regime, study)
 

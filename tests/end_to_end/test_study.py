@@ -58,6 +58,7 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
     changes = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
     changes += ["reward_model.pairs=64", "objective.kl_budget=0", "execution.keep_value_models=false"]
     changes += ["+arms.dpo={algorithm: dpo, reference: {kind: ema, rate: 0.3}}"]
+    changes += ["+regimes.apart={replicates: [0], disjoint: true, reward_model: {epochs: 1}}"]
     sweep = ["-m", "ppo.learning_rate=1e-4,2e-4", f"hydra.sweep.dir={points}"]
     done = run(results, *sweep, *changes)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -102,7 +103,12 @@ def check_tables(study):
     final = [row for row in rows(study / "tables" / "frontier.csv") if row["iteration"] == "2"]
     assert {row["arm"] for row in final} == {"ppo", "salsa", "dpo"}
     assert all(float(row["kl_to_sft0"]) >= 0 for row in final)
-    assert "sample nothing while they are trained have no curve: dpo" in (study / "report.md").read_text()
+    report = (study / "report.md").read_text()
+    assert "sample nothing while they are trained have no curve: dpo" in report
+    (pair,) = rows(study / "tables" / "pairs.csv")
+    assert (pair["regime"], pair["disjoint"], pair["candidate"], pair["baseline"]) == ("apart", "True", "salsa", "ppo")
+    assert abs(float(pair["gold_reward"])) < 1 and float(pair["gold_reward_variance"]) >= 0
+    assert (study / "figures" / "regimes.png").exists() and "too few pairs for a line" in report
 
 
 def preference_files(folder):

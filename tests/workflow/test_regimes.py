@@ -153,6 +153,7 @@ def test_an_arm_that_trains_longer_is_compared_with_one_that_does_too():
         ),
         (["+regimes.a={replicates:[0],sft:{epoch:2}}"], "regimes.a.sft.epoch: no such setting; did you mean epochs"),
         (["+regimes.a={replicates:[0],sft:{models:3}}"], "regimes.a.sft.models: all replicates have as many"),
+        (["+regimes.a={replicates:[0],reward_model:{models:3}}"], "regimes.a.reward_model.models: all replicates have"),
         (["+regimes.a={replicates:[0],reward_model:{pairs:0}}"], "regimes.a.reward_model.pairs=0: must be at least 1"),
         (["+regimes.a={replicates:[0],reward_model:{pairs:10}}"], "regimes.a.reward_model.batch_size=64: more than"),
         (

@@ -19,7 +19,7 @@ SCHEDULES = {
 def table(study):
     """One row per arm: where the policy starts, what its penalty is measured from, and how strong that is.
 
-    A column says what trains the policy, where that is not PPO in all arms.
+    A column says what trains the policy, where that is not PPO in all arms, and one for how long, where they differ.
     """
     rows, order, specs = [], study.arms, policies.specs(study.composed)
     differ = {spec.algorithm for spec in specs} != {algorithms.DEFAULT}
@@ -32,6 +32,8 @@ def table(study):
             "kl_scale": spec.kl_scale,
             "kl_schedule": SCHEDULES[spec.kl_schedule.kind].format(**spec.kl_schedule.own_settings()),
         }
+        if any(other.iterations_scale != 1 for other in specs):
+            row["iterations_scale"] = spec.iterations_scale
         if not spec.penalised:
             row |= {"reference": "none", "kl_scale": math.nan, "kl_schedule": "none"}
         written = study.config.arms.get(first)
