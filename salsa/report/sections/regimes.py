@@ -168,9 +168,9 @@ def smallest_effect(study, response):
 
 def figure(study, tables):
     """The map: the difference of each SFT pair against its KL(sft0 ‖ soup), the line, its band, and ±δ."""
-    frame = tables["pairs"]
-    main = main_contrast(frame)
-    responses = [name for name in LABELS if len(effects_of(frame, main, name))]
+    frame = style.measured(tables, "pairs", "kl_sft0_soup")
+    main = main_contrast(frame) if len(frame) else None
+    responses = [name for name in LABELS if main and len(effects_of(frame, main, name))]
     if not responses:
         return style.not_measured("differences over SFT pairs")
     figure, axes = style.panels(1, len(responses), height=2.6, width=max(3.5, 2.4 * len(responses)))
@@ -243,7 +243,9 @@ def _first_response(rows):
 
 def reading(study, tables):
     """What the map supports: the slope of each response, and where its band lies."""
-    frame = tables["pairs"]
+    frame = style.measured(tables, "pairs", "kl_sft0_soup")
+    if frame.empty:
+        return ""
     main = main_contrast(frame)
     texts = [
         verdict(effects_of(frame, main, response), response, smallest_effect(study, response))
