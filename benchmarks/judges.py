@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How often a claim of preference is wrongly refuted or supported by a judge that partly ignores the answers.
+"""How often an effect is wrongly excluded or supported by a judge that partly ignores the answers.
 
     python benchmarks/judges.py --studies 2000 --seed 0
 
@@ -20,10 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from salsa.evaluate import statistics
+from salsa.evaluate import decisions, statistics
 
 SMALLEST_EFFECT = 0.03
-VERDICTS = ("supported", "refuted", "undecided", "not tested")
+NO_EFFECT = "none that matters"  # too small, excluded or reversed
+VERDICTS = (decisions.SUPPORTED, NO_EFFECT, decisions.UNDECIDED, decisions.NOT_TESTED)
 
 
 def judged(better, ignoring, places, generator):
@@ -45,11 +46,17 @@ def verdicts(rate, ignoring, places, generator, replicates=3, prompts=200, resam
     """(what the interval alone says, what is reported) of one simulated study."""
     named = judged(generator.random((replicates, prompts)) < rate, ignoring, places, generator)
     effects = named.mean(axis=(1, 2)) - 0.5
-    alone = statistics.decide(effects, SMALLEST_EFFECT)["verdict"]
+    alone = verdict(effects, SMALLEST_EFFECT)
     seen = statistics.discrimination(place_counts(named), resamples=resamples)[1]
     if seen <= 0 or seen / 2 < SMALLEST_EFFECT:
-        return alone, "not tested"
-    return alone, statistics.decide(effects, SMALLEST_EFFECT * seen)["verdict"]
+        return alone, decisions.NOT_TESTED
+    return alone, verdict(effects, SMALLEST_EFFECT * seen)
+
+
+def verdict(effects, smallest_effect):
+    """The verdict of `decisions.decide`, with one word for those that deny an effect that would matter."""
+    word = decisions.decide(effects, smallest_effect).verdict
+    return NO_EFFECT if word in (decisions.TOO_SMALL, decisions.EXCLUDED, decisions.REVERSED) else word
 
 
 def rates(rate, ignoring, places, studies, seed):
@@ -65,7 +72,7 @@ def main(argv=None):
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    heads = ("truly better on", "the judge", "ignores", "interval alone: supported", "refuted")
+    heads = ("truly better on", "the judge", "ignores", "interval alone: supported", NO_EFFECT)
     print("| " + " | ".join([*heads, "reported: supported", *VERDICTS[1:]]) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     for rate in (0.6, 0.5):
@@ -73,7 +80,7 @@ def main(argv=None):
             for ignoring in (0.0, 0.5, 0.8, 0.95, 1.0):
                 alone, reported = rates(rate, ignoring, places, arguments.studies, arguments.seed)
                 cells = [f"{rate:.0%}", "names the first place" if places else "throws dice", f"{ignoring:.0%}"]
-                shown = [alone["supported"], alone["refuted"], *(reported[name] for name in VERDICTS)]
+                shown = [alone[decisions.SUPPORTED], alone[NO_EFFECT], *(reported[name] for name in VERDICTS)]
                 print("| " + " | ".join([*cells, *(f"{100 * share:.1f}" for share in shown)]) + " |")
 
 

@@ -146,9 +146,14 @@ def _latex_cell(cell):
 
 
 def write_csv(frame, path):
-    """Write CSV of full precision, with empty cells for missing numbers; no text breaks a line or is a formula."""
+    """Write the `csv` of a frame."""
+    runs.write_atomically(path, csv(frame))
+
+
+def csv(frame):
+    """CSV of full precision, with empty cells for missing numbers; no text breaks a line or is a formula."""
     frame = frame.map(lambda cell: _csv_cell(cell) if isinstance(cell, str) else cell).rename(columns=_csv_cell)
-    runs.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def read_csv(path):

@@ -2,7 +2,8 @@
 
 report.html is one file that opens by double click, with a reader of responses and verdicts side by side. It loads
 nothing: figures are embedded, the script and the style are the project's own, and the page's content security policy
-lets no other script run and no address be reached. Left out: every number, which `sections` and `claims` compute.
+lets no other script run and no address be reached. Left out: every number, which `sections` and `claims` compute, and
+what is concluded from them, which `conclusions` says.
 """
 
 import base64
@@ -13,7 +14,7 @@ from html import escape
 
 import markupsafe
 
-from salsa.report import claims, formats, reader, selection, words
+from salsa.report import claims, conclusions, formats, provenance, reader, selection, words
 from salsa.report.sections import gates, manipulation, sections, sections_of
 from salsa.workflow import runs
 
@@ -37,7 +38,7 @@ def write(study, tables, output):
     values = report(study, tables)
     runs.write_atomically(output / "report.md", markdown(values))
     runs.write_atomically(output / "report.html", html(study, values, output / "figures"))
-    runs.write_atomically(output / "claims.md", claims.text(study, tables["claims"], tables["win_rates"]))
+    runs.write_atomically(output / "claims.md", conclusions.text(study, tables["claims"], tables["win_rates"]))
     runs.write_atomically(output / "samples.md", samples(study))
 
 
@@ -48,12 +49,14 @@ def report(study, tables):
         "title": words.title(study),
         "question": words.QUESTION,
         "facts": words.facts(study),
-        "summary": claims.summary(study, tables["claims"]),
+        "sight": conclusions.sight(study, tables["claims"]),
+        "summary": conclusions.summary(study, tables["claims"]),
         "manipulation": manipulation.sentence(study, tables["manipulation"]),
-        "warnings": claims.warnings(study),
-        "origins": claims.hypotheses(study, tables["claims"]),
+        "warnings": conclusions.warnings(study),
+        "registered": provenance.sentences(study),
+        "origins": conclusions.hypotheses(study, tables["claims"]),
         "titles": claims.ORIGINS,
-        "effects": claims.numbers(claims.tested_rows(tables["claims"])),
+        "effects": conclusions.numbers(claims.tested_rows(tables["claims"])),
         "gold": gold,
         "checks": gates.listed(gates.checks(study, tables)),
         **{name: exhibit(study, tables, sections()[name]) for name in ALONE},

@@ -1,9 +1,25 @@
-"""Every run that a study stands on, found through the manifests of its parents: the rows of runs.csv."""
+"""What a study stands on: every run (the rows of runs.csv), and the files in which it was registered before.
 
+A registered file (`config.registered`) fixes claims, kl_coefs and looks. It was fixed before the study if the last
+commit that changed it is older than the first training run, and nothing was changed after that commit. Commits carry
+their own dates, so that this convinces only with a repository that others hold too.
+"""
+
+import contextlib
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from salsa.report import words
-from salsa.workflow import runs
+from salsa.workflow import config, runs, schema
+from salsa.workflow.messages import UserError
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = Path("conf/experiment")
+FIXED = ("claims", "kl_coefs", "claim_kl_coef", "looks")  # what registered files say in advance
+UNKNOWN = "its commit is not known"
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # as manifests have it
 
 
 def all_runs(policies, parents):
@@ -73,3 +89,98 @@ def _without_paths(settings):
     if isinstance(settings, str) and Path(settings).is_absolute():
         return Path(settings).name
     return settings
+
+
+# Registration.
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A file in which a study was registered.
+
+    Attributes:
+        sha256: of its content as the report found it; "" where there is no such file.
+        commit: the last one that changed it; "" where git knows none.
+        committed: its time, as manifests have theirs.
+        changed: whether the file is other than in that commit.
+    """
+
+    file: str
+    sha256: str
+    commit: str = ""
+    committed: str = ""
+    changed: bool = False
+
+
+def registered(study):
+    """A `Registered` for each file that the study names."""
+    return [_registered(name) for name in study.config.registered]
+
+
+def _registered(name):
+    path = ROOT / name
+    if not path.is_file():
+        return Registered(name, "")
+    commit, _, seconds = _git(path, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
+    committed = datetime.fromtimestamp(int(seconds), UTC).strftime(TIME) if seconds else ""
+    changed = bool(_git(path, "status", "--porcelain", "--", path.name))
+    return Registered(name, runs.file_sha256(path), commit, committed, changed)
+
+
+def _git(path, *arguments):
+    """What git says in a file's folder; nothing where git or a repository is missing."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = ["git", *arguments]
+        result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=10)
+        return result.stdout.strip() if result.returncode == 0 else ""
+    return ""
+
+
+def first_run(study):
+    """When the first training run of the study's policies started, as its manifest says; "" where none says so."""
+    started = [row["started"] for row in study.runs if row["stage"] in config.ALGORITHMS and row["started"]]
+    return min(started, default="")
+
+
+def sentences(study):
+    """What a reader has to know of the study's registration; nothing where it names no files."""
+    files, first = registered(study), first_run(study)
+    if not files:
+        return []
+    opening = f"Registered in {len(files)} file" + "s" * (len(files) > 1) + f"; the first run started {first}."
+    return [opening, *(_sentence(file, first) for file in files), *_differences(study)]
+
+
+def _sentence(file, first):
+    if not file.sha256:
+        return f"{file.file}: there is no such file any more."
+    known = f"{file.file} (sha256 {file.sha256[:12]})"
+    if not file.commit:
+        return f"{known}: {UNKNOWN}, for git or the repository is missing, or nothing was committed."
+    committed = f"commit {file.commit[:12]} of {file.committed}"
+    if file.changed:
+        return f"{known}: NOT committed before the first run, for it was changed after {committed}."
+    when = "committed before" if file.committed < first else "NOT committed before"
+    return f"{known}: {when} the first run ({committed})."
+
+
+def _differences(study):
+    """Sentences on what the study has otherwise than its registered files say, when they are composed alone."""
+    try:
+        composed = words.cleaned(_composed(study.config.registered))
+    except (ImportError, UserError) as error:
+        return [f"The registered files can't be composed here ({error}): whether the study differs is not known."]
+    own = {key: schema.dump(getattr(study.config, key)) for key in FIXED}
+    differing = [key for key in FIXED if own[key] != composed[key]]
+    if not differing:
+        return ["The study's claims, kl_coefs and looks are those of these files."]
+    return [f"The study differs from these files in {', '.join(differing)}: overrides have changed what they say."]
+
+
+def _composed(files):
+    """What the registered files say, alone: of the experiment among them, or else of the default study."""
+    from salsa.workflow import compose  # which needs Hydra, and the report does not
+
+    experiments = [Path(name).stem for name in files if Path(name).parent == EXPERIMENTS]
+    study = compose.compose([f"experiment={name}" for name in experiments[:1]])[0].config
+    return {key: schema.dump(getattr(study, key)) for key in FIXED}

@@ -1,7 +1,8 @@
 """At which kl_coef an arm is compared, and the values by replicate that every comparison stands on.
 
-Two arms are compared each at the kl_coef that does best on the development prompts (`evaluation.json`), chosen from
-the kl_coefs that both were run at, so that neither has more tries than the other. What is compared there was measured
+Two arms are compared at the study's `claim_kl_coef`, which was fixed in advance. Where it names none, each is taken at
+the kl_coef that does best on the development prompts (`evaluation.json`), chosen from the kl_coefs that both were run
+at, so that neither has more tries than the other. What is compared there was measured
 elsewhere, on the benchmarks; only KL, which nothing was chosen for, is that of the development prompts. Nothing is
 tested or worded here: `claims` and the sections do that.
 
@@ -79,7 +80,7 @@ def choose(study, arm, kl_coefs):
 
 
 def pair(study, candidate, baseline):
-    """`Pair` of two arms, or None where no kl_coef is common to both.
+    """`Pair` of two arms, or None where no kl_coef is common to both, or `claim_kl_coef` isn't.
 
     An arm without a penalty never narrows the other's grid: its one policy stands for all kl_coefs. Where it is made of
     policies with a penalty, and so has several itself, it is chosen from the shared kl_coefs if it has any of them.
@@ -87,7 +88,8 @@ def pair(study, candidate, baseline):
     arms = candidate, baseline
     grids = [grid(study, arm) for arm in arms if study.penalised(arm)]
     grids = grids or [max((grid(study, arm) for arm in arms), key=len)]
-    shared = tuple(kl_coef for kl_coef in grids[0] if kl_coef in grids[-1])
+    fixed = study.config.claim_kl_coef
+    shared = tuple(kl_coef for kl_coef in grids[0] if kl_coef in grids[-1] and fixed in (None, kl_coef))
     if not shared:
         return None
     chosen = []
@@ -167,26 +169,47 @@ def replicate_win_rates(study, candidate, baseline, judge, benchmarks):
     return {replicate: statistics.adjusted_win_rate(scores[replicate]) for replicate in sorted(scores)}
 
 
+def names(study, pair):
+    """The names in verdicts of the candidate's and the baseline's policies, the same in every replicate."""
+    first = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)[0]
+    second = study.of(arm=pair.baseline, kl_coef=pair.baseline_kl_coef)[0]
+    return first.name, second.name
+
+
+def meeting(study, pair, judge, benchmark):
+    """(name of the model that both met, in what way the two were judged), by one judge on one benchmark.
+
+    ("", DIRECT) where they were judged against each other. Otherwise the model that both were judged against: the plain
+    anchor where both met the same policy of it, else sft0. ("", "") where neither.
+    """
+    if study.scores(judge, benchmark, *names(study, pair)):
+        return "", DIRECT
+    first = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)[0]
+    second = study.of(arm=pair.baseline, kl_coef=pair.baseline_kl_coef)[0]
+    for baseline in (study.plain_of(pair.candidate), SFT0):
+        opponent = first.baselines.get(baseline)
+        if opponent is not None and opponent == second.baselines.get(baseline):
+            ours, theirs = (study.scores(judge, benchmark, policy.name, opponent) for policy in (first, second))
+            if ours.keys() & theirs.keys():
+                return opponent, f"win rates against {baseline} compared"
+    return "", ""
+
+
 def preference(study, pair, judge, benchmark):
     """(replicate -> how much the candidate is preferred, how that was judged), by one judge on one benchmark.
 
     Where the two were judged against each other: the win rate minus ½. Otherwise the difference of their win rates
-    against a model that both were judged against: the plain anchor where both met the same policy of it, else sft0.
-    Empty where neither.
+    against the model that both met (`meeting`). Empty where there is none.
     """
-    first = study.of(arm=pair.candidate, kl_coef=pair.candidate_kl_coef)[0]
-    second = study.of(arm=pair.baseline, kl_coef=pair.baseline_kl_coef)[0]
-    rates = replicate_win_rates(study, first.name, second.name, judge, [benchmark])
-    if rates:
+    opponent, how = meeting(study, pair, judge, benchmark)
+    first, second = names(study, pair)
+    if how == DIRECT:
+        rates = replicate_win_rates(study, first, second, judge, [benchmark])
         return {replicate: rate - 0.5 for replicate, rate in rates.items()}, DIRECT
-    for baseline in (study.plain_of(pair.candidate), SFT0):
-        opponent = first.baselines.get(baseline)
-        if opponent is not None and opponent == second.baselines.get(baseline):
-            ours = replicate_win_rates(study, first.name, opponent, judge, [benchmark])
-            theirs = replicate_win_rates(study, second.name, opponent, judge, [benchmark])
-            if ours.keys() & theirs.keys():
-                return by_replicate(ours, theirs), f"win rates against {baseline} compared"
-    return {}, ""
+    if not how:
+        return {}, ""
+    ours, theirs = (replicate_win_rates(study, name, opponent, judge, [benchmark]) for name in (first, second))
+    return by_replicate(ours, theirs), how
 
 
 def over_seeds(policies, value):

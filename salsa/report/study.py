@@ -16,7 +16,7 @@ import pandas as pd
 
 from salsa import algorithms
 from salsa.evaluate import statistics
-from salsa.report import cards, formats, looks, pages, provenance, sections, style, words
+from salsa.report import cards, formats, looks, pages, prompts, provenance, sections, style, words
 from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
@@ -68,6 +68,7 @@ class Study:
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
     known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `training_scores`
     known_qualities: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # `judging.quality`
+    known_tests: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # `claims.tests`
 
     @functools.cached_property
     def composed(self):
@@ -192,6 +193,7 @@ def build(settings, parents, output, execution):
             formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
         if section.figure:
             style.save(section.draw(study, tables), output / "figures", name)
+    prompts.write(study, output / "tables")
     if study.config.looks:
         runs.write_json(output / stages.DECISION, looks.decision(study, tables["claims"]))
     pages.write(study, tables, output)

@@ -74,6 +74,7 @@ MEASURES = (  # of claims
     "matched_win_rate",
 )
 SeedOfReplicate = Annotated[str, Text(20, r"\d+/\d+", "no replicate; write its root seed and number, as in 1000/3")]
+RepositoryFile = Annotated[str, Text(1000, r"(?!/)(?!.*\.\.).+", "no file of the repository, such as conf/claims.yaml")]
 Revision = Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)]
 AlgorithmName = Literal[*algorithms.kinds()]
 PRETRAINED_ON = tuple(kind for kind, world in data.world_kinds().items() if world.corpus)
@@ -435,7 +436,7 @@ class Claim:
     @model_validator(mode="after")
     def _of_two_arms(self):
         same = self.baseline_algorithm in (None, self.algorithm)
-        if same and self.candidate == self.baseline and self.measure != "stable":
+        if same and self.candidate == self.baseline:
             raise fault("is the candidate itself; name another arm", "baseline", self)
         return self
 
@@ -654,7 +655,7 @@ class Sections:
     """Intervals and samples of the report."""
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
     """Hypotheses that are fixed before the run, by name."""
-    registered: Annotated[list[Annotated[str, Text(PATH, empty=False)]], Items(100), ADDED] = listed()
+    registered: Annotated[list[RepositoryFile], Items(100), ADDED] = listed()
     """Files that fix claims, kl_coefs and looks in advance, such as conf/claims.yaml: the report shows their digests,
     their commits, and whether these are older than the first run.
     """

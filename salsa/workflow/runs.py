@@ -113,14 +113,15 @@ def describe_file(path):
     return f"{Path(path).stat().st_size}:{file_sha256(path)}"
 
 
-def write_atomically(path, text):
-    """Write a text file so that a reader sees all of it or none."""
+def write_atomically(path, content):
+    """Write a file of text, or of bytes, so that a reader sees all of it or none."""
     path = Path(path)
+    content = content if isinstance(content, bytes) else content.encode("utf-8", errors=ESCAPED)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8", errors=ESCAPED) as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

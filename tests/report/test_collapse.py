@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from tree import Tree, table_of
 
-from salsa.evaluate import statistics
-from salsa.report import claims, sections, selection, study
+from salsa.report import claims, conclusions, outcomes, sections, selection, study
 from salsa.workflow import config
 
 
@@ -108,20 +107,23 @@ def test_claims_say_so(built):
         assert "salsa has collapsed in 2 of its 2 policies compared here" in own["why"]
     found = reread(tree)
     claim = config.Claim("t", "reward", 0.1, candidate="salsa", baseline="other")
-    notes = claims._collapsed(found, claim, selection.Pair("salsa", "other", (0.05,), 0.05, 0.05))
+    pair = selection.Pair("salsa", "other", (0.05,), 0.05, 0.05)
+    notes = claims._collapsed(found, claims.Test(claim, pair, [], None))
     assert notes[0].startswith("salsa has collapsed in 2 of its 2 policies compared here: a share of 0")
     assert notes[1] == "other has collapsed in 1 of its 2 policies compared here: its proxy reward is no finite number"
-    assert (
-        claims._collapsed(found, replace(claim, measure="stable"), selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1))
-        == []
-    )
+    pair = selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1)
+    assert claims._collapsed(found, claims.Test(replace(claim, measure="stable"), pair, [], None)) == []
 
 
 def test_a_diverged_replicate_is_left_out_and_said(built):
     tree, output = built
     assert selection.choose(reread(tree), "other", (0.05, 0.1)) == 0.1
-    test = claims.Test("", "", {}, "", statistics.decide([0.1, math.nan], 0.0), False, lost=1)
-    assert claims._doubts(test) == ["1 of 2 replicates have no finite number"]
+    values = pd.DataFrame({"effect": [0.1, math.nan]})
+    test = claims.Test(config.Claim("t", "reward", 0.1), selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1),
+                       [outcomes.Outcome("primary", "reward", "", "", values)], None)  # fmt: skip
+    found = reread(tree)
+    notes = claims._notes(found, test, claims.decision(test, test.outcomes[0], 0.95))
+    assert notes == ["1 of 2 replicates have no finite number"]
     for path in output.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)  # called where there is a NaN
 
@@ -156,5 +158,5 @@ def test_a_study_without_collapse_has_no_mark(tmp_path, monkeypatch):
     tree = Tree(tmp_path, replicates=(0,), prompts=2, arms={"ppo": "0"}, planes=())
     found = study.read(tree.settings, tree.parents)
     tables = {"rewards": table_of(found, "rewards")}
-    assert sections.marked(found, tables) is tables and claims.collapses(found) == []
+    assert sections.marked(found, tables) is tables and conclusions.collapses(found) == []
     assert sections.sections()["loss_line"].draw(found, {}).get_suptitle() == ""

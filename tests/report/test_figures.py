@@ -81,15 +81,21 @@ def tables_of(study, gold=True):
         | bounded("cosine_sft1", 0.6, 0.01) | bounded("off_line", 2.0, 0.1) | bounded("sft0_to_sft1", 4.0, 0.1)
         for arm, k in pairs
     ]  # fmt: skip
-    claim = {"candidate": "salsa", "baseline": "ppo", "benchmark": "", "smallest_effect": 0.1}
-    test = {"verdict": "supported", "holm_p": 0.02, "replicates_needed": pd.NA}
+    claim = {"candidate": "salsa", "baseline": "ppo", "benchmark": "", "smallest_effect": 0.1, "outcome": "primary",
+             "measure": "win_rate", "replicates": 3, "equivalent": False}  # fmt: skip
+    undecided = {"claim": "preferred", "claim_verdict": "undecided"}
+    untested = {"claim_verdict": "not tested", "verdict": "not tested", "replicates": pd.NA}
+    beside = {"outcome": "secondary", "verdict": ""}
     claims = [
-        claim | {"claim": "higher_gold", "claim_verdict": "supported"} | test | bounded("effect", 0.2, 0.1),
-        claim | {"claim": "preferred", "claim_verdict": "undecided", "benchmark": BENCHMARKS[0]} | test
-        | bounded("effect", 0.05, 0.02),
-        claim | {"claim": "preferred", "claim_verdict": "undecided", "benchmark": BENCHMARKS[1]} | test
-        | {"verdict": "undecided", "replicates_needed": 9} | bounded("effect", 0.05, 0.5),
-        claim | {"claim": "soup_not_noise", "claim_verdict": "not tested", "verdict": "not tested"},
+        claim | {"claim": "higher_gold", "claim_verdict": "supported", "verdict": "supported"}
+        | bounded("effect", 0.2, 0.1),
+        claim | {"claim": "higher_gold", "claim_verdict": "supported", "smallest_effect": math.nan} | beside
+        | bounded("effect", 0.3, 0.1),
+        claim | undecided | {"benchmark": "mean of 2 benchmarks", "verdict": "undecided"}
+        | bounded("effect", 0.05, 0.5),
+        claim | undecided | beside | {"benchmark": BENCHMARKS[0]} | bounded("effect", 0.05, 0.02),
+        claim | undecided | beside | {"benchmark": BENCHMARKS[1]} | bounded("effect", 0.05, 0.5),
+        claim | {"claim": "soup_not_noise"} | untested,
     ]  # fmt: skip
     scores = [{"judge": "gold", "model": "sft0", "score": 0.0}]
     scores += [{"judge": "gold", "model": f"{arm}, kl_coef {k:g}"} | bounded("score", 1, 0.1) for arm, k in pairs]
@@ -360,16 +366,17 @@ def test_lines_of_the_claims(small):
     study, tables = small
     lines = [(label, words) for label, words, _ in claims_section.claim_lines(tables["claims"])]
     assert lines == [
-        ("higher gold", "supported, p 0.02"),
-        ("preferred, on all of:", "undecided, p 0.02"),
-        ("· in distribution", "supported"),
-        ("· out of distribution", "undecided, needs 9 replicates"),
+        ("higher gold", "supported, n 3"),
+        ("preferred (mean of 2 benchmarks)", "undecided, n 3"),
+        ("· in distribution", ""),
+        ("· out of distribution", ""),
         ("soup not noise", "not tested"),
     ]
     axis = sections()["claims"].draw(study, tables).axes[0]
     marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
-    assert marks == [("^", pytest.approx(2), 0), ("^", pytest.approx(0.5), 2), ("o", pytest.approx(0.5), 3)]
-    assert "3 effects in units of the smallest that would matter, 2 " in sections()["claims"].reading(study, tables)
+    half = pytest.approx(0.5)
+    assert marks == [("^", pytest.approx(2), 0), ("o", half, 1), ("|", half, 2), ("|", half, 3)]
+    assert "2 effects in units of the smallest that would matter, 1 " in sections()["claims"].reading(study, tables)
 
 
 def test_length_controlled_rates_are_hollow(small):

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tree import Tree, table_of
 
-from salsa.report import claims, formats, judging, sections, study, words
+from salsa.report import claims, conclusions, formats, judging, outcomes, sections, study, words
 from salsa.workflow import config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
@@ -117,11 +118,11 @@ def test_claims_are_not_read_from_it(three, answer, why, kind):
     frame = claims.frame(found)
     assert frame["claim_verdict"].tolist() == ["not tested"]
     assert why in frame["why"][0]
-    assert f"Not tested** here: {frame['why'][0].split(',')[0]}"[:60] in claims.text(
+    assert f"Not tested**: {frame['why'][0].split(',')[0]}"[:55] in conclusions.text(
         found, frame, table_of(found, "win_rates")
     )
     assert why in table_of(found, "judges")["cannot_measure"][0]
-    assert any(why in line for line in claims.warnings(found))
+    assert any(why in line for line in conclusions.warnings(found))
 
 
 def test_a_judge_that_follows_gold_measures(three):
@@ -133,13 +134,13 @@ def test_a_judge_that_follows_gold_measures(three):
         and row["gold_kappa"] > 0.99
         and row["discrimination"] == pytest.approx(math.sqrt(56 / 64))
     )
-    frame = claims.frame(found)
+    frame = claims.primary_rows(claims.frame(found))
     assert frame["effect"].tolist() == [-0.5] and frame["claim_verdict"].tolist() == ["undecided"]
     assert "the 3 replicates are equal" in frame["why"][0]
-    assert claims.warnings(found) == []
+    assert conclusions.warnings(found) == []
 
 
-def test_half_a_judge_refutes_by_half_of_the_smallest_effect(three):
+def test_half_a_judge_excludes_by_half_of_the_smallest_effect(three):
     def half(line, gold, generator):
         return first(line, gold, generator) if generator.random() < 0.5 else gold
 
@@ -148,10 +149,11 @@ def test_half_a_judge_refutes_by_half_of_the_smallest_effect(three):
     assert 0.3 < seen < 0.55
     frame = claims.frame(found)
     assert f"judge it shows {formats.number(100 * seen)} % of an effect at least" in frame["how"][0]
-    assert frame["claim_verdict"].tolist() == ["refuted"]  # about -¼ in each replicate
-    shown = {0: 0.02 + 1e-4, 1: 0.02, 2: 0.02 - 1e-4}  # above half of the smallest effect, and below it
-    assert claims._decided(CLAIM, shown, 1)[0]["verdict"] == "refuted"
-    assert claims._decided(CLAIM, shown, 1, seen)[0]["verdict"] == "supported"
+    assert frame["claim_verdict"].tolist() == ["reversed"]  # about -¼ in each replicate
+    values = pd.DataFrame({"effect": [0.02 + 1e-4, 0.02, 0.02 - 1e-4]})  # above half of the smallest effect, below it
+    for share, verdict in ((1.0, "too small"), (seen, "supported")):
+        outcome = outcomes.Outcome("primary", "win_rate", "in_distribution", "it", values, seen=share)
+        assert claims.decision(claims.Test(CLAIM, None, [outcome], None), outcome, 0.95).verdict == verdict
 
 
 def test_a_judge_that_shows_too_little_of_an_effect(three):
@@ -179,7 +181,7 @@ def test_the_benchmark_is_named_on_which_alone_a_judge_fails(monkeypatch, overal
     reasons = {"all": overall, "b": "it erred"}
     monkeypatch.setattr(judging, "quality", lambda _, judge, name="all": judging.Quality({}, 1.0, reasons[name]))
     with pytest.raises(claims.NotTested) as caught:
-        claims._seen(None, CLAIM, "it", "b")
+        outcomes.judge_shows(None, CLAIM, "it", "b")
     assert str(caught.value) == said
 
 
@@ -199,10 +201,11 @@ def simulation():
 
 @pytest.mark.parametrize("places", [True, False])
 @pytest.mark.parametrize("ignoring", [0.5, 0.8, 0.95, 1.0])
-def test_a_true_advantage_is_not_refuted_by_a_judge_that_ignores_answers(simulation, places, ignoring):
+def test_a_true_advantage_is_not_excluded_by_a_judge_that_ignores_answers(simulation, places, ignoring):
     alone, reported = simulation.rates(0.6, ignoring, places, studies=40, seed=1)
-    assert reported["refuted"] <= 0.025
-    assert ignoring < 0.95 or not places or ignoring == 1 or alone["refuted"] > 0.5  # what the interval alone would say
+    assert reported[simulation.NO_EFFECT] <= 0.025
+    if ignoring == 0.95 and places:
+        assert alone[simulation.NO_EFFECT] > 0.5  # what the interval alone would say
     alone, reported = simulation.rates(0.5, ignoring, places, studies=40, seed=1)
     assert reported["supported"] <= 0.1  # 2.5 %, of 40
 

@@ -35,7 +35,8 @@ def test_exact_set_of_files(built):
     expected = {"runs.csv", "samples.md", "claims.md", "report.md", "report.html", "manifest.json", ".lock"}
     names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards", "claims", "chosen", "paper_table",
              "ablations", "sources", "judges", "judge_pairs", "bradley_terry", "matched_kl", "stability", "geometry",
-             "plane", "scores", "manipulation")  # fmt: skip
+             "plane", "scores", "manipulation", "replicates")  # fmt: skip
+    expected |= {f"tables/prompt_{name}.csv.gz" for name in ("scores", "win_rates")}
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
     expected |= {
@@ -307,7 +308,7 @@ def test_one_replicate(tmp_path, monkeypatch):
     text = (output / "claims.md").read_text()
     assert "One replicate: everything here is conditional on one SFT pair" in text
     assert set(table(output, "claims")["claim_verdict"]) == {"undecided", "not tested"}
-    assert "**Undecided**; one replicate" in text and "nothing is decided" in text
+    assert "but one replicate: conditional on one SFT pair" in text and "nothing is decided" in text
     assert table(output, "rewards")["reward_low"].isna().all()
 
 

@@ -75,7 +75,7 @@ def test_claims_are_made_of_each_algorithm():
     assert all(name.startswith("dpo_") for name in crossed) and "dpo_soup_not_noise" not in crossed  # no such arm
     claim = crossed["dpo_higher_gold"]
     assert (claim.candidate, claim.baseline) == ("dpo_salsa", "dpo")
-    assert crossed["dpo_preferred"].text == "DPO: SALSA is preferred to DPO on every benchmark"
+    assert crossed["dpo_preferred"].text == "DPO: SALSA is preferred to DPO over all benchmarks"
     assert crossed["dpo_soup_not_other"].baseline == "dpo_other"
 
 

@@ -3,38 +3,42 @@
 import math
 
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from salsa.report import claims, selection, style
+from salsa.evaluate import decisions
+from salsa.report import claims, conclusions, selection, style
 from salsa.report.sections import Section, sides_at_all_kl_coefs
 
-PART = "· "  # before a benchmark of a claim
+PART = "· "  # before a secondary outcome of a claim
 VERDICTS = {  # verdict -> marker, colour, filled
-    "supported": ("^", style.LOOKS["ppo"].colour, True),
-    "refuted": ("v", style.LOOKS["salsa"].colour, True),
-    "undecided": ("o", style.GREY, False),
+    decisions.SUPPORTED: ("^", style.LOOKS["ppo"].colour, True),
+    decisions.TOO_SMALL: ("^", style.LOOKS["ppo"].colour, False),
+    decisions.EXCLUDED: ("v", style.LOOKS["salsa"].colour, False),
+    decisions.REVERSED: ("v", style.LOOKS["salsa"].colour, True),
+    decisions.UNDECIDED: ("o", style.GREY, False),
 }
+BESIDE = ("|", style.GREY, True)  # of an outcome that decides nothing
+EQUIVALENT = "equivalent"
 
 
 def figure(study, tables):
     """A forest plot of the claims: effects with intervals in units of the smallest effect of interest, and verdicts.
 
-    A claim of several benchmarks has a line of its own, with its verdict, above theirs.
+    A claim has a line with its verdict, and below it one for each outcome of its measure that decides nothing.
     """
     frame = style.measured(tables, "claims", "verdict")
     if frame.empty:
         return style.not_measured("claims")
     lines = claim_lines(frame)
-    figure, axes = style.panels(1, 1, height=0.45 + 0.19 * len(lines))
+    figure, axes = style.panels(1, 1, height=0.55 + 0.19 * len(lines))
     axis = axes[0, 0]
+    axis.axvspan(-1, 1, color=style.PALE, alpha=0.45, linewidth=0)
     axis.axvline(0, color=style.DARK, linewidth=0.9, linestyle="--")
-    axis.axvline(1, color=style.DARK, linewidth=0.9, linestyle=":")
     for y, (_, text, row) in enumerate(lines):
-        if row is not None:
-            _effect(axis, row, y)
+        _effect(axis, row, y)
         axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=style.DARK)
-    _symlog(axis, [row for _, _, row in lines if row is not None])
+    _symlog(axis, [row for _, _, row in lines])
     axis.set_yticks(range(len(lines)), [label + _claim_mark(study, row) for label, _, row in lines])
     for tick, (label, _, _) in zip(axis.get_yticklabels(), lines, strict=True):
         tick.set_color(style.GREY if label.startswith(PART) else style.DARK)
@@ -42,57 +46,56 @@ def figure(study, tables):
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("effect, in units of the smallest effect of interest\n(linear to ±2, then logarithmic)")
     entries = [style.mark(name, marker, color=colour, markerfacecolor=colour if filled else "white")
-               for name, (marker, colour, filled) in VERDICTS.items()]  # fmt: skip
-    entries.append(Line2D([], [], color=style.DARK, linewidth=0.9, linestyle=":", label="smallest effect of interest"))
+               for name, (marker, colour, filled) in VERDICTS.items() if name in set(frame["verdict"])]  # fmt: skip
+    entries.append(Patch(color=style.PALE, alpha=0.45, label="too small to matter, either way"))
     style.below(figure, entries)
     return figure
 
 
 def _claim_mark(study, row):
     """What stands after a claim that compares a collapsed policy."""
-    sides = ((row[side], row.get(f"{side}_kl_coef", math.nan)) for side in ("candidate", "baseline")) if row else ()
+    if row["verdict"] in ("", decisions.NOT_TESTED):
+        return ""
+    sides = ((row[side], row.get(f"{side}_kl_coef", math.nan)) for side in ("candidate", "baseline"))
     marks = [selection.collapsed(study, arm, None if kl_coef != kl_coef else kl_coef) for arm, kl_coef in sides]
-    return " (collapsed policy)" if any(marks) and row["verdict"] != "not tested" else ""
+    return " (collapsed policy)" if any(marks) else ""
 
 
 def claim_lines(frame):
-    """(label, words on the right, row or None) of each line of the forest, downwards."""
+    """(label, words on the right, row) of each line of the forest, downwards.
+
+    A secondary outcome in another unit, such as the win rate beside gold scores, has no line.
+    """
     lines = []
-    for name, tests in frame.groupby("claim", sort=False):
-        rows, label = tests.to_dict("records"), name.replace("_", " ")
-        if len(rows) == 1:
-            benchmark = (rows[0].get("benchmark") or "").replace("_", " ")
-            label += "" if label.endswith(benchmark) else f" ({benchmark})"  # grpo_out_of_distribution says it
-            lines.append((label, _words(rows[0], rows[0]["verdict"], p=True, needed=True), rows[0]))
-            continue
-        verdict = rows[0].get("claim_verdict", "")
-        lines.append((f"{label}, on all of:", _words(rows[0], verdict, p=bool(verdict)), None))
-        lines += [
-            (PART + row["benchmark"].replace("_", " "), _words(row, row["verdict"], needed=True), row) for row in rows
-        ]
+    for name, rows in frame.groupby("claim", sort=False):
+        primary, *others = rows.to_dict("records")
+        benchmark, label = primary["benchmark"].replace("_", " "), name.replace("_", " ")
+        label += "" if not benchmark or label.endswith(benchmark) else f" ({benchmark})"  # grpo_out_of_distribution
+        lines.append((label, _words(primary), primary))
+        for row in others:
+            if pd.notna(row["smallest_effect"]):
+                lines.append((PART + (row["benchmark"] or row["measure"]).replace("_", " "), "", row))
     return lines
 
 
-def _words(row, verdict, p=False, needed=False):
-    parts = [verdict]
-    if p and pd.notna(row.get("holm_p")):
-        parts.append(f"p {row['holm_p']:.2g}")
-    if needed and verdict == "undecided" and pd.notna(row.get("replicates_needed")):
-        parts.append(f"needs {row['replicates_needed']:.0f} replicates")
+def _words(row):
+    parts = [row["verdict"], EQUIVALENT if row.get("equivalent") is True else ""]
+    if pd.notna(row.get("replicates")):
+        parts.append(f"n {row['replicates']:.0f}")
     return ", ".join(part for part in parts if part)
 
 
 def _effect(axis, row, y):
     x = in_units(row)
     if x[0] == x[0]:
-        marker, colour, filled = VERDICTS[row["verdict"]]
-        style.whisker(axis, x, y, colour, linewidth=1.4)
+        marker, colour, filled = VERDICTS.get(row["verdict"], BESIDE)
+        style.whisker(axis, x, y, colour, linewidth=1.4 if row["verdict"] else 0.8)
         axis.plot(x[0], y, marker=marker, color=colour, markersize=5.5, markerfacecolor=colour if filled else "white")
 
 
 def in_units(row):
-    """(effect, low, high) of a claim's row, divided by its smallest effect; nan of `stable`, a share."""
-    unit = row["smallest_effect"] if row.get("measure") != "stable" else 0
+    """(effect, low, high) of a claim's row, divided by its smallest effect; nan where it has none in its unit."""
+    unit = row["smallest_effect"]
     return tuple(x / unit for x in style.triple(row, "effect")) if unit > 0 else (math.nan,) * 3
 
 
@@ -112,11 +115,11 @@ def caption(study, tables):
     frame = tables["claims"]
     if frame.empty:
         return "This study makes no claims."
-    verdicts = frame.drop_duplicates("claim")["claim_verdict"].value_counts()
+    verdicts = claims.primary_rows(frame)["claim_verdict"].value_counts()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     return (
-        f"{verdicts.sum()} claims, fixed before the study ran: {counts}; effects are candidate minus baseline with "
-        "95 % t intervals over replicates, each arm at its chosen kl_coef, p one-sided and corrected after Holm."
+        f"{verdicts.sum()} claims, fixed before the study ran: {counts}. Effects are candidate minus baseline over "
+        f"replicates. {conclusions.compared_at(study)} {conclusions.families(study)}"
     )
 
 
@@ -124,11 +127,12 @@ def reading(study, tables):
     frame = style.measured(tables, "claims", "effect")
     if frame.empty:
         return ""
-    inside = sum(abs(in_units(row)[0]) < 1 for row in frame.to_dict("records"))
+    rows = claims.primary_rows(frame).to_dict("records")
+    inside = sum(abs(in_units(row)[0]) < 1 for row in rows)
     return (
-        f"{len(frame)} effects in units of the smallest that would matter, {inside} of them smaller than that; bars "
-        "are 95 % t intervals, and the words on the right the verdict, p after Holm, and the replicates that would "
-        "decide."
+        f"{len(rows)} effects in units of the smallest that would matter, {inside} of them smaller than that (grey); "
+        "bars are their intervals at the level of the family, thin for what decides nothing; on the right stand the "
+        "verdict and the number of replicates."
     )
 
 

@@ -1,0 +1,39 @@
+"""How much prompts and responses alone make replicates differ.
+
+Two arms answer the same P prompts in each of R replicates. Let d_rp be candidate minus baseline on prompt p in
+replicate r: d_rp = mean + replicate_r + prompt_p + residual_rp. A prompt's own effect is the same in all replicates, so
+it makes none differ from another. The residual does: it is the noise of responses, and what a prompt means to one
+trained model and not to the next. Its mean over P prompts varies by residual variance / P, and a variance between
+replicates below that is luck (`decisions.decide` takes it as a floor).
+
+Left out: which part of it is sampling and which training (`variance`), which takes several responses to a prompt.
+"""
+
+import math
+
+import numpy as np
+
+
+def residual_variance(table):
+    """The mean square of what replicate and prompt effects leave of a table (R, P); nan with fewer than 2 of either.
+
+    It estimates the variance of the residual without bias, with (R − 1)(P − 1) degrees of freedom. Prompts that not
+    every replicate has (nan) are left out.
+    """
+    table = np.asarray(table, dtype=np.float64)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    replicates, prompts = table.shape
+    if min(replicates, prompts) < 2:
+        return math.nan
+    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    return float((residuals**2).sum() / ((replicates - 1) * (prompts - 1)))
+
+
+def sampling_variance(tables):
+    """The variance that prompts and responses alone give to a replicate's mean over several tables; nan: not known.
+
+    Args:
+        tables: one (R, P) table for each benchmark, whose prompts are others; the outcome is the mean of their means.
+    """
+    variances = [residual_variance(table) / np.isfinite(table).sum(axis=1).mean() for table in tables]
+    return sum(variances) / len(variances) ** 2 if variances else math.nan

@@ -1,0 +1,248 @@
+"""What a study concludes, in words: claims.md, and the sentences of the report about claims.
+
+What each verdict is, `claims` says; here stands how it is told. A positive control that the study does not support
+comes first, because every other verdict stands under it.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from salsa.evaluate import decisions, statistics
+from salsa.report import claims, formats, judging, outcomes, provenance, selection, words
+from salsa.report.formats import Bold, Number, Table
+from salsa.report.frames import BOUNDS
+
+VERDICTS = tuple(decisions.WORDS)
+NO_EFFECT = (decisions.TOO_SMALL, decisions.EXCLUDED, decisions.REVERSED)  # that would matter
+QUANTITIES = {  # key of evaluation.json -> words
+    "gold_reward": "gold reward",
+    "reward": "proxy reward",
+    "kl_to_sft0": "KL to sft0",
+}
+
+
+def text(study, frame, win_rates):
+    """The whole of claims.md.
+
+    Args:
+        frame: what `claims.frame` returns.
+        win_rates: the table of win rates.
+    """
+    numbers_of = {origin: numbers(claims.tested_rows(frame[frame["origin"] == origin])) for origin in claims.ORIGINS}
+    return words.template("claims.md.jinja", autoescape=False).render(
+        sight=sight(study, frame),
+        summary=summary(study, frame),
+        warnings=warnings(study),
+        registered=provenance.sentences(study),
+        replicates=len(study.replicates),
+        families=families(study),
+        compared_at=compared_at(study),
+        meanings={verdict: meaning for verdict, meaning in decisions.WORDS.items() if verdict in VERDICTS},
+        origins=hypotheses(study, frame),
+        numbers=numbers_of,
+        titles=claims.ORIGINS,
+        baseline=study.plain,
+        differences=differences(study),
+        signs=signs(win_rates, {*study.plain_arms.values()}),
+        markdown=formats.markdown,
+    )
+
+
+def warnings(study):
+    """Sentences that a reader of any table needs: judges that can't measure, and policies that have collapsed."""
+    return judging.unfit(study) + collapses(study)
+
+
+def collapses(study):
+    """A sentence for each arm and kl_coef of which a policy has collapsed, with the first one's numbers."""
+    sentences = []
+    for (arm, kl_coef), policies in study.groups().items():
+        reasons = [reason for reason in (selection.collapse(study, policy) for policy in policies) if reason]
+        if reasons:
+            count = f"{len(reasons)} of {len(policies)} replicates"
+            sentences.append(f"{arm} at kl_coef {kl_coef:g} collapsed in {count}: {reasons[0]}")
+    return sentences
+
+
+def sight(study, frame):
+    """Sentences on whether the study sees a reference that is better by construction; none without such a claim."""
+    rows = claims.primary_rows(frame)
+    return [_sight(row) for row in rows[rows["origin"] == "positive_control"].to_dict("records")]
+
+
+def _sight(row):
+    name = f"Positive control ({row['claim']})"
+    if row["verdict"] == decisions.NOT_TESTED:
+        return f"{name}: not tested here, for {row['why']}; whether this study could see a better anchor is not known."
+    pair, effect = f"{row['candidate']} against {row['baseline']}", effect_words(row)
+    if row["verdict"] == decisions.SUPPORTED:
+        return f"{name}: this study sees a better anchor ({pair}: {effect})."
+    return (
+        f"{name}: this study can't see a better anchor ({pair}: {row['verdict']}, {effect}), and every other verdict "
+        "stands under that sentence."
+    )
+
+
+def effect_words(row):
+    """The effect of a row of claims with its interval and unit."""
+    unit = outcomes.WORDS[row["measure"]][1]
+    effect, low, high = (selection.number(row["effect" + bound]) for bound in BOUNDS)
+    return effect + (f" ({low} to {high})" if low else "") + (f" {unit}" if unit else "")
+
+
+def summary(study, frame):
+    """One paragraph that counts the verdicts and says how many replicates they rest on."""
+    if frame.empty:
+        return "This study makes no claims."
+    verdicts = claims.primary_rows(frame).set_index("claim")["claim_verdict"]
+    counts = Counter(verdicts)
+    names = {verdict: ", ".join(verdicts.index[verdicts == verdict]) for verdict in VERDICTS}
+    parts = [f"{counts[verdict]} {verdict} ({some})" for verdict, some in names.items() if some]
+    opening = f"Of {len(verdicts)} claims: {'; '.join(parts)}. "
+    if counts[decisions.NOT_TESTED] == len(verdicts):
+        return opening + "No claim can be tested here."
+    count = len(study.replicates)
+    if count == 1:
+        return opening + "One replicate tells nothing of other SFT pairs, so nothing is decided."
+    return opening + (
+        f"The tests rest on up to {count} replicates, each with its own SFT models, reward model and training seeds. "
+        f"{families(study)}"
+    )
+
+
+def families(study):
+    """The rule by which several claims are decided, with this study's numbers: sentences."""
+    tested = [test for test in claims.tests(study).values() if isinstance(test, claims.Test)]
+    counts = Counter(test.claim.origin for test in tested)
+    parts = [f"{counts[origin]} of origin {origin.replace('_', ' ')}" for origin in claims.ORIGINS if counts[origin]]
+    looks = study.config.looks
+    looked = f", and at all looks (after {', '.join(map(str, looks))} replicates) at once" if looks else ""
+    return (
+        "The m claims of one origin that are tested are one family, each decided by an interval at the level "
+        f"1 − 0.05/m ({', '.join(parts) or 'none'}), so that all verdicts of a family hold at once with 95 %{looked}."
+    )
+
+
+def compared_at(study):
+    """At which kl_coef arms are compared: a sentence."""
+    fixed = study.config.claim_kl_coef
+    if fixed is not None:
+        return f"All arms are compared at kl_coef {fixed:g}, which was fixed in advance (claim_kl_coef)."
+    return "Each arm is taken at the kl_coef that does best on the development prompts, of those that both were run at."
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A claim in words: what was supposed, the verdict, and what stands after it."""
+
+    name: str
+    text: str
+    verdict: str
+    because: str
+
+
+def hypotheses(study, frame):
+    """origin -> the `Hypothesis` of each of its claims; an origin without claims is left out."""
+    by_origin = {}
+    for row in claims.primary_rows(frame).to_dict("records"):
+        claim = study.config.claims[row["claim"]]
+        hypothesis = Hypothesis(row["claim"], claim.text, row["claim_verdict"], because(claim, row))
+        by_origin.setdefault(row["origin"], []).append(hypothesis)
+    return by_origin
+
+
+def because(claim, row):
+    """What stands after a claim's verdict: effect, meaning, equivalence, what would decide it, doubts."""
+    if row["verdict"] == decisions.NOT_TESTED:
+        return row["why"]
+    parts = [f"{effect_words(row)} over {row['replicates']} replicate" + "s" * (row["replicates"] != 1)]
+    if row["verdict"] in NO_EFFECT and claim.meaning:
+        parts.append(claim.meaning)
+    if row["equivalent"] is True:
+        parts.append(f"equivalent: a difference of {formats.number(row['smallest_effect'])} is excluded either way")
+    if row["verdict"] == decisions.UNDECIDED:
+        parts += needed(row)
+    return "; ".join(parts + ([f"but {row['why']}"] if row["why"] else []))
+
+
+def needed(row):
+    """What would decide an undecided claim, in words; nothing where the deviation between replicates is not known."""
+    if not row["needed_80"] > 0:
+        return []
+    return [
+        f"80 % power to support {formats.number(row['smallest_effect'])}, or to exclude it where there is no effect, "
+        f"takes {_replicates(row, 'needed_80')} replicates, and 90 % {_replicates(row, 'needed_90')}"
+    ]
+
+
+def _replicates(row, name):
+    """A number of replicates with the range that the uncertainty of the deviation leaves."""
+    number, low, high = (_whole(row[name + bound]) for bound in BOUNDS)
+    return f"{number} ({low} to {high})"
+
+
+def _whole(count):
+    return f"{count:.0f}" if math.isfinite(count) else "more than can be had"
+
+
+def numbers(frame):
+    """The table that readers see of tested claims: effects, and the verdict where an outcome decides."""
+    rows = []
+    for row in frame.to_dict("records"):
+        measured, unit = outcomes.WORDS[row["measure"]]
+        by = f", judge {row['judge']}" if row["judge"] else ""
+        how = f" ({row['how']})" if row["how"] else ""
+        rows.append(
+            {
+                "claim": row["claim"],
+                "arms, at their kl_coef": f"{_at(row, 'candidate')} − {_at(row, 'baseline')}",
+                "of": measured + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
+                "effect": formats.number(row["effect"], row["effect_low"], row["effect_high"]),
+                "unit": unit,
+                "would matter": formats.number(row["smallest_effect"]),
+                "p": formats.number(row["p"]),
+                "n": formats.number(row["replicates"]),
+                "verdict": row["verdict"],
+            }
+        )
+    return Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+
+
+def _at(row, role):
+    kl_coef = row[f"{role}_kl_coef"]
+    return row[role] + (f" ({kl_coef:g})" if kl_coef == kl_coef else "")
+
+
+def differences(study):
+    """Every arm minus its plain anchor at the same kl_coef: a row per arm × kl_coef, a column per quantity, as text.
+
+    Bold where the interval excludes 0, which says above or below it and no more.
+    """
+    rows, judge = [], selection.main_judge(study)
+    for arm, kl_coef in study.groups():
+        plain = study.plain_of(arm)
+        if plain in (None, arm) or not study.of(arm=plain, kl_coef=kl_coef):
+            continue
+        row = {"arm": arm, "kl_coef": Number(f"{kl_coef:g}")}
+        for key, quantity in QUANTITIES.items():
+            sides = (selection.evaluated(study, name, kl_coef, key) for name in (arm, plain))
+            row[quantity] = _difference(selection.by_replicate(*sides))
+        pair = selection.Pair(arm, plain, (kl_coef,), kl_coef, kl_coef)
+        for benchmark in study.compared if judge else ():
+            effects, _ = selection.preference(study, pair, judge, benchmark)
+            row[f"win rate minus ½, {benchmark}"] = _difference(effects)
+        rows.append(row)
+    return Table.of({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
+
+
+def _difference(effects):
+    found = decisions.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
+    cell = formats.number(found.mean if abs(found.mean) > statistics.SAME else 0.0, found.low, found.high)
+    return Bold(cell) if found.low > 0 or found.high < 0 else cell
+
+
+def signs(win_rates, plain):
+    """(how many sign tests against plain anchors stay below 0.05 after Holm's correction, of how many)."""
+    rows = win_rates[win_rates["baseline"].isin(plain)]
+    return int((rows["holm_p"] < 0.05).sum()), len(rows)
