@@ -12,11 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from salsa.report import words
-from salsa.workflow import config, runs, schema
+from salsa.workflow import config, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-ROOT = Path(__file__).parents[2]
-EXPERIMENTS = Path("conf/experiment")
 FIXED = ("claims", "kl_coefs", "claim_kl_coef", "looks")  # what registered files say in advance
 UNKNOWN = "its commit is not known"
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # as manifests have it
@@ -118,7 +116,7 @@ def registered(study):
 
 
 def _registered(name):
-    path = ROOT / name
+    path = stages.ROOT / name
     if not path.is_file():
         return Registered(name, "")
     commit, _, seconds = _git(path, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
@@ -181,6 +179,6 @@ def _composed(files):
     """What the registered files say, alone: of the experiment among them, or else of the default study."""
     from salsa.workflow import compose  # which needs Hydra, and the report does not
 
-    experiments = [Path(name).stem for name in files if Path(name).parent == EXPERIMENTS]
+    experiments = [Path(name).stem for name in files if name.startswith(config.EXPERIMENTS)]
     study = compose.compose([f"experiment={name}" for name in experiments[:1]])[0].config
     return {key: schema.dump(getattr(study, key)) for key in FIXED}

@@ -12,8 +12,8 @@ from pathlib import Path
 from salsa import algorithms, anchors, data, judges
 from salsa.data import sources
 from salsa.rl import folders
-from salsa.workflow import bounds, crossing, ingredients, jobs, policies, regimes, runs, schema, yaml_files
-from salsa.workflow.config import Arm, changed
+from salsa.workflow import bounds, crossing, ingredients, jobs, policies, regimes, runs, schema, stages, yaml_files
+from salsa.workflow.config import EXPERIMENTS, Arm, changed
 from salsa.workflow.messages import UserError
 
 TEMPLATES = Path(data.__file__).parent / "templates"
@@ -29,6 +29,7 @@ def check(config):
     for rule in (
         _check_axes,
         _check_looks,
+        _check_claims,
         _check_names,
         ingredients.check,
         regimes.check,
@@ -145,6 +146,31 @@ def _check_looks(config):
             if there not in looks:
                 problem = f"{there} of them are among the first {look}, and that is none of {key}"
                 raise UserError(f"{where}: {problem}; give the first {looks[0]}, for instance")
+
+
+def _check_claims(config):
+    """Refuse claims at a kl_coef that nothing is run at, and on replicates that settings were chosen on."""
+    kl_coef = config.claim_kl_coef
+    if kl_coef not in (None, *config.kl_coefs):
+        raise UserError(f"claim_kl_coef: {kl_coef} is not in kl_coefs={config.kl_coefs}; add it there")
+    decides_on = {f"{config.seed}/{number}" for number in config.replicates} if config.claims else set()
+    used = next((name for name in config.chosen_on if name in decides_on), None)
+    if used:
+        raise UserError(
+            f"chosen_on: settings were chosen on replicate {used.partition('/')[2]} of root seed {config.seed}, and "
+            "this study would decide on it; give other replicates, or another seed"
+        )
+    _check_registered(config)
+
+
+def _check_registered(config):
+    """Refuse to register a study in files that are none, or in two experiments."""
+    missing = next((name for name in config.registered if not (stages.ROOT / name).is_file()), None)
+    if missing:
+        raise UserError(f"registered: {missing}: no such file of the repository; name one, such as conf/claims.yaml")
+    experiments = [name for name in config.registered if name.startswith(EXPERIMENTS)]
+    if len(experiments) > 1:
+        raise UserError(f"registered: {' and '.join(experiments)} are two experiments; leave one out")
 
 
 def _check_algorithms(config):

@@ -74,6 +74,7 @@ MEASURES = (  # of claims
     "matched_win_rate",
 )
 SeedOfReplicate = Annotated[str, Text(20, r"\d+/\d+", "no replicate; write its root seed and number, as in 1000/3")]
+EXPERIMENTS = "conf/experiment/"  # where files of the repository are experiments
 RepositoryFile = Annotated[str, Text(1000, r"(?!/)(?!.*\.\.).+", "no file of the repository, such as conf/claims.yaml")]
 Revision = Annotated[str, Text(100, r"[\w./-]+", "no revision; give a branch, a tag or a commit", empty=False)]
 AlgorithmName = Literal[*algorithms.kinds()]

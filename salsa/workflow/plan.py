@@ -269,7 +269,7 @@ class _Study:
     def __init__(self, composed, result):
         self.config, self.files, self.link, self.result = composed.config, composed.files, composed.link, result
         self.execution, self.composed = schema.dump(self.config.execution), composed
-        self.policies = policies.policies(composed)
+        self.policies, self.claimed = policies.policies(composed), policies.claimed(composed)
         self.prepare = self.add_prepare()
         kinds = [data.benchmark_kinds()[benchmark.kind] for benchmark in self.config.benchmarks.values()]
         self.judges = self.config.judges if any(kind.compared for kind in kinds) else {}
@@ -431,6 +431,7 @@ class _Replicate:
             opponents = dict(baselines)
             if self.config.judges[judge].tournament:
                 opponents |= self.opponents(one, trained)
+            opponents |= self.claimed(one, trained, {name for name, _, _ in opponents.values()})
             if opponents:
                 parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
         names = {role: name for role, (name, _, _) in baselines.items()}
@@ -458,6 +459,15 @@ class _Replicate:
             for i, other in enumerate(at[: at.index(one)])
             if not other.policy.is_plain_anchor_of(one.policy) and not one.policy.is_plain_anchor_of(other.policy)
         }
+
+    def claimed(self, one, trained, judged):
+        """The policies that claims compare this one with, and that nothing else lets a judge compare it with.
+
+        `judged` names those that it is compared with anyhow. Returns what `baselines` does.
+        """
+        rivals = [other for other in trained if (one.policy, other.policy) in self.study.claimed]
+        rivals = [other for other in rivals if other.name not in judged]
+        return {f"claimed{i}": (other.name, "policy", other.respond) for i, other in enumerate(rivals)}
 
     def seed(self, stage, index=0):
         """The replicate's seed of a stage."""

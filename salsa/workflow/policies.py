@@ -26,6 +26,7 @@ from salsa.workflow.weights import (
 )
 
 FIXED = schema.KlSchedule()
+JUDGED = ("win_rate", "gold_reward")  # measures of claims beside which win rates stand
 
 
 @dataclass(frozen=True)
@@ -382,6 +383,28 @@ def as_ingredient(composed, arm, kl_coef, seed=0):
         f"{POLICY}{arm}: is needed at kl_coef {number_label(kl_coef)}, and trained at {at}; "
         f"give both arms the same kl_coefs (arms.{arm}.kl_coefs)"
     )
+
+
+def claimed(composed):
+    """The pairs (candidate, baseline) of policies that a claim reads verdicts on, as a set.
+
+    Both are at the kl_coef of claims, or where that is chosen after training, at the same one; a policy without a
+    penalty goes with all. Left out are those that are compared anyhow: a policy and its plain anchor.
+    """
+    study, every, pairs = composed.config, policies(composed), set()
+    for claim in study.claims.values():
+        if claim.measure in JUDGED and {claim.candidate, claim.baseline} <= composed.arms.keys():
+            first, second = (spec_of(composed.arms[arm], study) for arm in (claim.candidate, claim.baseline))
+            candidates, baselines = ([policy for policy in every if policy.spec == spec] for spec in (first, second))
+            pairs |= {(one, other) for one in candidates for other in baselines if _meet(one, other, study)}
+    return pairs
+
+
+def _meet(one, other, study):
+    """Whether claims may compare two policies at their kl_coefs, and nothing else does."""
+    at = {policy.kl_coef for policy in (one, other) if policy.spec.penalised}
+    anchored = one.is_plain_anchor_of(other) or other.is_plain_anchor_of(one)
+    return one != other and not anchored and len(at) < 2 and study.claim_kl_coef in (None, *at)
 
 
 def plain_arms(composed):

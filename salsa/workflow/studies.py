@@ -15,7 +15,9 @@ from salsa.workflow.plan import LABEL, has_looks
 MAIN_TABLE = "tables/win_rates.md"
 MANIPULATION = "tables/manipulation.md"  # whose first line says how strong it is
 REPORTS = tuple(name for name, stage in stages.ALL.items() if stage.page)
-LARGEST = 2**21  # bytes of a published file: the page of a large study, which its folder can make again, stays behind
+# Bytes of a published file: the page of a large study, which its folder can make again, stays behind. Compressed scores
+# go along at any size, because every verdict can be computed again from them.
+LARGEST = 2**21
 
 
 def reached(plan, study):
@@ -131,7 +133,7 @@ def _copy_small(folder, copy, manifest):
     from salsa.report import reader  # which Snakemake, that imports this module, has no need of
 
     for artefact, described in manifest["artefacts"].items():
-        if described["bytes"] <= LARGEST:
+        if described["bytes"] <= LARGEST or artefact.endswith(".csv.gz"):
             (copy / artefact).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(folder / artefact, copy / artefact)
     settings = manifest["settings"].get("config")
