@@ -431,7 +431,7 @@ class _Replicate:
             opponents = dict(baselines)
             if self.config.judges[judge].tournament:
                 opponents |= self.opponents(one, trained)
-            opponents |= self.claimed(one, trained, {name for name, _, _ in opponents.values()})
+            opponents |= self.claimed(one, trained, self.config.judges[judge].tournament)
             if opponents:
                 parents[f"judge/{judge}/{index}"] = self.add_judge(judge, one, opponents)
         names = {role: name for role, (name, _, _) in baselines.items()}
@@ -460,14 +460,17 @@ class _Replicate:
             if not other.policy.is_plain_anchor_of(one.policy) and not one.policy.is_plain_anchor_of(other.policy)
         }
 
-    def claimed(self, one, trained, judged):
-        """The policies that claims compare this one with, and that nothing else lets a judge compare it with.
+    def claimed(self, one, trained, tournament):
+        """The policies that claims compare this one with, as `baselines` returns them.
 
-        `judged` names those that it is compared with anyhow. Returns what `baselines` does.
+        Those at its kl_coef are left out of a tournament, which compares them anyhow.
         """
-        rivals = [other for other in trained if (one.policy, other.policy) in self.study.claimed]
-        rivals = [other for other in rivals if other.name not in judged]
-        return {f"claimed{i}": (other.name, "policy", other.respond) for i, other in enumerate(rivals)}
+        rivals = self.study.claimed.get(one.policy)
+        if not rivals:
+            return {}
+        others = [other for other in trained if other.policy in rivals]
+        others = [other for other in others if not (tournament and other.policy.kl_coef == one.policy.kl_coef)]
+        return {f"claimed{i}": (other.name, "policy", other.respond) for i, other in enumerate(others)}
 
     def seed(self, stage, index=0):
         """The replicate's seed of a stage."""

@@ -386,17 +386,18 @@ def as_ingredient(composed, arm, kl_coef, seed=0):
 
 
 def claimed(composed):
-    """The pairs (candidate, baseline) of policies that a claim reads verdicts on, as a set.
+    """Candidate -> the set of baselines: the pairs of policies that a claim reads verdicts on.
 
     Both are at the kl_coef of claims, or where that is chosen after training, at the same one; a policy without a
     penalty goes with all. Left out are those that are compared anyhow: a policy and its plain anchor.
     """
-    study, every, pairs = composed.config, policies(composed), set()
+    study, every, pairs = composed.config, policies(composed), {}
     for claim in study.claims.values():
         if claim.measure in JUDGED and {claim.candidate, claim.baseline} <= composed.arms.keys():
             first, second = (spec_of(composed.arms[arm], study) for arm in (claim.candidate, claim.baseline))
             candidates, baselines = ([policy for policy in every if policy.spec == spec] for spec in (first, second))
-            pairs |= {(one, other) for one in candidates for other in baselines if _meet(one, other, study)}
+            for one in candidates:
+                pairs.setdefault(one, set()).update(other for other in baselines if _meet(one, other, study))
     return pairs
 
 

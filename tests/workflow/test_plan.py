@@ -619,3 +619,35 @@ def test_planning_imports_nothing_heavy():
     code += "print(sorted({'torch', 'hydra', 'snakemake', 'transformers'} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def judged_pairs(composed):
+    """(candidate, baseline) of all judge runs of a plan, sft0 left out."""
+    judged = [run.settings for run in plan.plan([composed]).runs.values() if run.stage == "judge"]
+    return {(run["candidate"], name) for run in judged for name in run["baselines"] if name != "sft0"}
+
+
+PLAIN, SALSA, OTHER = (f"start_sft0-ref_{reference}-kl_{{}}" for reference in ("sft0", "soup0.50", "sft1"))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, {(SALSA, OTHER, 0.05), (SALSA, OTHER, 0.1)}),
+        ({"claim_kl_coef": 0.1}, {(SALSA, OTHER, 0.1)}),
+        ({"measure": "reward"}, set()),
+        ({"baseline": "nobody"}, set()),
+        ({"judges__gold__tournament": True}, {(OTHER, SALSA, 0.05), (OTHER, SALSA, 0.1)}),  # which judges every pair
+        ({"baseline": "ppo"}, set()),  # judged anyhow
+        ({"candidate": "ppo", "baseline": "salsa"}, set()),
+    ],
+)
+def test_a_claim_lets_its_two_arms_be_judged_directly(changes, expected):
+    changes = dict(changes)
+    claim = {"text": "t", "measure": "gold_reward", "smallest_effect": 0.1, "origin": "control", "baseline": "other"}
+    claim |= {name: changes.pop(name) for name in ("measure", "candidate", "baseline") if name in changes}
+    arms = ARMS | {"other": arm(weights=["0", "1"])}
+    pairs = judged_pairs(make(arms=arms, kl_coefs=[0.05, 0.1], replicates=[0], claims={"it": claim}, **changes))
+    anyhow = {(name.format(k), PLAIN.format(k)) for name in (SALSA, OTHER) for k in (0.05, 0.1)}
+    assert pairs - anyhow == {(one.format(k), other.format(k)) for one, other, k in expected}
+    assert anyhow <= pairs
