@@ -103,7 +103,12 @@ def test_an_arm_on_a_part_of_the_replicates():
     everywhere = planned("replicates=[5,6,7]")
     trained = {path for path, run in result.runs.items() if run.stage != "study"}
     left_out = {path for path, run in everywhere.runs.items() if run.stage != "study"} - trained
-    assert sorted(path.split("/")[0] for path in left_out) == ["judge", "ppo", "respond"]
+    assert sorted(path.split("/")[0] for path in left_out) == [
+        "judge",
+        "judge",
+        "ppo",
+        "respond",
+    ]  # salsa's too, with it
     assert all("-r7-" in path for path in left_out)
 
 
