@@ -153,8 +153,9 @@ def needed(test, found):
         return columns
     looks = test.look.looks if test.look else None
     for name, wanted in POWERS.items():
+        smallest = test.claim.smallest_effect * primary.seen
         numbers = power.needed(
-            found.deviation, found.replicates - 1, test.claim.smallest_effect * primary.seen, found.level, wanted, looks
+            found.deviation, found.replicates - 1, smallest, found.level, wanted, looks, floor(primary)
         )
         columns |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, numbers), strict=True))
     return columns
@@ -162,12 +163,16 @@ def needed(test, found):
 
 def decision(test, outcome, level):
     """The `decisions.Decision` of an outcome. Stability that is known in some replicates alone is undecided."""
-    variance = outcome.sampling_variance if math.isfinite(outcome.sampling_variance) else 0.0
     smallest = test.claim.smallest_effect * outcome.seen
-    result = decisions.decide(outcome.values["effect"], smallest, level, test.look, variance)
+    result = decisions.decide(outcome.values["effect"], smallest, level, test.look, floor(outcome))
     if outcome.measure == "stable" and result.replicates < len(outcome.values):  # the others may have diverged
         return replace(result, verdict=decisions.UNDECIDED)
     return result
+
+
+def floor(outcome):
+    """The variance that no replicate's effect is taken to lie below; 0 where it is not known."""
+    return outcome.sampling_variance if math.isfinite(outcome.sampling_variance) else 0.0
 
 
 def _columns(test, outcome, found):

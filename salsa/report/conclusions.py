@@ -66,15 +66,13 @@ def collapses(study):
 
 
 def sight(study, frame):
-    """Sentences on whether the study sees a reference that is better by construction; none without such a claim."""
-    rows = claims.primary_rows(frame)
+    """Sentences on whether the study sees a reference that is better by construction; none where it tests none."""
+    rows = claims.primary_rows(claims.tested_rows(frame))
     return [_sight(row) for row in rows[rows["origin"] == "positive_control"].to_dict("records")]
 
 
 def _sight(row):
     name = f"Positive control ({row['claim']})"
-    if row["verdict"] == decisions.NOT_TESTED:
-        return f"{name}: not tested here, for {row['why']}; whether this study could see a better anchor is not known."
     pair, effect = f"{row['candidate']} against {row['baseline']}", effect_words(row)
     if row["verdict"] == decisions.SUPPORTED:
         return f"{name}: this study sees a better anchor ({pair}: {effect})."

@@ -13,7 +13,7 @@ from salsa.workflow.messages import UserError
 from salsa.workflow.plan import LABEL, has_looks
 
 MAIN_TABLE = "tables/win_rates.md"
-MANIPULATION = "tables/manipulation.md"  # whose first line says how strong it is
+SENTENCES = ("tables/manipulation.md", "tables/claims.md")  # whose first lines say what a study found
 REPORTS = tuple(name for name, stage in stages.ALL.items() if stage.page)
 # Bytes of a published file: the page of a large study, which its folder can make again, stays behind. Compressed scores
 # go along at any size, because every verdict can be computed again from them.
@@ -72,9 +72,10 @@ def conclude(plan):
         if (folder / MAIN_TABLE).exists():
             table = (folder / MAIN_TABLE).read_text(encoding="utf-8", errors="replace")
             yield from map(printable, table.rstrip().split("\n"))
-        if (folder / MANIPULATION).exists():
-            text = (folder / MANIPULATION).read_text(encoding="utf-8", errors="replace")
-            yield printable(text.partition("\n")[0])
+        for name in SENTENCES:
+            if (folder / name).exists():
+                text = (folder / name).read_text(encoding="utf-8", errors="replace")
+                yield printable(text.partition("\n")[0])
     if plan.comparison and finished(plan, plan.comparison):
         yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / stages.COMPARISON.page}"
 

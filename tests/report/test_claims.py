@@ -287,8 +287,7 @@ def test_without_gold_a_control_is_read_from_win_rates(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "candidate, said",
     [("salsa", "this study sees a better anchor (salsa against ppo: 0.205 (0.184 to 0.226)"),
-     ("other", "this study can't see a better anchor (other against ppo: "),
-     ("noise", "not tested here, for this study has no arm noise; whether this study could see")],
+     ("other", "this study can't see a better anchor (other against ppo: ")],
 )  # fmt: skip
 def test_the_positive_control_comes_first(found, candidate, said):
     _, text = one(found, origin="positive_control", candidate=candidate)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tree import composed, table_of
 
-from salsa.report import selection, style
+from salsa.report import claims, selection, style
 from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, sections_of, win_rates
 from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
@@ -86,7 +86,7 @@ def tables_of(study, gold=True):
     undecided = {"claim": "preferred", "claim_verdict": "undecided"}
     untested = {"claim_verdict": "not tested", "verdict": "not tested", "replicates": pd.NA}
     beside = {"outcome": "secondary", "verdict": ""}
-    claims = [
+    made = [
         claim | {"claim": "higher_gold", "claim_verdict": "supported", "verdict": "supported"}
         | bounded("effect", 0.2, 0.1),
         claim | {"claim": "higher_gold", "claim_verdict": "supported", "smallest_effect": math.nan} | beside
@@ -102,7 +102,7 @@ def tables_of(study, gold=True):
     return {
         **{name: table_of(study, name) for name in ("frontier", "rewards", "alpha_curve")},
         "gates": pd.DataFrame({"barrier": [0.01]}), "win_rates": pd.DataFrame(win_rates),
-        "geometry": pd.DataFrame(geometry), "plane": plane_frame(gold), "claims": pd.DataFrame(claims),
+        "geometry": pd.DataFrame(geometry), "plane": plane_frame(gold), "claims": pd.DataFrame(made),
         "matched_kl": pd.DataFrame([{"arm": "salsa", "baseline": "ppo", "measure": "gold_reward"}
                                     | bounded("difference", 0.03, 0.01)]),
         "bradley_terry": pd.DataFrame(scores),
@@ -364,19 +364,20 @@ def test_points_that_are_no_number_are_left_out(small):
 
 def test_lines_of_the_claims(small):
     study, tables = small
-    lines = [(label, words) for label, words, _ in claims_section.claim_lines(tables["claims"])]
+    lines = [(label, words) for label, words, _ in claims_section.claim_lines(claims.tested_rows(tables["claims"]))]
     assert lines == [
         ("higher gold", "supported, n 3"),
         ("preferred (mean of 2 benchmarks)", "undecided, n 3"),
         ("· in distribution", ""),
         ("· out of distribution", ""),
-        ("soup not noise", "not tested"),
     ]
     axis = sections()["claims"].draw(study, tables).axes[0]
     marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
     half = pytest.approx(0.5)
     assert marks == [("^", pytest.approx(2), 0), ("o", half, 1), ("|", half, 2), ("|", half, 3)]
-    assert "2 effects in units of the smallest that would matter, 1 " in sections()["claims"].reading(study, tables)
+    assert "The 2 effects that were tested, in units of the smallest that would matter, 1 " in sections()[
+        "claims"
+    ].reading(study, tables)
 
 
 def test_length_controlled_rates_are_hollow(small):

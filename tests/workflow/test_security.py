@@ -407,11 +407,12 @@ def test_what_a_study_says_at_its_end_is_text_alone(tmp_path):
     made = plan.plan([make(results=str(tmp_path), replicates=[0])])
     folder = tmp_path / made.studies[0]["path"]
     runs.write_atomically(folder / studies.MAIN_TABLE, f"| {ESCAPE} |\n|---|\n")
-    runs.write_atomically(folder / studies.MANIPULATION, f"Manipulation: {ESCAPE}.\n\nNot shown.\n")
+    for name in studies.SENTENCES:
+        runs.write_atomically(folder / name, f"{name}: {ESCAPE}.\n\nNot shown.\n")
     runs.write_json(folder / runs.MANIFEST, {})
     lines = list(studies.conclude(made))
     assert "|---|" in lines and all(line == printable(line) for line in lines)
-    assert lines[-1].startswith("Manipulation: ") and "Not shown." not in lines
+    assert [line.partition(":")[0] for line in lines[-2:]] == list(studies.SENTENCES) and "Not shown." not in lines
 
 
 # Places

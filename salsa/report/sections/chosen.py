@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from salsa.report import selection, words
+from salsa.report import conclusions, selection, words
 from salsa.report.sections import Section
 
 COLUMNS = [
@@ -43,6 +43,8 @@ def caption(study, tables):
     frame = tables["chosen"]
     if frame.empty:
         return "No two arms to compare."
+    if study.config.claim_kl_coef is not None:
+        return "The pairs of arms that are compared. " + conclusions.compared_at(study)
     same = int((frame["candidate_kl_coef"] == frame["baseline_kl_coef"]).sum())
     return (
         "The kl_coef at which two arms are compared: for each the one that does best on the development prompts "

@@ -25,12 +25,12 @@ EQUIVALENT = "equivalent"
 def figure(study, tables):
     """A forest plot of the claims: effects with intervals in units of the smallest effect of interest, and verdicts.
 
-    A claim has a line with its verdict, and below it one for each outcome of its measure that decides nothing.
+    A claim that is tested has a line with its verdict, and below it one for each outcome that decides nothing.
     """
     frame = style.measured(tables, "claims", "verdict")
-    if frame.empty:
+    lines = claim_lines(claims.tested_rows(frame))
+    if not lines:
         return style.not_measured("claims")
-    lines = claim_lines(frame)
     figure, axes = style.panels(1, 1, height=0.55 + 0.19 * len(lines))
     axis = axes[0, 0]
     axis.axvspan(-1, 1, color=style.PALE, alpha=0.45, linewidth=0)
@@ -54,7 +54,7 @@ def figure(study, tables):
 
 def _claim_mark(study, row):
     """What stands after a claim that compares a collapsed policy."""
-    if row["verdict"] in ("", decisions.NOT_TESTED):
+    if not row["verdict"]:
         return ""
     sides = ((row[side], row.get(f"{side}_kl_coef", math.nan)) for side in ("candidate", "baseline"))
     marks = [selection.collapsed(study, arm, None if kl_coef != kl_coef else kl_coef) for arm, kl_coef in sides]
@@ -117,7 +117,8 @@ def caption(study, tables):
         return "This study makes no claims."
     verdicts = claims.primary_rows(frame)["claim_verdict"].value_counts()
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    return (
+    sight = " ".join(conclusions.sight(study, frame))
+    return (sight + " " if sight else "") + (
         f"{verdicts.sum()} claims, fixed before the study ran: {counts}. Effects are candidate minus baseline over "
         f"replicates. {conclusions.compared_at(study)} {conclusions.families(study)}"
     )
@@ -127,12 +128,12 @@ def reading(study, tables):
     frame = style.measured(tables, "claims", "effect")
     if frame.empty:
         return ""
-    rows = claims.primary_rows(frame).to_dict("records")
+    rows = claims.primary_rows(claims.tested_rows(frame)).to_dict("records")
     inside = sum(abs(in_units(row)[0]) < 1 for row in rows)
     return (
-        f"{len(rows)} effects in units of the smallest that would matter, {inside} of them smaller than that (grey); "
-        "bars are their intervals at the level of the family, thin for what decides nothing; on the right stand the "
-        "verdict and the number of replicates."
+        f"The {len(rows)} effects that were tested, in units of the smallest that would matter, {inside} of them "
+        "smaller than that (grey); bars are their intervals at the level of the family, thin for what decides "
+        "nothing; on the right stand the verdict and the number of replicates."
     )
 
 
