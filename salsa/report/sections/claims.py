@@ -28,7 +28,7 @@ def figure(study, tables):
     A claim that is tested has a line with its verdict, and below it one for each outcome that decides nothing.
     """
     frame = style.measured(tables, "claims", "verdict")
-    lines = claim_lines(claims.tested_rows(frame))
+    lines = [] if frame.empty else claim_lines(claims.tested_rows(frame))
     if not lines:
         return style.not_measured("claims")
     figure, axes = style.panels(1, 1, height=0.55 + 0.19 * len(lines))
