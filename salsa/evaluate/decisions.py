@@ -25,7 +25,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from salsa.evaluate.sequential import finite, varies
+from salsa.evaluate.sequential import varies
+from salsa.evaluate.statistics import finite
 
 SUPPORTED, TOO_SMALL, EXCLUDED = "supported", "too small", "excluded"
 REVERSED, UNDECIDED, NOT_TESTED = "reversed", "undecided", "not tested"

@@ -28,11 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
+from salsa.evaluate import statistics
+
 CELLS = 40  # in which the chain's states before a look are counted, and twice as many, to extrapolate from both
 NODES = 16  # of the integral over how much of the scatter is in the new values, where these are four or more
 FIRST_LOOK, LAST_LOOK = 2, 1000  # replicates: fewer have no deviation, with more the nodes' weights overflow
-SAME = 1e-9  # values nearer to each other than this differ by rounding alone
-LEAST = 1e-300  # a probability below it counts as this one, whose logarithm is finite
+LEAST = 1e-30  # error that each look may spend at least, where α* is too small for a quantile
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def critical_values(looks, level=0.95):
 @functools.lru_cache(maxsize=256)
 def _critical_values(looks, level, cells):
     cumulative = spent(np.array(looks) / looks[-1], 1 - level)
+    cumulative = np.maximum(cumulative, LEAST * np.arange(1, len(looks) + 1))
     values = [float(stats.t.isf(cumulative[0] / 2, looks[0] - 1))]
     states, masses = _first_states(looks[0], values[0], _count(cells, looks, 0))
     for place in range(1, len(looks)):
@@ -128,7 +130,7 @@ def _critical(cumulative, before, after, states, masses):
 
     def excess(t):
         passing = masses @ _exceeds(states, np.array([t]), before, after)
-        return math.log(max(passing[0], LEAST) / spend)
+        return math.log(max(passing[0], spend * LEAST) / spend)
 
     if excess(high) >= 0:  # not having passed before changes nothing that can be told from rounding
         return float(high)
@@ -200,7 +202,7 @@ def mixture_t_interval(values, level=0.95, scale=1.0):
     It is mean ± `mixture_t_critical` · s/√R. Values that are not finite are left out. Where fewer than two are left, or
     all are equal, there is no deviation, and the interval is (-inf, inf).
     """
-    values = finite(values)
+    values = statistics.finite(values)
     critical = mixture_t_critical(max(values.size, 1), level, scale)
     if not varies(values) or critical == math.inf:
         return -math.inf, math.inf
@@ -235,12 +237,6 @@ def mixture_t_critical(replicates, level=0.95, scale=1.0):
     return math.sqrt((replicates - 1) * ratio * (threshold - 1) / (ratio - threshold))
 
 
-def finite(values):
-    """The finite ones of the values, as float64."""
-    values = np.asarray(values, dtype=np.float64).reshape(-1)
-    return values[np.isfinite(values)]
-
-
 def varies(values):
     """Whether finite values (R,) differ by more than rounding, so that they have a deviation."""
-    return values.size > 1 and float(np.ptp(values)) > SAME * max(1.0, float(np.abs(values).max()))
+    return values.size > 1 and float(np.ptp(values)) > statistics.SAME * max(1.0, float(np.abs(values).max()))

@@ -267,7 +267,7 @@ def replicate_interval(values, level=0.95):
     One replicate has no spread, so its bounds are nan; without values all three are. Where all values are equal, both
     bounds are that value: this describes the values, and decides nothing (see `decide`).
     """
-    values = _finite(values)
+    values = finite(values)
     if not values.size:
         return math.nan, math.nan, math.nan
     mean = float(values.mean())
@@ -277,8 +277,9 @@ def replicate_interval(values, level=0.95):
     return mean, mean - half, mean + half
 
 
-def _finite(values):
-    values = np.asarray(values, dtype=np.float64)
+def finite(values):
+    """The finite ones of the values, as float64 (N,)."""
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
     return values[np.isfinite(values)]
 
 
@@ -335,7 +336,7 @@ def decide(values, smallest_effect, level=0.95):
     """
     if not smallest_effect >= 0:
         raise ValueError(f"smallest_effect: {smallest_effect} is negative")
-    values = _finite(values)
+    values = finite(values)
     mean, low, high = replicate_interval(values, level)
     needed = None
     if values.size < 2:

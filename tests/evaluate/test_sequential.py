@@ -118,6 +118,11 @@ def test_critical_values_lie_between_quantiles(looks, level):
     assert np.all(critical >= least * 0.995) and np.all(critical <= most * 1.005)
 
 
+def test_a_look_that_may_spend_next_to_nothing_hardly_ever_stops():
+    first, second, last = sequential.critical_values([2, 3, 1000], 0.999)
+    assert first > 1e20 and second > 1e10 and last == pytest.approx(stats.t.ppf(0.9995, 999))
+
+
 @pytest.mark.parametrize("looks", [[], [1, 4], [8, 8], [16, 8], [8.5, 16], [8, math.nan], [500, 1001]])
 def test_looks_that_are_no_plan(looks):
     with pytest.raises(ValueError, match="ascending whole numbers"):
