@@ -168,6 +168,7 @@ class LanguageModelJudge:
         elif judge.seed is not None:
             question = readable(runs.canonical_json(comparison.question))
             root = f"{self.settings.replicate}/{judge.seed}" if judge.seed else self.settings.replicate
+            root = f"{root}/training {self.settings.seed}" if self.settings.seed else root
             seed = runs.derive_seed(root, "judge", question, attempt)
         try:
             answer = await self._request(prompt, seed)

@@ -67,6 +67,7 @@ class Study:
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
     known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `training_scores`
+    known_means: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `scores`
     known_qualities: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # `judging.quality`
     known_tests: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # `claims.tests`
 
@@ -171,15 +172,18 @@ class Study:
         return self.known_scores[key]
 
     def scores(self, judge, benchmark, candidate, baseline):
-        """replicate -> prompt's id -> the candidate's score in [0, 1], the mean over the replicate's training seeds."""
-        values = defaultdict(lambda: defaultdict(list))
-        for (replicate, _), by_prompt in self.training_scores(judge, benchmark, candidate, baseline).items():
-            for prompt, score in by_prompt.items():
-                values[replicate][prompt].append(score)
-        return {
-            replicate: {prompt: statistics.mean(scores) for prompt, scores in by_prompt.items()}
-            for replicate, by_prompt in values.items()
-        }
+        """replicate -> prompt's id -> the candidate's score, the mean over training seeds; computed once and kept."""
+        key = (judge, benchmark, candidate, baseline)
+        if key not in self.known_means:
+            values = defaultdict(lambda: defaultdict(list))
+            for (replicate, _), by_prompt in self.training_scores(*key).items():
+                for prompt, score in by_prompt.items():
+                    values[replicate][prompt].append(score)
+            self.known_means[key] = {
+                replicate: {prompt: statistics.mean(scores) for prompt, scores in by_prompt.items()}
+                for replicate, by_prompt in values.items()
+            }
+        return self.known_means[key]
 
 
 def build(settings, parents, output, execution):
