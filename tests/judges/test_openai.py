@@ -1,6 +1,7 @@
 """A language model as judge: its prompts, what its answers mean, what is kept, resumed, counted and limited."""
 
 import asyncio
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -471,6 +472,10 @@ def test_a_seed_of_ones_own_draws_others_and_null_sends_none(parents, tmp_path, 
         run(parents, tmp_path / str(seed), client, settings(temperature=None, seed=seed))
         drawn[seed] = {seed for _, seed in client.asked}
     assert drawn[None] == {None} and len(drawn[0] | drawn[1]) == 24
+    client = Fake()
+    trained_again = dataclasses.replace(settings(temperature=None, seed=0), seed=1)  # of the policies that it compares
+    run(parents, tmp_path / "again", client, trained_again)
+    assert not drawn[0] & {seed for _, seed in client.asked}
     client = Fake()
     run(parents, tmp_path / "cold", client, settings(temperature=0.0))
     assert {seed for _, seed in client.asked} == {None}
