@@ -26,7 +26,7 @@ def reached(plan, study):
     A study without looks has one, with all of its replicates.
     """
     *earlier, last = study["looks"]
-    return next((path for path in earlier if not (finished(plan, path) and goes_on(plan, path))), last)
+    return next((path for path in earlier if not (finished(plan, path) and decision(plan, path)["goes_on"])), last)
 
 
 def latest(plan, study):
@@ -35,23 +35,27 @@ def latest(plan, study):
     return next((path for path in reversed(done) if finished(plan, path)), None)
 
 
-def goes_on(plan, path):
-    """Whether a finished look leaves a claim undecided, so that the study goes on to the next one."""
+def decision(plan, path):
+    """What a finished look has decided, as a dictionary (`salsa.report.looks`). UserError where its file is damaged."""
     file = Path(plan.results) / path / stages.DECISION
     try:
-        return runs.read_json(file)["goes_on"] is True
+        value = runs.read_json(file)
+        kinds = [type(value[key]) for key in ("look", "replicates", "decided", "undecided", "goes_on")]
+        if kinds == [int, int, list, list, bool]:
+            return value
     except (runs.Unreadable, OSError, KeyError, TypeError):
-        raise UserError(f"{file}: says not whether the study goes on; remove {file.parent} and run again") from None
+        pass
+    raise UserError(f"{file}: does not say whether the study goes on; remove {file.parent} and run again")
 
 
 def look_words(plan, path):
     """What a finished look has found, in a line."""
-    decision = runs.read_json(Path(plan.results) / path / stages.DECISION)
-    undecided = ", ".join(decision["undecided"]) or "none"
-    then = "goes on" if decision["goes_on"] else "ends here"
+    decided = decision(plan, path)
+    undecided = ", ".join(map(str, decided["undecided"])) or "none"
+    then = "goes on" if decided["goes_on"] else "ends here"
     return printable(
-        f"look {decision['look']}, at {decision['replicates']} replicates: {len(decision['decided'])} claims of the "
-        f"abstract are decided, undecided: {undecided}; the study {then}"
+        f"look {decided['look']}, at {decided['replicates']} replicates: claims of the abstract decided: "
+        f"{len(decided['decided'])}, undecided: {undecided}; the study {then}"
     )
 
 

@@ -7,7 +7,7 @@ from salsa.report import looks as deciding
 from salsa.workflow import compose, config, estimate, plan, runs, studies
 from salsa.workflow.messages import UserError
 
-TRAINING = {"base", "sft", "reward_model", "landscape", "ppo", "respond", "judge"}
+WRONG = '{"look": 1, "replicates": 2, "decided": [], "undecided": [], "goes_on": "no"}'
 
 
 def planned(*overrides):
@@ -173,7 +173,7 @@ def test_a_name_points_to_the_last_finished_look(tmp_path):
     assert lines[0].endswith("studies/mine -> mine-3") and lines[1].endswith("the study ends here")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"goes_on'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"goes_on', '{"goes_on": true}', WRONG])
 def test_a_damaged_decision_is_said(tmp_path, text):
     paths = ["studies/mine-2", "studies/mine-3"]
     made = {"name": "mine", "path": paths[-1], "looks": paths, "link": None}
