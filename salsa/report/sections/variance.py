@@ -119,7 +119,8 @@ def caption(study, tables):
     frame = shown(tables["variance"])
     if frame["share"].isna().all():
         return "What replicates differ by is not known: it takes two of them, of two arms that a claim compares."
-    rows = frame[frame["measure"] == frame["measure"].iloc[0]].dropna(subset="share")
+    varying = frame.dropna(subset="share")  # an outcome in which no two replicates differ has no shares
+    rows = varying[varying["measure"] == varying["measure"].iloc[0]]
     parts = ", ".join(f"{100 * row.share:.0f} % is from {row.varies}" for row in rows.itertuples())
     row = rows.iloc[0]
     return (
