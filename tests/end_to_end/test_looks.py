@@ -41,7 +41,7 @@ def wait_for(process, happened):
 def claim(smallest_effect):
     """Overrides that leave the study one claim, with this smallest effect."""
     names = yaml.safe_load((ROOT / "conf" / "claims.yaml").read_text())["claims"]
-    mine = f"+claims.mine={{text: more, measure: gold_reward, smallest_effect: {smallest_effect}}}"
+    mine = f"+claims.mine={{text: more, measure: kl_to_sft0, smallest_effect: {smallest_effect}}}"
     return [*(f"~claims.{name}" for name in names), mine]
 
 
