@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 CHUNK = 2**24  # logits (float32) in memory at once
+PASS = 256  # tokens that a CPU computes in the time that another pass over a small model costs
 
 
 @dataclass
@@ -70,6 +71,43 @@ class Sequences:
         end = self.prompt_length + length
         numbers = None if self.prompt_numbers is None else self.prompt_numbers[index]
         return Sequences(tokens[:, start:end], attention[:, start:end], mask[:, :length], self.ended[index], numbers)
+
+
+def micro_batches(sequences, limit, rows=None, halve=True):
+    """The rows (all, unless some are given) in parts of like length, shortest first: index tensors.
+
+    Each has at most `limit` rows. On a CPU, with `halve`, parts are halved while that saves more padding than it costs.
+    """
+    rows = torch.arange(len(sequences)) if rows is None else rows
+    lengths = (sequences.prompt_lengths + sequences.lengths).cpu()
+    parts = rows[torch.argsort(lengths[rows], stable=True)].split(limit)
+    if not halve or sequences.tokens.device.type != "cpu":  # a GPU is at its best with many rows
+        return parts
+    return [half for part in parts for half in _halved(sequences, part)]
+
+
+def in_order(computed, parts):
+    """What was computed of each of the `micro_batches`, in the order of the rows that they are parts of."""
+    return torch.cat(computed)[torch.argsort(torch.cat(list(parts)))]
+
+
+def _halved(sequences, rows):
+    """Rows, sorted by length, in as many parts as cost least."""
+    if len(rows) < 2:
+        return [rows]
+    halves = rows.split((len(rows) + 1) // 2)
+    if sum(_cost(sequences, half) for half in halves) >= _cost(sequences, rows):
+        return [rows]
+    return [part for half in halves for part in _halved(sequences, half)]
+
+
+def _cost(sequences, rows):
+    """What a pass over some rows costs, in tokens: those that it computes, padding included, and its own."""
+    prompts, lengths = sequences.prompt_lengths[rows], sequences.lengths[rows]
+    if sequences.prompt_numbers is None:
+        return PASS + len(rows) * int((prompts + lengths).max())
+    different = len(sequences.prompt_numbers[rows].unique())
+    return PASS + different * int(prompts.max()) + len(rows) * int(lengths.max())
 
 
 def pad_left(rows, pad_id, device=None):
@@ -249,8 +287,8 @@ def exact_kl(model, reference, sequences, micro_batch):
     `sequences` must be samples of `model` at temperature 1. The expectation over prefixes is sampled, and at each
     prefix the sum over the vocabulary is exact: this has the same mean as k1, and far less variance.
     """
-    per_response = []
-    for rows in torch.arange(len(sequences)).split(micro_batch):
+    parts, per_response = micro_batches(sequences, micro_batch), []
+    for rows in parts:
         batch = sequences.rows(rows)
         mask = batch.response_mask.bool()
         ours, theirs = (_states_before(hidden_states(m, batch), batch) for m in (model, reference))
@@ -260,7 +298,7 @@ def exact_kl(model, reference, sequences, micro_batch):
         kls = torch.cat([_chunk_kl(heads[0](a), heads[1](b)) for a, b in chunks])
         per_token = torch.zeros(mask.shape, dtype=kls.dtype, device=mask.device)
         per_response.append(per_token.masked_scatter(mask, kls).sum(dim=1))
-    return torch.cat(per_response)
+    return in_order(per_response, parts)
 
 
 def _chunk_kl(logits, reference_logits):
@@ -290,8 +328,8 @@ class ScoreModel(torch.nn.Module):
     @torch.no_grad()
     def scores(self, sequences, micro_batch):
         """The reward (B,) of each response."""
-        scores = []
-        for rows in torch.arange(len(sequences)).split(micro_batch):
+        parts, scores = micro_batches(sequences, micro_batch), []
+        for rows in parts:
             batch = sequences.rows(rows)
             scores.append(self._head(hidden_states(self.classifier, batch).after(batch.lengths)))
-        return torch.cat(scores)
+        return in_order(scores, parts)

@@ -395,7 +395,7 @@ class Trainer:
         """The gradients of a mini-batch of rows `part`. Returns (name, sum) of each micro-batch's metrics."""
         self.optimizer.zero_grad(set_to_none=True)
         share, sums = part[self.accelerator.process_index :: self.accelerator.num_processes], []
-        micro_batches = share.split(self.execution.micro_batch)
+        micro_batches = self._micro_batches(batch.sequences, share)
         for rows in micro_batches:
             last = rows is micro_batches[-1]
             with processes.gradients_kept(self.accelerator, self.networks, last):
@@ -454,11 +454,14 @@ class Trainer:
     @torch.no_grad()
     def _rows(self, sequences, compute):
         """The result (B, T) of `compute`, which gets micro-batches of like length; zero where masked."""
-        computed, length = [], sequences.response_mask.shape[1]
-        order = torch.argsort(sequences.lengths.cpu(), stable=True)
-        for rows in order.split(self.execution.micro_batch):
-            computed.append(forward.pad_right(compute(sequences.rows(rows)), length))
-        return torch.cat(computed)[torch.argsort(order)] * sequences.response_mask
+        parts, length = self._micro_batches(sequences), sequences.response_mask.shape[1]
+        computed = [forward.pad_right(compute(sequences.rows(rows)), length) for rows in parts]
+        return forward.in_order(computed, parts) * sequences.response_mask
+
+    def _micro_batches(self, sequences, rows=None):
+        """Micro-batches of rows, which are as many in all processes: sharded weights are gathered for each."""
+        alone = self.accelerator.num_processes == 1
+        return forward.micro_batches(sequences, self.execution.micro_batch, rows, halve=alone)
 
     def _move_on(self, iteration, metrics):
         """Update what changes between iterations beside the networks: the reference, and kl_coef."""

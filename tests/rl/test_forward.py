@@ -233,6 +233,51 @@ def test_exact_kl_is_the_mean_of_k1_and_k3_with_less_variance(sft_models, prompt
     assert exact.var() < 0.5 * estimates["k1"].var()
 
 
+def of_lengths(lengths, prompt=4):
+    """Sequences whose responses have these lengths."""
+    return forward.from_lists([[7] * prompt] * len(lengths), [[8] * length for length in lengths], [], PAD)
+
+
+def computed(sequences, rows):
+    """How many tokens a pass over some rows computes, with their padding."""
+    return len(rows) * max(len_of(sequences, row) for row in rows.tolist())
+
+
+def len_of(sequences, row):
+    return int(sequences.attention_mask[row].sum())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 64), st.booleans())
+def test_micro_batches_hold_each_row_once_and_cost_no_more_than_whole_ones(lengths, limit, halve):
+    sequences = of_lengths(lengths)
+    parts = forward.micro_batches(sequences, limit, halve=halve)
+    rows = torch.cat(list(parts))
+    assert sorted(rows.tolist()) == list(range(len(lengths)))
+    assert [lengths[row] for row in rows] == sorted(lengths)
+    assert max(map(len, parts)) <= limit
+    whole = rows.split(limit)
+    cost, cost_of_whole = (sum(forward.PASS + computed(sequences, part) for part in x) for x in (parts, whole))
+    assert cost <= cost_of_whole
+    assert halve or len(parts) == len(whole)
+    restored = forward.in_order([torch.tensor(lengths)[part] for part in parts], parts)
+    assert restored.tolist() == lengths
+
+
+def test_micro_batches_are_halved_where_that_saves_padding():
+    assert len(forward.micro_batches(of_lengths([50] * 64), 64)) == 1
+    assert len(forward.micro_batches(of_lengths([10] * 32 + [50] * 32), 64)) == 2
+    few = torch.tensor([3, 40, 1])
+    assert torch.cat(forward.micro_batches(of_lengths([50] * 64), 2, few)).tolist() == few.tolist()
+
+
+def test_micro_batches_keep_together_what_shares_a_long_prompt():
+    sequences = of_lengths([10] * 32 + [30] * 32, prompt=60)
+    assert len(forward.micro_batches(sequences, 64)) == 2
+    sequences.prompt_numbers = torch.arange(64) % 32  # each prompt has a short and a long response
+    assert len(forward.micro_batches(sequences, 64)) == 1
+
+
 @pytest.fixture(scope="module")
 def classifier(reward_run):
     return AutoModelForSequenceClassification.from_pretrained(reward_run / "model").eval()
@@ -245,7 +290,7 @@ def naive_scores(classifier, prompt, response):
 
 
 @pytest.mark.parametrize("end", [PAD, 9])
-def test_scores_are_read_at_the_last_position_even_of_padding(classifier, end):
+def test_scores_are_read_at_the_last_position_even_of_padding(classifier, end, monkeypatch):
     prompts, responses = random_rows(2)
     responses = [[*row, end] for row in responses]
     sequences = forward.from_lists(prompts, responses, [end], PAD)
@@ -256,6 +301,7 @@ def test_scores_are_read_at_the_last_position_even_of_padding(classifier, end):
     assert (expected - before).abs().min() > 1e-3  # where transformers' own classifier would read, were `end` padding
     for micro_batch in (2, 64):
         torch.testing.assert_close(model.scores(sequences, micro_batch), expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(forward, "PASS", 0)  # then rows of different lengths are computed apart
     torch.testing.assert_close(model.scores(padded(sequences, 2, 3), 3), expected, rtol=1e-5, atol=1e-5)
 
 
