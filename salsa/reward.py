@@ -22,6 +22,7 @@ from datasets import Dataset
 from scipy.special import expit
 from tqdm import tqdm
 from transformers import set_seed
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from salsa import soup
@@ -166,7 +167,24 @@ class _Trainer(training.DistributedMixin, RewardTrainer):
         """The mean over the pairs of a whole batch, for any size of micro-batches and any number of empty pairs."""
         pairs = len(inputs["input_ids"]) // 2
         counted = pairs * self.current_gradient_accumulation_steps * self.args.world_size
+        if self.args.world_size == 1 and inputs["input_ids"].device.type == "cpu":
+            model = _ByLength(model)
         return super().compute_loss(model, inputs) * (counted / self.in_this_step())
+
+
+class _ByLength:
+    """A classifier that computes each response with those of like length, and so less padding."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, input_ids, attention_mask, **options):
+        parts, logits = forward.of_like_length(attention_mask.sum(dim=1)), []
+        for rows in parts:
+            columns = attention_mask[rows].any(dim=0)
+            part = {"input_ids": input_ids[rows][:, columns], "attention_mask": attention_mask[rows][:, columns]}
+            logits.append(self.model(**part, **options).logits)
+        return SequenceClassifierOutput(logits=forward.in_order(logits, parts))
 
 
 def _trainer(settings, classifier, tokenizer, pairs, output, device, execution):

@@ -244,6 +244,24 @@ def test_normalised_rewards_of_sft0s_samples_have_mean_zero_and_deviation_one(
     assert classifier(input_ids=ids).logits.item() == pytest.approx(raw[0].item(), abs=1e-4)
 
 
+def test_responses_are_computed_with_those_of_like_length(reward_run, monkeypatch):
+    monkeypatch.setattr(forward, "PASS", 0)
+    model, widths = models.load_score_model(reward_run).classifier, []
+    lengths, longest = [3, 9, 4, 9], 12
+    mask = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths])
+    tokens = torch.randint(6, 100, mask.shape) * mask + model.config.pad_token_id * (1 - mask)
+
+    def recorded(input_ids, **options):
+        widths.append(input_ids.shape[1])
+        return model(input_ids=input_ids, **options)
+
+    logits = reward._ByLength(recorded)(tokens, mask, use_cache=False).logits
+    assert widths == [3, 4, 9]
+    torch.testing.assert_close(logits, model(input_ids=tokens, attention_mask=mask).logits, rtol=1e-5, atol=1e-5)
+    logits.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 def given_pairs(folder, tokenizer, count=60):
     words = sorted(word for word in tokenizer.get_vocab() if not word.startswith("<"))[:60]
     generator = np.random.default_rng(0)

@@ -83,7 +83,7 @@ def micro_batches(sequences, limit, rows=None, halve=True):
     parts = rows[torch.argsort(lengths[rows], stable=True)].split(limit)
     if not halve or sequences.tokens.device.type != "cpu":  # a GPU is at its best with many rows
         return parts
-    return [half for part in parts for half in _halved(sequences, part)]
+    return [half for part in parts for half in _halved(part, lambda some: _tokens(sequences, some))]
 
 
 def in_order(computed, parts):
@@ -91,23 +91,29 @@ def in_order(computed, parts):
     return torch.cat(computed)[torch.argsort(torch.cat(list(parts)))]
 
 
-def _halved(sequences, rows):
-    """Rows, sorted by length, in as many parts as cost least."""
+def of_like_length(lengths):
+    """The rows of a batch on a CPU, from their `lengths` (B,), in as many parts as take the least time."""
+    rows = torch.argsort(lengths, stable=True)
+    return _halved(rows, lambda some: len(some) * int(lengths[some].max()))
+
+
+def _halved(rows, tokens):
+    """Rows, sorted by length, in the parts that cost least. `tokens`: how many a pass over some rows computes."""
     if len(rows) < 2:
         return [rows]
     halves = rows.split((len(rows) + 1) // 2)
-    if sum(_cost(sequences, half) for half in halves) >= _cost(sequences, rows):
+    if PASS + sum(map(tokens, halves)) >= tokens(rows):
         return [rows]
-    return [part for half in halves for part in _halved(sequences, half)]
+    return [part for half in halves for part in _halved(half, tokens)]
 
 
-def _cost(sequences, rows):
-    """What a pass over some rows costs, in tokens: those that it computes, padding included, and its own."""
+def _tokens(sequences, rows):
+    """How many tokens a pass over some rows computes, with their padding."""
     prompts, lengths = sequences.prompt_lengths[rows], sequences.lengths[rows]
     if sequences.prompt_numbers is None:
-        return PASS + len(rows) * int((prompts + lengths).max())
+        return len(rows) * int((prompts + lengths).max())
     different = len(sequences.prompt_numbers[rows].unique())
-    return PASS + different * int(prompts.max()) + len(rows) * int(lengths.max())
+    return different * int(prompts.max()) + len(rows) * int(lengths.max())
 
 
 def pad_left(rows, pad_id, device=None):
