@@ -27,7 +27,6 @@ WINNERS = ("model_a", "model_b", "tie", "error")
 FIELDS = ("prompt_id", "benchmark", "model_a", "model_b", "order", "winner", "judge")
 CHUNK = 4_000_000  # indices that a bootstrap holds at a time
 RIDGE = 0.01  # on the slope of `length_controlled`
-MOST_REPLICATES = 10_000  # the largest number that `decide` suggests
 FEWEST = 6  # prompts that can agree beyond chance: five coins all fall alike in 2/2⁵ = 6 % of tosses, six in 3 %
 SMALL = 30  # with fewer scores a percentile bootstrap alone is too narrow
 FEWEST_RESAMPLES = 20  # with fewer, the two tails of 2.5 % together hold less than one resample
@@ -265,7 +264,7 @@ def replicate_interval(values, level=0.95):
     """(mean, low, high) of replicates' values (R,): the t interval of their mean, over the finite values.
 
     One replicate has no spread, so its bounds are nan; without values all three are. Where all values are equal, both
-    bounds are that value: this describes the values, and decides nothing (see `decide`).
+    bounds are that value: this describes the values, and decides nothing (see `decisions.decide`).
     """
     values = finite(values)
     if not values.size:
@@ -312,65 +311,6 @@ def _curve(points):
     points = points[~np.isnan(points).any(axis=1)]
     kl, place = np.unique(points[:, 0], return_inverse=True)
     return kl, np.bincount(place, points[:, 1], kl.size) / np.bincount(place, minlength=kl.size)
-
-
-def decide(values, smallest_effect, level=0.95):
-    """What the finite ones of replicates' values (R,) say about the claim that their mean is above 0.
-
-    Args:
-        smallest_effect: the smallest mean worth claiming, in the values' unit; not negative.
-
-    Returns a dictionary:
-        mean, low, high: `replicate_interval` at `level`; the bounds are nan where there is no spread.
-        p: of the one-sided t test of mean ≤ 0 against mean > 0; nan with fewer than two values.
-        replicates: R.
-        verdict: "refuted" where high is below smallest_effect, so that any effect is too small to matter; otherwise
-            "supported" where low is above 0, and "undecided" where neither holds or there are fewer than two values.
-        replicates_needed: where undecided, the smallest number of replicates whose t interval, with this mean and this
-            standard deviation, would decide either way: a guess to plan with, no promise. None where decided, with
-            fewer than two values, or above 10,000.
-
-    Values that are all equal have no t interval: draws from a normal distribution differ, so the measure is too coarse
-    to show how replicates differ. Then the sign test decides: k replicates all lie on one side by chance in 2/2ᵏ of
-    cases, so six of them decide (p is 1/2⁶, or 1 where they are not above 0), and fewer don't.
-    """
-    if not smallest_effect >= 0:
-        raise ValueError(f"smallest_effect: {smallest_effect} is negative")
-    values = finite(values)
-    mean, low, high = replicate_interval(values, level)
-    needed = None
-    if values.size < 2:
-        p, verdict = math.nan, "undecided"
-    elif np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())):  # equal but for rounding
-        low = high = math.nan
-        effect = mean if abs(mean) > SAME else 0.0
-        p = 0.5**values.size if effect > 0 else 1.0
-        side = "refuted" if effect < smallest_effect else "supported" if effect > 0 else "undecided"
-        enough = next(count for count in range(2, 64) if 2 * 0.5**count <= 1 - level)
-        verdict = side if values.size >= enough else "undecided"
-        needed = enough if verdict != side else None
-    else:
-        spread = float(values.std(ddof=1))
-        p = float(stats.t.sf(mean / (spread / math.sqrt(values.size)), values.size - 1))
-        verdict = "refuted" if high < smallest_effect else "supported" if low > 0 else "undecided"
-        if verdict == "undecided":
-            needed = _replicates_needed(max(mean, smallest_effect - mean), spread, level)
-    return {
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "p": p,
-        "replicates": int(values.size),
-        "verdict": verdict,
-        "replicates_needed": needed,
-    }
-
-
-def _replicates_needed(distance, spread, level):
-    """The smallest number of values with this spread whose t interval has a half-width below `distance`, or None."""
-    numbers = np.arange(2, MOST_REPLICATES + 1)
-    enough = stats.t.ppf((1 + level) / 2, numbers - 1) * spread / np.sqrt(numbers) < distance
-    return int(numbers[enough.argmax()]) if enough.any() else None
 
 
 def outcomes(scores):
