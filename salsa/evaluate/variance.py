@@ -268,7 +268,7 @@ def half_width(variances, design, level=0.95, new_prompts=False):
     """The expected half-width of the t interval over replicates of a mean, with normal noise; inf for one replicate.
 
     The interval speaks of the prompts that were asked. With `new_prompts` the prompts' own variance is added, as if
-    they were drawn anew each time: by that a design is chosen, or the best would ask few prompts many times.
+    they were drawn anew each time.
     """
     if design.replicates < 2:
         return math.inf
@@ -314,21 +314,28 @@ class Cost:
 
 
 MOST = {"replicates": 200, "seeds": 8, "responses": 8}  # that `best` considers
-MOST_PROMPTS = 2000  # of a benchmark
+LEAST_PROMPTS, MOST_PROMPTS = 100, 2000  # of a benchmark
 
 
 def choices(design, benchmarks):
     """factor -> (least, most) that `best` may choose, where so many benchmarks were measured with this `Design`.
 
-    A factor of which the table has one stays one: what more of it would buy is not known.
+    A factor of which the table has one stays one: what more of it would buy is not known. Prompts are no fewer than
+    LEAST_PROMPTS of a benchmark, or as there are, because an interval over replicates speaks of those prompts alone: a
+    single one, answered often, could give the narrowest.
     """
+    least = {"replicates": 2, "prompts": min(design.prompts, LEAST_PROMPTS * benchmarks)}
     most = MOST | {"prompts": MOST_PROMPTS * benchmarks}
-    ranges = {name: (1, max(most[name], number)) for name in FACTORS if (number := getattr(design, name)) > 1}
-    return dict.fromkeys(FACTORS, (1, 1)) | ranges | {"replicates": (2, most["replicates"])}
+    ranges = dict.fromkeys(FACTORS, (1, 1))
+    for name in FACTORS:
+        number = getattr(design, name)
+        if number > 1:
+            ranges[name] = least.get(name, 1), max(most[name], number)
+    return ranges
 
 
 def best(variances, cost, budget, ranges, level=0.95):
-    """The `Design` of the least `half_width` (of new prompts) within a budget of core-minutes; None: nothing fits.
+    """The `Design` of the least `half_width` within a budget of core-minutes; None: nothing fits.
 
     Args:
         ranges: factor -> (least, most) that may be chosen. One that the variances don't tell apart has to stay as it
@@ -339,7 +346,7 @@ def best(variances, cost, budget, ranges, level=0.95):
     """
 
     def merit(design):
-        return half_width(variances, design, level, new_prompts=True), cost.of(design)
+        return half_width(variances, design, level), cost.of(design)
 
     return min(_affordable(cost, budget, ranges), key=merit, default=None)
 
@@ -373,6 +380,6 @@ def an_hour_more(variances, cost, design, ranges, level=0.95):
 
 
 def gain(variances, cost, design, more, level=0.95):
-    """By how much a larger design narrows the half-width (of new prompts): of one that takes longer, an hour's part."""
-    widths = [half_width(variances, each, level, new_prompts=True) for each in (design, more)]
+    """By how much a larger design narrows the half-width; of one that takes more than an hour, an hour's part."""
+    widths = [half_width(variances, each, level) for each in (design, more)]
     return (widths[0] - widths[1]) / max(1.0, (cost.of(more) - cost.of(design)) / 60)

@@ -205,7 +205,7 @@ def test_a_cost_counts_replicates_seeds_and_answers():
 @pytest.mark.parametrize("budget", [11, 40, 77.7, 10_000])
 def test_the_best_design_is_that_of_a_search_through_all(budget):
     everything = (Design(*numbers) for numbers in itertools.product(*(range(a, b + 1) for a, b in ANY.values())))
-    widths = {d: variance.half_width(TRUE, d, new_prompts=True) for d in everything if COST.of(d) <= budget}
+    widths = {d: variance.half_width(TRUE, d) for d in everything if COST.of(d) <= budget}
     best = variance.best(TRUE, COST, budget, ANY)
     assert best == min(widths, key=lambda design: (widths[design], COST.of(design)))
 
@@ -236,7 +236,7 @@ def test_an_hour_more_buys_whole_steps_of_one_factor():
         hours = (cost.of(more) - cost.of(design)) / 60
         bigger = dataclasses.replace(more, **{factor: getattr(more, factor) + 1})
         assert hours <= 1 < (cost.of(bigger) - cost.of(design)) / 60 or getattr(more, factor) == ANY[factor][1]
-        widths = [variance.half_width(TRUE, d, new_prompts=True) for d in (design, more)]
+        widths = [variance.half_width(TRUE, d) for d in (design, more)]
         assert gain == pytest.approx(widths[0] - widths[1])
         assert gain > 0
 
@@ -247,7 +247,7 @@ def test_a_step_that_takes_more_than_an_hour_is_one_step():
     assert further["replicates"][0] == dataclasses.replace(design, replicates=6)
     assert further["seeds"][0] == dataclasses.replace(design, seeds=2)
     assert further["prompts"][0] == dataclasses.replace(design, prompts=40)  # they cost nothing here
-    widths = [variance.half_width(TRUE, d, new_prompts=True) for d in (design, further["seeds"][0])]
+    widths = [variance.half_width(TRUE, d) for d in (design, further["seeds"][0])]
     assert further["seeds"][1] == pytest.approx((widths[0] - widths[1]) / (5 * 50 / 60))
 
 
@@ -255,9 +255,11 @@ def test_choices_leave_alone_what_the_table_has_one_of():
     assert variance.choices(Design(4, 1, 300, 2), benchmarks=3) == {
         "replicates": (2, 200),
         "seeds": (1, 1),
-        "prompts": (1, 6000),
+        "prompts": (300, 6000),
         "responses": (1, 8),
     }
+    assert variance.choices(Design(4, 1, 900, 2), benchmarks=3)["prompts"] == (300, 6000)
+    assert variance.choices(Design(4, 1, 80, 2), benchmarks=1)["prompts"] == (80, 2000)
 
 
 def test_a_cost_of_fixed_answers_is_that_of_so_many():

@@ -71,8 +71,8 @@ def caption(study, tables):
         return "What a further hour would buy is not known: it takes two replicates of two arms that a claim compares."
     rows = frame[frame["measure"] == frame["measure"].iloc[0]]
     return (
-        f"{sentence(rows)} Half-widths are those that 95 % t intervals over replicates are expected to have; designs "
-        "are compared by those for new prompts. Where the study has one seed or response, their number is not varied."
+        f"{sentence(rows)} Half-widths are those that 95 % t intervals over replicates are expected to have; those for "
+        "new prompts allow for other prompts too. Where the study has one seed or response, their number is not varied."
     )
 
 
@@ -85,7 +85,7 @@ def sentence(rows):
         return text + "the budget buys no two replicates."
     best = rows.loc[BEST]
     change = f"±{number(best['half_width'])}, and not ±{number(run['half_width'])} as with {in_words(run)}"
-    if best["half_width_new_prompts"] >= run["half_width_new_prompts"]:
+    if best["half_width"] >= run["half_width"]:
         change = f"±{number(best['half_width'])}"
     return text + (
         f"for the {number(best['core_minutes'])} core-minutes of the two arms, the narrowest interval has "
