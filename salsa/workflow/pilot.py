@@ -116,7 +116,8 @@ def forecast(folder, composed, budget=None):
     needs = pd.DataFrame(rows, columns=COLUMNS)
     missing = [name for name in claims if name not in set(needs["claim"])]
     lines = [f"the pilot says nothing of {', '.join(missing)}"] if missing else []
-    for name in needs.drop_duplicates("of")["claim"]:
+    everywhere = needs[[not claims[name].benchmarks for name in needs["claim"]]]  # costs are of all benchmarks
+    for name in everywhere.drop_duplicates("of")["claim"]:
         lines.append(advice(pilot, composed, _measured(pilot, claims[name]), budget))
     return Forecast(composed.config.name, needs, lines)
 
