@@ -1,6 +1,7 @@
 """Studies that stop when they are decided: the real command at the smallest sizes, and what kills and dry runs do."""
 
 import signal
+import subprocess
 import time
 
 import pytest
@@ -64,10 +65,10 @@ def test_a_study_of_real_stages_ends_where_it_is_decided_and_goes_on_where_it_wa
     first = times(results)
     assert len(list((results / "ppo").iterdir())) == 4
 
-    process = start(results, *claim(NOTHING_IS_DECIDED), small=REAL)
+    process = start(results, *claim(NOTHING_IS_DECIDED), small=REAL, output=subprocess.DEVNULL)  # no pipe to fill up
     wait_for(process, lambda: len(list((results / "ppo").iterdir())) > 4)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     (look,) = decisions(results, NOTHING_IS_DECIDED)  # of runs that were there
     assert (look["undecided"], look["goes_on"]) == (["mine"], True)
     before = times(results)

@@ -29,12 +29,11 @@ SMALL = [
 ]
 
 
-def start(results, *overrides, small=SMALL):
+def start(results, *overrides, small=SMALL, output=subprocess.PIPE):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "salsa", "run", f"results={results}", *small, *overrides]
     command += ["--", "--cores", "2", "--directory", str(results.parent)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
 
 
 def run(results, *overrides, small=SMALL):
