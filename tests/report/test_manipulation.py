@@ -86,6 +86,13 @@ def test_means_over_replicates(result):
     )
 
 
+def test_of_several_training_seeds_the_mean_is_taken_first():
+    rows = [("salsa", 0, 1.0), ("salsa", 0, 2.0), ("salsa", 1, 5.0), ("ppo", 0, math.nan), ("ppo", 1, 3.0)]
+    frame = pd.DataFrame(rows, columns=["arm", "replicate", "penalty"]).assign(chosen="yes")
+    assert manipulation.by_arm(frame, "penalty") == {"salsa": 3.25, "ppo": 3.0}
+    assert manipulation.by_arm(frame.assign(chosen="no"), "penalty") == {}
+
+
 def test_the_sentence_of_a_study(result):
     frame = manipulation.table(result)
     text = manipulation.sentence(result, frame)

@@ -133,8 +133,9 @@ def chosen(frame):
 
 
 def by_arm(frame, name):
-    """Arm -> mean over replicates of a column, of the chosen rows, where it is known."""
-    means = chosen(frame).dropna(subset=name).groupby("arm", sort=False)[name].mean()
+    """Arm -> mean over replicates (of means over training seeds) of a column, of the chosen rows, where it is known."""
+    of_replicates = selection.seed_means(chosen(frame).dropna(subset=name), ["arm"], [name])
+    means = of_replicates.groupby("arm", sort=False)[name].mean()
     return {arm: float(mean) for arm, mean in means.items()}
 
 
