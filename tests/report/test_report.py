@@ -35,7 +35,7 @@ def test_exact_set_of_files(built):
     expected = {"runs.csv", "samples.md", "claims.md", "report.md", "report.html", "manifest.json", ".lock"}
     names = ("arms", "win_rates", "frontier", "alpha_curve", "gates", "rewards", "claims", "chosen", "paper_table",
              "ablations", "sources", "judges", "judge_pairs", "bradley_terry", "matched_kl", "stability", "geometry",
-             "plane", "scores", "manipulation", "replicates")  # fmt: skip
+             "plane", "scores", "manipulation", "replicates", "variance", "allocation")  # fmt: skip
     expected |= {f"tables/prompt_{name}.csv.gz" for name in ("scores", "win_rates")}
     expected |= {f"tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")}
     expected |= {f"cards/{arm}-kl0.05-r{replicate}.md" for arm in ("ppo", "salsa", "other") for replicate in (0, 1)}
