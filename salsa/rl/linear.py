@@ -27,11 +27,14 @@ class Linear(torch.nn.Linear):
     def forward(self, inputs):
         if self._by_torch(inputs):
             return super().forward(inputs)
-        return _Product.apply(inputs, self.weight)
+        if torch.is_grad_enabled():
+            return _Product.apply(inputs, self.weight)
+        return product(inputs, self.weight)  # without what `apply` costs at each token that is sampled
 
     def _by_torch(self, inputs):
         """Whether torch multiplies: other types and devices, biases, and what torch.compile or autocast take over."""
-        plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (inputs, self.weight))
+        weight = self.weight
+        plain = inputs.dtype == weight.dtype == torch.float32 and inputs.is_cpu and weight.is_cpu
         taken_over = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
         return not plain or self.bias is not None or taken_over
 

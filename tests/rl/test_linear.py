@@ -67,6 +67,8 @@ def test_gradients_are_computed_where_they_are_asked_for():
     layer(inputs).sum().backward()
     assert inputs.grad is not None and layer.weight.grad is None
     assert not layer(inputs.detach()).requires_grad
+    with torch.no_grad():
+        assert torch.equal(layer(inputs), layer(inputs.detach())) and not layer(inputs).requires_grad
 
 
 def test_torch_multiplies_other_types_and_biases(monkeypatch):
