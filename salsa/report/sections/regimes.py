@@ -227,8 +227,8 @@ def caption(study, tables):
     main = main_contrast(frame)
     number = frame["replicate"].nunique()
     text = f"{' minus '.join(main)} over {number} SFT pairs of {len(study.config.regimes)} recipes."
-    others = rows[rows["model"].str.startswith("beside")]
-    for row in others[others["response"] == _first_response(rows)].to_dict("records"):
+    others, response = rows[rows["model"].str.startswith("beside")], _first_response(rows)
+    for row in others[others["response"] == response].to_dict("records"):
         if row["term"] == MEAN:
             bounds = _interval((row["estimate"], row["estimate_low"], row["estimate_high"]))
             text += (
