@@ -146,7 +146,7 @@ def test_arms_of_some_pairs_stand_beside_salsa(tmp_path):
     assert beside["estimate"].iloc[0] == pytest.approx(expected, abs=0.01)
     assert beside["pairs"].iloc[0] == 6 == beside["effects"].iloc[0]
     text = regimes.caption(made, {"pairs": pairs.table(made), "regimes": rows})
-    assert "On the same 6 pairs other minus ppo is higher by -0.0" in text
+    assert "On the same 6 pairs other minus ppo differs from that by -0.0" in text and "in gold reward." in text
 
 
 def effects(slope, noise=0.001, pairs=12, start=0.0):

@@ -231,9 +231,8 @@ def caption(study, tables):
     for row in others[others["response"] == response].to_dict("records"):
         if row["term"] == MEAN:
             bounds = _interval((row["estimate"], row["estimate_low"], row["estimate_high"]))
-            text += (
-                f" On the same {row['pairs']} pairs {row['candidate']} minus {row['baseline']} is higher by {bounds}."
-            )
+            pair = f"{row['candidate']} minus {row['baseline']}"
+            text += f" On the same {row['pairs']} pairs {pair} differs from that by {bounds} in {LABELS[response][0]}."
     return text
 
 
