@@ -21,11 +21,11 @@ many replicates a verdict needs (`power`), and which differences a claim is abou
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import stats
 
-from salsa.evaluate.sequential import varies
+from salsa.evaluate.sequential import Look, varies
 from salsa.evaluate.statistics import finite
 
 SUPPORTED, TOO_SMALL, EXCLUDED = "supported", "too small", "excluded"
@@ -137,6 +137,32 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
         floored=floored,
         replicates=count,
         p=float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else math.nan,
+        verdict=verdict(low, high, smallest_effect),
+        equivalent=equivalent(low, high, smallest_effect),
+    )
+
+
+def decide_through_looks(values, smallest_effect, level, look, sampling_variance=0.0):
+    """As `decide` at a look, with the interval that lies in those of this look and of all before it.
+
+    With the probability `level` the intervals of all looks hold the mean at once, so their intersection does: what an
+    earlier look decided stays decided. Where they have nothing in common, one of them is wrong, and the latest counts.
+
+    Args:
+        values: (R,) in the order of the replicates, of which earlier looks had the first ones.
+    """
+    values = list(values)
+    places = [Look(look.looks, place) for place in range(look.place + 1)]
+    found = [decide(values[: each.replicates], smallest_effect, level, each, sampling_variance) for each in places]
+    latest = found[-1]
+    low = max((each.low for each in found if each.low == each.low), default=math.nan)
+    high = min((each.high for each in found if each.high == each.high), default=math.nan)
+    if low > high:
+        return latest
+    return replace(
+        latest,
+        low=low,
+        high=high,
         verdict=verdict(low, high, smallest_effect),
         equivalent=equivalent(low, high, smallest_effect),
     )

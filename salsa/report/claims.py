@@ -10,7 +10,7 @@ belong to it. Secondary outcomes have intervals at that level too, and no verdic
 
 Nothing is read from a judge that can't measure (`judging`): its verdicts pull every win rate towards ½. One that
 measures in part shows a part of an effect, and so excludes one only by an interval below that part of the smallest
-effect. A study with looks decides by the intervals of its latest look.
+effect. A study with looks decides by what the intervals of all looks until then have in common.
 """
 
 import math
@@ -164,7 +164,11 @@ def needed(test, found):
 def decision(test, outcome, level):
     """The `decisions.Decision` of an outcome. Stability that is known in some replicates alone is undecided."""
     smallest = test.claim.smallest_effect * outcome.seen
-    result = decisions.decide(outcome.values["effect"], smallest, level, test.look, floor(outcome))
+    effects, sampling = outcome.values["effect"], floor(outcome)
+    if test.look:
+        result = decisions.decide_through_looks(effects, smallest, level, test.look, sampling)
+    else:
+        result = decisions.decide(effects, smallest, level, sampling_variance=sampling)
     if outcome.measure == "stable" and result.replicates < len(outcome.values):  # the others may have diverged
         return replace(result, verdict=decisions.UNDECIDED)
     return result

@@ -159,3 +159,28 @@ def test_the_level_of_a_family():
     assert decisions.family_level(1) == 0.95 and decisions.family_level(10, 0.1) == pytest.approx(0.99)
     with pytest.raises(ValueError, match="at least one"):
         decisions.family_level(0)
+
+
+def test_what_an_earlier_look_decided_stays_decided():
+    looks = (8, 16, 24)
+    values = [1.0 + 0.01 * (-1) ** i for i in range(8)] + [1.0 + 9 * (-1) ** i for i in range(8)]  # then it scatters
+    early = decisions.decide(values[:8], 0.5, 0.95, sequential.Look(looks, 0))
+    late = decisions.decide(values, 0.5, 0.95, sequential.Look(looks, 1))
+    both = decisions.decide_through_looks(values, 0.5, 0.95, sequential.Look(looks, 1))
+    assert (early.verdict, late.verdict, both.verdict) == ("supported", "undecided", "supported")
+    assert (both.low, both.high) == (max(early.low, late.low), min(early.high, late.high))
+    assert (both.mean, both.replicates, both.deviation) == (late.mean, 16, late.deviation)
+
+
+def test_looks_that_contradict_each_other_leave_the_latest():
+    values = [1.0 + 0.001 * (-1) ** i for i in range(8)] + [0.0 + 0.001 * (-1) ** i for i in range(16)]
+    look = sequential.Look((8, 24), 1)
+    first, last = (decisions.decide(values[:n], 0.5, 0.95, sequential.Look((8, 24), k)) for k, n in ((0, 8), (1, 24)))
+    assert first.low > last.high
+    assert decisions.decide_through_looks(values, 0.5, 0.95, look) == last
+
+
+def test_the_first_look_is_decided_as_alone():
+    values = [0.3, 0.1, 0.4, 0.2, 0.5, 0.1, 0.6, 0.2]
+    look = sequential.Look((8, 16), 0)
+    assert decisions.decide_through_looks(values, 0.5, 0.99, look) == decisions.decide(values, 0.5, 0.99, look)
