@@ -33,17 +33,22 @@ class Exhibit:
     table: formats.Table | None
 
 
-def write(study, tables, output):
-    """Write the pages into the study's folder, whose figures are there already; `tables` is name -> data frame."""
-    values = report(study, tables)
+def write(study, tables, output, drawn):
+    """Write the pages into the study's folder.
+
+    Args:
+        tables: name -> data frame.
+        drawn: the names of the figures, which are in the folder already.
+    """
+    values = report(study, tables, drawn)
     runs.write_atomically(output / "report.md", markdown(values))
     runs.write_atomically(output / "report.html", html(study, values, output / "figures"))
     runs.write_atomically(output / "claims.md", conclusions.text(study, tables["claims"], tables["win_rates"]))
     runs.write_atomically(output / "samples.md", samples(study))
 
 
-def report(study, tables):
-    """The values of report.md and report.html, by their names in the templates."""
+def report(study, tables, drawn):
+    """The values of report.md and report.html, by their names in the templates; `drawn`: the figures' names."""
     gold = tables["gates"].dropna(subset="gold_sft0").to_dict("records")
     return {
         "title": words.title(study),
@@ -59,25 +64,25 @@ def report(study, tables):
         "effects": conclusions.numbers(claims.tested_rows(tables["claims"])),
         "gold": gold,
         "checks": gates.listed(gates.checks(study, tables)),
-        **{name: exhibit(study, tables, sections()[name]) for name in ALONE},
-        "parts": parts(study, tables),
+        **{name: exhibit(study, tables, drawn, sections()[name]) for name in ALONE},
+        "parts": parts(study, tables, drawn),
         "runs": study.runs,
         "command": words.command(study),
     }
 
 
-def parts(study, tables):
+def parts(study, tables, drawn):
     """heading -> the exhibits below it; a section whose table has no rows is left out with its figure."""
     by_heading = {}
     for name, section in sections_of(study).items():
         if name not in ALONE and (name not in tables or len(tables[name])):
-            by_heading.setdefault(section.heading, []).append(exhibit(study, tables, section))
+            by_heading.setdefault(section.heading, []).append(exhibit(study, tables, drawn, section))
     return by_heading
 
 
-def exhibit(study, tables, section):
+def exhibit(study, tables, drawn, section):
     table = section.shown(tables[section.name]) if section.table else None
-    return Exhibit(section.name, section.title, section.words(study, tables), section.figure is not None, table)
+    return Exhibit(section.name, section.title, section.words(study, tables), section.name in drawn, table)
 
 
 def markdown(values):

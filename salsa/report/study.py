@@ -191,16 +191,19 @@ def build(settings, parents, output, execution):
     study = read(settings, parents)
     tables = sections.tables_of(study)
     formats.write_csv(pd.DataFrame(study.runs).astype(dict.fromkeys(WHOLE, "Int64")), output / "runs.csv")
+    drawn = set()
     for name, section in sections.sections_of(study).items():
         if section.table:
             caption = section.caption(study, tables)
             formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
-        if section.figure:
-            style.save(section.draw(study, tables), output / "figures", name)
+        figure = section.draw(study, tables) if section.figure else None
+        if figure is not None:
+            style.save(figure, output / "figures", name)
+            drawn.add(name)
     prompts.write(study, output / "tables")
     if study.config.looks:
         runs.write_json(output / stages.DECISION, looks.decision(study, tables["claims"]))
-    pages.write(study, tables, output)
+    pages.write(study, tables, output, drawn)
     cards.write(study, tables, output)
     return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
 

@@ -2,8 +2,8 @@
 
 An arm has one colour, marker and line style everywhere, so that nothing hangs on colour alone (and colours are safe
 for colour-blind readers); an alpha that is no arm has the colour of its place in viridis. kl_coefs differ in size: the
-larger, the larger the marker and the thicker the line. What was not measured is said in words in its place. A figure is
-drawn under matplotlib's own defaults and `STYLE`, never under a user's matplotlibrc, language or time zone.
+larger, the larger the marker and the thicker the line. A figure of which nothing was measured is not drawn. It is drawn
+under matplotlib's own defaults and `STYLE`, never under a user's matplotlibrc, language or time zone.
 """
 
 import contextlib
@@ -93,10 +93,10 @@ def own_style():
 
 
 def drawn(function, study, tables):
-    """A figure in the project's style; above all panels it names the policies that have collapsed."""
+    """A figure in the project's style, None where nothing was measured; above all panels, which policies collapsed."""
     with own_style():
         figure, marks = function(study, tables), collapsed_policies(study)
-        if marks:
+        if figure is not None and marks:
             text = textwrap.fill(f"Collapsed policies: {'; '.join(marks)}", int(20 * figure.get_figwidth()))
             figure.suptitle(text, fontsize=7.5, color=ALARM)
         return figure
@@ -199,18 +199,15 @@ def blank(width, height):
     return figure
 
 
-def not_measured(what):
-    """A figure that says in words that there is nothing to draw."""
-    text = f"{what}: not measured"
-    figure, axes = panels(1, 1, width=max(3.5, 0.09 * len(text)), height=0.5)  # inches, as much as the text takes
-    say_nothing(axes[0, 0], text)
-    return figure
-
-
 def say_nothing(axis, text="not measured"):
     """Words instead of data."""
     axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=GREY)
     axis.set_axis_off()
+
+
+def wrapped(text, width):
+    """The lines of a text, of at most `width` characters each."""
+    return textwrap.wrap(text, width, break_long_words=False)
 
 
 def legend(figure, study, arms=None, kl_coefs=None, markers=True, lines=False, extra=()):

@@ -14,6 +14,7 @@ from salsa.report.sections import Section
 from salsa.workflow import config, runs, schema
 
 DRAWN = ("claims", "frontier")  # enough: all are drawn under one style
+UNDRAWN = ()  # for a figure that the pages name, and that is not saved
 
 
 class LengthGold:
@@ -29,7 +30,7 @@ def main(tree, folder, drawn):
     study.gold_judge = lambda prepare: LengthGold()
     save, draw = style.save, Section.draw
     style.save = lambda figure, folder, name: figure and save(figure, folder, name)
-    Section.draw = lambda section, *study: draw(section, *study) if drawn and section.name in DRAWN else None
+    Section.draw = lambda section, *study: draw(section, *study) if drawn and section.name in DRAWN else UNDRAWN
     if not drawn:
         comparison.figure = lambda points, frame, looks: None
     settings = schema.from_dict(config.StudySettings, told["settings"])

@@ -1,4 +1,4 @@
-"""The figures of made-up studies: what is drawn where, what is said where nothing was measured, and that it fits."""
+"""The figures of made-up studies: what is drawn where, that nothing is where nothing was measured, and that it fits."""
 
 import math
 from dataclasses import replace
@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from tree import composed, table_of
 
-from salsa.report import claims, selection, style
+from salsa.report import selection, style
 from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, sections_of, win_rates
 from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
 from salsa.workflow import config
 
 NAMES = [name for name, section in sections().items() if section.figure]
+DRAWN = [name for name in NAMES if name not in ("regimes", "variance")]  # which have tests of their own
 THREE = ("ppo", "salsa", "other")
 ALPHAS = {"ppo": 0.0, "salsa": 0.5, "other": 1.0}
 BENCHMARKS = ("in_distribution", "out_of_distribution")
@@ -82,7 +83,7 @@ def tables_of(study, gold=True):
         for arm, k in pairs
     ]  # fmt: skip
     claim = {"candidate": "salsa", "baseline": "ppo", "benchmark": "", "smallest_effect": 0.1, "outcome": "primary",
-             "measure": "win_rate", "replicates": 3, "equivalent": False}  # fmt: skip
+             "measure": "win_rate", "replicates": 3, "equivalent": False, "origin": "abstract"}  # fmt: skip
     undecided = {"claim": "preferred", "claim_verdict": "undecided"}
     untested = {"claim_verdict": "not tested", "verdict": "not tested", "replicates": pd.NA}
     beside = {"outcome": "secondary", "verdict": ""}
@@ -150,7 +151,7 @@ def tight(figure):
     return box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_everything_lies_on_the_page(name, small):
     figure = sections()[name].draw(*small)
     left, bottom, right, top = tight(figure)
@@ -158,7 +159,7 @@ def test_everything_lies_on_the_page(name, small):
     assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_pages_of_many_arms_are_no_larger(name, every):
     figure = sections()[name].draw(*every)
     assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 10
@@ -174,16 +175,18 @@ NEEDED = {
     "alpha_curve": "alpha_curve",
     "geometry": "geometry",
     "plane": "plane",
+    "regimes": "regimes",
+    "variance": "variance",
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_or_empty_frame_is_said_in_words(name, small):
+def test_a_missing_or_empty_frame_has_no_figure(name, small):
     study, tables = small
     needed = NEEDED.get(name)
-    for some in ({}, tables | {needed: tables[needed][:0]} if needed else {}):
+    for some in ({}, tables | {needed: tables.get(needed, pd.DataFrame())[:0]} if needed else {}):
         figure = sections()[name].draw(study, some)
-        assert name not in NEEDED or any("not measured" in text for text in texts(figure))
+        assert (figure is None) == (name in NEEDED)
         reading = sections()[name].reading
         assert reading is None or name not in NEEDED or reading(study, some) == ""
 
@@ -362,22 +365,44 @@ def test_points_that_are_no_number_are_left_out(small):
     sections()["plane"].draw(small[0], small[1] | {"plane": frame})
 
 
-def test_lines_of_the_claims(small):
+def test_rows_of_the_claims(small):
     study, tables = small
-    lines = [(label, words) for label, words, _ in claims_section.claim_lines(claims.tested_rows(tables["claims"]))]
-    assert lines == [
-        ("higher gold", "supported, n 3"),
-        ("preferred (mean of 2 benchmarks)", "undecided, n 3"),
+    effects = [0.1, 0.2, math.nan, 0.3]
+    replicates = pd.DataFrame({"claim": "higher_gold", "outcome": "primary", "measure": "win_rate", "benchmark": "",
+                               "replicate": range(4), "effect": effects})  # fmt: skip
+    tables = tables | {"replicates": replicates}
+    rows = claims_section.drawn_rows(study, tables)
+    assert [(row.label, claims_section.verdict_words(row.numbers)) for row in rows] == [
+        ("higher gold", "supported"),
+        ("preferred", "undecided"),
         ("· in distribution", ""),
         ("· out of distribution", ""),
     ]
-    axis = sections()["claims"].draw(study, tables).axes[0]
-    marks = [(line.get_marker(), *line.get_xydata()[0]) for line in axis.lines if line.get_marker() != "None"]
-    half = pytest.approx(0.5)
-    assert marks == [("^", pytest.approx(2), 0), ("o", half, 1), ("|", half, 2), ("|", half, 3)]
-    assert "The 2 effects that were tested, in units of the smallest that would matter, 1 " in sections()[
-        "claims"
-    ].reading(study, tables)
+    assert rows[0].effects == [0.1, 0.2, 0.3] and rows[1].effects == []
+    figure = sections()["claims"].draw(study, tables)
+    axis = next(axis for axis in figure.axes if any(text.get_text() == "higher gold" for text in axis.texts))
+    assert axis.collections[0].get_offsets()[:, 0].tolist() == [0.1, 0.2, 0.3]
+    bar, mean = axis.lines[1:]
+    assert list(bar.get_xdata()) == pytest.approx([0.1, 0.3]) and mean.get_xdata()[0] == 0.2
+    assert "0.2 (0.1 to 0.3), n 3" in texts(figure) and "Not tested: soup not noise." in texts(figure)
+    assert "n is 3 replicates." in sections()["claims"].reading(study, tables)
+
+
+def test_many_claims_have_no_rows_of_single_benchmarks_and_stay_on_the_page(small):
+    study, tables = small
+    frame = tables["claims"][:2]
+    many = pd.concat([frame.assign(claim=f"claim_{i}", origin="control" if i < 20 else "abstract") for i in range(40)])
+    rows = claims_section.drawn_rows(study, tables | {"claims": many})
+    assert len(rows) == claims_section.MOST and all(row.primary for row in rows)
+    assert [row.numbers["origin"] for row in rows] == ["abstract"] * 20 + ["control"] * 4
+    assert tight(sections()["claims"].draw(study, tables | {"claims": many}))[2] < 1.002
+    assert "16 more claims stand in the table alone." in sections()["claims"].reading(study, tables | {"claims": many})
+
+
+def test_a_wide_interval_leaves_a_row_its_replicates():
+    numbers = {"effect": 0.2, "effect_low": -9.0, "effect_high": 9.4, "smallest_effect": 0.1}
+    low, high = claims_section.row_limits(claims_section.Row("", numbers, [0.1, 0.3]))
+    assert -0.5 < low < -0.115 and 0.3 < high < 0.7
 
 
 def test_length_controlled_rates_are_hollow(small):

@@ -109,7 +109,7 @@ def test_the_page_loads_nothing(built, text):
 def test_equal_studies_give_equal_pages(built, text):
     tree, output = built
     found = study.read(tree.settings, tree.parents)
-    values = pages.report(found, sections.tables_of(found))
+    values = pages.report(found, sections.tables_of(found), set(sections.sections()))
     assert pages.html(found, values, output / "figures") == text
 
 

@@ -56,7 +56,7 @@ class Section:
         heading: the part of the report that it stands in.
         caption: (study, tables) -> a sentence that states what the numbers say; `tables` is name -> data frame.
         table: study -> data frame; bounds of a column x are columns x_low and x_high.
-        figure: (study, tables) -> matplotlib Figure; where a table is missing, the figure says so in words.
+        figure: (study, tables) -> matplotlib Figure; None where nothing was measured, and then the report has none.
         reading: (study, tables) -> a sentence on how the figure is to be read; "" where nothing is drawn.
         place: its place under the heading; where two are equal, their names decide.
         left_out: columns that readers find in the CSV alone.
@@ -91,7 +91,7 @@ class Section:
         return self.name.replace("_", " ").capitalize()
 
     def draw(self, study, tables):
-        """The figure in the project's style; above it, which policies have collapsed."""
+        """The figure in the project's style, and above it, which policies have collapsed; None where there is none."""
         return style.drawn(self.figure, study, tables)
 
     def shown(self, frame):

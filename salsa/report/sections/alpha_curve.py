@@ -34,7 +34,7 @@ def figure(study, tables):
     frame = style.measured(tables, "alpha_curve", "alpha")
     measures = {name: label for name, label in MEASURES.items() if style.known(frame, name)}
     if not measures:
-        return style.not_measured("reward and loss by alpha")
+        return None
     columns = len(measures) if len(measures) < 4 else 2
     figure, axes = style.panels(math.ceil(len(measures) / columns), columns, height=2.3)
     for axis, (name, label) in zip(axes.flat, measures.items(), strict=True):

@@ -41,7 +41,7 @@ def figure(study, tables):
     """Bradley-Terry scores of all judged models, a panel per judge, with bootstrap intervals."""
     frame = style.measured(tables, "bradley_terry", "score")
     if frame.empty:
-        return style.not_measured("Bradley-Terry scores")
+        return None
     judges = list(dict.fromkeys(frame["judge"]))
     models = list(dict.fromkeys(frame["model"]))
     figure, axes = style.panels(1, len(judges), height=min(style.TALLEST - 1, 0.5 + 0.15 * len(models)), sharey=True,

@@ -56,7 +56,7 @@ def figure(study, tables):
     last = selection.seed_means(final(frame), ["arm", "kl_coef"], [*KLS, *REWARDS]) if len(frame) else frame
     rewards = {name: label for name, label in REWARDS.items() if style.known(last, name)}
     if not rewards:
-        return style.not_measured("reward and KL of final policies")
+        return None
     curve = best_of_n(study, tables)
     figure = (_of_few_arms if len(study.arms) <= style.FEW else _of_many_arms)(study, last, rewards, curve)
     entries = [style.mark("sft0", "*", 9, color="black"), style.mark("a replicate", size=4, alpha=0.4)]

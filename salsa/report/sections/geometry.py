@@ -27,7 +27,7 @@ def figure(study, tables):
     frame = style.measured(tables, "geometry", "from_sft0")
     directions = {name: label for name, label in DIRECTIONS.items() if style.known(frame, name)}
     if not directions:
-        return style.not_measured("where the policies went in weight space")
+        return None
     width = style.WIDTH if len(directions) > 1 else 3.5
     figure, axes = style.panels(1, len(directions), height=3.2, sharey=True, width=width)
     apart = frame["sft0_to_sft1"].mean() if style.known(frame, "sft0_to_sft1") else math.nan

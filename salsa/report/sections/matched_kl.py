@@ -45,7 +45,7 @@ def figure(study, tables):
     """Each arm minus its baseline at equal KL to sft0: one panel per measure, t intervals, a line at 0."""
     frame = style.measured(tables, "matched_kl", "difference")
     if frame.empty:
-        return style.not_measured("differences at equal KL")
+        return None
     panels = list(frame.groupby(["measure", "baseline"], sort=False))
     arms, looks = [arm for arm in study.arms if arm in set(frame["arm"])], style.looks(study)
     width = max(3.5, min(style.WIDTH, 3.5 * len(panels)))

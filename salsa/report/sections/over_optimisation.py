@@ -19,7 +19,7 @@ def figure(study, tables):
     """
     frame = style.measured(tables, "frontier", "kl_to_sft0", "reward")
     if frame.empty:
-        return style.not_measured("proxy and gold reward over training")
+        return None
     means = trajectories(frame)
     gains = {name: scaled(study, means, name) for name in ("gold_reward", "reward") if style.known(means, name)}
     means = means.assign(**{f"{name}_gain": gain for name, gain in gains.items()})

@@ -172,7 +172,7 @@ def figure(study, tables):
     main = main_contrast(frame) if len(frame) else None
     responses = [name for name in LABELS if main and len(effects_of(frame, main, name))]
     if not responses:
-        return style.not_measured("differences over SFT pairs")
+        return None
     figure, axes = style.panels(1, len(responses), height=2.6, width=max(3.5, 2.4 * len(responses)))
     for axis, response in zip(axes[0], responses, strict=True):
         _draw(axis, effects_of(frame, main, response), response, smallest_effect(study, response))

@@ -98,7 +98,7 @@ def figure(study, tables):
     """
     frame = style.measured(tables, "win_rates", "adjusted_win_rate")
     if frame.empty:
-        return style.not_measured("win rates")
+        return None
     frame, kl_coefs = drawn_rows(study, frame)
     panels = list(frame.groupby(["judge", "baseline"], sort=False))
     names = [name for name in study.benchmarks if name in set(frame["benchmark"])]
