@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from salsa.evaluate import statistics
 from salsa.report import selection
@@ -77,6 +78,7 @@ WIDTH = 7.0  # inches: the text of a printed page
 TALLEST = 9.0  # inches
 CUT = "a bar that reaches the frame goes on beyond it"
 FEW = 5  # arms that one panel can show with all their replicates
+PANEL = 6  # arms that one panel can show
 KL_SFT0 = "KL(policy ‖ sft0), nats per response"
 KL_OWN = "KL(policy ‖ own reference), nats per response"
 PROXY = "proxy reward (normalised)"
@@ -167,6 +169,23 @@ def drawn_kl_coefs(study):
         return study.kl_coefs
     arms = {kl_coef: {policy.arm for policy in study.of(kl_coef=kl_coef)} for kl_coef in study.kl_coefs}
     return [max(arms, key=lambda kl_coef: len(arms[kl_coef]))]
+
+
+def claim_kl_coefs(study):
+    """Arm -> the kl_coef at which claims compare it: the one fixed in advance, or else its best on development."""
+    fixed = study.config.claim_kl_coef
+    grids = {arm: selection.grid(study, arm) for arm in study.arms}
+    return {arm: fixed if fixed in grid else selection.choose(study, arm, grid) for arm, grid in grids.items()}
+
+
+def arm_panels(arms, plain=()):
+    """The arms in groups of at most PANEL; where there are several groups, the plain anchors stand in each."""
+    if len(arms) <= PANEL:
+        return [list(arms)]
+    repeated = [arm for arm in arms if arm in plain][: PANEL - 2]
+    others = [arm for arm in arms if arm not in repeated]
+    count = math.ceil(len(others) / (PANEL - len(repeated)))
+    return [repeated + [str(arm) for arm in part] for part in np.array_split(others, count)]
 
 
 def spread_kl_coefs(study):
@@ -264,14 +283,21 @@ def arm_grid(figure, grid, arms, columns, labels):
     return axes
 
 
-def sqrt_axis(axis, values, gap=0.13):
+def sqrt_axis(axis, values, gap=0.13, low=False):
     """x as sqrt(KL), from 0: reward gained grows roughly linearly in it (Gao et al. 2023, scaling laws).
 
-    `gap`: the least distance of two ticks, in shares of the axis.
+    Args:
+        gap: the least distance of two ticks, in shares of the axis.
+        low: whether the axis begins before the smallest value instead, where that is more than a third of the largest.
     """
     axis.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    top = max([float(v) for v in values if math.isfinite(v)], default=1.0)
+    finite = [float(v) for v in values if math.isfinite(v)]
+    top = max(finite, default=1.0)
     top = top if top > 0 else 1.0
+    if low and min(finite, default=0.0) > top / 3:
+        axis.set_xlim(limits(finite, margin=0.12))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        return
     axis.set_xlim(0, top * 1.12)
     step = 10 ** math.floor(math.log10(top))
     ticks = [step * share for share in (0, 0.1, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 8, 10) if step * share <= top * 1.12]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tree import composed, table_of
 
 from salsa.report import selection, style
-from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, sections_of, win_rates
+from salsa.report.sections import bradley_terry, over_optimisation, plane, sections, sections_of, training, win_rates
 from salsa.report.sections import claims as claims_section
 from salsa.report.study import Landscape, Policy, Study
 from salsa.workflow import config
@@ -236,15 +236,65 @@ def test_a_collapse_at_the_largest_kl_coef_is_seen(every):
     )
 
 
-def test_many_arms_have_a_panel_each(every):
+def test_many_arms_have_several_panels(every):
     study, tables = every
     figure = sections()["frontier"].draw(study, tables)
-    assert [axis.get_title() for axis in figure.axes] == ["", "", *study.arms]
-    assert len({axis.get_ylim() for axis in figure.axes[2:]}) == len({axis.get_xlim() for axis in figure.axes[2:]}) == 1
+    groups = style.arm_panels(study.arms, {"ppo"})
+    assert len(figure.axes) == 2 * len(groups) == 6
+    colours = {style.LOOKS[arm].colour for arm in groups[0]} | {style.DARK, "black"}  # rings, and the star
+    assert {line.get_color() for line in figure.axes[0].lines} == colours
     assert [axis.get_title() for axis in sections()["over_optimisation"].draw(study, tables).axes] == study.arms
-    caption = sections()["training_curves"].reading(study, tables)
-    assert caption == f"Of {len(study.arms)} curves, the ranges of ppo and salsa alone are shown."
-    assert len(sections()["training_curves"].draw(study, tables).axes[0].collections) == 2
+
+
+def test_training_curves_show_differences_to_plain_ppo_at_the_kl_coef_of_claims(every):
+    study, tables = every
+    groups = training.curve_groups(study)
+    assert [group[0] for group in groups] == ["ppo"] * len(groups) and max(map(len, groups)) <= style.PANEL
+    assert {arm for group in groups for arm in group} == set(study.arms)
+    figure = sections()["training_curves"].draw(study, tables)
+    assert len(figure.axes) == 2 * 3 * len(groups)
+    kl, difference = figure.axes[2], figure.axes[5]
+    kl_coefs, place = style.claim_kl_coefs(study), study.arms.index("salsa")
+    expected = [
+        np.mean([(i + 0.1 * k) * ((1 + place) / kl_coefs["salsa"] - 1 / kl_coefs["ppo"]) * 0.01 for k in (0, 1, 2)])
+        for i in range(1, 10)
+    ]
+    line = next(line for line in difference.lines if line.get_color() == style.LOOKS["salsa"].colour)
+    assert list(line.get_ydata()[1:]) == pytest.approx(expected) and line.get_ydata()[0] == 0
+    assert kl.get_title(loc="left").startswith("KL(policy ‖ sft0)")
+    assert "differences to plain PPO, paired by replicate" in sections()["training_curves"].reading(study, tables)
+    assert "no bands" in sections()["training_curves"].reading(made(), {})
+
+
+def test_arms_are_split_evenly_into_panels():
+    assert style.arm_panels(["ppo", "a"], {"ppo"}) == [["ppo", "a"]]
+    groups = style.arm_panels(["ppo", *"abcdefg"], {"ppo"})
+    assert groups == [["ppo", *"abcd"], ["ppo", *"efg"]]
+
+
+def test_win_rates_stand_around_one_half_with_intervals_over_replicates(small):
+    study, tables = small
+    frame = tables["win_rates"].assign(replicates=3, replicates_low=0.52, replicates_high=0.66)
+    panel = sections()["win_rates"].draw(study, tables | {"win_rates": frame}).axes[0]
+    assert sum(panel.get_xlim()) == pytest.approx(1)
+    assert any(list(line.get_xdata()) == [0.52, 0.66] for line in panel.lines)
+    assert win_rates.of_rates({"adjusted_win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7, "replicates": 1})[1:] == (
+        0.5,
+        0.7,
+    )
+    wide = frame.assign(replicates_low=-3.0, replicates_high=4.0)
+    low, high = sections()["win_rates"].draw(study, tables | {"win_rates": wide}).axes[0].get_xlim()
+    assert 0.25 < low < 0.4 and high < 0.75
+
+
+def test_a_far_sft0_is_named_at_the_edge_of_the_axes():
+    study = made()
+    for policy in study.policies:
+        policy.evaluation |= {"kl_to_sft0": 5 + policy.evaluation["kl_to_sft0"], "gold_reward": 0.5 + policy.replicate}
+    gold = sections()["frontier"].draw(study, tables_of(study)).axes[0]
+    assert gold.get_xlim()[0] > 4 and gold.get_ylim()[0] > 0.2
+    assert [text.get_text() for text in gold.texts] == ["sft0 is outside: KL 0, 0.2"]
+    assert gold.lines[-1].get_xdata()[0] == gold.get_xlim()[0] and gold.lines[-1].get_ydata()[0] == gold.get_ylim()[0]
 
 
 def untrained_study():
@@ -352,6 +402,17 @@ def test_the_plane_is_drawn_where_its_weights_are(small):
     line = next(a for a in figure.axes if a.get_ylabel() == "gold reward")
     assert len(line.lines[0].get_xdata()) == 17 and line.lines[0].get_xdata()[0] == -0.5
     assert "salsa: gold reward is best at weights (0, 0.5, 0.5) of" in sections()["plane"].reading(study, tables)
+
+
+def test_contours_are_no_closer_than_two_standard_errors():
+    frame = plane_frame()[lambda f: f["kind"] == "plane"]
+    assert plane.standard_error(frame, "reward") == 0.1  # over prompts, of one replicate
+    again = frame.assign(replicate=1, reward=frame["reward"] + 1)
+    assert plane.standard_error(pd.concat([frame, again]), "reward") == pytest.approx(0)  # one moved as a whole
+    assert np.diff(plane.levels_of(0, 1, 0.01)).max() == pytest.approx(0.2, abs=0.11)
+    noisy = plane.levels_of(0, 1, 0.2)
+    assert np.diff(noisy) == pytest.approx([0.4] * (len(noisy) - 1)) and noisy[0] == 0 and noisy[-1] > 1
+    assert len(plane.levels_of(0, 1, 3)) == 3
 
 
 def test_points_that_are_no_number_are_left_out(small):

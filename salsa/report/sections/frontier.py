@@ -1,7 +1,5 @@
 """Where final policies are: gold and proxy reward against KL to sft0."""
 
-import math
-
 import numpy as np
 import pandas as pd
 
@@ -27,7 +25,6 @@ COLUMNS = [
 ]
 KLS = {"kl_to_sft0": style.KL_SFT0, "kl_to_reference": style.KL_OWN}
 REWARDS = {"gold_reward": style.GOLD, "reward": style.PROXY}
-BACKGROUND = style.NEUTRAL._replace(colour=style.PALE)  # the look of the other arms in the panel of one
 
 
 def table(study):
@@ -47,10 +44,10 @@ def final(frame):
 
 
 def figure(study, tables):
-    """Final policies: gold and proxy reward against KL to sft0.
+    """Final policies: gold and proxy reward against KL to sft0, and with few arms, to the own reference.
 
-    With few arms, beside it against KL to the own reference, every replicate shown. With many, one panel with the
-    means of all, then one panel per arm with its replicates before the means of the others.
+    At most `style.PANEL` arms stand in a panel, and of many arms each group has a row. A ring marks the kl_coef of
+    claims. The axes hold the policies; where sft0 lies outside, it is named at the edge.
     """
     frame = style.measured(tables, "frontier", "kl_to_sft0")
     last = selection.seed_means(final(frame), ["arm", "kl_coef"], [*KLS, *REWARDS]) if len(frame) else frame
@@ -58,15 +55,29 @@ def figure(study, tables):
     if not rewards:
         return None
     curve = best_of_n(study, tables)
-    figure = (_of_few_arms if len(study.arms) <= style.FEW else _of_many_arms)(study, last, rewards, curve)
-    entries = [style.mark("sft0", "*", 9, color="black"), style.mark("a replicate", size=4, alpha=0.4)]
-    entries.append(style.mark("their mean", size=7, markeredgecolor="white"))
+    groups = style.arm_panels(study.arms, {*study.plain_arms.values()})
+    if len(groups) == 1:
+        cells = [[(study.arms, kl, reward) for kl in KLS] for reward in rewards]
+    else:
+        cells = [[(arms, "kl_to_sft0", reward) for reward in rewards] for arms in groups]
+    height = min(2.6, (style.TALLEST - 1) / len(cells))
+    figure, axes = style.panels(len(cells), len(cells[0]), height=height)
+    for row, panels in zip(axes, cells, strict=True):
+        for axis, panel in zip(row, panels, strict=True):
+            _draw_panel(axis, study, last, curve, *panel)
+    style.legend(figure, study, extra=_entries(study, curve))
+    return figure
+
+
+def _entries(study, curve):
+    entries = [style.mark("a replicate", size=4, alpha=0.4), style.mark("their mean", size=7, markeredgecolor="white")]
+    if len(study.kl_coefs) > 1:
+        entries.append(style.mark("kl_coef of the claims", size=9, markerfacecolor="none", markeredgewidth=1.0))
     if style.has_intervals(study):
         entries.append(style.mark("95 % t interval", "+", 9, linestyle="-", linewidth=1.0))
     if len(curve):
         entries.append(style.mark("best of 2, 4, …: KL's bound", ".", 5, linestyle="--", linewidth=0.9))
-    style.legend(figure, study, extra=entries)
-    return figure
+    return entries
 
 
 def best_of_n(study, tables):
@@ -75,74 +86,59 @@ def best_of_n(study, tables):
     return frame[frame["arm"].isin([arm for arm in study.arms if study.plain_of(arm) == arm])]
 
 
-def _of_few_arms(study, last, rewards, curve):
-    figure, axes = style.panels(len(rewards), 2, sharey="row")
-    for row, (reward, label) in enumerate(rewards.items()):
-        for axis, (kl, kl_label) in zip(axes[row], KLS.items(), strict=True):
-            for arm, look in style.looks(study).items():
-                rows = last[last["arm"] == arm]
-                _draw_replicates(axis, study, rows, kl, reward, look)
-                _draw_means(axis, study, rows, kl, reward, look, crosses=True)
-            _finish(axis, study, last, kl, reward, curve)
-            axis.set_xlabel(kl_label + "  (√ scale)")
-        axes[row, 0].set_ylabel(label)
-    return figure
-
-
-def _of_many_arms(study, last, rewards, curve):
-    columns, looks = 5, style.looks(study)
-    rows = math.ceil(len(looks) / columns)
-    figure = style.blank(style.WIDTH, 2.5 + 1.35 * rows + 1.1)
-    top, bottom = figure.add_gridspec(2, 1, height_ratios=[2.4, 1.35 * rows])
-    for cell, (reward, label) in zip(top.subgridspec(1, len(rewards)), rewards.items(), strict=True):
-        axis = figure.add_subplot(cell)
-        for arm, look in looks.items():
-            _draw_means(axis, study, last[last["arm"] == arm], "kl_to_sft0", reward, look)
-        _finish(axis, study, last, "kl_to_sft0", reward, curve)
-        axis.set_ylabel(label)
-        axis.set_xlabel(style.KL_SFT0 + "  (√ scale)")
-    reward, label = next(iter(rewards.items()))
-    grid, labels = bottom.subgridspec(rows, columns), ("KL to sft0, nats", label)
-    for arm, axis in style.arm_grid(figure, grid, study.arms, columns, labels).items():
-        for other in study.arms:
-            _draw_means(axis, study, last[last["arm"] == other], "kl_to_sft0", reward, BACKGROUND, scale=0.4)
-        policies = last[last["arm"] == arm]
-        _draw_replicates(axis, study, policies, "kl_to_sft0", reward, looks[arm], scale=0.7)
-        _draw_means(axis, study, policies, "kl_to_sft0", reward, looks[arm], crosses=True, scale=0.7)
-        _finish(axis, study, last, "kl_to_sft0", reward, curve, gap=0.25)
-    return figure
-
-
-def _finish(axis, study, last, kl, reward, curve, gap=0.13):
-    """The axes' limits, the best of n, and a star where sft0 is, at KL 0 to itself."""
-    soups = study.frames.soups
-    start = soups[np.isclose(soups["alpha"], 0, atol=1e-6)][reward].dropna()
-    if len(start) and kl == "kl_to_sft0":
-        axis.plot(0, start.mean(), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
-    drawn = curve if kl == "kl_to_sft0" else curve[:0]  # though panels of one row share their y
+def _draw_panel(axis, study, last, curve, arms, kl, reward):
+    """Some arms' policies: a reward against a KL, with the axes that all arms need."""
+    for arm in arms:
+        rows, look = last[last["arm"] == arm], style.looks(study)[arm]
+        _draw_replicates(axis, study, rows, kl, reward, look)
+        _draw_means(axis, study, rows, kl, reward, look, crosses=True)
+    drawn = curve if kl == "kl_to_sft0" else curve[:0]
     for arm, points in drawn.groupby("arm", sort=False):
         axis.plot(points["kl_bound"], points[reward], color=style.looks(study)[arm].colour, marker=".", markersize=4,
                   linestyle="--", linewidth=0.9, zorder=2)  # fmt: skip
-    style.sqrt_axis(axis, [*last[kl], *drawn["kl_bound"]], gap)
-    axis.set_ylim(style.limits([*last[reward], *start, *curve[reward]]))
+    own = last[last["arm"].isin(arms)]
+    style.sqrt_axis(axis, [*own[kl], *drawn["kl_bound"]], low=True)
+    axis.set_ylim(style.limits([*own[reward], *drawn[reward]], margin=0.12))
+    axis.set_xlabel(KLS[kl] + "  (√ scale)", fontsize=7.5)
+    axis.set_ylabel(REWARDS[reward])
+    if kl == "kl_to_sft0":
+        _name_sft0(axis, study, reward)
+
+
+def _name_sft0(axis, study, reward):
+    """A star where sft0 is, at KL 0 to itself; where that lies outside the axes, at their edge, with its reward."""
+    soups = study.frames.soups
+    start = soups[np.isclose(soups["alpha"], 0, atol=1e-6)][reward].dropna()
+    if start.empty:
+        return
+    (left, _), (low, high), level = axis.get_xlim(), axis.get_ylim(), float(start.mean())
+    axis.plot(left, min(max(level, low), high), marker="*", markersize=9, color="black", clip_on=False, zorder=5)
+    if left > 0 or not low <= level <= high:
+        at = 0.03 if level < low else 0.97 if level > high else (level - low) / (high - low)
+        words = f"sft0 is outside: KL 0, {selection.number(level)}"
+        axis.annotate(words, (0.03, at), xycoords="axes fraction", fontsize=7, va="top" if at > 0.9 else "bottom")
 
 
 def _draw_replicates(axis, study, frame, kl, reward, look, scale=1.0):
     """Each replicate's final policies, joined over kl_coef: what an interpolation within a replicate would follow."""
+    faint = 0.35 if frame["replicate"].nunique() < style.FEW else 0.12  # many would hide the means
     for _, rows in frame.sort_values(kl).groupby("replicate"):
-        axis.plot(rows[kl], rows[reward], color=look.colour, linewidth=0.6, alpha=0.35, zorder=2)
+        axis.plot(rows[kl], rows[reward], color=look.colour, linewidth=0.6, alpha=faint, zorder=2)
     for kl_coef, size in style.sizes(study.kl_coefs).items():
         rows = frame[frame["kl_coef"] == kl_coef]
         axis.scatter(rows[kl], rows[reward], s=13 * (size * scale) ** 2, color=look.colour, marker=look.marker,
-                     alpha=0.4, linewidths=0)  # fmt: skip
+                     alpha=max(faint, 0.25), linewidths=0)  # fmt: skip
 
 
 def _draw_means(axis, study, frame, kl, reward, look, crosses=False, scale=1.0):
-    means = []
+    means, claimed = [], style.claim_kl_coefs(study)
     for kl_coef, size in style.sizes(study.kl_coefs).items():
         rows = frame[frame["kl_coef"] == kl_coef]
         if len(rows):
             means.append((rows[kl].mean(), rows[reward].mean(), size * scale))
+            if claimed[rows["arm"].iloc[0]] == kl_coef and len(study.kl_coefs) > 1:
+                axis.plot(*means[-1][:2], marker="o", markersize=7 * size * scale + 5, color=style.DARK,
+                          markerfacecolor="none", markeredgewidth=0.9, zorder=5)  # fmt: skip
             if crosses and style.has_intervals(study):
                 style.cross(axis, rows[kl], rows[reward], look.colour, zorder=3)
     means.sort(key=lambda point: point[0])
@@ -171,8 +167,8 @@ def reading(study, tables):
     text = f"The farthest policy is of {farthest['arm']} at kl_coef {farthest['kl_coef']:g}"
     if style.has_intervals(study):
         text += f"; crosses are 95 % t intervals of the means of KL and reward, and {style.CUT}"
-    if len(study.arms) > style.FEW:
-        text += "; above are the means of all arms, below each arm and its replicates before the means of the others"
+    if len(study.kl_coefs) > 1:
+        text += "; a ring marks the kl_coef at which claims compare an arm"
     curve = best_of_n(study, tables)
     if len(curve):
         numbers = ", ".join(map(str, curve["n"].drop_duplicates()))

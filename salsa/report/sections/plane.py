@@ -88,7 +88,7 @@ def _draw_surface(axis, frame, name, at):
     x, y = (weights @ at).T
     even = Triangulation(*(weights @ EQUILATERAL).T)  # of an even grid: a thin triangle's would have slivers
     low = min(np.quantile(values, 0.1), values[(weights >= 0).all(axis=1)].min(initial=math.inf))
-    levels = MaxNLocator(9).tick_values(low, values.max())  # far outside reward falls without bound: one colour
+    levels = levels_of(low, values.max(), standard_error(frame, name))  # far outside reward falls without bound
     places = Triangulation(x, y, even.triangles)
     contours = axis.tricontourf(places, values, levels=levels, cmap="viridis", extend="min")
     axis.figure.colorbar(contours, ax=axis, location="bottom", shrink=0.85, aspect=25, pad=0.03, spacing="proportional",
@@ -100,6 +100,26 @@ def _draw_surface(axis, frame, name, at):
     axis.set_xlim(x.min(), x.max())
     axis.set_ylim(y.min(), y.max())
     axis.grid(visible=False)
+
+
+def standard_error(frame, name):
+    """The error of a point's mean: between replicates where there are several, else over prompts; 0: not known."""
+    rows = frame.reindex(columns=[*WEIGHTS, "replicate", name, f"{name}_se"])
+    count = rows["replicate"].nunique()
+    if count > 1:
+        centred = rows[name] - rows.groupby("replicate")[name].transform("mean")  # a replicate's level moves no contour
+        variances = centred.groupby([rows[weight] for weight in WEIGHTS]).var()
+        return math.sqrt(np.nan_to_num(variances.median()) / count)
+    return float(np.nan_to_num(rows[f"{name}_se"].median()))
+
+
+def levels_of(low, high, error):
+    """The levels of contours: about nine, but no closer than two standard errors, so that noise is no landscape."""
+    levels = MaxNLocator(9).tick_values(low, high)
+    if levels[1] - levels[0] < 2 * error:
+        count = max(int((high - low) / (2 * error)), 1)
+        levels = low + 2 * error * np.arange(count + 2)
+    return levels
 
 
 def means_of(frame, name):
@@ -136,10 +156,11 @@ def caption(study, tables):
     frame = tables["plane"]
     if frame.empty:
         return "No policy spans a plane in this study."
-    policies = len(frame[["arm", "kl_coef", "replicate"]].drop_duplicates())
+    policies, replicates = len(frame[["arm", "kl_coef", "replicate"]].drop_duplicates()), frame["replicate"].nunique()
+    of = "of one replicate" if replicates == 1 else f"means over {replicates} replicates"
     return (
         f"Rewards at {len(frame)} points of the planes through sft0, sft1 and each of {policies} policies, and along "
-        f"sft0 → policy beyond both: proxy reward {words.spread(frame['reward'])}, gold reward "
+        f"sft0 → policy beyond both, {of}: proxy reward {words.spread(frame['reward'])}, gold reward "
         f"{words.spread(frame['gold_reward'])}, KL from sft0 up to {selection.number(frame['kl_from_sft0'].max())} "
         "nats."
     )
@@ -164,7 +185,7 @@ def reading(study, tables):
         shape = "where the distances in weight space are not known, an equilateral triangle"
     return (
         f"{'; '.join(texts)}; {shape}; dots are the points that answered, what lies below the scale has its lowest "
-        "colour, and bands are standard errors over prompts."
+        "colour, contours are two standard errors apart at least, and bands are standard errors over prompts."
     )
 
 

@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from salsa.evaluate import flat, statistics
 from salsa.report import selection, style, words
 from salsa.report.sections import Section
 from salsa.report.sections.frontier import final
@@ -20,28 +22,104 @@ MEASURES = {  # column of the frame of trajectories -> words
     "eos_rate": "end-of-sequence rate",
     "entropy": "entropy, nats per token",
 }
+MAIN = ("reward", "gold_reward", "kl_to_sft0")  # what is drawn where arms need several panels
 
 
 def training_curves(study, tables):
-    """Curves of training by arm: mean over replicates, and their range; kl_coef where it changes over a run."""
-    kl_coefs, measures = style.drawn_kl_coefs(study), dict(MEASURES)
-    rows = study.frames.trajectories
-    rows = rows[rows["kl_coef"].isin(kl_coefs)]
-    if "current_kl_coef" in rows and (rows.groupby(["name", "replicate"])["current_kl_coef"].nunique() > 1).any():
-        measures["current_kl_coef"] = "kl_coef"
-    figure, axes = style.panels(math.ceil(len(measures) / 3), 3, height=2.2, sharex=True)
-    for axis in axes.flat[len(measures) :]:
-        axis.remove()
-    for axis, (name, label) in zip(axes.flat, measures.items(), strict=False):
-        _draw_curves(axis, study, kl_coefs, name)
-        axis.set_title(label, loc="left")
-        if not axis.lines:
-            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=style.GREY)
-    for axis in axes.flat[len(measures) - 3 : len(measures)]:  # the lowest of each column
-        _iterations(axis)
-    sampled = set(rows["arm"]) - set(unsampled(study))
-    style.legend(figure, study, arms=sampled, kl_coefs=kl_coefs, markers=False, lines=True)
+    """Curves of training at the claims' kl_coef: means over replicates, and below them, differences to plain PPO.
+
+    At most `style.PANEL` arms stand in a panel. Of more arms, MAIN alone are drawn, in further rows.
+    """
+    groups = curve_groups(study)
+    if not groups:
+        return None
+    measures = drawn_measures(study, groups)
+    with_differences = style.has_intervals(study) and any(_compared(study, arms) for arms in groups)
+    blocks = [(arms, names) for arms in groups for names in _threes(list(measures))]
+    rows = len(blocks) * (1 + with_differences)
+    figure, axes = style.panels(rows, 3, height=min(1.75, (style.TALLEST - 1) / rows))
+    for place, (arms, names) in enumerate(blocks):
+        own = axes[place * rows // len(blocks) : (place + 1) * rows // len(blocks)]
+        for column, name in enumerate(names):
+            _draw_measure(own[:, column], study, arms, name, measures[name])
+        for axis in own[:, len(names) :].flat:
+            axis.remove()
+    drawn = {arm for arms in groups for arm in arms}
+    shade = Patch(color=style.PALE, alpha=0.35, label="the flat part, over which claims average")
+    style.legend(figure, study, arms=drawn, kl_coefs=(), markers=False, lines=True, extra=(shade,))
     return figure
+
+
+def _threes(names):
+    return [names[start : start + 3] for start in range(0, len(names), 3)]
+
+
+def curve_groups(study):
+    """The arms that are sampled in training, in groups that a panel can show."""
+    arms = [arm for arm in study.arms if arm not in unsampled(study)]
+    return style.arm_panels(arms, {*study.plain_arms.values()}) if arms else []
+
+
+def drawn_measures(study, groups):
+    """Column -> words of the measures that are known: all, or of many arms the main ones."""
+    frame, measures = study.frames.trajectories, dict(MEASURES)
+    changes = (
+        frame.groupby(["name", "replicate"])["current_kl_coef"].nunique() > 1 if "current_kl_coef" in frame else ()
+    )
+    if any(changes):
+        measures["current_kl_coef"] = "kl_coef"
+    wanted = MAIN if len(groups) > 1 else measures
+    return {name: label for name, label in measures.items() if name in wanted and style.known(frame, name)}
+
+
+def _draw_measure(axes, study, arms, name, label):
+    """The means of arms in the first axis, and in the second, if there is one, their differences to plain PPO."""
+    for arm in arms:
+        _draw_band(axes[0], style.looks(study)[arm], curves_of(study, arm, name))
+    axes[0].set_title(label, loc="left")
+    for arm, plain in _compared(study, arms).items() if len(axes) > 1 else ():
+        difference = (curves_of(study, arm, name) - curves_of(study, plain, name)).dropna(how="all", axis=1)
+        _draw_band(axes[1], style.looks(study)[arm], difference.dropna())
+    if len(axes) > 1:
+        axes[1].axhline(0, color=style.DARK, linewidth=0.8)
+        axes[1].set_title("minus plain PPO's", loc="left", fontsize=7.5, color=style.GREY)
+    for axis in axes:
+        _shade_flat(axis, study)
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        _iterations(axis)
+        axis.set_xlabel("iteration of training" if axis is axes[-1] else "")
+
+
+def _compared(study, arms):
+    """Arm -> its plain anchor, of the arms that have another one which is sampled in training."""
+    missing = unsampled(study)
+    anchors = {arm: study.plain_of(arm) for arm in arms}
+    return {arm: plain for arm, plain in anchors.items() if plain not in (None, arm) and plain not in missing}
+
+
+def curves_of(study, arm, name):
+    """A measure of an arm at the claims' kl_coef (iterations × replicates): the iterations that all replicates have."""
+    rows, kl_coef = study.frames.trajectories, style.claim_kl_coefs(study)[arm]
+    rows = selection.seed_means(rows[(rows["arm"] == arm) & (rows["kl_coef"] == kl_coef)], ["iteration"], [name])
+    return rows.pivot(index="iteration", columns="replicate", values=name).dropna()
+
+
+def _draw_band(axis, look, curves):
+    """The mean over replicates (iterations × replicates), and the 95 % t interval of it where there are three."""
+    if curves.empty:
+        return
+    axis.plot(curves.mean(axis=1), color=look.colour, linestyle=look.line, linewidth=1.3)
+    if len(curves.columns) > 2:
+        bounds = [statistics.replicate_interval(row)[1:] for row in curves.to_numpy()]
+        axis.fill_between(curves.index, *zip(*bounds, strict=True), color=look.colour, alpha=0.16, linewidth=0)
+
+
+def _shade_flat(axis, study):
+    """The part of training over which claims average."""
+    iterations = sorted(study.frames.trajectories["iteration"].unique())
+    part = flat.last(iterations, study.config.evaluate.flat_share)
+    if part:
+        axis.axvspan(part[0], iterations[-1], color=style.PALE, alpha=0.35, linewidth=0, zorder=0)
 
 
 def unsampled(study):
@@ -171,21 +249,27 @@ def _mean_tokens(rows, benchmark):
 
 
 def curves_caption(study, tables):
-    kl_coefs, without = style.drawn_kl_coefs(study), unsampled(study)
-    drawn = [policy for policy in study.policies if policy.kl_coef in kl_coefs and policy.arm not in without]
+    kl_coefs = style.claim_kl_coefs(study)
+    drawn = [arm for arms in curve_groups(study) for arm in arms]
+    used = sorted({kl_coefs[arm] for arm in drawn})
     return (
-        f"Training of {len(drawn)} policies (kl_coef {words.listed(kl_coefs)}), sampled before each iteration's "
-        f"update: line the mean, band the range over {words.replicates_by_arm(study)}; gold reward is that of the kept "
+        f"Training of {len(set(drawn))} arms at the kl_coef of the claims ({words.listed(used)}), sampled before each "
+        f"iteration's update: means over {words.replicates_by_arm(study)}; gold reward is that of the kept "
         f"rollouts.{_without_curves(study)}"
     )
 
 
 def curves_reading(study, tables):
-    kl_coefs = style.drawn_kl_coefs(study)
-    shaded = [arm for arm in study.arms if arm in banded(study, kl_coefs)]
-    if len(study.replicates) == 1 or len(shaded) == len(study.arms):
+    groups = curve_groups(study)
+    if not groups:
         return ""
-    return f"Of {len(study.groups(kl_coefs))} curves, the ranges of {' and '.join(shaded)} alone are shown."
+    bands = "no bands, which take three replicates"
+    if style.has_intervals(study):
+        bands = "bands are 95 % t intervals over replicates"
+        if any(_compared(study, arms) for arms in groups):
+            bands += "; below stand the differences to plain PPO, paired by replicate"
+    share = f"{study.config.evaluate.flat_share:.0%}"
+    return f"Lines are means, {bands}; shaded is the last {share} of training, over which claims average."
 
 
 def lengths_caption(study, tables):

@@ -23,6 +23,8 @@ COLUMNS = [
     "adjusted_win_rate",
     "ci_low",
     "ci_high",
+    "replicates_low",
+    "replicates_high",
     "prompts",
     "replicates",
     "length_controlled",
@@ -38,8 +40,9 @@ COLUMNS = [
 
 
 def table(study):
-    """One row per benchmark × judge × candidate arm × baseline × kl_coef; bounds: bootstrap over prompts.
+    """One row per benchmark × judge × candidate arm × baseline × kl_coef; ci: bootstrap over prompts.
 
+    replicates_low and replicates_high bound the 95 % t interval over replicates, of two at least.
     holm_p corrects the sign tests over all rows of one baseline: the plain anchor, or sft0.
     """
     report, lengths, rows = study.config.report, response_lengths(study), []
@@ -51,6 +54,9 @@ def table(study):
                 if rate["prompts"]:
                     row = {"benchmark": benchmark, "judge": judge, "candidate": arm, "baseline": baseline}
                     row |= {"kl_coef": kl_coef, "replicates": len({line["replicate"] for line in lines})}
+                    rates = selection.replicate_win_rates(study, policy.name, name, judge, [benchmark])
+                    _, low, high = statistics.replicate_interval(list(rates.values()))
+                    row |= {"replicates_low": low, "replicates_high": high}
                     row |= length_controlled(study, judge, benchmark, policy.name, name, lengths)
                     rows.append(identity(study) | row | rate)
     frame = pd.DataFrame(rows, columns=COLUMNS)
@@ -91,10 +97,10 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
 
 
 def figure(study, tables):
-    """Adjusted win rates of arms, a panel per benchmark and baseline, with bootstrap intervals and a line at ½.
+    """Adjusted win rates of arms, a panel per benchmark and baseline, around ½ in the middle.
 
-    Beside each, hollow, the length-controlled rate. Where all kl_coefs would not fit on a page, only those that curves
-    show.
+    Intervals are over replicates; of one replicate, over prompts. Beside each, hollow, the length-controlled one. Where
+    all kl_coefs would not fit on a page, only those that curves show.
     """
     frame = style.measured(tables, "win_rates", "adjusted_win_rate")
     if frame.empty:
@@ -112,15 +118,30 @@ def figure(study, tables):
             _draw_panel(axis, study, rows[rows["benchmark"] == benchmark], slots[row])
             axis.set_title(benchmark.replace("_", " ") if row == 0 else "")
         axes[row, 0].set_ylabel(f"against {baseline}\n(judge: {judge})")
+    half = _half_width(frame)
     for axis in axes[-1]:
         axis.set_xlabel("adjusted win rate")
-        low, high = axis.get_xlim()
-        axis.xaxis.set_major_locator(MultipleLocator(0.2 if high - low > 0.5 else 0.1 if high - low > 0.2 else 0.05))
+        axis.set_xlim(0.5 - half, 0.5 + half)
+        axis.xaxis.set_major_locator(MultipleLocator(0.2 if half > 0.25 else 0.1 if half > 0.1 else 0.05))
     entries = [style.mark("adjusted win rate")]
     if style.known(frame, "length_controlled"):
         entries.append(style.mark("length-controlled", markerfacecolor="white"))
     style.legend(figure, study, arms=set(frame["candidate"]), kl_coefs=kl_coefs, extra=entries)
     return figure
+
+
+def of_rates(row):
+    """(rate, low, high) of a row: over replicates, or of one replicate, over prompts."""
+    ends = ("replicates_low", "replicates_high") if row.get("replicates", 1) > 1 else ("ci_low", "ci_high")
+    return row["adjusted_win_rate"], *(row.get(end, math.nan) for end in ends)
+
+
+def _half_width(frame):
+    """How far the axes reach to either side of ½: to all rates, and to the intervals that are no wider than these."""
+    rates = frame.reindex(columns=["adjusted_win_rate", "length_controlled"]).to_numpy(dtype=float)
+    far = max(float(np.nanmax(np.abs(rates - 0.5))), 0.02)
+    ends = [abs(end - 0.5) for row in frame.to_dict("records") for end in of_rates(row)[1:] if end == end]
+    return min(1.08 * max([far, *(min(end, 2 * far) for end in ends)]), 0.52)
 
 
 def drawn_rows(study, frame):
@@ -158,11 +179,12 @@ def _draw_panel(axis, study, frame, slots):
         look, size = looks[row["candidate"]], min(sizes[row["kl_coef"]], 1.2)
         controlled = row.get("length_controlled", math.nan)
         apart = 0.2 if controlled == controlled else 0
-        point = (row["adjusted_win_rate"], row["ci_low"], row["ci_high"])
+        point = of_rates(row)
         style.whisker(axis, point, y - apart, look.colour, linewidth=1.4)
         axis.plot(point[0], y - apart, color=look.colour, marker=look.marker, markersize=3.2 * size)
         if apart:
-            style.whisker(axis, style.triple(row, "length_controlled"), y + apart, look.colour, linewidth=0.7)
+            if row.get("replicates", 1) == 1:  # else its interval over prompts would stand beside one over replicates
+                style.whisker(axis, style.triple(row, "length_controlled"), y + apart, look.colour, linewidth=0.7)
             axis.plot(controlled, y + apart, color=look.colour, marker=look.marker, markersize=2.8 * size,
                       markerfacecolor="white", markeredgewidth=0.6)  # fmt: skip
     _arm_rows(axis, study, slots)
@@ -197,7 +219,10 @@ def reading(study, tables):
     if frame.empty:
         return ""
     frame, kl_coefs = drawn_rows(study, frame)
-    text = f"Bars are 95 % bootstrap intervals over prompts; kl_coef {words.listed(sorted(kl_coefs))}"
+    over = "t intervals over replicates"
+    if len(study.replicates) == 1:
+        over = "bootstrap intervals over the prompts of one replicate, which say nothing of other SFT pairs"
+    text = f"Bars are 95 % {over}, and {style.CUT}; kl_coef {words.listed(sorted(kl_coefs))}"
     if style.known(frame, "length_controlled"):
         shift = (frame["length_controlled"] - frame["adjusted_win_rate"]).abs().max()
         text += f"; hollow: at equal response length, which moves a rate by at most {selection.number(shift)}"
