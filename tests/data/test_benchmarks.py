@@ -64,6 +64,7 @@ def test_a_benchmark_that_is_scored_and_not_compared(toy, tmp_path, monkeypatch)
     counts = benchmark.make(settings, {"prepare": tmp_path / "p"}, tmp_path / "b", None)
     assert counts["kept"] == 2 and counts["categories"] == {"sums": 2}
     rows = generate.read_benchmarks({"benchmark/mine": tmp_path / "b"})["mine"]
+    rows = [row | {"sample": 0} for row in rows]  # each is answered once
     answers = generate.Answers(rows, responses=[[[1], [1]]], texts=[["1", "no"]], finish_reasons=[["stop", "stop"]])
     monkeypatch.setattr(score, "sequences", lambda *_: None)
     rewards, golds = score.score(answers, Rewards(), stories.StoriesGold(), [0], 0, config.Execution())
@@ -72,7 +73,7 @@ def test_a_benchmark_that_is_scored_and_not_compared(toy, tmp_path, monkeypatch)
     assert [row["scores"] for row in written] == [{"exact": 1.0, "length": 1.0}, {"exact": 0.0, "length": 2.0}]
     compared = {key: value for key, value in written[0].items() if key not in ("scores", "compared")}
     runs.write_jsonl(tmp_path / "r" / "responses.jsonl", [*written, compared | {"benchmark": "other"}])
-    assert list(judge.responses(tmp_path / "r", "policy")) == [("other", "sums-0")]  # no judge reads the others
+    assert list(judge.responses(tmp_path / "r", "policy")) == [("other", "sums-0", 0)]  # no judge reads the others
 
 
 def test_no_judge_is_planned_where_nothing_is_compared(monkeypatch):

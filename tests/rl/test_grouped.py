@@ -40,7 +40,7 @@ def make_settings(kind, reference=("1",), start=("1",), kl_coef=0.1, anchor="sou
     moving = {name: section.pop(name) for name in ("rate", "every") if name in section}
     reference = config.Reference(anchor, list(reference), **moving)
     section = SECTIONS[kind](**SMALL | section)
-    return config.TRAINING[kind](11, kl_coef, list(start), reference, section, LENGTHS, mixed_precision)
+    return config.TRAINING[kind](7, kl_coef, list(start), reference, section, LENGTHS, mixed_precision)
 
 
 @pytest.fixture
@@ -483,7 +483,7 @@ def test_the_first_response_is_the_one_that_ppo_samples(make, prompts):
     assert (first, second) == ("a", "b") and rollout.sample_keys(["a"], 1) == ["a"]
     made = make(make_settings("rloo", samples=4))
     _, sequences, _ = made.iterate(0, prompts[0][:2], encoded)
-    noise = rollout.uniforms(11, 0, prompts[0][:2], 8)
+    noise = rollout.uniforms(7, 0, prompts[0][:2], 8)
     fresh = make(make_settings("rloo", samples=4))
     alone, _, _ = fresh.networks("sample", encoded, noise, fresh.end_ids, fresh.pad_id, 64)
     texts = sequences.response_ids()

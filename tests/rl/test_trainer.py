@@ -41,7 +41,7 @@ LENGTHS = config.Lengths(64, 8)
 HALVES = ["1/2", "1/2"]
 
 
-def make_settings(reference=("1",), start=("1",), kl_coef=0.1, seed=11, lengths=LENGTHS, kind="soup", **ppo):
+def make_settings(reference=("1",), start=("1",), kl_coef=0.1, seed=7, lengths=LENGTHS, kind="soup", **ppo):
     moving = {name: ppo.pop(name) for name in ("rate", "every") if name in ppo}
     anchor = config.Reference(kind, list(reference), **moving)
     return config.TRAINING["ppo"](seed, kl_coef, list(start), anchor, Ppo(**SMALL | ppo), lengths)
