@@ -21,12 +21,24 @@ def residual_variance(table):
     every replicate has (nan) are left out.
     """
     table = np.asarray(table, dtype=np.float64)
+    return float(residual_variances(table).mean()) if len(table) > 1 else math.nan
+
+
+def residual_variances(table):
+    """Likewise of each replicate by itself, (R,), for replicates that were made in different ways.
+
+    Each is free of bias where all replicates have one variance. Of a single replicate nothing says what the prompts'
+    own effects are, and they stay in its variance. nan with fewer than two prompts.
+    """
+    table = np.asarray(table, dtype=np.float64)
     table = table[:, np.isfinite(table).all(axis=0)]
     replicates, prompts = table.shape
-    if min(replicates, prompts) < 2:
-        return math.nan
-    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
-    return float((residuals**2).sum() / ((replicates - 1) * (prompts - 1)))
+    if prompts < 2:
+        return np.full(replicates, math.nan)
+    residuals, share = table - table.mean(axis=1, keepdims=True), 1.0
+    if replicates > 1:
+        residuals, share = residuals - residuals.mean(axis=0), 1 - 1 / replicates
+    return (residuals**2).sum(axis=1) / (share * (prompts - 1))
 
 
 def sampling_variance(tables):

@@ -66,3 +66,13 @@ def test_what_is_not_known_is_nan(table):
 
 def test_no_table_no_variance():
     assert math.isnan(sampling.sampling_variance([]))
+
+
+def test_variances_of_single_replicates_are_right_on_average_and_have_the_mean_of_all():
+    generator = np.random.default_rng(0)
+    tables = generator.normal(0, 2, (400, 5, 20)) + generator.normal(0, 3, (400, 1, 20)) + np.arange(5)[:, None]
+    variances = [sampling.residual_variances(table) for table in tables]
+    assert np.mean(variances, axis=0) == pytest.approx(np.full(5, 4), rel=0.1)
+    assert np.mean(variances[0]) == pytest.approx(naive_residual_variance(tables[0].tolist()), rel=1e-12)
+    assert sampling.residual_variances([[0.1, 0.3, 0.5]]) == pytest.approx([0.04])  # one replicate: prompts are in it
+    assert np.isnan(sampling.residual_variances([[0.1], [0.2]])).all()

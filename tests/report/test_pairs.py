@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,14 @@ from tree import Tree, lines
 
 from salsa.report import study
 from salsa.report.sections import pairs, regimes
+from salsa.workflow import compose
 
 DISTANCES = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0)  # KL(sft0 ‖ soup) of the pairs
+SLOPES = {0.1: 0.05, 0.3: 0.08}  # of salsa's gold, per √nat
 
 
 class Pairs(Tree):
-    """Six SFT pairs, half of them of another recipe; salsa's gold rises with √KL, by a known slope and noise."""
+    """Six SFT pairs, half of them of another recipe; salsa's gold rises with √KL, by a slope for each kl_coef."""
 
     def __init__(self, root, **options):
         super().__init__(root, replicates=range(6), kl_coefs=(0.1, 0.3), planes=(), **options)
@@ -35,7 +38,7 @@ class Pairs(Tree):
         return files | {"gates.json": json.dumps(gates | {"kl_sft0_soup": DISTANCES[replicate]})}
 
     def effect(self, replicate, kl_coef):
-        return 0.02 + 0.05 * math.sqrt(DISTANCES[replicate]) + 0.1 * kl_coef + 0.004 * (-1) ** replicate
+        return 0.02 + SLOPES[kl_coef] * math.sqrt(DISTANCES[replicate]) + 0.004 * (-1) ** replicate
 
     def respond(self, replicate, arm, kl_coef):
         effect = self.effect(replicate, kl_coef) if arm == "salsa" else 0.0
@@ -102,37 +105,67 @@ def test_the_variance_is_of_what_pairs_and_prompts_do_not_explain(read):
             squares += (tables[2][benchmark][prompt] - pair_mean[2] - prompt_mean + grand) ** 2
         total += squares / ((1 - 1 / 6) * (len(prompts) - 1)) / len(prompts)
     assert frame.loc[(2, 0.1), "gold_reward_variance"] == pytest.approx(total / 4)
-    alone = np.array([[0.1], [0.3], [0.5]])
-    assert pairs.sampling_variances(alone) == pytest.approx([np.var([0.1, 0.3, 0.5], ddof=1) / 3])
-    assert pairs.sampling_variances(np.array([[0.1, 0.2]])) == pytest.approx([0, 0])
 
 
-def test_sampling_variances_are_right_on_average():
-    generator = np.random.default_rng(0)
-    tables = generator.normal(0, 2, (400, 20, 5)) + generator.normal(0, 3, (400, 20, 1)) + np.arange(5)
-    means = np.mean([pairs.sampling_variances(table) for table in tables], axis=0)
-    assert means == pytest.approx(np.full(5, 4 / 20), rel=0.1)
+def gold_rows(made, model):
+    """The rows of a model of gold, by term and kl_coef."""
+    rows = regimes.table(made)
+    return rows[(rows["response"] == "gold_reward") & (rows["model"] == model)].set_index(["term", "kl_coef"])
 
 
-def test_the_regression_finds_the_slope(read):
+def test_the_regression_finds_the_slope_of_each_kl_coef(read):
     _, made = read
-    rows = regimes.table(made).set_index(["response", "model", "term"])
-    row = rows.loc[("gold_reward", "distance", regimes.DISTANCE)]
-    assert row["estimate_low"] < 0.05 < row["estimate_high"] and row["estimate_low"] > 0
-    assert (row["pairs"], row["effects"], row["degrees_of_freedom"]) == (6, 12, 4)
-    assert rows.loc[("gold_reward", "distance", regimes.KL_COEF), "degrees_of_freedom"] == 5
-    frame = pairs.table(made)
-    means = frame.groupby("replicate")[["kl_sft0_soup", "gold_reward"]].mean()
-    line = stats.linregress(np.sqrt(means["kl_sft0_soup"]), means["gold_reward"])
-    assert row["estimate"] == pytest.approx(line.slope, rel=0.05)  # weights are nearly equal
-    for kl in regimes.POINTS:
-        read_off = rows.loc[("gold_reward", "read off", f"at {kl:g} nats")]
-        assert read_off["estimate"] == pytest.approx(line.intercept + line.slope * math.sqrt(kl), rel=0.05)
-    mean = rows.loc[("gold_reward", "mean", regimes.MEAN)]
-    assert mean["estimate"] == pytest.approx(means["gold_reward"].mean(), rel=0.02)
-    terms = [term for response, model, term in rows.index if (response, model) == ("gold_reward", "covariates")]
-    agreement = "per agreement with gold"  # is equal for all pairs
-    assert set(terms) == {*regimes.LINE, regimes.KL_COEF, *regimes.COVARIATES.values()} - {agreement}
+    rows, frame = gold_rows(made, "distance"), pairs.table(made)
+    for kl_coef, slope in SLOPES.items():
+        row, effects = rows.loc[(regimes.DISTANCE, kl_coef)], frame[frame["kl_coef"] == kl_coef]
+        assert 0 < row["estimate_low"] < slope < row["estimate_high"]
+        assert (row["pairs"], row["effects"], row["degrees_of_freedom"]) == (6, 12, 4)
+        mean = gold_rows(made, "mean").loc[(regimes.MEAN, kl_coef)]
+        assert mean["estimate"] == pytest.approx(effects["gold_reward"].mean(), rel=0.02)
+        for kl in regimes.POINTS:
+            read_off = gold_rows(made, "read off").loc[(f"at {kl:g} nats", kl_coef)]
+            assert read_off["estimate"] == pytest.approx(0.02 + slope * math.sqrt(kl), abs=0.006)
+            assert read_off["estimate_low"] < read_off["estimate"] < read_off["estimate_high"]
+    more = rows.loc[regimes.more(regimes.DISTANCE, 0.3)].iloc[0]
+    assert more["degrees_of_freedom"] == 5 and more["estimate_low"] < 0.03 < more["estimate_high"]
+    assert more["estimate"] == pytest.approx(
+        rows.loc[(regimes.DISTANCE, 0.3), "estimate"] - rows.loc[(regimes.DISTANCE, 0.1), "estimate"]
+    )
+    lines = {regimes.INTERCEPT, regimes.DISTANCE, regimes.more(regimes.DISTANCE, 0.3)}
+    gain = regimes.COVARIATES["gain_per_kl_coef"]  # the agreement with gold is the same for all pairs
+    assert set(gold_rows(made, "covariates").index.get_level_values("term")) == {*lines, gain}
+
+
+def test_all_lines_meet_where_both_arms_are_one():
+    """With nothing but slopes in the data, no kl_coef has an effect at a distance of 0; a band's width is Scheffé's."""
+    table = effects(0.05, noise=1e-5)
+    table["gold_reward"] *= 1 + (table["kl_coef"] == 0.3)
+    model = regimes.distance(table, "gold_reward")
+    assert [model.at(kl_coef, 0.0)[0] for kl_coef in (0.1, 0.3)] == pytest.approx([0, 0], abs=1e-4)
+    assert [model.at(kl_coef, 1.0)[0] for kl_coef in (0.1, 0.3)] == pytest.approx([0.05, 0.1], abs=1e-4)
+    value, _, high = model.at(0.3, 1.0)
+    row = np.array([1.0, 1.0, 1.0])
+    width = math.sqrt(3 * stats.f.ppf(0.95, 3, 10) * row @ model.fit.covariance @ row)
+    assert high - value == pytest.approx(width)
+
+
+def test_agreement_with_gold_changes_the_slope_and_not_what_is_at_no_distance():
+    table = effects(0.05, noise=1e-5)
+    agreement = 0.7 + 0.02 * (table["replicate"] % 5)
+    table["gold_reward"] += 0.3 * (agreement - agreement.mean()) * np.sqrt(table["kl_sft0_soup"])
+    model = regimes.distance(table.assign(gold_agreement=agreement), "gold_reward", ["gold_agreement"])
+    assert model.fit.interval("per √nat and agreement with gold")[0] == pytest.approx(0.3, abs=1e-3)
+    assert model.fit.interval(regimes.INTERCEPT)[0] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_map_s_band_is_that_of_the_claims_of_every_study():
+    """Each panel has a band: conf/claims.yaml says of each response which difference would matter."""
+    (composed,) = compose.compose(["experiment=regimes"])
+    made = types.SimpleNamespace(config=composed.config)
+    sizes = {response: regimes.smallest_effect(made, response) for response in regimes.LABELS}
+    assert sizes == {"gold_reward": 0.01, "reward": 0.05, pairs.TRAINING: 0.25}
+    made.config = types.SimpleNamespace(claims={})
+    assert math.isnan(regimes.smallest_effect(made, "reward"))
 
 
 def test_arms_of_some_pairs_stand_beside_salsa(tmp_path):
@@ -145,8 +178,24 @@ def test_arms_of_some_pairs_stand_beside_salsa(tmp_path):
     expected = -np.mean([tree.effect(k, 0.1) for k in range(6)])
     assert beside["estimate"].iloc[0] == pytest.approx(expected, abs=0.01)
     assert beside["pairs"].iloc[0] == 6 == beside["effects"].iloc[0]
+    frame = pairs.beside(made, pairs.table(made), ("other", "ppo"), ("salsa", "ppo")).set_index("replicate")
+    table, golds = np.zeros((6, len(tree.benchmarks), 12)), {}
+    for replicate in range(6):
+        for arm in ("other", "salsa"):
+            text = tree.respond(replicate, arm, 0.1)["responses.jsonl"]
+            golds[arm] = [(row["benchmark"], row["gold"]) for row in map(json.loads, text.splitlines())]
+        for place, name in enumerate(tree.benchmarks):
+            ours, theirs = ([gold for benchmark, gold in golds[arm] if benchmark == name] for arm in ("other", "salsa"))
+            table[replicate, place] = np.subtract(ours, theirs)
+    assert frame["gold_reward"].tolist() == pytest.approx(table.mean(axis=(1, 2)))
+    left = table - table.mean(axis=2, keepdims=True) - table.mean(axis=0) + table.mean(axis=(0, 2), keepdims=True)[0]
+    variance = (left[4] ** 2).sum(axis=1) / (5 / 6 * 11) / 12  # without the noise of the anchor that both share
+    assert frame.loc[4, "gold_reward_variance"] == pytest.approx(variance.sum() / len(tree.benchmarks) ** 2)
     text = regimes.caption(made, {"pairs": pairs.table(made), "regimes": rows})
-    assert "On the same 6 pairs other minus ppo differs from that by -0.0" in text and "in gold reward." in text
+    assert (
+        "On the same 6 pairs other minus ppo differs from that by -0.0" in text
+        and "at kl_coef 0.1 in gold reward." in text
+    )
 
 
 def effects(slope, noise=0.001, pairs=12, start=0.0):
@@ -168,13 +217,18 @@ def effects(slope, noise=0.001, pairs=12, start=0.0):
         ({"slope": 0.01}, ["rises with", "above 0 from 0.1", "within ±0.01 from 0.1 to"], []),
         ({"slope": 0.0}, ["shows no slope", "within ±0.01 at all distances"], ["above"]),
         ({"slope": -0.05}, ["falls with", "below 0"], ["above"]),
-        ({"slope": 0.0, "noise": 0.1}, ["shows no slope", "decides nothing between 0.1 and 2 nats"], ["excluded"]),
+        (
+            {"slope": 0.0, "noise": 0.1},
+            ["shows no slope", "decides nothing between 0.1 and 2 nats", "at kl_coef 0.3"],
+            ["excluded"],
+        ),
         ({"slope": 0.0, "start": -0.009, "noise": 0.02}, ["below δ = 0.01 (an effect that would matter"], ["above"]),
         ({"slope": 0.05, "pairs": 2}, ["too few pairs for a line"], ["rises"]),
     ],
 )
 def test_the_words_say_what_the_band_says_and_no_more(options, wanted, unwanted):
     text = regimes.verdict(effects(**options), "gold_reward", 0.01)
+    assert "kl_coef" not in text or text.index("at kl_coef 0.1 the") < text.index("at kl_coef 0.3 the")
     for part in wanted:
         assert part in text, text
     for part in unwanted:
@@ -196,7 +250,7 @@ def test_the_figure_shows_a_dot_for_each_pair_and_kl_coef(read):
     assert len(dots) == 2 and sorted(dots[0][:, 0]) == pytest.approx(DISTANCES)
     assert regimes.smallest_effect(made, "gold_reward") == 0.01
     text = regimes.reading(made, tables)
-    assert "Gold reward: the difference rises with the soup's distance" in text and "√nat" in text
+    assert "Gold reward: at kl_coef 0.1 the difference rises with the soup's distance" in text and "√nat" in text
     assert "6 SFT pairs: KL(sft0 ‖ soup) 0.1 to 2 nats" in pairs.caption(made, tables)
     assert regimes.SECTION.present(made)
 
@@ -211,5 +265,5 @@ def test_without_gold_the_map_is_of_the_proxy(tmp_path):
     tree = Pairs(tmp_path, arms={"ppo": "0", "salsa": "0.5"}, gold=False)
     made = read_study(tree)
     tables = {"pairs": pairs.table(made), "regimes": regimes.table(made)}
-    assert set(tables["regimes"]["response"]) == {"reward"}  # of KL in training, kl_coef explains all here
+    assert set(tables["regimes"]["response"]) == {"reward", pairs.TRAINING}
     assert len(regimes.figure(made, tables).axes) == 2 and "Gold" not in regimes.reading(made, tables)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from salsa.evaluate import sampling
 from salsa.report import selection, words
 from salsa.report.sections import Section
 from salsa.workflow import regimes, schema
@@ -27,22 +28,60 @@ def table(study):
     """One row per SFT pair × arm × kl_coef: recipe, what was known of the pair, and the arm minus its plain anchor.
 
     gold_reward and reward are means over benchmarks of differences paired by prompt; their _variance is that of prompts
-    and responses alone (`sampling_variances`). flat_kl_to_sft0 is KL(policy ‖ sft0) over the flat part of training.
+    and responses alone (`sampling.residual_variances`). flat_kl_to_sft0 is KL(policy ‖ sft0) over the flat part of
+    training.
     """
-    scores, means = _scores(study), _training(study)
+    measured, distances = differences(study), _weight_distances(study)
     rows = []
     for candidate, baseline, kl_coef in contrasts(study):
-        sides = (candidate, kl_coef), (baseline, kl_coef)
-        effects = {name: _effects(*(scores[name].get(side) for side in sides)) for name in SCORES}
+        effects = {name: _effects(by_contrast[candidate, baseline, kl_coef]) for name, by_contrast in measured.items()}
         for replicate in _in_common(study, candidate, baseline, kl_coef):
             row = {"regime": _regime_name(study, replicate), "replicate": replicate}
             row |= dict(zip(CONTRAST, (candidate, baseline, kl_coef), strict=True))
-            row |= _recipe(study, replicate) | _known(study, replicate, kl_coef, means)
-            for name in SCORES:
-                row[name], row[f"{name}_variance"] = effects[name].get(replicate, (math.nan, math.nan))
-            ours, theirs = (means[TRAINING].get((*side, replicate), math.nan) for side in sides)
-            rows.append(row | {TRAINING: ours - theirs})
+            row |= _recipe(study, replicate) | _known(study, replicate, kl_coef, distances)
+            for name in RESPONSES:
+                row[name], variance = effects[name].get(replicate, (math.nan, math.nan))
+                row |= {f"{name}_variance": variance} if name in SCORES else {}
+            rows.append(row)
     return pd.DataFrame(rows)
+
+
+def beside(study, pairs, other, main):
+    """The rows of a contrast in `table`, with the main contrast's responses taken off: what the other arm does more.
+
+    Differences are taken prompt by prompt, before any variance is: what both contrasts share, such as the plain anchor,
+    is in neither the difference nor its variance.
+
+    Args:
+        pairs: the table.
+        other, main: (candidate, baseline).
+    """
+    measured, parts = differences(study), []
+    rows = pairs[(pairs["candidate"] == other[0]) & (pairs["baseline"] == other[1])]
+    for kl_coef, part in rows.groupby("kl_coef"):
+        changes = {}
+        for name, by_contrast in measured.items():
+            first, second = (by_contrast.get((*contrast, kl_coef), pd.DataFrame()) for contrast in (other, main))
+            effects = _effects(first - second)
+            numbers = [effects.get(replicate, (math.nan, math.nan)) for replicate in part["replicate"]]
+            changes[name] = [mean for mean, _ in numbers]
+            changes[f"{name}_variance"] = [variance for _, variance in numbers]
+        parts.append(part.assign(**{name: values for name, values in changes.items() if name in part}))
+    return pd.concat(parts) if parts else rows
+
+
+def differences(study):
+    """Response -> (candidate, baseline, kl_coef) -> candidate minus baseline, rows (benchmark, prompt) × replicates.
+
+    What was measured in training is a single row.
+    """
+    measured = {}
+    for name, by_side in (_scores(study) | {TRAINING: _flat(study)}).items():
+        measured[name] = {}
+        for candidate, baseline, kl_coef in contrasts(study):
+            ours, theirs = (by_side.get((arm, kl_coef), pd.DataFrame()) for arm in (candidate, baseline))
+            measured[name][candidate, baseline, kl_coef] = ours - theirs
+    return measured
 
 
 def contrasts(study):
@@ -73,40 +112,32 @@ def _scores(study):
     return scores
 
 
-def _training(study):
-    """Column of the frame of policies -> (arm, kl_coef, replicate) -> its mean over seeds."""
-    means = study.frames.policies.groupby(["arm", "kl_coef", "replicate"])[[TRAINING, "sft0_to_sft1"]].mean()
-    return {name: means[name].to_dict() for name in means}
+def _flat(study):
+    """(arm, kl_coef) -> KL(policy ‖ sft0) over the flat part of training: one row, columns replicates."""
+    means = study.frames.policies.groupby(["arm", "kl_coef", "replicate"])[TRAINING].mean()
+    sides = means.groupby(["arm", "kl_coef"])
+    index = pd.MultiIndex.from_tuples([("", "")], names=["benchmark", "prompt_id"])
+    return {side: part.droplevel([0, 1]).to_frame().T.set_axis(index) for side, part in sides}
 
 
-def _effects(ours, theirs):
-    """replicate -> (mean difference, its sampling variance), of two frames (benchmark, prompt) × replicate."""
-    if ours is None or theirs is None:
-        return {}
-    differences = (ours - theirs).dropna(axis="columns")  # a replicate without every score has none
-    parts = [part.to_numpy() for _, part in differences.groupby(level="benchmark")]
-    if not parts:
-        return {}
-    means = np.mean([part.mean(axis=0) for part in parts], axis=0)
-    variances = np.sum([sampling_variances(part) for part in parts], axis=0) / len(parts) ** 2
-    return dict(zip(differences.columns, zip(means.tolist(), variances.tolist(), strict=True), strict=True))
+def _weight_distances(study):
+    """replicate -> distance of sft1's weights from sft0's, of any policy that knows it."""
+    return study.frames.policies.groupby("replicate")["sft0_to_sft1"].max().to_dict()
 
 
-def sampling_variances(differences):
-    """The variance of the mean of each column of differences (P prompts, R pairs) from responses alone, (R,).
+def _effects(differences):
+    """replicate -> (mean over benchmarks, its sampling variance), of a frame (benchmark, prompt) × replicate.
 
-    All pairs answer the same prompts, so that what a prompt adds to every pair's difference is no difference between
-    pairs: it is taken out. What is left of a pair is its prompts' own part and the noise of responses. Of one pair,
-    nothing can be taken out. One prompt has no variance that is known: 0.
+    A replicate without every score has none. The variance of a single prompt, or number, is not known, and 0 here.
     """
-    prompts, pairs = differences.shape
-    if prompts < 2:
-        return np.zeros(pairs)
-    left = differences - differences.mean(axis=0)
-    share = 1.0
-    if pairs > 1:
-        left, share = left - left.mean(axis=1, keepdims=True), 1 - 1 / pairs
-    return (left**2).sum(axis=0) / (share * (prompts - 1) * prompts)
+    differences = differences.dropna(axis="columns")
+    if differences.empty:
+        return {}
+    parts = [part.to_numpy() for _, part in differences.groupby(level="benchmark")]
+    means = np.mean([part.mean(axis=0) for part in parts], axis=0)
+    variances = [np.nan_to_num(sampling.residual_variances(part.T)) / len(part) for part in parts]
+    variances = np.sum(variances, axis=0) / len(parts) ** 2
+    return dict(zip(differences.columns, zip(means.tolist(), variances.tolist(), strict=True), strict=True))
 
 
 def _regime_name(study, replicate):
@@ -128,19 +159,18 @@ def _recipe(study, replicate):
     return values
 
 
-def _known(study, replicate, kl_coef, means):
+def _known(study, replicate, kl_coef, distances):
     """The columns of KNOWN."""
     landscape = study.landscape(replicate)
     gates, rewards = landscape.gates, {row["alpha"]: row["reward"] for row in landscape.line}
     gain = rewards.get(0.5, math.nan) - rewards.get(0.0, math.nan)
-    distances = [x for (_, _, other), x in means["sft0_to_sft1"].items() if other == replicate and x == x]
     values = {
         "kl_sft0_soup": gates.get("kl_sft0_soup"),
         "soup_minus_sft0": gain,
         "gain_per_kl_coef": gain / kl_coef if kl_coef else None,
         "gold_agreement": study.reward_models.get(replicate, gates).get("gold_agreement"),
         "barrier": gates.get("barrier"),
-        "sft0_to_sft1": distances[0] if distances else None,
+        "sft0_to_sft1": distances.get(replicate),
     }
     return {name: selection.number_or_nan(value) for name, value in values.items()}
 

@@ -1,6 +1,7 @@
 """When does a soup reference help? A regression over SFT pairs that were made by different recipes."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -10,50 +11,85 @@ from salsa.report import selection, style
 from salsa.report.sections import Section
 from salsa.report.sections import pairs as pairs_section
 
-POINTS = (0.2, 0.6, 2.0)  # KL(sft0 ‖ soup), nats per response, at which the line is read
-GRID = 401  # places at which the band is held against 0 and the smallest effect
+POINTS = (0.2, 0.6, 2.0)  # KL(sft0 ‖ soup), nats per response, at which the lines are read
+GRID = 401  # places at which a band is held against 0 and the smallest effect
 LABELS = {  # response -> (words, unit)
     "gold_reward": ("gold reward", "gold's unit"),
     "reward": ("proxy reward", "standard deviations"),
     pairs_section.TRAINING: ("KL(policy ‖ sft0) in training", "nats per response"),
 }
-CLAIMED = {pairs_section.TRAINING: "kl_to_sft0"}  # response -> measure of claims, where they differ
+CLAIMED = {  # response -> measures of claims that have its unit, and so say which difference of it would matter
+    "gold_reward": ("gold_reward",),
+    "reward": ("reward", "training_reward"),
+    pairs_section.TRAINING: ("training_kl_to_sft0", "kl_to_sft0"),
+}
 MAIN = "salsa"
-MEAN, INTERCEPT, DISTANCE, KL_COEF = "mean", "at 0 nats", "per √nat", "per kl_coef"
-LINE = (INTERCEPT, DISTANCE)
-COVARIATES = {
+MEAN, INTERCEPT, DISTANCE = "mean", "at 0 nats", "per √nat"
+COVARIATES = {  # column of pairs -> term
     "gain_per_kl_coef": "per nat that the soup's reward pays for",
-    "gold_agreement": "per agreement with gold",
+    "gold_agreement": "per √nat and agreement with gold",
 }
 COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of kl_coefs, from the smallest on
 COLUMNS = [
-    *("response", "candidate", "baseline", "model", "term", "estimate", "estimate_low", "estimate_high"),
+    *("response", "candidate", "baseline", "model", "term", "kl_coef", "estimate", "estimate_low", "estimate_high"),
     *("degrees_of_freedom", "between_pairs", "within_pairs", "pairs", "effects"),
 ]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted regression whose first column, the mean or the slope, has a coefficient for each kl_coef.
+
+    Attributes:
+        fit: its columns are `by_kl_coef` of that name, after the intercept where there is one, and covariates.
+        name: MEAN or DISTANCE.
+        kl_coefs: ascending.
+    """
+
+    fit: regression.Fit
+    name: str
+    kl_coefs: tuple[float, ...]
+
+    def weights(self, kl_coef, times=1.0):
+        """column -> weight, of the mean or slope at a kl_coef, so many times."""
+        names = [self.name] if kl_coef == self.kl_coefs[0] else [self.name, more(self.name, kl_coef)]
+        return dict.fromkeys(names, times)
+
+    def at(self, kl_coef, kl):
+        """(value, low, high) of a kl_coef's line at a KL(sft0 ‖ soup), by bounds that hold on all lines at once."""
+        weights = {INTERCEPT: 1.0} | self.weights(kl_coef, math.sqrt(max(kl, 0)))
+        return self.fit.line(weights, self.columns)
+
+    @property
+    def columns(self):
+        """The columns that the lines are made of."""
+        return (INTERCEPT, self.name, *(more(self.name, kl_coef) for kl_coef in self.kl_coefs[1:]))
 
 
 def table(study):
     """One row per response × arm × model × term: `regression.fit` of the arm minus its plain anchor, over SFT pairs.
 
-    Models: mean, of all pairs; distance, on √KL(sft0 ‖ soup); read off, its line at some distances, with bounds that
-    hold at all distances at once; covariates, on what else was known before training, too; beside, the mean of another
-    arm's difference minus salsa's on the same pairs. between_pairs and within_pairs are the deviations τ and ω beyond
-    prompts and responses. kl_coef stands in all models, from its mean, and so does the agreement with gold.
+    Models: mean, of all pairs; distance, on √KL(sft0 ‖ soup); read off, its lines at some distances, with bounds that
+    hold at all distances and kl_coefs at once; covariates, on what else was known before training, too; beside, the
+    mean of another arm's difference minus salsa's on the same pairs. Each has a mean or a slope for each kl_coef, and
+    how much more it is than at the smallest one. between_pairs and within_pairs are the deviations τ and ω beyond
+    prompts and responses.
     """
     frame, rows = pairs_section.table(study), []
     main = main_contrast(frame)
     for response in LABELS:
         for contrast in contrasts(frame):
             effects = effects_of(frame, contrast, response)
-            models = {"mean": _fit(effects, response, [MEAN])}
+            models = {"mean": mean(effects, response)}
             if contrast == main:
                 models["distance"] = distance(effects, response)
-                models["covariates"] = _fit(effects, response, [*LINE, *COVARIATES])
+                models["covariates"] = distance(effects, response, COVARIATES)
             else:
-                models[f"beside {' − '.join(main)}"] = _fit(_beside(frame, effects, main, response), response, [MEAN])
+                others = pairs_section.beside(study, frame, contrast, main)
+                models[f"beside {' − '.join(main)}"] = mean(effects_of(others, contrast, response), response)
             shared = {"response": response, "candidate": contrast[0], "baseline": contrast[1]}
-            for model, made in models.items():
-                rows += [shared | row for row in _rows(model, made)]
+            for name, model in models.items():
+                rows += [shared | row for row in _rows(name, model)]
             rows += [shared | row for row in _points(models.get("distance"), effects)]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -74,95 +110,90 @@ def effects_of(pairs, contrast, response):
     return rows.dropna(subset=[response, "kl_sft0_soup"])
 
 
-def distance(effects, response):
-    """The `regression.Fit` of a response on √KL(sft0 ‖ soup); None where it is not determined."""
-    return _fit(effects, response, LINE)
+def mean(effects, response):
+    """The `Model` of a response's mean over pairs, at each kl_coef; None where it is not determined."""
+    return _fit(effects, response, MEAN, by_kl_coef(effects, MEAN, pd.Series(1.0, effects.index)))
 
 
-def _fit(effects, response, terms):
-    """The `regression.Fit` of a response on some columns, and on kl_coef where it differs; None: not determined.
+def distance(effects, response, covariates=()):
+    """The `Model` of a response on √KL(sft0 ‖ soup), with a slope for each kl_coef; None where it is not determined.
 
-    √KL, because a distance of weights is proportional to it near sft0, and a difference at no distance is none: there,
-    both arms are one. A covariate that is the same for all pairs, or isn't known of one, is left out.
+    √KL, because a distance of weights is proportional to it near sft0. A difference at no distance is none, since both
+    arms are one there. So the lines of all kl_coefs meet in one intercept, and the reward model's agreement with gold
+    changes the slope. A covariate that is the same for all pairs, or isn't known of one, is left out.
     """
-    columns = {name: column for name in terms if (column := _column(effects, name)) is not None}
-    if effects["kl_coef"].nunique() > 1:
-        columns[KL_COEF] = _centred(effects["kl_coef"])
+    root = np.sqrt(effects["kl_sft0_soup"].clip(lower=0))
+    columns = {INTERCEPT: pd.Series(1.0, effects.index)} | by_kl_coef(effects, DISTANCE, root)
+    for name in covariates:
+        values = effects[name]
+        if values.notna().all() and values.nunique() > 1:
+            columns[COVARIATES[name]] = root * (values - values.mean()) if name == "gold_agreement" else values
+    return _fit(effects, response, DISTANCE, columns)
+
+
+def by_kl_coef(effects, name, values):
+    """name -> column: the values, whose coefficient is that at the smallest kl_coef; and how much more it is at others.
+
+    The first column is held against the number of pairs, and what differs within a pair against the effects in it
+    (`regression`): a column for each kl_coef alone would take two kl_coefs of a pair for two pairs.
+    """
+    others = sorted(effects["kl_coef"].unique())[1:]
+    return {name: values} | {more(name, kl_coef): values * (effects["kl_coef"] == kl_coef) for kl_coef in others}
+
+
+def more(name, kl_coef):
+    """The column of how much more a mean or slope is at a kl_coef than at the smallest."""
+    return f"{name}, more at kl_coef {kl_coef:g}"
+
+
+def _fit(effects, response, name, columns):
     variances = effects.get(f"{response}_variance", pd.Series(0.0, effects.index))
     try:
-        return regression.fit(effects[response], columns, variances, effects["replicate"])
+        fit = regression.fit(effects[response], columns, variances, effects["replicate"])
     except ValueError:
         return None
+    return Model(fit, name, tuple(sorted(effects["kl_coef"].unique())))
 
 
-def _column(effects, name):
-    """The column of a term; None for a covariate that says nothing of these effects."""
-    if name in (MEAN, INTERCEPT):
-        return np.ones(len(effects))
-    if name == DISTANCE:
-        return np.sqrt(effects["kl_sft0_soup"].clip(lower=0))
-    values = effects[name]
-    if values.isna().any() or values.nunique() == 1:
-        return None
-    return _centred(values) if name == "gold_agreement" else values
-
-
-def _centred(values):
-    return values - values.mean()
-
-
-def _beside(pairs, effects, main, response):
-    """Effects minus those of the main contrast at the same pair and kl_coef.
-
-    Their sampling variances add up, though a shared plain anchor cancels: the sum is at least the variance.
-    """
-    key, variance = ["replicate", "kl_coef"], f"{response}_variance"
-    others = effects_of(pairs, main, response).set_index(key)
-    both = effects.set_index(key)
-    both = both[both.index.isin(others.index)]
-    others = others.loc[both.index]
-    changes = {response: both[response] - others[response]}
-    if variance in both:
-        changes[variance] = both[variance] + others[variance]
-    return both.assign(**changes).reset_index()
-
-
-def _rows(model, made):
-    """A row for each term of a fitted model; none where it is not determined."""
-    if made is None:
+def _rows(name, model):
+    """A row for each mean or slope of a model, and for each other column; none where it is not determined."""
+    if model is None:
         return []
-    return [
-        _row(model, COVARIATES.get(name, name), made.interval(name), made, left)
-        for name, left in zip(made.names, made.degrees_of_freedom, strict=True)
+    fit = model.fit
+    at_kl_coefs = [
+        _row(name, model.name, fit.combination(weights), fit, weights, kl_coef)
+        for kl_coef in model.kl_coefs
+        for weights in [model.weights(kl_coef)]
     ]
+    others = [column for column in fit.names if column != model.name]
+    return at_kl_coefs + [_row(name, column, fit.interval(column), fit, [column]) for column in others]
 
 
-def _row(model, term, interval, made, left):
-    row = {"model": model, "term": term} | dict(
-        zip(("estimate", "estimate_low", "estimate_high"), interval, strict=True)
-    )
-    deviations = {"between_pairs": math.sqrt(made.between), "within_pairs": math.sqrt(made.within)}
-    return row | deviations | {"degrees_of_freedom": int(left), "pairs": made.groups, "effects": made.effects}
+def _row(model, term, interval, fit, columns, kl_coef=math.nan):
+    """A row of the table; the degrees of freedom are the least of some columns."""
+    row = {"model": model, "term": term, "kl_coef": kl_coef}
+    row |= dict(zip(("estimate", "estimate_low", "estimate_high"), interval, strict=True))
+    row |= {"between_pairs": math.sqrt(fit.between), "within_pairs": math.sqrt(fit.within)}
+    left = min(fit.degrees_of_freedom[fit.names.index(column)] for column in columns)
+    return row | {"degrees_of_freedom": int(left), "pairs": fit.groups, "effects": fit.effects}
 
 
-def _points(made, effects):
-    """A row for each of POINTS that lies among the pairs' distances: beyond them, a line is a guess."""
-    if made is None:
-        return []
-    low, high = effects["kl_sft0_soup"].min(), effects["kl_sft0_soup"].max()
-    left = min(made.degrees_of_freedom[[made.names.index(name) for name in LINE]])
-    return [_row("read off", f"at {kl:g} nats", _at(made, kl), made, left) for kl in POINTS if low <= kl <= high]
-
-
-def _at(made, kl):
-    """(value, low, high) of the line at a KL(sft0 ‖ soup), at the mean kl_coef, by bounds that hold at all at once."""
-    return made.line({INTERCEPT: 1.0, DISTANCE: math.sqrt(max(kl, 0))}, LINE)
+def _points(model, effects):
+    """A row for each kl_coef and those of POINTS that lie among its pairs' distances: beyond, a line is a guess."""
+    rows = []
+    for kl_coef in model.kl_coefs if model else ():
+        distances = effects.loc[effects["kl_coef"] == kl_coef, "kl_sft0_soup"]
+        for kl in POINTS:
+            if distances.min() <= kl <= distances.max():
+                interval = model.at(kl_coef, kl)
+                rows.append(_row("read off", f"at {kl:g} nats", interval, model.fit, model.columns, kl_coef))
+    return rows
 
 
 def smallest_effect(study, response):
     """The smallest difference that would matter, as the study's claims say of salsa; nan where none does."""
-    measure = CLAIMED.get(response, response)
-    sizes = (claim.smallest_effect for claim in study.config.claims.values() if claim.measure == measure)
+    claims = [claim for claim in study.config.claims.values() if claim.candidate == MAIN]
+    sizes = (claim.smallest_effect for name in CLAIMED[response] for claim in claims if claim.measure == name)
     return next(sizes, math.nan)
 
 
@@ -186,27 +217,25 @@ def _draw(axis, effects, response, smallest):
     if smallest == smallest:
         axis.axhspan(-smallest, smallest, color="#ececec", zorder=0)
     axis.axhline(0, color=style.DARK, linewidth=0.9, linestyle="--")
+    model, drawn = distance(effects, response), [0.0, *effects[response]]
     for kl_coef, colour in _colours(effects).items():
         rows = effects[effects["kl_coef"] == kl_coef]
         axis.scatter(rows["kl_sft0_soup"], rows[response], s=14, color=colour, alpha=0.8, linewidths=0, zorder=3)
-    places, line = _band(effects, response)
-    if line is not None:
-        axis.plot(places, line[:, 0], color="black", linewidth=1.3, zorder=4)
-        axis.fill_between(places, line[:, 1], line[:, 2], color="black", alpha=0.12, linewidth=0, zorder=2)
+        if model:
+            places, line = _band(model, rows, kl_coef)
+            axis.plot(places, line[:, 0], color=colour, linewidth=1.3, zorder=4)
+            axis.fill_between(places, line[:, 1], line[:, 2], color=colour, alpha=0.15, linewidth=0, zorder=2)
+            drawn += [*line[~np.isnan(line)]]
     style.sqrt_axis(axis, effects["kl_sft0_soup"], gap=0.2)
-    shown = [] if line is None else line[~np.isnan(line)]
-    axis.set_ylim(style.limits([*effects[response], *shown, 0.0]))
+    axis.set_ylim(style.limits(drawn))
     axis.set_xlabel("KL(sft0 ‖ soup), nats  (√ scale)")
 
 
-def _band(effects, response):
-    """(KL (GRID,), value, low and high of the line there (GRID, 3)), between the nearest and the farthest pair."""
-    made = distance(effects, response)
-    if made is None:
-        return None, None
+def _band(model, effects, kl_coef):
+    """(KL (GRID,), value, low and high of a kl_coef's line there (GRID, 3)), from the nearest to the farthest pair."""
     ends = np.sqrt([max(effects["kl_sft0_soup"].min(), 0), effects["kl_sft0_soup"].max()])
     places = np.linspace(*ends, GRID) ** 2
-    return places, np.array([_at(made, kl) for kl in places])
+    return places, np.array([model.at(kl_coef, kl) for kl in places])
 
 
 def _colours(frame):
@@ -217,7 +246,7 @@ def _colours(frame):
 def _legend(figure, frame, main):
     rows = frame[frame["candidate"] == main[0]]
     entries = [style.mark(f"a pair, kl_coef {k:g}", size=4, color=colour) for k, colour in _colours(rows).items()]
-    entries.append(style.mark("line and its 95 % band", None, color="black", linestyle="-"))
+    entries.append(style.mark("line and its 95 % band", None, color=style.DARK, linestyle="-"))
     entries.append(style.mark("±δ: too small to matter", "s", 7, color="#ececec"))
     style.below(figure, entries)
 
@@ -228,12 +257,16 @@ def caption(study, tables):
     number = frame["replicate"].nunique()
     text = f"{' minus '.join(main)} over {number} SFT pairs of {len(study.config.regimes)} recipes."
     others, response = rows[rows["model"].str.startswith("beside")], _first_response(rows)
-    for row in others[others["response"] == response].to_dict("records"):
-        if row["term"] == MEAN:
-            bounds = _interval((row["estimate"], row["estimate_low"], row["estimate_high"]))
-            pair = f"{row['candidate']} minus {row['baseline']}"
-            text += f" On the same {row['pairs']} pairs {pair} differs from that by {bounds} in {LABELS[response][0]}."
+    others = others[(others["response"] == response) & (others["term"] == MEAN)]
+    for contrast, means in others.groupby(["candidate", "baseline"], sort=False):
+        differences = " and ".join(f"{_bounds(row)} at kl_coef {row['kl_coef']:g}" for row in means.to_dict("records"))
+        on = f" On the same {means['pairs'].iloc[0]} pairs {' minus '.join(contrast)}"
+        text += f"{on} differs from that by {differences} in {LABELS[response][0]}."
     return text
+
+
+def _bounds(row):
+    return _interval((row["estimate"], row["estimate_low"], row["estimate_high"]))
 
 
 def _first_response(rows):
@@ -241,7 +274,7 @@ def _first_response(rows):
 
 
 def reading(study, tables):
-    """What the map supports: the slope of each response, and where its band lies."""
+    """What the map supports: the slopes of each response, and where their bands lie."""
     frame = style.measured(tables, "pairs", "kl_sft0_soup")
     if frame.empty:
         return ""
@@ -251,22 +284,34 @@ def reading(study, tables):
         for response in LABELS
         if len(effects_of(frame, main, response))
     ]
-    return " ".join(["A dot is an SFT pair at a kl_coef; the band holds for the whole line at once.", *texts])
+    opening = (
+        "A dot is an SFT pair at a kl_coef, each of which has a line; the bands of a panel hold everywhere at once."
+    )
+    return " ".join([opening, *texts])
 
 
 def verdict(effects, response, smallest):
-    """A sentence on the slope of a response over SFT pairs, and on where its band decides something."""
-    made, words = distance(effects, response), LABELS[response]
+    """A sentence on the slopes of a response over SFT pairs, by kl_coef, and on where their bands decide something."""
+    model, words = distance(effects, response), LABELS[response]
     name = words[0][0].upper() + words[0][1:]
-    if made is None or not math.isfinite(made.interval(DISTANCE)[1]):
+    if model is None or not math.isfinite(model.fit.interval(DISTANCE)[1]):
         return f"{name}: too few pairs for a line."
-    slope = made.interval(DISTANCE)
+    texts = [
+        _of_kl_coef(model, effects[effects["kl_coef"] == kl_coef], kl_coef, smallest) for kl_coef in model.kl_coefs
+    ]
+    return f"{name}: {'; '.join(texts)}."
+
+
+def _of_kl_coef(model, effects, kl_coef, smallest):
+    """What the line of one kl_coef says."""
+    slope = model.fit.combination(model.weights(kl_coef))
     rises = "rises with" if slope[1] > 0 else "falls with" if slope[2] < 0 else "shows no slope over"
-    places, band = _band(effects, response)
+    places, band = _band(model, effects, kl_coef)
     parts = [f"{where} {_ranges(places, mask)}" for where, mask in _regions(band, smallest)]
     ends = f"{selection.number(places[0])} and {selection.number(places[-1])} nats"
     decided = f"its band lies {', '.join(parts)}" if parts else f"its band decides nothing between {ends}"
-    return f"{name}: the difference {rises} the soup's distance ({_interval(slope)} per √nat); {decided}."
+    says = f"the difference {rises} the soup's distance ({_interval(slope)} per √nat), and {decided}"
+    return f"at kl_coef {kl_coef:g} {says}"
 
 
 def _regions(band, smallest):
