@@ -44,23 +44,25 @@ def figure(study, tables):
     planes = list(frame.groupby(["arm", "kl_coef"], sort=False))
     distances = style.measured(tables, "geometry", *DISTANCES)
     figure = style.blank(style.WIDTH, 2.5 * len(planes) + 0.2)
-    grid = figure.add_gridspec(2 * len(planes), 3, width_ratios=[1, 1, 0.9])
+    rewards = [(name, label) for name, label in REWARDS if style.known(frame, name)]
+    count = len(rewards)
+    grid = figure.add_gridspec(count * len(planes), count + 1, width_ratios=[*[1] * count, 0.9])
     for place, ((arm, kl_coef), points) in enumerate(planes):
         at, is_apart = corners(distances, arm, kl_coef)
         policy = f"{style.arm_label(study, arm)}, kl_coef {kl_coef:g}\ntowards the policy"
         first = None
-        for column, (name, label) in enumerate(REWARDS):
-            axis = figure.add_subplot(grid[2 * place : 2 * place + 2, column])
+        for column, (name, label) in enumerate(rewards):
+            axis = figure.add_subplot(grid[count * place : count * (place + 1), column])
             _draw_surface(axis, points[points["kind"] == "plane"], name, at)
             if axis.axison:
                 axis.set_title(label)
                 axis.set_xlabel("towards sft1" + " (weight distance)" * is_apart)
                 axis.set_ylabel(policy if column == 0 else "")
-            line = first = figure.add_subplot(grid[2 * place + column, 2], sharex=first)
+            line = first = figure.add_subplot(grid[count * place + column, count], sharex=first)
             _draw_line(line, points[points["kind"] == "line"], name, style.looks(study)[arm].colour)
             line.set_title("along sft0 → policy" if column == 0 else "")
             line.set_ylabel(label)
-            line.tick_params(labelbottom=column == 1)
+            line.tick_params(labelbottom=column == count - 1)
         first.set_xlabel("weight of the policy")
     return figure
 
