@@ -8,10 +8,11 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from salsa.evaluate import decisions, statistics
-from salsa.report import claims, formats, judging, outcomes, provenance, selection, words
+from salsa.evaluate import decisions, gates, power, statistics, variance
+from salsa.report import claims, formats, judging, noise, outcomes, selection, words
 from salsa.report.formats import Bold, Number, Table
 from salsa.report.frames import BOUNDS
+from salsa.report.sections import manipulation
 
 VERDICTS = tuple(decisions.WORDS)
 NO_EFFECT = (decisions.TOO_SMALL, decisions.EXCLUDED, decisions.REVERSED)  # that would matter
@@ -34,9 +35,10 @@ def text(study, frame, win_rates):
         sight=sight(study, frame),
         summary=summary(study, frame),
         warnings=warnings(study),
-        registered=provenance.sentences(study),
+        registered=study.registration.sentences,
         replicates=len(study.replicates),
         families=families(study),
+        stated=stated(study),
         compared_at=compared_at(study),
         meanings={verdict: meaning for verdict, meaning in decisions.WORDS.items() if verdict in VERDICTS},
         origins=hypotheses(study, frame),
@@ -65,21 +67,38 @@ def collapses(study):
     return sentences
 
 
+STANDS = "every other verdict stands under that sentence"
+SIGHT = {  # verdict on a positive control -> whether the study sees a better anchor
+    decisions.SUPPORTED: "this study sees a better anchor ({}).",
+    decisions.TOO_SMALL: "this study sees a better anchor, but even that gains less than would matter ({}), and "
+    f"{STANDS}.",
+    decisions.EXCLUDED: "this study can't see a better anchor: that it gains what would matter is excluded ({}), and "
+    f"{STANDS}.",
+    decisions.REVERSED: "what should be a better anchor does worse ({}), so that the measure, or how the anchor was "
+    f"made, is in doubt, and {STANDS}.",
+    decisions.UNDECIDED: f"whether this study would see a better anchor is undecided ({{}}), and {STANDS}.",
+}
+
+
 def sight(study, frame):
-    """Sentences on whether the study sees a reference that is better by construction; none where it tests none."""
-    rows = claims.primary_rows(claims.tested_rows(frame))
-    return [_sight(row) for row in rows[rows["origin"] == "positive_control"].to_dict("records")]
+    """Sentences on whether the study sees a reference that is better by construction; none where it claims nothing."""
+    rows = claims.primary_rows(frame)
+    controls = rows[rows["origin"] == "positive_control"].to_dict("records")
+    if frame.empty or controls:
+        return [_sight(study, row) for row in controls]
+    return [f"The study has no positive control: whether it would see a better anchor is not known, and {STANDS}."]
 
 
-def _sight(row):
+def _sight(study, row):
     name = f"Positive control ({row['claim']})"
-    pair, effect = f"{row['candidate']} against {row['baseline']}", effect_words(row)
-    if row["verdict"] == decisions.SUPPORTED:
-        return f"{name}: this study sees a better anchor ({pair}: {effect})."
-    return (
-        f"{name}: this study can't see a better anchor ({pair}: {row['verdict']}, {effect}), and every other verdict "
-        "stands under that sentence."
-    )
+    if row["verdict"] == decisions.NOT_TESTED:
+        unknown = f"whether this study would see a better anchor is not known, and {STANDS}"
+        return f"{name}: it is not tested, for {row['why']}; {unknown}."
+    parts = [f"{row['candidate']} against {row['baseline']}: {effect_words(row)}"]
+    strength = manipulation.strength(study, row["candidate"], row["candidate_kl_coef"])
+    if strength == strength:
+        parts.append(f"kl_coef · KL(sft0 ‖ reference) is {gates.text(strength)} {gates.DEVIATIONS}")
+    return f"{name}: " + SIGHT[row["verdict"]].format("; ".join(parts))
 
 
 def effect_words(row):
@@ -122,11 +141,16 @@ def families(study):
     )
 
 
+def stated(study):
+    """When what the study claims was written down: a participle that goes with a noun."""
+    return "fixed before the study ran" if study.registration.in_advance else "stated in the study's configuration"
+
+
 def compared_at(study):
     """At which kl_coef arms are compared: a sentence."""
     fixed = study.config.claim_kl_coef
     if fixed is not None:
-        return f"All arms are compared at kl_coef {fixed:g}, which was fixed in advance (claim_kl_coef)."
+        return f"All arms are compared at kl_coef {fixed:g}, which was {stated(study)} (claim_kl_coef)."
     return "Each arm is taken at the kl_coef that does best on the development prompts, of those that both were run at."
 
 
@@ -145,12 +169,12 @@ def hypotheses(study, frame):
     by_origin = {}
     for row in claims.primary_rows(frame).to_dict("records"):
         claim = study.config.claims[row["claim"]]
-        hypothesis = Hypothesis(row["claim"], claim.text, row["claim_verdict"], because(claim, row))
+        hypothesis = Hypothesis(row["claim"], claim.text, row["claim_verdict"], because(study, claim, row))
         by_origin.setdefault(row["origin"], []).append(hypothesis)
     return by_origin
 
 
-def because(claim, row):
+def because(study, claim, row):
     """What stands after a claim's verdict: effect, meaning, equivalence, what would decide it, doubts."""
     if row["verdict"] == decisions.NOT_TESTED:
         return row["why"]
@@ -160,28 +184,68 @@ def because(claim, row):
     if row["equivalent"] is True:
         parts.append(f"equivalent: a difference of {formats.number(row['smallest_effect'])} is excluded either way")
     if row["verdict"] == decisions.UNDECIDED:
-        parts += needed(row)
+        parts += needed(study, row)
     return "; ".join(parts + ([f"but {row['why']}"] if row["why"] else []))
 
 
-def needed(row):
+def needed(study, row):
     """What would decide an undecided claim, in words; nothing where the deviation between replicates is not known."""
     if not row["needed_80"] > 0:
         return []
-    return [
+    last = study.config.looks[-1] if study.config.looks else power.MOST
+    counts = [_replicates(row, name, last) for name in claims.POWERS]
+    sentences = [
         f"80 % power to support {formats.number(row['smallest_effect'])}, or to exclude it where there is no effect, "
-        f"takes {_replicates(row, 'needed_80')} replicates, and 90 % {_replicates(row, 'needed_90')}"
+        f"takes {counts[0]} replicates, and 90 % {counts[1]}"
     ]
+    if study.config.looks and math.isinf(row["needed_80"]):
+        sentences.append(_without_looks(study, row))
+    return sentences
 
 
-def _replicates(row, name):
+def _replicates(row, name, last):
     """A number of replicates with the range that the uncertainty of the deviation leaves."""
-    number, low, high = (_whole(row[name + bound]) for bound in BOUNDS)
-    return f"{number} ({low} to {high})"
+    number, low, high = (row[name + bound] for bound in BOUNDS)
+    if math.isinf(low):
+        return _count(number, last)
+    return f"{_count(number, last)} ({_count(low, last)} to {_count(high, last)})"
 
 
-def _whole(count):
-    return f"{count:.0f}" if math.isfinite(count) else "more than can be had"
+def _count(number, last):
+    return f"{number:.0f}" if math.isfinite(number) else f"more than the {last} planned"
+
+
+def _without_looks(study, row):
+    """How many replicates a study takes that is looked at once, and what they cost, where the planned looks can't do.
+
+    The range is left to `_replicates`: this number is the one to plan with.
+    """
+    replicates = row["replicates"]
+    smallest = row["smallest_effect_shown"]
+    floor = row["sampling_deviation"] ** 2 if row["sampling_deviation"] > 0 else 0.0
+    numbers = [
+        power.needed(row["deviation"], replicates - 1, smallest, row["level"], wanted, None, floor).replicates
+        for wanted in claims.POWERS.values()
+    ]
+    if math.isinf(numbers[0]):
+        return f"without looks it would take more than {power.MOST} replicates"
+    hours = [core_hours(study, row, number) for number in numbers]
+    paid = "" if hours[0] is None else f" ({hours[0]:.3g} and {hours[1]:.3g} core-hours of the two arms)"
+    return f"looked at once, {_count(numbers[0], power.MOST)} and {_count(numbers[1], power.MOST)} would{paid}"
+
+
+def core_hours(study, row, replicates):
+    """What so many replicates of a claim's two arms cost as they were run here; None where that is not known."""
+    kl_coefs = row["candidate_kl_coef"], row["baseline_kl_coef"]
+    if kl_coefs[0] != kl_coefs[0]:  # a claim at equal KL, which is over all kl_coefs
+        return None
+    pair = selection.Pair(row["candidate"], row["baseline"], kl_coefs, *kl_coefs)
+    paid = noise.cost(study, pair)
+    if paid is None:
+        return None
+    cost, answers = paid
+    design = variance.Design(replicates, len(selection.seeds(study)), answers, 1)
+    return cost.of(design) / 60
 
 
 def numbers(frame):

@@ -14,7 +14,7 @@ from html import escape
 
 import markupsafe
 
-from salsa.report import claims, conclusions, formats, provenance, reader, selection, words
+from salsa.report import claims, conclusions, formats, reader, selection, words
 from salsa.report.sections import gates, manipulation, sections, sections_of
 from salsa.workflow import runs
 
@@ -58,7 +58,8 @@ def report(study, tables, drawn):
         "summary": conclusions.summary(study, tables["claims"]),
         "manipulation": manipulation.sentence(study, tables["manipulation"]),
         "warnings": conclusions.warnings(study),
-        "registered": provenance.sentences(study),
+        "stated": conclusions.stated(study),
+        "registered": study.registration.sentences,
         "origins": conclusions.hypotheses(study, tables["claims"]),
         "titles": claims.ORIGINS,
         "effects": conclusions.numbers(claims.tested_rows(tables["claims"])),

@@ -1,21 +1,30 @@
 """What a study stands on: every run (the rows of runs.csv), and the files in which it was registered before.
 
-A registered file (`config.registered`) fixes claims, kl_coefs and looks. It was fixed before the study if the last
-commit that changed it is older than the first training run, and nothing was changed after that commit. Commits carry
-their own dates, so that this convinces only with a repository that others hold too.
+A registered file (`config.registered`) fixes what a study does: its claims, or, as an experiment, everything. It was
+fixed before the study if the last commit that changed it is older than the first landscape and the first run of a
+policy, and nothing was changed after that commit. Commits carry their own dates, so that this convinces only with a
+repository that others hold too. The verdicts are also decided by code, which may be younger than the runs: the report
+says so.
 """
 
 import contextlib
+import functools
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from salsa.report import words
-from salsa.workflow import config, runs, schema, stages
+from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-FIXED = ("claims", "kl_coefs", "claim_kl_coef", "looks")  # what registered files say in advance
+CLAIMED = ("claims", "kl_coefs", "claim_kl_coef", "looks")  # what is compared where no experiment is registered
+UNCOMPARED = {  # settings that change neither a number nor a verdict
+    *("name", "title", "results", "execution", "objective", "companions", "registered"),
+    *("report.samples", "report.reader"),
+}
+DECIDING = ("salsa/report", "salsa/evaluate")  # the code that verdicts are read by
+FEW = 6  # names that a sentence lists
 UNKNOWN = "its commit is not known"
 TIME = "%Y-%m-%dT%H:%M:%SZ"  # as manifests have it
 
@@ -109,44 +118,77 @@ class Registered:
     committed: str = ""
     changed: bool = False
 
+    def before(self, first):
+        """Whether it was committed before that time, and not changed since."""
+        return bool(self.commit) and not self.changed and self.committed < first
 
-def registered(study):
-    """A `Registered` for each file that the study names."""
-    return [_registered(name) for name in study.config.registered]
+
+@dataclass(frozen=True)
+class Registration:
+    """In which files a study was registered, and whether it is what they say.
+
+    Attributes:
+        files: a `Registered` each.
+        first: when the study's first run started, as manifests have it; "" where none says so.
+        first_commit: of the code that made this run; "" where it is not known.
+        differing: the settings that the study has otherwise than its files say; None where that is not known.
+        fault: why it is not known.
+    """
+
+    files: list[Registered]
+    first: str
+    first_commit: str
+    differing: list[str] | None
+    fault: str = ""
+
+    @property
+    def in_advance(self):
+        """Whether all that the study claims was committed before its first run."""
+        return bool(self.files) and self.differing == [] and all(file.before(self.first) for file in self.files)
+
+    @property
+    def sentences(self):
+        """What a reader has to know of it; nothing where the study names no files."""
+        if not self.files:
+            return []
+        started = f"the first run started {self.first}" if self.first else "when the first run started is not known"
+        opening = f"Registered in {len(self.files)} file" + "s" * (len(self.files) > 1) + f"; {started}."
+        return [opening, *(_sentence(file, self.first) for file in self.files), _difference(self), _code(self)]
+
+
+def registration(study):
+    """The `Registration` of a study."""
+    files = [_registered(name) for name in study.config.registered]
+    first = first_run(study)
+    known = files, first.get("started") or "", first.get("git_commit") or ""
+    try:
+        return Registration(*known, differing(study.config) if files else [])
+    except (ImportError, UserError) as error:
+        return Registration(*known, None, str(error))
 
 
 def _registered(name):
     path = stages.ROOT / name
     if not path.is_file():
         return Registered(name, "")
-    commit, _, seconds = _git(path, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
+    commit, _, seconds = _git(path.parent, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
     committed = datetime.fromtimestamp(int(seconds), UTC).strftime(TIME) if seconds else ""
-    changed = bool(_git(path, "status", "--porcelain", "--", path.name))
+    changed = bool(_git(path.parent, "status", "--porcelain", "--", path.name))
     return Registered(name, runs.file_sha256(path), commit, committed, changed)
 
 
-def _git(path, *arguments):
-    """What git says in a file's folder; nothing where git or a repository is missing."""
+def _git(folder, *arguments):
+    """What git says in a folder; nothing where git or a repository is missing."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        command = ["git", *arguments]
-        result = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
         return result.stdout.strip() if result.returncode == 0 else ""
     return ""
 
 
 def first_run(study):
-    """When the first training run of the study's policies started, as its manifest says; "" where none says so."""
-    started = [row["started"] for row in study.runs if row["stage"] in config.ALGORITHMS and row["started"]]
-    return min(started, default="")
-
-
-def sentences(study):
-    """What a reader has to know of the study's registration; nothing where it names no files."""
-    files, first = registered(study), first_run(study)
-    if not files:
-        return []
-    opening = f"Registered in {len(files)} file" + "s" * (len(files) > 1) + f"; the first run started {first}."
-    return [opening, *(_sentence(file, first) for file in files), *_differences(study)]
+    """The row of the first landscape or run of a policy, by when it started; {} where no manifest says when."""
+    rows = [row for row in study.runs if row["arm"] is not None or row["stage"] in (*config.ALGORITHMS, "landscape")]
+    return min((row for row in rows if row["started"]), key=lambda row: row["started"], default={})
 
 
 def _sentence(file, first):
@@ -158,27 +200,97 @@ def _sentence(file, first):
     committed = f"commit {file.commit[:12]} of {file.committed}"
     if file.changed:
         return f"{known}: NOT committed before the first run, for it was changed after {committed}."
-    when = "committed before" if file.committed < first else "NOT committed before"
+    if not first:
+        return f"{known}: {committed}; whether that was before the first run is not known."
+    when = "committed before" if file.before(first) else "NOT committed before"
     return f"{known}: {when} the first run ({committed})."
 
 
-def _differences(study):
-    """Sentences on what the study has otherwise than its registered files say, when they are composed alone."""
-    try:
-        composed = words.cleaned(_composed(study.config.registered))
-    except (ImportError, UserError) as error:
-        return [f"The registered files can't be composed here ({error}): whether the study differs is not known."]
-    own = {key: schema.dump(getattr(study.config, key)) for key in FIXED}
-    differing = [key for key in FIXED if own[key] != composed[key]]
-    if not differing:
-        return ["The study's claims, kl_coefs and looks are those of these files."]
-    return [f"The study differs from these files in {', '.join(differing)}: overrides have changed what they say."]
+def _difference(registration):
+    if registration.differing is None:
+        return f"The registered files can't be composed ({registration.fault}): whether the study differs is not known."
+    if not registration.differing:
+        return "The study's settings are those of these files."
+    names = registration.differing[:FEW]
+    more = len(registration.differing) - len(names)
+    return f"The study differs from these files in {', '.join(names)}" + (f" and {more} more." if more else ".")
 
 
-def _composed(files):
-    """What the registered files say, alone: of the experiment among them, or else of the default study."""
+def _code(registration):
+    """Which code decides the verdicts, and whether it has changed since the first run."""
+    now, first = runs.git_commit() or "", registration.first_commit
+    if not now:
+        return "By which commit of the code the verdicts are decided is not known."
+    opening = f"The verdicts are decided by the code of commit {_short(now)}"
+    count = _commits_between(first, now)
+    if count is None:
+        return f"{opening}; whether {' or '.join(DECIDING)} has changed since the first run is not known."
+    if count:
+        commits = f"{count} commit" + "s" * (count > 1)
+        return f"{opening}; since that of the first run ({_short(first)}), {commits} changed {' or '.join(DECIDING)}."
+    return f"{opening}; since that of the first run ({_short(first)}), neither {' nor '.join(DECIDING)} has changed."
+
+
+def _short(commit):
+    """A commit as `git describe --dirty` has it, in words."""
+    digits, _, dirty = commit.partition("-")
+    return digits[:12] + " with uncommitted changes" * bool(dirty)
+
+
+def _commits_between(first, last):
+    """How many commits between two changed the code that decides; None where git does not know."""
+    first, last = (commit.partition("-")[0] for commit in (first, last))
+    count = _git(stages.ROOT, "rev-list", "--count", f"{first}..{last}", "--", *DECIDING) if first else ""
+    return int(count) if count else None
+
+
+# What the registered files say, beside what the study does.
+
+
+def differing(study_config):
+    """The settings, by their dotted names, that a study has otherwise than its registered files say.
+
+    Compared is the whole configuration, if an experiment is among the files, but for what changes no number; otherwise
+    what claims say (CLAIMED), which is held to the default study's.
+    """
+    experiments = [Path(name).stem for name in study_config.registered if name.startswith(config.EXPERIMENTS)]
+    registered = _composed(tuple(experiments[:1]))
+    own, other = (words.cleaned(schema.dump(each)) for each in (study_config, registered))
+    if not experiments:
+        return [name for name in CLAIMED if own.get(name) != other.get(name)]
+    if _is_look(own, other):
+        other["replicates"] = own["replicates"]
+    # A section that no arm reads is no part of a study, and its settings are not kept.
+    unread = {*config.ALGORITHMS} - _algorithms(study_config) - _algorithms(registered)
+    return [name for name in _differing(own, other) if not _left_out(name, UNCOMPARED | unread)]
+
+
+@functools.cache
+def _composed(experiments):
     from salsa.workflow import compose  # which needs Hydra, and the report does not
 
-    experiments = [Path(name).stem for name in files if name.startswith(config.EXPERIMENTS)]
-    study = compose.compose([f"experiment={name}" for name in experiments[:1]])[0].config
-    return {key: schema.dump(getattr(study, key)) for key in FIXED}
+    return compose.compose([f"experiment={name}" for name in experiments])[0].config
+
+
+def _algorithms(study_config):
+    arms = policies.Composed(study_config, policies.expanded_arms(study_config)).arms.values()
+    return {policies.algorithm_of(arm) for arm in arms}
+
+
+def _is_look(own, other):
+    """Whether a study has the first replicates of another, as many as one of its looks."""
+    count = len(own["replicates"])
+    return count in other.get("looks", ()) and own["replicates"] == other["replicates"][:count]
+
+
+def _left_out(name, names):
+    return any(name == each or name.startswith(f"{each}.") for each in names)
+
+
+def _differing(own, other, place=""):
+    """The dotted names of what differs in two configurations; a local file may be named by its path or alone."""
+    if isinstance(own, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*own, *other]):
+            yield from _differing(own.get(key), other.get(key), f"{place}.{key}" if place else key)
+    elif own != other and not (isinstance(own, str) and isinstance(other, str) and own == Path(other).name):
+        yield place

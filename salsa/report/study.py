@@ -81,6 +81,11 @@ class Study:
         """The study as data frames, each built once."""
         return Frames(self)
 
+    @functools.cached_property
+    def registration(self):
+        """In which files the study was registered, and whether before its first run: a `provenance.Registration`."""
+        return provenance.registration(self)
+
     @property
     def replicates(self):
         return sorted({policy.replicate for policy in self.policies})

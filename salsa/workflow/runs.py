@@ -33,6 +33,7 @@ ESCAPED = "backslashreplace"  # of half a surrogate, which UTF-8 can't hold: in 
 DIGEST = "digest"  # the manifest's entry that holds the sha256 of all others
 UNDECLARED = {MANIFEST, "log.txt", "benchmark.tsv", ".lock"}  # in a run's folder, and no part of its result
 CHECKPOINTS = "checkpoints"  # removed when the run is finished
+STARTED = ".started"  # beside the checkpoints: the run's address, and when it was first started
 # How long processes wait for each other: for another run's lock, or while the first one samples pairs or writes models.
 PATIENCE = datetime.timedelta(days=1)
 MODEL = (
@@ -304,7 +305,8 @@ def _packages():
     return versions
 
 
-def _git_commit():
+def git_commit():
+    """The commit of this code, with -dirty after it where files were changed since; None where git knows none."""
     here = Path(__file__).parent
     try:
         described = subprocess.run(
@@ -362,7 +364,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 print(f"{output}: already finished", flush=True)
             return finished
         _claim_checkpoints(output, digest, first)
-        started, clock = time.time(), time.monotonic()  # which no change of the time moves
+        started, clock = _first_start(output, digest, first), time.monotonic()  # which no change of the time moves
         summary = function(settings, {role: Path(folder) for role, folder in parents.items()}, output, execution)
         if not first:
             return None
@@ -381,10 +383,10 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                 "artefacts": _declared(output, writes, may_write),
                 "execution": dataclasses.asdict(execution),
                 "packages": _packages(),
-                "git_commit": _git_commit(),
+                "git_commit": git_commit(),
                 "host": platform.node(),
                 "command": sys.argv,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "started": started,
                 "wall_seconds": round(time.monotonic() - clock, 3),
                 "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             }
@@ -478,6 +480,18 @@ def _claim_checkpoints(output, digest, writes):
         )
     if writes:
         write_atomically(path, digest)
+
+
+def _first_start(output, digest, writes):
+    """When the run of this address was first started, as text: a run that goes on after a kill keeps that time."""
+    path = output / CHECKPOINTS / STARTED
+    lines = path.read_text().split() if path.exists() else []
+    if len(lines) == 2 and lines[0] == digest:
+        return lines[1]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if writes:
+        write_atomically(path, f"{digest}\n{now}\n")
+    return now
 
 
 def _parent_address(role, folder):

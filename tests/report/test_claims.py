@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,29 @@ def test_a_claim_that_is_undecided_says_what_power_takes(found):
     assert f"takes {expected.replicates} ({expected.low} to {expected.high}) replicates" in text
 
 
+def test_where_the_planned_looks_cannot_decide_the_fixed_number_is_given(found):
+    own = replaced(found, measure="reward", smallest_effect=0.001)
+    own.config.looks = [2, 4]
+    row = claims.frame(own).iloc[0]
+    assert math.isinf(row["needed_80"]) and row["verdict"] == "undecided"
+    said, fixed = conclusions.needed(own, row)
+    assert "takes more than the 4 planned replicates, and 90 % more than the 4 planned" in said
+    expected = [power.needed(row["deviation"], 3, 0.001, row["level"], wanted).replicates for wanted in (0.8, 0.9)]
+    assert fixed.startswith(f"looked at once, {expected[0]} and {expected[1]} would (")
+    hours = [conclusions.core_hours(own, row, number) for number in expected]
+    assert hours[1] / hours[0] == pytest.approx(expected[1] / expected[0])
+    assert f"({hours[0]:.3g} and {hours[1]:.3g} core-hours of the two arms)" in fixed
+
+
+def test_a_range_of_needed_replicates_may_end_beyond_the_plan(found):
+    own = replace(found, config=replace(found.config, looks=[8, 48]))
+    row = {"smallest_effect": 0.1} | dict.fromkeys(("needed_80", "needed_90"), 48.0)
+    row |= dict.fromkeys(("needed_80_low", "needed_90_low"), 8.0)
+    row |= dict.fromkeys(("needed_80_high", "needed_90_high"), math.inf)
+    (said,) = conclusions.needed(own, row)
+    assert "takes 48 (8 to more than the 48 planned) replicates" in said
+
+
 def test_what_power_takes_is_never_read_from_the_observed_mean(found):
     test = claims.tests(found)["higher_gold"]
     shifted = replace(test.outcomes[0], values=test.outcomes[0].values + 7)
@@ -274,7 +298,9 @@ def test_claims_are_compared_at_the_kl_coef_that_was_fixed(found):
     assert row["effect"] == pytest.approx(0.6 - 0.5 + np.mean(NOISE))
     why = claims.frame(replaced(found, claim_kl_coef=0.05, baseline="other"))["why"][0]
     assert why == "salsa and other were not both run at claim_kl_coef 0.05"
-    assert "which was fixed in advance" in conclusions.compared_at(own)
+    assert "which was stated in the study's configuration" in conclusions.compared_at(own)
+    own.__dict__["registration"] = SimpleNamespace(in_advance=True)
+    assert "which was fixed before the study ran" in conclusions.compared_at(own)
 
 
 def test_without_gold_a_control_is_read_from_win_rates(tmp_path, monkeypatch):
@@ -284,15 +310,31 @@ def test_without_gold_a_control_is_read_from_win_rates(tmp_path, monkeypatch):
     assert row["why"] == "this study has no judge"
 
 
+STRENGTH = "kl_coef · KL(sft0 ‖ reference) is 0.02 standard deviations of reward"
+
+
 @pytest.mark.parametrize(
-    "candidate, said",
-    [("salsa", "this study sees a better anchor (salsa against ppo: 0.205 (0.184 to 0.226)"),
-     ("other", "this study can't see a better anchor (other against ppo: ")],
+    "changes, said",
+    [
+        ({}, f"this study sees a better anchor (salsa against ppo: 0.205 (0.184 to 0.226); {STRENGTH})."),
+        ({"smallest_effect": 1.0}, "this study sees a better anchor, but even that gains less than would matter ("),
+        ({"measure": "reward", "smallest_effect": 0.5}, "this study can't see a better anchor: that it gains what "
+         "would matter is excluded (salsa against ppo: 0.005 "),
+        ({"candidate": "ppo", "baseline": "salsa"}, "what should be a better anchor does worse (ppo against salsa: "),
+        ({"measure": "reward"}, "whether this study would see a better anchor is undecided (salsa against ppo: "),
+        ({"candidate": "strong_reference"}, "it is not tested, for this study has no arm strong_reference; whether "),
+    ],
 )  # fmt: skip
-def test_the_positive_control_comes_first(found, candidate, said):
-    _, text = one(found, origin="positive_control", candidate=candidate)
+def test_the_positive_control_comes_first(found, changes, said):
+    _, text = one(found, origin="positive_control", **changes)
     assert text.split("\n")[2].startswith("**Positive control (it): " + said)
-    assert ("every other verdict stands under that sentence" in text) == (candidate == "other")
+    assert ("every other verdict stands under that sentence" in text) == bool(changes)
+
+
+def test_a_study_without_a_positive_control_says_so(found):
+    frame, text = one(found)
+    assert text.split("\n")[2].startswith("**The study has no positive control: whether it would see a better anchor ")
+    assert conclusions.sight(found, frame[:0]) == []
 
 
 def test_claims_are_ordered_by_origin_then_measure(found):

@@ -138,6 +138,21 @@ def test_a_request_to_stop_does_not_lose_what_is_computed(tmp_path, monkeypatch)
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_run_that_goes_on_keeps_its_first_start(tmp_path, monkeypatch):
+    times = iter(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"])
+    monkeypatch.setattr(runs.time, "strftime", lambda *_: next(times))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    for settings in (Settings(1), Settings(2)):  # the second is another run, in the same folder
+        with pytest.raises(KeyboardInterrupt):
+            execute(output, settings, function=killed)
+    manifest = execute(output, Settings(2))
+    assert manifest["started"] == "2026-01-02T00:00:00Z" and not (output / runs.CHECKPOINTS).exists()
+
+
 def test_checkpoints_of_another_run_are_refused(tmp_path):
     def fail(settings, parents, output, execution):
         raise runs.UserError("rates: too many")

@@ -232,7 +232,7 @@ def caption(study, tables):
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     sight = " ".join(conclusions.sight(study, frame))
     return (sight + " " if sight else "") + (
-        f"{verdicts.sum()} claims, fixed before the study ran: {counts}. Effects are candidate minus baseline over "
+        f"{verdicts.sum()} claims, {conclusions.stated(study)}: {counts}. Effects are candidate minus baseline over "
         f"replicates. {conclusions.compared_at(study)} {conclusions.families(study)}"
     )
 

@@ -53,15 +53,15 @@ def table(study):
 def _measures(study, policy, end):
     """The columns of a policy but for its place among others; `end` is its row in the frame of policies."""
     limits, start = study.config.evaluate.gates, policy.metrics[0] if policy.metrics else {}
-    kl, penalty = reference_kl(study, policy), _penalty(study, policy)
+    penalty = _penalty(study, policy)
     gain = end["flat_reward"] - number_or_nan(start.get("score"))
     return {
         "arm": policy.arm,
         "kl_coef": policy.kl_coef,
         "replicate": policy.replicate,
         "seed": policy.seed,
-        "kl_sft0_reference": kl,
-        "manipulation": kl * number_or_nan(start.get("kl_coef")) if in_deviations(study, policy.arm) else math.nan,
+        "kl_sft0_reference": reference_kl(study, policy),
+        "manipulation": _strength(study, policy),
         "penalty": penalty,
         "reward_gain": gain,
         "penalty_share": share(penalty, gain),
@@ -69,6 +69,20 @@ def _measures(study, policy, end):
         "reward_slope_se": end["reward_slope_se"],
         "flat": flatness(end["reward_slope"], limits.largest_drift),
     }
+
+
+def strength(study, arm, kl_coef):
+    """kl_coef · KL(sft0 ‖ reference) of an arm at one of its kl_coefs, a mean over replicates; nan where not known."""
+    values = selection.over_seeds(study.of(arm=arm, kl_coef=kl_coef), lambda policy: _strength(study, policy))
+    return sum(values.values()) / len(values) if values else math.nan
+
+
+def _strength(study, policy):
+    """In standard deviations of reward, with the weight that the penalty starts with; nan where it has another unit."""
+    if not in_deviations(study, policy.arm):
+        return math.nan
+    start = policy.metrics[0] if policy.metrics else {}
+    return reference_kl(study, policy) * number_or_nan(start.get("kl_coef"))
 
 
 def flatness(change, largest):
