@@ -3,6 +3,7 @@
 
     python benchmarks/coverage.py --part prompts --studies 2000 --seed 0
     python benchmarks/coverage.py --part looks --studies 100000 --seed 0
+    python benchmarks/coverage.py --part claims --studies 20000 --seed 0
     python benchmarks/coverage.py --part floor --studies 100000 --seed 0
 
 prints one table of percentages.
@@ -12,9 +13,13 @@ effect + noise, a tie where that is small; the noise of a prompt's two orders is
 agree. Beside the intervals that we report stand those that we don't: resampling battles, which takes the orders of a
 prompt for independent, and a prompt bootstrap that is taken to speak of other training seeds.
 
-**looks**: four rules of when a study of up to 48 replicates is looked at, and with which critical value. A study stops
-at the first look whose interval decides, as `decisions.verdict` says, with δ of half a deviation; its differences are
-normal, or skewed (a centred exponential distribution, of skewness 2).
+**looks**: four rules of when a study of one claim and up to 48 replicates is looked at, and with which critical value.
+A study stops at the first look whose interval decides, as `decisions.verdict` says, with δ of half a deviation; its
+differences are normal, or skewed (a centred exponential distribution, of skewness 2).
+
+**claims**: a whole study, by the rule in force. Every two of its six claims have a correlation of 0.5, intervals have
+the level 1 − 0.05/6, a claim's interval at a look is what those of all looks until then have in common, and the study
+stops at the first look at which all claims are decided. Beside it stands the same study that never stops.
 
 **floor**: what known sampling variance under the deviation does to coverage and verdicts (`decisions.decide`).
 
@@ -39,6 +44,14 @@ PROMPT_SPREAD = 1.0  # of the prompts' effects
 REPLICATE_SPREAD = 0.5  # of the replicates' means
 LOOKS = (8, 16, 24, 32, 40, 48)
 DELTA = 0.5  # the smallest effect that would matter, in deviations between replicates
+CLAIMS, CORRELATION = 6, 0.5  # claims of a study, and the correlation of every two of them
+EFFECTS = {  # of a study's claims, in deviations between replicates
+    "0": (0.0,) * CLAIMS,
+    "δ/2": (DELTA / 2,) * CLAIMS,
+    "δ": (DELTA,) * CLAIMS,
+    "2δ": (2 * DELTA,) * CLAIMS,
+    "0 and 2δ, three each": (0.0,) * 3 + (2 * DELTA,) * 3,
+}
 CHUNK = 10_000  # studies simulated at a time
 DRAWS = {
     "normal": lambda generator, shape: generator.normal(size=shape),
@@ -176,6 +189,65 @@ def looks_table(studies, seed):
             yield name, rule, *(sums / studies).T
 
 
+def correlated(draw, generator, studies):
+    """Differences (CLAIMS, studies, R) of mean 0 and variance 1, of which every two claims have CORRELATION."""
+    shared, own = (draw(generator, (count, studies, LOOKS[-1])) for count in (1, CLAIMS))
+    return math.sqrt(CORRELATION) * shared + math.sqrt(1 - CORRELATION) * own
+
+
+def study_intervals(differences):
+    """Bounds (K, CLAIMS, S) of a study's claims at each look, each inside those of the looks before; nan: none left."""
+    critical = np.array(sequential.critical_values(LOOKS, 1 - 0.05 / len(differences)))
+    by_claim = [intervals(values, np.array(LOOKS), critical) for values in differences]
+    low = np.maximum.accumulate(np.stack([low for low, _ in by_claim], axis=1))
+    high = np.minimum.accumulate(np.stack([high for _, high in by_claim], axis=1))
+    apart = low > high
+    return np.where(apart, np.nan, low), np.where(apart, np.nan, high)
+
+
+def stopped(low, high, stops):
+    """Which look (S,) a study ends at: the first at which all its claims are decided, or the last."""
+    decided = ((low > 0) | (high < DELTA)).all(axis=1)
+    return np.where(stops & decided.any(axis=0), decided.argmax(axis=0), len(LOOKS) - 1)
+
+
+def whole_studies(differences, effects, stops):
+    """Of studies with these effects (CLAIMS,): sums over studies of what `claims_table` has, seven numbers."""
+    low, high = study_intervals(differences + effects[:, None, None])
+    stop = stopped(low, high, stops)
+    low, high = (bounds[stop, :, np.arange(len(stop))] for bounds in (low, high))  # (S, CLAIMS)
+    mistaken = wrong(low, high, effects, DELTA)
+    covered = (low <= effects) & (effects <= high)
+    return np.array(
+        [
+            mistaken.any(axis=1).sum(),
+            mistaken.mean(axis=1).sum(),
+            covered.all(axis=1).sum(),
+            (low > 0).mean(axis=1).sum(),
+            (high < DELTA).mean(axis=1).sum(),
+            np.isnan(low).mean(axis=1).sum(),
+            np.array(LOOKS)[stop].sum(),
+        ]
+    )
+
+
+def claims_table(studies, seed):
+    """Rows (differences, effects, whether studies stop, then seven numbers).
+
+    They are the share of studies with a wrong verdict; of claims with one; of studies whose intervals hold all their
+    means; of claims above 0, below δ, and without an interval, because those of looks have nothing in common; and the
+    mean number of replicates.
+    """
+    for name, draw in DRAWS.items():
+        for words, effects in EFFECTS.items():
+            for stops in (True, False):
+                generator, sums, chunk = np.random.default_rng(seed), np.zeros(7), CHUNK // CLAIMS
+                for start in range(0, studies, chunk):
+                    differences = correlated(draw, generator, min(chunk, studies - start))
+                    sums += whole_studies(differences, np.array(effects), stops)
+                yield name, words, stops, *(sums / studies)
+
+
 def floor_table(studies, seed):
     """Rows (replicates, sampling's share of the deviation, covered and wrong, plain and with the floor; wider).
 
@@ -219,6 +291,15 @@ def _three(values):
     return " / ".join(f"{value:.1f}" for value in values)
 
 
+def print_claims(studies, seed):
+    print(f"Shares are in %, of studies, or of their {CLAIMS} claims.\n")
+    heads = ("a wrong verdict", "wrong claims", "all covered", "above 0", "below δ", "no interval", "replicates")
+    print(f"| differences | effects | study | {' | '.join(heads)} |\n|---|---|---|---|---|---|---|---|---|---|")
+    for name, effects, stops, *shares, replicates in claims_table(studies, seed):
+        cells = [name, effects, "stops" if stops else "goes on", *(f"{100 * share:.1f}" for share in shares)]
+        print(f"| {' | '.join(cells)} | {replicates:.1f} |", flush=True)
+
+
 def print_floor(studies, seed):
     heads = ("covered, plain", "wrong, plain", "covered, floor", "wrong, floor", "wider by")
     print(f"| replicates | sampling's share of the deviation | {' | '.join(heads)} |\n|---|---|---|---|---|---|---|")
@@ -227,7 +308,7 @@ def print_floor(studies, seed):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-PARTS = {"prompts": print_prompts, "looks": print_looks, "floor": print_floor}
+PARTS = {"prompts": print_prompts, "looks": print_looks, "claims": print_claims, "floor": print_floor}
 
 
 def main(argv=None):

@@ -7,10 +7,13 @@ where there is none at all? With the interval mean ± c·s/√n, both have the s
 noncentral t variable of n − 1 degrees of freedom and noncentrality √n·δ/σ exceeds c. σ is known only as far as a pilot
 tells: its interval (χ²) gives a range of numbers, wide after few replicates.
 
-Where a study is looked at several times (`sequential`), probabilities are over simulated studies of a fixed seed.
+Where a study is looked at several times (`sequential`), probabilities are over simulated studies of a fixed seed. They
+are those of a study that goes as far as the look in question, as it does while any of its claims is undecided, and
+whose interval is what the intervals of all looks until then have in common.
 
-Left out: the floor that known sampling variance puts under a study's deviation (`decisions.decide`), which costs a
-little power where replicates differ by sampling alone.
+Left out: the other claims, which end a study only where this one is decided, too (`benchmarks/coverage.py --part
+claims` simulates whole studies), and the floor that known sampling variance puts under a study's deviation
+(`decisions.decide`), which costs a little power where replicates differ by sampling alone.
 """
 
 import functools
@@ -32,7 +35,7 @@ class Power(NamedTuple):
     Attributes:
         supported: probability that the interval comes to lie above 0.
         excluded: probability that it comes to lie below the smallest effect.
-        replicates: that it takes, in the mean; fewer than the last look where looks decide before.
+        replicates: that it takes to decide this claim, in the mean; all of them where it stays undecided.
     """
 
     supported: float
@@ -58,7 +61,7 @@ def power(n, deviation, effect, smallest_effect, level=0.95, looks=None):
 
     Args:
         looks: None where the study is looked at once, after n replicates; else the plan of looks, of which those up to
-            n are taken, and the study stops at the first that decides. None of them up to n: nothing is decided.
+            n are taken, whether or not one of them decides. None of them up to n: nothing is decided.
     """
     _check(deviation, smallest_effect, level)
     if looks is None:
@@ -134,21 +137,18 @@ def _needed(deviation, level, wanted, looks):
 
 
 def _decided_by(looks, level, effect, smallest_effect, deviation):
-    """By each look (K,): shares of studies whose interval lies above 0, and below δ; the mean number of replicates."""
+    """By each look (K,): shares of studies whose interval lies above 0, and below δ; the mean replicates to decide."""
     means, deviations = _studies(looks)  # (K, S)
     numbers = np.array(looks)
     halves = np.array(sequential.critical_values(looks, level))[:, None] * deviations / np.sqrt(numbers)[:, None]
-    above_0 = means - halves + effect / deviation > 0
-    below_smallest = means + halves + (effect - smallest_effect) / deviation < 0
+    low = np.maximum.accumulate(means - halves + effect / deviation)
+    high = np.minimum.accumulate(means + halves + effect / deviation)
+    agree = low <= high  # intervals of several looks that have nothing in common decide nothing
+    above_0, below_smallest = agree & (low > 0), agree & (high < smallest_effect / deviation)
     decided = above_0 | below_smallest
-    stop = np.where(decided.any(axis=0), decided.argmax(axis=0), len(looks) - 1)  # (S,)
-    at_stop = (stop, np.arange(len(stop)))
-    by_look = stop <= np.arange(len(looks))[:, None]
-    return (
-        (above_0[at_stop] & by_look).mean(axis=1),
-        (below_smallest[at_stop] & by_look).mean(axis=1),
-        np.minimum(numbers[stop], numbers[:, None]).mean(axis=1),
-    )
+    first = np.where(decided.any(axis=0), decided.argmax(axis=0), len(looks) - 1)  # (S,)
+    replicates = np.minimum(numbers[first], numbers[:, None])
+    return above_0.mean(axis=1), below_smallest.mean(axis=1), replicates.mean(axis=1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from salsa.evaluate import decisions, sequential
+from salsa.evaluate import decisions, power, sequential
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 STUDIES = 400
@@ -94,6 +94,47 @@ def test_a_verdict_is_wrong_where_it_says_what_is_not_so(simulation):
     assert simulation.wrong(low, high, 0.5, 0.5).tolist() == [False, False, True, True]
 
 
+def test_a_study_s_claims_are_decided_look_by_look_until_all_are(simulation):
+    """Against a study at a time: `decisions.decide` at each look, and what all intervals until then have in common."""
+    differences = simulation.correlated(simulation.DRAWS["normal"], np.random.default_rng(5), 12) + 0.7
+    low, high = simulation.study_intervals(differences)
+    ends, level = [], 1 - 0.05 / 6
+    for study in range(12):
+        bounds = np.array([[-math.inf, math.inf]] * 6)
+        end = None
+        for place, replicates in enumerate(simulation.LOOKS):
+            look = sequential.Look(simulation.LOOKS, place)
+            for claim in range(6):
+                decision = decisions.decide(differences[claim, study, :replicates], 0.5, level, look)
+                bounds[claim] = max(bounds[claim, 0], decision.low), min(bounds[claim, 1], decision.high)
+                expected = bounds[claim] if bounds[claim, 0] <= bounds[claim, 1] else [math.nan, math.nan]
+                assert [low[place, claim, study], high[place, claim, study]] == pytest.approx(expected, nan_ok=True)
+            if end is None and all(decisions.verdict(*each, 0.5) != decisions.UNDECIDED for each in bounds):
+                end = place
+        ends.append(len(simulation.LOOKS) - 1 if end is None else end)
+    assert simulation.stopped(low, high, True).tolist() == ends and len(set(ends)) > 1
+    assert set(simulation.stopped(low, high, False)) == {5}
+
+
+def test_a_study_of_several_claims_keeps_its_promise(simulation):
+    studies, shares = 3000, {}
+    generator = np.random.default_rng(2)
+    differences = simulation.correlated(simulation.DRAWS["normal"], generator, studies)
+    assert np.corrcoef(differences[:2].reshape(2, -1))[0, 1] == pytest.approx(0.5, abs=0.01)
+    error = 3 * math.sqrt(0.95 * 0.05 / studies)
+    for words, effects in simulation.EFFECTS.items():
+        for stops in (True, False):
+            share = simulation.whole_studies(differences, np.array(effects), stops) / studies
+            mistaken, mistaken_claims, covered, *_, replicates = share
+            assert mistaken < 0.05 + error and covered > 0.95 - error and mistaken_claims <= mistaken
+            assert replicates <= 48 if stops else replicates == 48
+            shares[words, stops] = share
+    assert shares["2δ", True][-1] < 40  # several claims stop together, later than one alone
+    alone = power.power(48, 1.0, 0.5, 0.5, 1 - 0.05 / 6, simulation.LOOKS)
+    assert shares["δ", False][3] == pytest.approx(alone.supported, abs=0.02)
+    assert shares["0", False][4] == pytest.approx(alone.supported, abs=0.02)
+
+
 def test_a_floor_never_covers_less(simulation):
     for replicates, share, covered, wrong, with_floor, wrong_with_floor, wider in simulation.floor_table(2000, 0):
         assert with_floor >= covered >= 0.93 and wrong_with_floor <= wrong <= 0.035
@@ -101,7 +142,14 @@ def test_a_floor_never_covers_less(simulation):
         assert replicates < 16 or wider < 0.15
 
 
-@pytest.mark.parametrize("part, cell", [("looks", "| skewed | t after 48 replicates |"), ("floor", "| 16 | 0.8 |")])
+@pytest.mark.parametrize(
+    "part, cell",
+    [
+        ("looks", "| skewed | t after 48 replicates |"),
+        ("claims", "| normal | 0 and 2δ, three each | stops |"),
+        ("floor", "| 16 | 0.8 |"),
+    ],
+)
 def test_the_other_tables(simulation, part, cell, capsys):
     simulation.main(["--part", part, "--studies", "50"])
     assert cell in capsys.readouterr().out
