@@ -9,6 +9,8 @@ import math
 import numpy as np
 
 FEWEST = 3  # values that a line can miss: two are always on one
+FLAT, DRIFTING, UNDECIDED = "yes", "no", "not known"  # whether a run's reward is flat
+ERRORS = 2  # standard errors on either side of a change
 
 
 def last(rows, share):
@@ -34,6 +36,18 @@ def change(values):
     scores = places * (values - values.mean() - slope * places)  # what each value adds to the slope's error
     variance = count / (count - 2) * _long_run(scores, lag(count)) / squares**2
     return float(slope * (count - 1)), float(math.sqrt(variance) * (count - 1))
+
+
+def flatness(change, error, largest):
+    """Whether a change is small enough for a measure to count as flat, in words; "" where it was not measured.
+
+    The whole interval change ± 2 errors has to lie within ±largest for FLAT, and outside for DRIFTING.
+    """
+    if math.isnan(change):
+        return ""
+    if abs(change) + ERRORS * error <= largest:
+        return FLAT
+    return DRIFTING if abs(change) - ERRORS * error > largest else UNDECIDED
 
 
 def lag(count):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from salsa.evaluate import flat
+
 INSIDE, LOWEST, LARGEST, ONLY = (
     "inside its grid",
     "the lowest of its grid",
@@ -23,6 +25,8 @@ INSIDE, LOWEST, LARGEST, ONLY = (
     "the only one run",
 )
 DEVIATIONS = "standard deviations of reward"
+SETTLED = 0.9  # share of replicates in which an arm's reward may not be clearly drifting
+LARGEST_NOISE = 1 / 3  # of the deviation between replicates, that evaluation alone may make
 FEW = 4  # arms that a sentence names one by one
 
 
@@ -100,6 +104,14 @@ def _known_before(limits, agrees):
             "further apart",
             DEVIATIONS,
         ),
+        "claim_manipulation": Gate(
+            "kl_coef · KL(sft0 ‖ soup) at the claims' kl_coef",
+            f"at least {limits.smallest_manipulation:g}",
+            lambda strength: strength >= limits.smallest_manipulation,
+            "whether the reference is sft0 or the soup can hardly matter there; raise claim_kl_coef, or train SFT "
+            "models that lie further apart",
+            DEVIATIONS,
+        ),
     }
 
 
@@ -114,11 +126,19 @@ def _known_after(limits, agrees, plain):
             of="arms",
             after_ppo=True,
         ),
-        "reward_slope": Gate(
-            "the change of reward over the last part of training (mean over replicates)",
-            f"at most {limits.largest_drift:g} up or down",
-            lambda change: abs(change) <= limits.largest_drift,
+        "settled": Gate(
+            "the share of replicates in which reward is not clearly drifting over the last part of training",
+            f"at least {SETTLED:g}",
+            lambda share: share >= SETTLED,
             "training stopped before it settled; raise the number of iterations",
+            of="arms",
+            after_ppo=True,
+        ),
+        "reward_slope": Gate(
+            "the change of reward over the last part of training (the end of its interval that is further from 0)",
+            f"at most {limits.largest_drift:g} up or down",
+            lambda change: change <= limits.largest_drift,
+            "that training has settled is not shown; raise the number of iterations, or of replicates",
             DEVIATIONS,
             of="arms",
             after_ppo=True,
@@ -144,6 +164,15 @@ def _known_after(limits, agrees, plain):
             lambda errors: errors > 2,
             "training gained nothing in gold that an anchor could keep",
             "standard errors over prompts",
+            after_ppo=True,
+        ),
+        "evaluation_noise": Gate(
+            "the deviation that prompts and sampling alone make, as a share of that between replicates",
+            f"at most {LARGEST_NOISE:.2g}",
+            lambda share: share <= LARGEST_NOISE,
+            "replicates differ by how they are evaluated; give more prompts (benchmarks.*.prompts) or responses "
+            "(evaluate.samples)",
+            of="claims",
             after_ppo=True,
         ),
     }
@@ -184,8 +213,8 @@ def before_ppo(line, reward_model, responses, largest_kl_coef):
     return numbers
 
 
-def advantage(responses, measure):
-    """(mean, standard error) of the soup's `reward` or `gold` minus sft0's, over the benchmarks, paired by prompt.
+def advantage(responses, measure, model="soup"):
+    """(mean, standard error) of a model's `reward` or `gold` minus sft0's, over the benchmarks, paired by prompt.
 
     A prompt's difference is that of the means of its responses, a benchmark's the mean over its prompts, and the result
     the mean over benchmarks, whose prompts are independent. (None, None) without such a benchmark, and None for the
@@ -197,8 +226,8 @@ def advantage(responses, measure):
             by_prompt[row["benchmark"], row["prompt_id"]][row["model"]].append(row[measure])
     differences = defaultdict(list)
     for (benchmark, _), values in by_prompt.items():
-        if None not in values["soup"] + values["sft0"]:
-            differences[benchmark].append(_mean(values["soup"]) - _mean(values["sft0"]))
+        if values[model] and values["sft0"] and None not in values[model] + values["sft0"]:
+            differences[benchmark].append(_mean(values[model]) - _mean(values["sft0"]))
     if not differences:
         return None, None
     means = [_mean(values) for values in differences.values()]
@@ -221,8 +250,11 @@ def warnings(numbers, limits, reward_model="reward model"):
     ]
 
 
-def describe(numbers, name):
-    """A replicate's gates as lines for the terminal, where the user sees them before PPO begins."""
+def describe(numbers, name, limits):
+    """A replicate's gates as lines for the terminal, where the user sees them before PPO begins.
+
+    Which kl_coef claims are compared at is the study's, and not known here: said is what it has to be.
+    """
     agreement = "none" if numbers["gold_agreement"] is None else f"{numbers['gold_agreement']:.1%}"
     lines = [
         f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {numbers['kl_sft0_soup']:.3f} nats, "
@@ -231,12 +263,17 @@ def describe(numbers, name):
     if numbers["largest_manipulation"] is not None:
         lines.append(
             f"  kl_coef · KL(sft0 ‖ soup) is at most {text(numbers['largest_manipulation'])} {DEVIATIONS} "
-            f"(kl_coef {numbers['largest_kl_coef']:g})"
+            f"(kl_coef {numbers['largest_kl_coef']:g}){_wanted(numbers['kl_sft0_soup'], limits)}"
         )
     if numbers["soup_minus_sft0_reward"] is not None:
         reward, gold = (_with_error(numbers, f"soup_minus_sft0_{measure}") for measure in ("reward", "gold"))
         lines.append(f"  the soup itself, minus sft0, on the benchmarks: proxy reward {reward}, gold {gold}")
     return "\n".join([*lines, *(f"  failed: {warning}" for warning in numbers["warnings"])])
+
+
+def _wanted(kl, limits):
+    smallest = limits.smallest_manipulation
+    return f"; claims need {text(smallest)}, so a kl_coef of {text(smallest / kl)} or more" if kl > 0 else ""
 
 
 def _with_error(numbers, name):
@@ -294,13 +331,13 @@ def each(numbers):
     return f"{text(min(numbers.values()))} to {text(max(numbers.values()))}"
 
 
-def sentence(strengths, shares, flat, runs, places, limits):
+def sentence(strengths, shares, flatness, places, limits):
     """What a reader has to know of the manipulation before any verdict; "" where no policy was paid a reward.
 
     Args:
         strengths: arm with another reference than sft0 -> kl_coef · KL(sft0 ‖ reference) at its chosen kl_coef.
         shares: arm -> what the penalty takes of the reward gained, at its chosen kl_coef.
-        flat, runs: the number of runs whose reward is flat in the end, and of those of which it is known.
+        flatness: `flat.flatness` of reward -> number of runs of which it was measured.
         places: arm -> `place_in_grid` of its chosen kl_coef.
         limits: config.Gates.
     """
@@ -312,8 +349,16 @@ def sentence(strengths, shares, flat, runs, places, limits):
     if shares:
         percent = {arm: f"{share:.0%}" for arm, share in shares.items()}
         parts.append(f"at the end the penalty is {each(percent)} of the reward gained")
-    if runs:
-        parts.append(f"reward is flat in {flat} of {runs} runs")
+    if flatness:
+        parts.append(_flat_words(flatness))
     if places:
         parts.append(f"kl_coef is {each(places) if len(set(places.values())) > 1 else min(places.values())}")
     return f"Manipulation: {'; '.join(parts)}." if parts else ""
+
+
+def _flat_words(flatness):
+    numbers = {word: flatness.get(word, 0) for word in (flat.FLAT, flat.DRIFTING, flat.UNDECIDED)}
+    words = f"reward is flat in {numbers[flat.FLAT]} of {sum(numbers.values())} runs"
+    if numbers[flat.DRIFTING]:
+        words += f", clearly drifts in {numbers[flat.DRIFTING]}"
+    return words + (f", and in {numbers[flat.UNDECIDED]} it is not known" if numbers[flat.UNDECIDED] else "")

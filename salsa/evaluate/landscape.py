@@ -79,7 +79,7 @@ def survey(settings, parents, output, execution):
     _write_line(output / "line.csv", line)
     numbers = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"), rows)
     runs.write_json(output / "gates.json", numbers)
-    print(gates.describe(numbers, output.name), flush=True)
+    print(gates.describe(numbers, output.name, settings.gates), flush=True)
     return numbers
 
 

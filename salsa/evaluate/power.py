@@ -44,7 +44,7 @@ class Power(NamedTuple):
 
 
 class Needed(NamedTuple):
-    """How many replicates a power takes; math.inf where the last look, or `MOST` replicates, have less.
+    """How many replicates a power takes; math.inf where the last planned look, or `MOST` replicates, have less.
 
     Attributes:
         replicates: at the pilot's deviation.

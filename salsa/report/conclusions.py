@@ -207,11 +207,12 @@ def _replicates(row, name, last):
     """A number of replicates with the range that the uncertainty of the deviation leaves."""
     number, low, high = (row[name + bound] for bound in BOUNDS)
     if math.isinf(low):
-        return _count(number, last)
-    return f"{_count(number, last)} ({_count(low, last)} to {_count(high, last)})"
+        return count(number, last)
+    return f"{count(number, last)} ({count(low, last)} to {count(high, last)})"
 
 
-def _count(number, last):
+def count(number, last):
+    """A number of replicates that is needed, in words; `last`: how many there can be."""
     return f"{number:.0f}" if math.isfinite(number) else f"more than the {last} planned"
 
 
@@ -231,7 +232,7 @@ def _without_looks(study, row):
         return f"without looks it would take more than {power.MOST} replicates"
     hours = [core_hours(study, row, number) for number in numbers]
     paid = "" if hours[0] is None else f" ({hours[0]:.3g} and {hours[1]:.3g} core-hours of the two arms)"
-    return f"looked at once, {_count(numbers[0], power.MOST)} and {_count(numbers[1], power.MOST)} would{paid}"
+    return f"looked at once, {count(numbers[0], power.MOST)} and {count(numbers[1], power.MOST)} would{paid}"
 
 
 def core_hours(study, row, replicates):

@@ -99,6 +99,22 @@ def pair(study, candidate, baseline):
     return Pair(candidate, baseline, shared, *chosen)
 
 
+def of_claims(study, arm):
+    """The kl_coef at which claims compare an arm: claim_kl_coef, or what `pair` gives the first claim that compares it.
+
+    An arm that no claim can compare is taken at the best of all its kl_coefs.
+    """
+    run_at = grid(study, arm)
+    if study.config.claim_kl_coef in run_at:
+        return study.config.claim_kl_coef
+    for claim in study.config.claims.values():
+        arms = [arm_of(study, name) for name in (claim.candidate, claim.baseline)]
+        compared = pair(study, *arms) if arm in arms and None not in arms else None
+        if compared is not None:
+            return compared.candidate_kl_coef if arm == compared.candidate else compared.baseline_kl_coef
+    return choose(study, arm, run_at)
+
+
 def kl_bounded(study, arm):
     """Whether the KL of an arm's policies is an upper bound: their answers are the best of several."""
     return any(policy.evaluation.get("kl_is_bound") for policy in study.of(arm=arm))

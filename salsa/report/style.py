@@ -173,9 +173,7 @@ def drawn_kl_coefs(study):
 
 def claim_kl_coefs(study):
     """Arm -> the kl_coef at which claims compare it: the one fixed in advance, or else its best on development."""
-    fixed = study.config.claim_kl_coef
-    grids = {arm: selection.grid(study, arm) for arm in study.arms}
-    return {arm: fixed if fixed in grid else selection.choose(study, arm, grid) for arm, grid in grids.items()}
+    return {arm: selection.of_claims(study, arm) for arm in study.arms}
 
 
 def arm_panels(arms, plain=()):

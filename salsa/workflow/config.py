@@ -657,8 +657,8 @@ class Sections:
     claims: Annotated[dict[EntryName, Claim], Items()] = field(default_factory=dict)
     """Hypotheses that are fixed before the run, by name."""
     registered: Annotated[list[RepositoryFile], Items(100), ADDED] = listed()
-    """Files that fix claims, kl_coefs and looks in advance, such as conf/claims.yaml: the report shows their digests,
-    their commits, and whether these are older than the first run.
+    """Files that fix the study in advance, such as conf/claims.yaml: the report shows their digests and commits,
+    whether these are older than the first run, and what the study does otherwise.
     """
     chosen_on: Annotated[list[SeedOfReplicate], Items(), ADDED] = listed()
     """Replicates on which settings were chosen, as <root seed>/<replicate>: no study may decide on them."""

@@ -24,6 +24,8 @@ POWERS = (80, 90)  # %
 COLUMNS = ["claim", "of", "smallest_effect", "deviation", "degrees_of_freedom", "level"]
 COLUMNS += [f"replicates_{wanted}{bound}" for wanted in POWERS for bound in BOUNDS]
 COLUMNS += ["core_hours_80", "core_hours_90"]
+ONCE = {f"{name}_{wanted}": f"{name}_{wanted}_once" for name in ("replicates", "core_hours") for wanted in POWERS}
+COLUMNS += ONCE.values()  # where the planned looks have less power: of a study that is looked at once
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,13 @@ class Forecast:
 
     Attributes:
         name: of the planned study.
+        replicates: how many it plans at most.
         needs: a row for each claim that the pilot measured: see COLUMNS.
         lines: sentences on the best designs, and the claims that the pilot says nothing of.
     """
 
     name: str
+    replicates: int
     needs: pd.DataFrame
     lines: list[str]
 
@@ -85,16 +89,33 @@ class Forecast:
             table.add_column(name, justify="left" if words else "right", no_wrap=name == "claim")
         for row in self.needs.to_dict("records"):
             numbers = [formats.number(row[name]) for name in ("smallest_effect", "deviation")]
-            numbers += [formats.number(*(row[f"replicates_{wanted}{bound}"] for bound in BOUNDS)) for wanted in POWERS]
-            numbers.append(" and ".join(formats.number(row[f"core_hours_{wanted}"]) for wanted in POWERS))
+            numbers += [self._replicates(row, f"replicates_{wanted}") for wanted in POWERS]
+            numbers.append(" and ".join(_hours(row[f"core_hours_{wanted}"]) for wanted in POWERS))
             table.add_row(row["claim"], section.MEASURES[row["of"]], *numbers)
         return table
+
+    def _replicates(self, row, name):
+        """A number of replicates with its range; nothing where replicates do not differ."""
+        number, low, high = (row[name + bound] for bound in BOUNDS)
+        if math.isnan(number):
+            return ""
+        shown = [_most(count, self.replicates) for count in (number, low, high)]
+        return shown[0] if math.isinf(low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
     def as_dict(self):
         """The forecast as JSON holds it: a number that is unknown, or not finite, is null."""
         finite = self.needs.replace([math.inf, -math.inf], math.nan).astype(object)
         needs = finite.where(finite.notna(), None).to_dict("records")
         return {"study": self.name, "needs": needs, "lines": self.lines}
+
+
+def _most(count, planned):
+    """A number of replicates; > 48 where even all that are planned have less power."""
+    return f"{count:.0f}" if math.isfinite(count) else f"> {planned}"
+
+
+def _hours(hours):
+    return formats.number(hours) if math.isfinite(hours) else "?"
 
 
 def forecast(folder, composed, budget=None):
@@ -116,10 +137,11 @@ def forecast(folder, composed, budget=None):
     needs = pd.DataFrame(rows, columns=COLUMNS)
     missing = [name for name in claims if name not in set(needs["claim"])]
     lines = [f"the pilot says nothing of {', '.join(missing)}"] if missing else []
+    lines += [_once(row) for row in needs[needs["replicates_80_once"].notna()].to_dict("records")]
     everywhere = needs[[not claims[name].benchmarks for name in needs["claim"]]]  # costs are of all benchmarks
     for name in everywhere.drop_duplicates("of")["claim"]:
         lines.append(advice(pilot, composed, _measured(pilot, claims[name]), budget))
-    return Forecast(composed.config.name, needs, lines)
+    return Forecast(composed.config.name, len(composed.config.replicates), needs, lines)
 
 
 def _measured(pilot, claim):
@@ -142,7 +164,21 @@ def _needs(pilot, composed, claim, known):
         needed = power.needed(deviation, freedom, claim.smallest_effect, level, wanted / 100, looks)
         row |= dict(zip((f"replicates_{wanted}{bound}" for bound in BOUNDS), needed, strict=True))
         row[f"core_hours_{wanted}"] = cost.of(replace(design, replicates=needed.replicates)) / 60
+        if looks and math.isinf(needed.replicates):
+            once = power.needed(deviation, freedom, claim.smallest_effect, level, wanted / 100).replicates
+            row[f"replicates_{wanted}_once"] = once
+            row[f"core_hours_{wanted}_once"] = cost.of(replace(design, replicates=once)) / 60
     return row
+
+
+def _once(row):
+    """What a claim takes that the planned looks hardly decide: a sentence."""
+    once = [row[ONCE[f"replicates_{wanted}"]] for wanted in POWERS]
+    hours = [row[ONCE[f"core_hours_{wanted}"]] for wanted in POWERS]
+    return (
+        f"{row['claim']}: no planned look has 80 % power; looked at once, {_most(once[0], power.MOST)} replicates have "
+        f"it, and {_most(once[1], power.MOST)} have 90 % ({_hours(hours[0])} and {_hours(hours[1])} core-hours)"
+    )
 
 
 def planned(composed, claim, measured):

@@ -69,3 +69,19 @@ def test_the_error_is_that_of_many_autocorrelated_series():
         naive.append(np.std(values, ddof=1) / math.sqrt(np.sum((np.arange(100) - 49.5) ** 2)) * 99)
     assert np.mean(errors) == pytest.approx(np.std(changes), rel=0.12)
     assert np.mean(naive) < 0.8 * np.std(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (0.05, 0.02, flat.FLAT),
+        (-0.05, 0.025, flat.FLAT),
+        (0.05, 0.03, flat.UNDECIDED),
+        (-0.15, 0.025, flat.UNDECIDED),
+        (0.16, 0.025, flat.DRIFTING),
+        (-0.101, 0.0, flat.DRIFTING),
+        (math.nan, math.nan, ""),
+    ],
+)
+def test_a_run_is_flat_where_its_whole_interval_is(change, error, said):
+    assert flat.flatness(change, error, 0.1) == said

@@ -69,6 +69,8 @@ def test_what_has_no_advantage():
     )
     assert gates.advantage([r | {"gold": None} for r in rows], "gold") == (None, None)
     assert gates.advantage([], "reward") == (None, None)
+    one_sided = [*rows, row("in", 99, "sft0", 50.0, 0.5)]
+    assert gates.advantage(one_sided, "reward") == gates.advantage(rows, "reward")
     pair = [row("in", 0, "sft0", 1.0, None), row("in", 0, "soup", 1.5, None)]
     assert gates.advantage(pair, "reward") == (0.5, None)
 
@@ -91,11 +93,14 @@ def test_a_study_in_which_the_reference_cannot_matter_is_warned_before_ppo():
         "the largest kl_coef · KL(sft0 ‖ soup) is 0.011 standard deviations of reward, not at least 0.05: whether the "
         "reference is sft0 or the soup can hardly matter; raise kl_coefs, or train SFT models that lie further apart",
     ]
-    lines = gates.describe(numbers | {"warnings": warnings}, "tiny-r0").splitlines()
+    lines = gates.describe(numbers | {"warnings": warnings}, "tiny-r0", LIMITS).splitlines()
     assert lines[0] == (
         "gates of tiny-r0: reward model against gold 90.0%, KL(sft0 ‖ soup) 0.220 nats, barrier 0.0350 nats per token"
     )
-    assert lines[1] == "  kl_coef · KL(sft0 ‖ soup) is at most 0.011 standard deviations of reward (kl_coef 0.05)"
+    assert lines[1] == (
+        "  kl_coef · KL(sft0 ‖ soup) is at most 0.011 standard deviations of reward (kl_coef 0.05); claims need 0.05, "
+        "so a kl_coef of 0.227 or more"
+    )
     assert lines[2].startswith("  the soup itself, minus sft0, on the benchmarks: proxy reward ")
     assert lines[3:] == [f"  failed: {warning}" for warning in warnings]
 
@@ -103,7 +108,7 @@ def test_a_study_in_which_the_reference_cannot_matter_is_warned_before_ppo():
 def test_what_is_not_known_fails_nothing():
     numbers = gates.before_ppo(LINE[:1] + LINE[2:], QUALITY | {"gold_agreement": None}, [], None)
     assert gates.warnings(numbers, LIMITS) == []
-    lines = gates.describe(numbers | {"warnings": []}, "x").splitlines()
+    lines = gates.describe(numbers | {"warnings": []}, "x", LIMITS).splitlines()
     assert len(lines) == 1 and "against gold none" in lines[0]
 
 
@@ -115,7 +120,10 @@ def test_what_is_not_known_fails_nothing():
         ("barrier", [-0.1, 0.01], [0.0101]),
         ("largest_manipulation", [0.05, 1], [0.049]),
         ("manipulation", [0.05, 1], [0.049]),
-        ("reward_slope", [-0.1, 0, 0.1], [-0.101, 0.101]),
+        ("claim_manipulation", [0.05, 1], [0.049]),
+        ("settled", [0.9, 1], [0.89]),
+        ("reward_slope", [0, 0.1], [0.101]),
+        ("evaluation_noise", [0, 1 / 3], [0.34, 1]),
         ("place_in_grid", [gates.INSIDE], [gates.LOWEST, gates.LARGEST, gates.ONLY]),
         ("policy_gold_agreement", [0.75, 1], [0.7]),
         ("gold_ppo_minus_sft0_in_errors", [2.1], [2, -5]),
@@ -157,14 +165,17 @@ def test_places_in_a_grid():
 def test_the_sentence_of_manipulation():
     strengths, shares = {"salsa": 0.18, "other": 0.35}, {"ppo": 0.38, "salsa": 0.4, "other": 0.41}
     places = dict.fromkeys(shares, gates.INSIDE)
-    assert gates.sentence(strengths, shares, 47, 48, places, LIMITS) == (
+    assert gates.sentence(strengths, shares, {"yes": 48}, places, LIMITS) == (
         "Manipulation: kl_coef · KL(sft0 ‖ reference) = 0.18 (salsa), 0.35 (other) standard deviations of reward; at "
-        "the end the penalty is 38% (ppo), 40% (salsa), 41% (other) of the reward gained; reward is flat in 47 of 48 "
+        "the end the penalty is 38% (ppo), 40% (salsa), 41% (other) of the reward gained; reward is flat in 48 of 48 "
         "runs; kl_coef is inside its grid."
     )
-    weak = gates.sentence({"salsa": 0.011}, {}, 0, 0, {"ppo": gates.ONLY, "salsa": gates.LARGEST}, LIMITS)
+    weak = gates.sentence({"salsa": 0.011}, {}, {}, {"ppo": gates.ONLY, "salsa": gates.LARGEST}, LIMITS)
     assert weak == (
         "Manipulation: kl_coef · KL(sft0 ‖ reference) = 0.011 (salsa) standard deviations of reward, and under 0.05 a "
         "reference can hardly matter; kl_coef is the only one run (ppo), the largest of its grid (salsa)."
     )
-    assert gates.sentence({}, {}, 0, 0, {}, LIMITS) == ""
+    assert gates.sentence({}, {}, {}, {}, LIMITS) == ""
+    assert gates.sentence({}, {}, {"yes": 40, "no": 2, "not known": 6}, {}, LIMITS) == (
+        "Manipulation: reward is flat in 40 of 48 runs, clearly drifts in 2, and in 6 it is not known."
+    )

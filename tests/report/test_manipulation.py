@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from tree import Tree
 
-from salsa.evaluate import gates
-from salsa.report import study
+from salsa.evaluate import flat, gates
+from salsa.report import selection, study
 from salsa.report.sections import manipulation
 from salsa.workflow import config, runs
 
@@ -43,7 +44,10 @@ def test_every_row_is_that_of_a_loop(tree, result):
         assert row["penalty"] == pytest.approx(penalty) and row["reward_gain"] == pytest.approx(gain)
         assert row["penalty_share"] == pytest.approx(penalty / gain)
         slope = np.polyfit(range(15, 20), [line["score"] for line in end], 1)[0]
-        assert row["reward_slope"] == pytest.approx(4 * slope) and row["flat"] == ("yes" if 4 * slope <= 0.1 else "no")
+        assert row["reward_slope"] == pytest.approx(4 * slope)
+        low, high = (4 * slope + 2 * sign * row["reward_slope_se"] for sign in (-1, 1))
+        outside = low > 0.1 or high < -0.1
+        assert row["flat"] == ("yes" if max(high, -low) <= 0.1 else "no" if outside else "not known")
 
 
 def test_the_kl_of_references(result):
@@ -93,12 +97,45 @@ def test_of_several_training_seeds_the_mean_is_taken_first():
     assert manipulation.by_arm(frame.assign(chosen="no"), "penalty") == {}
 
 
+def drifting(*rows):
+    """Rows (replicate, change, error) of one arm."""
+    frame = pd.DataFrame(rows, columns=["replicate", "reward_slope", "reward_slope_se"]).assign(arm="salsa")
+    words = [flat.flatness(change, error, 0.1) for _, change, error in rows]
+    return frame.assign(chosen="yes", flat=words)
+
+
+def test_drift_is_read_from_intervals():
+    """Signed changes that cancel do not make a mean flat, and a drifting replicate is counted."""
+    frame = drifting((0, 0.3, 0.01), (1, -0.3, 0.01), (2, 0.0, 0.01), (3, 0.0, 0.01))
+    assert manipulation.settled(frame) == {"salsa": 0.5}
+    half = stats.t.ppf(0.975, 3) * np.std([0.3, -0.3, 0, 0], ddof=1) / 2
+    assert manipulation.drifts(frame)["salsa"] == pytest.approx(half)
+    single = drifting((0, -0.04, 0.02))
+    assert manipulation.drifts(single)["salsa"] == pytest.approx(0.08) and manipulation.settled(single) == {"salsa": 1}
+    seeds = drifting((0, 0.3, 0.01), (0, 0.1, 0.01), (1, 0.0, 0.0), (1, 0.0, 0.0), (2, math.nan, math.nan))
+    assert manipulation.settled(seeds) == {"salsa": 0.75}
+    assert manipulation.drifts(seeds)["salsa"] == pytest.approx(
+        0.1 + stats.t.ppf(0.975, 1) * 0.2 / math.sqrt(2) / math.sqrt(2)
+    )
+
+
+def test_the_kl_coef_of_claims_is_that_of_the_first_claim(result):
+    """other is run at 0.1 alone: a claim on it alone takes salsa there too."""
+    assert selection.of_claims(result, "salsa") == 0.2
+    claims = {name: claim for name, claim in result.config.claims.items() if claim.baseline == "other"}
+    result.config.claims = claims
+    assert selection.of_claims(result, "salsa") == selection.of_claims(result, "other") == 0.1
+    assert selection.of_claims(result, "ema") == 0.2  # which no claim compares
+    result.config.claim_kl_coef = 0.05
+    assert selection.of_claims(result, "salsa") == 0.05 and selection.of_claims(result, "other") == 0.1
+
+
 def test_the_sentence_of_a_study(result):
     frame = manipulation.table(result)
     text = manipulation.sentence(result, frame)
     assert text.startswith("Manipulation: kl_coef · KL(sft0 ‖ reference) = 0.08 to 0.1 standard deviations of reward; ")
-    flat = sum(frame["flat"] == "yes")
-    assert f"reward is flat in {flat} of {len(frame)} runs" in text and "the only one run (other)" in text
+    count = sum(frame["flat"] == "yes")
+    assert f"reward is flat in {count} of {len(frame)} runs" in text and "the only one run (other)" in text
     assert text == manipulation.caption(result, {"manipulation": frame})
     assert "over the last 25% of training" in manipulation.reading(result, {"manipulation": frame})
 
@@ -120,7 +157,6 @@ def test_runs_without_rollouts(result):
 
 def test_a_change_of_nothing_has_no_share():
     assert math.isnan(manipulation.share(0.2, 0.0)) and manipulation.share(0.2, -0.4) == 0.5
-    assert [manipulation.flatness(x, 0.1) for x in (-0.1, 0.11, math.nan)] == ["yes", "no", ""]
 
 
 def test_the_page_says_it_first(tmp_path, monkeypatch):

@@ -130,6 +130,28 @@ def test_gates(built):
     assert gate["the kl_coef of the claims"][3:5] == ["the only one run (ppo, salsa, other)", "0 of 3 arms"]
 
 
+def test_gates_are_read_at_the_kl_coef_of_claims(built):
+    tree, output = built
+    result = study.read(tree.settings, tree.parents)
+    assert gates.table(result)["claim_manipulation"].isna().all()
+    result.config.claim_kl_coef = 0.05
+    frames = {"gates": gates.table(result)} | {name: table(output, name) for name in ("manipulation", "claims")}
+    assert frames["gates"]["claim_manipulation"].tolist() == pytest.approx([0.05 * 0.4] * 2)
+    quantities = [check.gate.quantity for check in gates.checks(result, frames)]
+    assert "kl_coef · KL(sft0 ‖ soup) at the claims' kl_coef" in quantities
+    assert "the largest kl_coef · KL(sft0 ‖ soup)" not in quantities
+
+
+def test_evaluation_noise_is_a_share_of_the_deviation_between_replicates():
+    row = {"claim_verdict": "undecided", "outcome": "primary"}
+    numbers = [("a", 0.01, 0.04), ("b", math.nan, 0.04), ("c", 0.02, math.nan), ("d", 0.0, 0.0), ("e", 0.03, 0.03)]
+    rows = [row | {"claim": claim, "sampling_deviation": x, "deviation": y} for claim, x, y in numbers]
+    rows.append(rows[0] | {"outcome": "secondary", "sampling_deviation": 1.0})
+    rows.append(rows[0] | {"claim": "f", "claim_verdict": "not tested"})
+    assert gates.evaluation_noise(pd.DataFrame(rows)) == {"a": 0.25, "e": 1.0}
+    assert gates.evaluation_noise(None) == {}
+
+
 def gates_of(report):
     """Gate -> the cells of its row in report.md."""
     lines = [line for line in report.split("## Checks")[1].split("\n\n")[2].splitlines() if line.startswith("| ")]

@@ -208,8 +208,11 @@ def test_gates_take_all_seeds_and_samples(built):
             values["sft0"] += [row["gold"] for row in rows
                                if (row["prompt_id"], row["model"]) == (f"{benchmark}-{i}", "sft0")]  # fmt: skip
             gains.append(np.mean(values["ppo"]) - np.mean(values["sft0"]))
-    gain, _ = gates.plain_gain(read, 0)
+    gain, error = gates.plain_gain(read, 0)
     assert gain == pytest.approx(np.mean(gains))
+    parts = np.reshape(gains, (len(tree.benchmarks), PROMPTS))
+    squares = sum(part.var(ddof=1) / PROMPTS for part in parts)
+    assert error == pytest.approx(math.sqrt(squares) / len(parts))
 
 
 def test_the_reader_shows_the_first_response_of_every_seed(built):

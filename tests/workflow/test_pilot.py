@@ -97,6 +97,22 @@ def test_what_has_no_spread_needs_no_number(folder):
     assert forecast.as_dict()["needs"][0]["replicates_80"] is None
 
 
+def test_what_no_planned_look_decides_is_said_with_what_would(folder):
+    composed = planned("replicates=[0,1]", "looks=[2]")
+    forecast = pilot.forecast(folder, composed)
+    row = forecast.needs.set_index("claim").loc["higher_gold"]
+    assert row["replicates_80"] == math.inf
+    once = [power.needed(row["deviation"], 1, 0.01, row["level"], share).replicates for share in (0.8, 0.9)]
+    assert row[["replicates_80_once", "replicates_90_once"]].tolist() == once
+    hours = once[0] * row["core_hours_90_once"] / once[1]
+    assert row["core_hours_80_once"] == pytest.approx(hours)
+    (said,) = [line for line in forecast.lines if line.startswith("higher_gold: ")]
+    assert f"looked at once, {once[0]} replicates have it, and {once[1]} have 90 %" in said
+    cells = [list(column.cells) for column in forecast.table().columns]
+    assert any(cell.startswith("> 2") for cell in cells[4]) and "?" in cells[6][0]
+    assert forecast.as_dict()["needs"][0]["replicates_80"] is None
+
+
 def test_the_command_says_it(folder, capsys):
     assert main(["plan", "--pilot", str(folder), "--budget", "300"]) == 0
     said = capsys.readouterr().out

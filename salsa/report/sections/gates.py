@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from salsa.evaluate.gates import Measured, gates
-from salsa.report import selection, words
+from salsa.evaluate.gates import Measured, advantage, gates
+from salsa.report import claims, selection, words
 from salsa.report.formats import Table
 from salsa.report.sections import Section, manipulation
 
@@ -38,12 +38,24 @@ def table(study):
             "gold_sft1": gold.get("sft1"),
             "gold_soup": gold.get("soup"),
             **{name: before.get(name) for name in BEFORE_PPO},
+            "claim_manipulation": claim_manipulation(study, before),
             "gold_ppo_minus_sft0": gain,
             "gold_ppo_minus_sft0_in_errors": gain / max(error, 1e-9),
         }
         numbers = {name: x if name == "policy_pairs" else selection.number_or_nan(x) for name, x in row.items()}
         rows.append({"replicate": replicate} | numbers | {"warnings": "; ".join(before.get("warnings", []))})
     return pd.DataFrame(rows)
+
+
+def claim_manipulation(study, before):
+    """claim_kl_coef · KL(sft0 ‖ soup) of a replicate, by its gates.json; nan where the study fixes no kl_coef.
+
+    It is nan too where the penalty is not in standard deviations of reward, and so has no largest number either.
+    """
+    kl_coef = study.config.claim_kl_coef
+    if kl_coef is None or before.get("largest_manipulation") is None:
+        return math.nan
+    return kl_coef * before["kl_sft0_soup"]
 
 
 def policy_agreement(study, replicate):
@@ -70,28 +82,23 @@ def policy_agreement(study, replicate):
 
 
 def plain_gain(study, replicate):
-    """(gain, standard error): gold of the plain anchor minus sft0's, paired by prompt, at its first kl_coef."""
-    policies = sorted(study.of(arm=study.plain, replicate=replicate), key=lambda p: study.kl_coefs.index(p.kl_coef))
-    if not policies:
+    """(gain, standard error): gold of the plain anchor at the claims' kl_coef minus sft0's; see `gates.advantage`."""
+    if study.plain is None:
         return math.nan, math.nan
-    rows = study.frames.responses
-    rows = rows[rows["replicate"] == replicate]
-    plain, sft0 = (_gold_by_prompt(rows[rows["model"] == model]) for model in (policies[0].name, selection.SFT0))
-    gains = (plain - sft0.reindex(plain.index)).dropna().to_numpy()
-    if len(gains) < 2:
-        return math.nan, math.nan
-    return float(np.mean(gains)), float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
-
-
-def _gold_by_prompt(rows):
-    """(benchmark, prompt) -> mean gold of its responses, in the order of the file."""
-    return rows.groupby(["benchmark", "prompt_id"], sort=False)["gold"].mean()
+    kl_coef = selection.of_claims(study, study.plain)
+    policies = study.of(arm=study.plain, replicate=replicate, kl_coef=kl_coef)
+    rows = [row | {"model": study.plain} for policy in policies for row in policy.responses]
+    gain = advantage(rows + selection.sft0_responses(study, replicate), "gold", study.plain)
+    return tuple(selection.number_or_nan(number) for number in gain)
 
 
 def checks(study, tables):
     """The gates that were measured (`evaluate.gates.Measured`), by the study's tables of gates and of manipulation."""
     limits, plain = study.config.evaluate.gates, study.plain or "plain PPO"
     numbers = _of_replicates(tables["gates"]) | _of_arms(study, tables["manipulation"])
+    numbers["evaluation_noise"] = evaluation_noise(tables.get("claims"))
+    if numbers.get("claim_manipulation"):  # the largest kl_coef says nothing of claims at another
+        numbers.pop("largest_manipulation")
     wanted = gates(limits, words.reward_model(study.config), plain)
     return [Measured(gate, numbers[name]) for name, gate in wanted.items() if numbers.get(name)]
 
@@ -109,9 +116,22 @@ def _of_arms(study, frame):
     """Name of a gate -> arm -> number."""
     return {
         "manipulation": manipulation.strengths(study, frame),
-        "reward_slope": manipulation.by_arm(frame, "reward_slope"),
+        "settled": manipulation.settled(frame),
+        "reward_slope": manipulation.drifts(frame),
         "place_in_grid": manipulation.places(frame),
     }
+
+
+def evaluation_noise(frame):
+    """Claim -> what prompts and sampling alone make of the deviation between replicates, of its primary outcome.
+
+    Left out are claims of which one of the two is not known.
+    """
+    if frame is None or frame.empty:
+        return {}
+    rows = claims.primary_rows(claims.tested_rows(frame)).dropna(subset=["sampling_deviation", "deviation"])
+    rows = rows[rows["deviation"] > 0].set_index("claim")
+    return (rows["sampling_deviation"] / rows["deviation"]).astype(float).to_dict()
 
 
 def listed(checks):

@@ -1,11 +1,12 @@
 """How strongly a study manipulates what its policies are anchored to, and whether they were trained to the end."""
 
 import math
+from collections import Counter
 
 import pandas as pd
 
 from salsa import algorithms, anchors
-from salsa.evaluate import gates
+from salsa.evaluate import flat, gates, statistics
 from salsa.report import selection, words
 from salsa.report.sections import Section
 from salsa.report.selection import number_or_nan
@@ -39,7 +40,7 @@ def table(study):
     row's kl_coef, and `chosen` says whether claims compare the arm at it.
     """
     grids = {arm: selection.grid(study, arm) for arm in study.arms if study.penalised(arm)}
-    best = {arm: of_claims(study, arm, grid) for arm, grid in grids.items()}
+    best = {arm: selection.of_claims(study, arm) for arm in grids}
     rows = []
     for policy, end in zip(study.ordered, study.frames.policies.to_dict("records"), strict=True):
         if policy.arm in grids:
@@ -67,7 +68,7 @@ def _measures(study, policy, end):
         "penalty_share": share(penalty, gain),
         "reward_slope": end["reward_slope"],
         "reward_slope_se": end["reward_slope_se"],
-        "flat": flatness(end["reward_slope"], limits.largest_drift),
+        "flat": flat.flatness(end["reward_slope"], end["reward_slope_se"], limits.largest_drift),
     }
 
 
@@ -83,11 +84,6 @@ def _strength(study, policy):
         return math.nan
     start = policy.metrics[0] if policy.metrics else {}
     return reference_kl(study, policy) * number_or_nan(start.get("kl_coef"))
-
-
-def flatness(change, largest):
-    """Whether a change of reward is small enough for reward to count as flat, in words; "" where it is not known."""
-    return "" if math.isnan(change) else "yes" if abs(change) <= largest else "no"
 
 
 def share(penalty, gain):
@@ -135,12 +131,6 @@ def _penalty(study, policy):
     return sum(penalties) / len(penalties) if penalties else math.nan
 
 
-def of_claims(study, arm, grid):
-    """The kl_coef of a grid at which claims compare an arm: the one that was fixed in advance, or else its best."""
-    fixed = study.config.claim_kl_coef
-    return fixed if fixed in grid else selection.choose(study, arm, grid)
-
-
 def chosen(frame):
     """The rows of the kl_coefs that claims compare arms at."""
     return frame[frame["chosen"] == "yes"]
@@ -158,6 +148,28 @@ def strengths(study, frame):
     return {arm: x for arm, x in by_arm(frame, "manipulation").items() if has_other_reference(study, arm)}
 
 
+def settled(frame):
+    """Arm -> share of replicates in which its reward is not clearly drifting, of those in which it was measured."""
+    known = frame[frame["flat"] != ""]
+    return by_arm(known.assign(settled=(known["flat"] != flat.DRIFTING).astype(float)), "settled")
+
+
+def drifts(frame):
+    """Arm -> the end further from 0, as a size, of the interval of its change of reward over replicates.
+
+    The interval is that of t. One replicate has none, and there it is the run's own change ± 2 standard errors.
+    """
+    names, ends = ["reward_slope", "reward_slope_se"], {}
+    changes = selection.seed_means(chosen(frame).dropna(subset=names), ["arm"], names)
+    for arm, rows in changes.groupby("arm", sort=False):
+        mean, low, high = statistics.replicate_interval(rows["reward_slope"])
+        if len(rows) == 1:
+            half = flat.ERRORS * float(rows["reward_slope_se"].iloc[0])
+            low, high = mean - half, mean + half
+        ends[arm] = max(abs(low), abs(high))
+    return ends
+
+
 def places(frame):
     """Arm -> where its chosen kl_coef lies in its grid."""
     return dict(zip(chosen(frame)["arm"], chosen(frame)["place_in_grid"], strict=True))
@@ -167,12 +179,10 @@ def sentence(study, frame):
     """What a reader has to know of the manipulation before any verdict, by the study's table of it."""
     penalties, gains = by_arm(frame, "penalty"), by_arm(frame, "reward_gain")
     shares = {arm: share(penalties[arm], gains[arm]) for arm in penalties if gains.get(arm)}
-    known = frame[frame["flat"] != ""]
     return gates.sentence(
         strengths(study, frame),
         shares,
-        int((known["flat"] == "yes").sum()),
-        len(known),
+        Counter(frame["flat"][frame["flat"] != ""]),
         places(frame),
         study.config.evaluate.gates,
     )
@@ -190,8 +200,9 @@ def reading(study, tables):
     return (
         "Rewards have a standard deviation of 1 on sft0's responses. The penalty is kl_coef · KL(policy ‖ own "
         f"reference) over the last {settings.flat_share:.0%} of training, the reward gained the proxy reward there "
-        "minus that of the first iteration; reward is flat where its least-squares line changes over this part by at "
-        f"most {settings.gates.largest_drift:g}. Strengths and shares are means over {words.replicates(study)}."
+        "minus that of the first iteration. Reward is flat where the change of its least-squares line over this part, "
+        f"± {flat.ERRORS} standard errors, lies within ±{settings.gates.largest_drift:g}, and clearly drifts where it "
+        f"lies outside. Strengths and shares are means over {words.replicates(study)}."
     )
 
 
