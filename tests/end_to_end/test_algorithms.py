@@ -1,18 +1,22 @@
-"""The study of four algorithms, and ingredients of every kind, with the real command at the smallest sizes."""
+"""The study of four algorithms, and ingredients of every kind, at the smallest sizes: every stage in this process."""
 
 import json
 from collections import Counter
 
+import in_process
 import pytest
-from test_study import SMALL, rows, run, study_of
+from test_study import SMALL, rows, study_of
 
 from salsa.base import ASSETS
+from salsa.report import style
+from salsa.workflow import compose, plan
 
 GRIDS = "algorithm_kl_coefs={ppo:[0.3],rloo:[0.3],grpo:[0.3],dpo:[0.3]}"
 SIZES = [
     *("experiment=algorithms", "arm=[ppo,strong_reference]", "kl_coefs=[0.3]", GRIDS, "benchmark=[in_distribution]"),
     *("benchmarks.in_distribution.prompts=6", "reward_model.pairs=64", "execution.keep_value_models=false"),
     *(f"{name}.{size}" for name in ("rloo", "grpo") for size in ("iterations=2", "batch_size=8")),
+    *("data.task.demonstrations=100", "data.task.validation=8", "data.task.evaluation=8"),
     # Rounds of GRPO on PPO's policy, a merged policy as the reference, a greedy soup, and a model from a folder.
     "+mixes.merged={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:grpo',origin:sft0,step:0.5}",
     "+mixes.picked={kind:greedy,weights:'1/3 sft0 + 1/3 sft1 + 1/3 strong'}",
@@ -24,13 +28,14 @@ SIZES = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("algorithms") / "results"
     (shipped,) = (path for path in ASSETS.iterdir() if path.is_dir())
     given = {override.split("=")[0] for override in SIZES}
     small = [override for override in SMALL if override.split("=")[0] not in given]
-    done = run(folder, *small, *SIZES, f"+models.base.path={shipped}", small=())
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    place = f"results={tmp_path_factory.mktemp('algorithms') / 'results'}"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(style, "save", in_process.without_pictures)
+        made = plan.plan(compose.compose([place, *small, *SIZES, f"+models.base.path={shipped}"]))
+        return in_process.execute_all(made)
 
 
 def test_every_algorithm_trains_against_every_reference(results):

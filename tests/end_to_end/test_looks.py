@@ -4,12 +4,13 @@ import signal
 import subprocess
 import time
 
+import in_process
 import pytest
 import yaml
 from test_study import ROOT, SMALL, run, start
 from test_workflow import TINY, Place
 
-from salsa.workflow import runs
+from salsa.workflow import compose, plan, runs
 
 LOOKS = TINY.replace("replicates=[0]", "replicates=[0,1,2] looks=[2,3]")
 A_REPLICATE = {"sft": 2, "reward_model": 1, "landscape": 1, "ppo": 2, "respond": 2, "judge": 2}
@@ -21,7 +22,9 @@ TINIER = {
     "benchmarks.in_distribution.prompts": "6",
     "reward_model.pairs": "64",
     "ppo.iterations": "1",
-    "data.task.evaluation": "16",
+    "data.task.evaluation": "8",
+    "data.task.demonstrations": "100",
+    "data.task.validation": "8",
 }
 REAL = [override for override in SMALL if override.split("=")[0] not in TINIER and not override.startswith("dpo.")]
 REAL += [f"{key}={value}" for key, value in TINIER.items()]
@@ -57,13 +60,22 @@ def claimed(study):
     return runs.read_manifest(study)["settings"]["config"]["claims"]["mine"]["smallest_effect"]
 
 
+def make_replicates_of_the_first_look(results):
+    """All that the study reads at its first look, made in this process."""
+    made = plan.plan(compose.compose([f"results={results}", *REAL, *claim(EVERYTHING_IS_EXCLUDED)]))
+    in_process.execute_all(made, lambda path, run: run.stage != "study" and "-r2-" not in path)
+
+
 def test_a_study_of_real_stages_ends_where_it_is_decided_and_goes_on_where_it_was_killed(tmp_path):
     results, decided = tmp_path / "results", {"look": 1, "replicates": 2, "decided": ["mine"], "undecided": []}
+    make_replicates_of_the_first_look(results)
+    replicates = times(results)
     done = run(results, *claim(EVERYTHING_IS_EXCLUDED), small=REAL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert decisions(results, EVERYTHING_IS_EXCLUDED) == [decided | {"goes_on": False}]
     first = times(results)
-    assert len(list((results / "ppo").iterdir())) == 4
+    assert len(list((results / "ppo").iterdir())) == 4 and len(first) == len(replicates) + 1
+    assert replicates.items() <= first.items()
 
     process = start(results, *claim(NOTHING_IS_DECIDED), small=REAL, output=subprocess.DEVNULL)  # no pipe to fill up
     wait_for(process, lambda: len(list((results / "ppo").iterdir())) > 4)

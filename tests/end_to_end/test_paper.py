@@ -4,7 +4,6 @@ The stages are called in this process, in the plan's order; test_study.py starts
 """
 
 import csv
-import importlib
 import json
 import os
 import re
@@ -13,32 +12,21 @@ import sys
 from pathlib import Path
 
 import hub_like
+import in_process
 import pytest
 import torch
 
-from salsa import algorithms, soup
+from salsa import soup
 from salsa.data import chat
 from salsa.judges import openai
 from salsa.rl import forward, models, rollout
-from salsa.workflow import compose, config, plan, runs, schema, stages
+from salsa.workflow import compose, plan
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
     "gemma_2b": "google/gemma-2b",
     "mistral_7b": "mistralai/Mistral-7B-v0.1",
     "llama2_7b": "meta-llama/Llama-2-7b-hf",
-}
-FUNCTIONS = {
-    "prepare": "prepare",
-    "benchmark": "make",
-    "base": "make",
-    "sft": "train",
-    "reward_model": "train",
-    "landscape": "survey",
-    "respond": "respond",
-    "judge": "judge",
-    "study": "build",
-    "comparison": "build",
 }
 SMALL = [
     "experiment=paper",
@@ -158,24 +146,7 @@ def root(tmp_path_factory):
 def study(root):
     """experiment=paper, run whole: (plan, results folder)."""
     result = plan.plan(compose.compose([*SMALL, f"results={root / 'results'}", *data_files(root)]))
-    for path, run in result.runs.items():
-        execute(root / "results", path, run)
-    return result, root / "results"
-
-
-def execute(results, path, run):
-    module, trained_by = importlib.import_module(stages.ALL[run.stage].module), algorithms.kinds().get(run.stage)
-    function = trained_by.train if trained_by else getattr(module, FUNCTIONS[run.stage])
-    runs.execute(
-        run.stage,
-        module.VERSION,
-        function,
-        schema.from_dict(stages.ALL[run.stage].settings, run.settings),
-        {role: results / parent for role, parent in run.parents.items()},
-        results / path,
-        schema.from_dict(config.Execution, run.execution),
-        expected=run.address,
-    )
+    return result, in_process.execute_all(result)
 
 
 def table(folder, name):
@@ -267,7 +238,7 @@ def test_adapters_are_merged(root, study):
     made = {}
     for path, run in result.runs.items():
         if path in wanted:
-            execute(results, path, run)
+            in_process.execute(result, path, run)
             made.setdefault(run.stage, results / path / "model")
     start = models.load_policy(made["base"])
     for stage, rank in (("sft", 4), ("ppo", 8)):  # PPO's adapters are added to SFT's

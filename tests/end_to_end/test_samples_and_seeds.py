@@ -1,25 +1,17 @@
 """A study of two training seeds and two responses a prompt, from nothing: every stage in this process."""
 
 import csv
-import importlib
-from pathlib import Path
 
+import in_process
 import pytest
 from test_study import SMALL
 
 from salsa.report import style
-from salsa.workflow import compose, config, plan, runs, schema, stages
+from salsa.workflow import compose, plan, runs
 
 CHANGES = ["benchmark=[in_distribution]", "benchmarks.in_distribution.prompts=5", "data.task.evaluation=6",
            "data.task.demonstrations=100", "data.task.validation=8", "reward_model.pairs=64", "evaluate.samples=2",
            "ppo.seeds=2", "execution.keep_value_models=false"]  # fmt: skip
-FUNCTIONS = {  # stage -> the function of its module
-    **dict.fromkeys(("corpus", "base", "benchmark"), "make"),
-    **dict.fromkeys(("sft", "reward_model"), "train"),
-    **{name: name for name in ("prepare", "respond", "judge")},
-    "landscape": "survey",
-    "study": "build",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,34 +21,8 @@ def finished(tmp_path_factory):
     small = [override for override in SMALL if not override.startswith("dpo.")]
     made = plan.plan(compose.compose([f"results={root / 'results'}", *small, *CHANGES]))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(style, "save", save)
-        for path, run in made.runs.items():
-            execute(made, path, run)
-    return made, Path(made.results)
-
-
-def save(figure, folder, name):
-    """In place of a figure, a file of its name."""
-    runs.write_atomically(folder / f"{name}.png", "not rendered")
-
-
-def execute(made, path, run):
-    """What the command of a stage does with a run of a plan."""
-    stage, results = stages.ALL[run.stage], Path(made.results)
-    module = importlib.import_module(stage.module)
-    function = getattr(module, FUNCTIONS[run.stage]) if run.stage in FUNCTIONS else module.ALGORITHM.train
-    runs.execute(
-        stage.name,
-        module.VERSION,
-        function,
-        schema.from_dict(stage.settings, run.settings),
-        {role: results / parent for role, parent in run.parents.items()},
-        results / path,
-        schema.from_dict(config.Execution, run.execution),
-        expected=run.address,
-        writes=stage.writes,
-        may_write=stage.may_write,
-    )
+        monkeypatch.setattr(style, "save", in_process.without_pictures)
+        return made, in_process.execute_all(made)
 
 
 def study_of(made):

@@ -187,6 +187,11 @@ def wait_for_a_file(trainer, *_):
     until((trainer.output.parent / "go on").exists)
 
 
+def say_that_it_starts(*arguments):
+    """Of `runs.execute`: requests to stop are heard from here on."""
+    (Path(arguments[5]).parent / "starts").touch()
+
+
 def at(owner, name, number, act, when=lambda *_: True):
     """What lets `act` go before call number `number` (from 1) of `owner.name`, of those whose arguments pass `when`."""
 
@@ -237,6 +242,7 @@ REQUESTS = {
 INTERRUPTIONS = {name: how for name, (how, *_) in (KILLS | REQUESTS).items()} | {
     "while it samples at first": at(rollout, "sample_batch", 1, ask_to_stop),
     "while it writes its result": at(networks.ActorCritic, "save", 1, ask_to_stop),
+    "by nothing, once it starts": at(runs, "execute", 1, say_that_it_starts),
     "for a while": at(trainer.Trainer, "_step", 10, wait_for_a_file),
 }
 
@@ -370,7 +376,8 @@ def test_a_second_process_waits_and_finds_the_result(parents, tmp_path):
     until(lambda: run.checkpoints == {"000002"})
     second = run.start(log=tmp_path / "second.txt")
     until((tmp_path / "second.txt").exists)
-    third = run.start(log=tmp_path / "third.txt")
+    third = run.start("by nothing, once it starts", log=tmp_path / "third.txt")
+    until((tmp_path / "starts").exists)
     second.join(2)
     assert first.is_alive() and second.is_alive() and third.is_alive()
     third.terminate()
