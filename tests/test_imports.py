@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 BLOCK = """
 import sys
 for name in {blocked!r}:
@@ -19,31 +17,23 @@ def imports(statement, blocked):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "salsa.soup",
-        "salsa.rl.objective",
-        "salsa.rl.trainer",
-        "salsa.evaluate.landscape",
-        "salsa.evaluate.respond",
-        "salsa.evaluate.statistics",
-    ],
-)
-def test_numerics_need_no_workflow(module):
-    imports(f"import {module}", ["trl", "datasets", "hydra", "omegaconf", "snakemake"])
+# One process for all of a kind: most of its time goes into importing torch.
+NUMERICS = [
+    *("salsa.soup", "salsa.rl.objective", "salsa.rl.trainer"),
+    *("salsa.evaluate.landscape", "salsa.evaluate.respond", "salsa.evaluate.statistics"),
+]
+JUDGING_AND_REPORTING = [
+    *("salsa.evaluate.judge", "salsa.tools.published", "salsa.evaluate.statistics", "salsa.evaluate.tournament"),
+    "salsa.report.study",
+]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "salsa.evaluate.judge",
-        "salsa.tools.published",
-        "salsa.evaluate.statistics",
-        "salsa.evaluate.tournament",
-        "salsa.report.study",
-    ],
-)
-def test_judging_and_reporting_need_no_torch(module):
+def test_numerics_need_no_workflow():
+    statements = [f"import {module}" for module in NUMERICS]
+    imports("\n".join(statements), ["trl", "datasets", "hydra", "omegaconf", "snakemake"])
+
+
+def test_judging_and_reporting_need_no_torch():
     # Not blocked but looked for: scipy itself asks whether torch is there.
-    imports(f"import {module}; assert 'torch' not in sys.modules", ["transformers", "trl", "datasets", "snakemake"])
+    statements = [f"import {module}\nassert 'torch' not in sys.modules, {module!r}" for module in JUDGING_AND_REPORTING]
+    imports("\n".join(statements), ["transformers", "trl", "datasets", "snakemake"])

@@ -55,7 +55,7 @@ def files(process):
     return json.loads(out)
 
 
-def test_six_hash_seeds_and_foreign_surroundings(tree, tmp_path):
+def test_hash_seeds_and_foreign_surroundings(tree, tmp_path):
     plain = files(started(tree, tmp_path / "plain", 0, drawn=True))
     assert {"study/figures/frontier.png", "comparison/figures/comparison.pdf"} <= set(plain)
     hostile = tmp_path / "hostile.rc"
@@ -65,7 +65,7 @@ def test_six_hash_seeds_and_foreign_surroundings(tree, tmp_path):
     process = started(tree, tmp_path / "odd", 5, drawn=True, **odd)
     assert files(process) == plain
     tables = {name: digest for name, digest in plain.items() if "figures" not in name and "report.html" not in name}
-    for seed in (1, 2, 3, 4):
+    for seed in (1, 2):
         found = files(started(tree, tmp_path / str(seed), seed))
         assert {name: found[name] for name in tables} == tables
 
