@@ -4,14 +4,17 @@ A claim says that a mean difference is above 0, and names δ, the smallest diffe
 read from one interval of the mean over replicates, by where the interval lies among 0 and δ (`verdict`); nothing else
 decides.
 
-**Many claims.** A study that tests m claims gives each of them an interval at the level 1 − 0.05/m (`family_level`,
-Bonferroni). Then all m intervals hold their true means at once with at least 95 %, and where they do, every verdict of
-the study is right, of whatever kind: supported, excluded, reversed, too small, equivalent. No p-value is corrected
-anywhere else. Holm's procedure would gain nothing: it raises the level of the remaining tests after each rejection,
-because fewer null hypotheses can still be true. Here each claim has the null hypotheses "at most 0" (denied by
-supported), "at least 0" (denied by reversed) and "at least δ" (denied by excluded), and whatever the mean is, one of
-the first two is true. However many verdicts there are, m true null hypotheses remain, one a claim, and each needs its
-0.05/m.
+**Many claims.** A study that plans to test m claims gives each of them, whatever its origin and algorithm, an interval
+at the level 1 − 0.05/m (`family_level`, Bonferroni). Then all m intervals hold their true means at once with at least
+95 %, and where they do, every verdict of the study is right, of whatever kind: supported, excluded, reversed, too
+small, equivalent. No p-value is corrected anywhere else. Holm's procedure would gain nothing: it raises the level of
+the remaining tests after each rejection, because fewer null hypotheses can still be true. Here each claim has the null
+hypotheses "at most 0" (denied by supported), "at least 0" (denied by reversed) and "at least δ" (denied by excluded),
+and whatever the mean is, one of the first two is true. However many verdicts there are, m true null hypotheses remain,
+one a claim, and each needs its 0.05/m.
+
+**Lost values.** A replicate whose number is not finite may be the very one that contradicts the others, so that those
+which are left decide nothing: there is no interval.
 
 **Small deviations.** Prompts and sampling alone make replicates differ. Where their variance is known, a deviation
 between replicates below it is luck, and the interval is made with the known one (`decide`).
@@ -25,7 +28,7 @@ from dataclasses import dataclass, replace
 
 from scipy import stats
 
-from salsa.evaluate.sequential import Look, varies
+from salsa.evaluate.sequential import varies
 from salsa.evaluate.statistics import finite
 
 SUPPORTED, TOO_SMALL, EXCLUDED = "supported", "too small", "excluded"
@@ -74,10 +77,12 @@ class Decision:
         standard_error: deviation/√replicates.
         floored: whether the deviation is the one of sampling alone.
         replicates: how many values were finite.
+        lost: how many were not.
         p: two-sided, of the mean against 0, from this standard error, as if the replicates had been looked at once. It
             describes; where a study is looked at several times, or tests several claims, only the interval decides.
         verdict: one of the words above.
         equivalent: whether the interval lies between −δ and δ.
+        contradictory: whether the intervals of several looks have nothing in common (`intersected`).
     """
 
     mean: float
@@ -89,13 +94,25 @@ class Decision:
     standard_error: float
     floored: bool
     replicates: int
+    lost: int
     p: float
     verdict: str
     equivalent: bool
+    contradictory: bool = False
+
+    @property
+    def has_interval(self):
+        """Whether there are bounds."""
+        return not math.isnan(self.low)
+
+    @property
+    def can_decide(self):
+        """Whether further replicates may decide what is undecided: not where one was lost, or looks contradict."""
+        return not (self.lost or self.contradictory)
 
 
 def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0):
-    """What the finite ones of paired differences (R,), one a replicate, say about the claim that their mean is above 0.
+    """What paired differences (R,), one a replicate, say about the claim that their mean is above 0.
 
     The interval is mean ± critical · √(max(s², sampling_variance)/R). The critical value is the quantile of the t
     distribution with R − 1 degrees of freedom, or that of the look.
@@ -107,16 +124,17 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
     Args:
         smallest_effect: δ, in the values' unit; not negative.
         look: None where the number of replicates was fixed beforehand, else the `sequential.Look` that is taken. Where
-            replicates were lost, so that there are fewer values than the look has, the critical value is the one of
-            equal tail probability.
+            there are fewer values than the look has, the critical value is the one of equal tail probability.
         sampling_variance: known variance of one value from prompts and responses alone, the models being given.
 
-    Fewer than two values have no interval. Values that are equal, but for rounding, have none either unless
-    sampling_variance is above 0: draws from a normal distribution differ, so the measure is too coarse to show how
-    replicates do. Both are undecided.
+    Where a value is not finite, the mean and the deviation are those of the others, and there is no interval. Fewer
+    than two values have none. Values that are equal, but for rounding, have none either unless sampling_variance is
+    above 0: draws from a normal distribution differ, so the measure is too coarse to show how replicates do. All of
+    these are undecided.
     """
     if not (0 <= smallest_effect < math.inf and 0 <= sampling_variance < math.inf):
         raise ValueError(f"smallest_effect {smallest_effect}, sampling_variance {sampling_variance}: give 0 or more")
+    given = len(values)
     values = finite(values)
     count, mean = values.size, float(values.mean()) if values.size else math.nan
     critical = critical_value(count, level, look)
@@ -124,7 +142,7 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
     floored = spread < math.sqrt(sampling_variance)
     deviation = math.sqrt(sampling_variance) if floored else spread
     error = deviation / math.sqrt(count) if count else math.nan
-    half = critical * error if error > 0 else math.nan
+    half = critical * error if error > 0 and count == given else math.nan
     low, high = mean - half, mean + half
     return Decision(
         mean=mean,
@@ -136,35 +154,38 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
         standard_error=error,
         floored=floored,
         replicates=count,
-        p=float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else math.nan,
+        lost=given - count,
+        p=float(2 * stats.t.sf(abs(mean) / error, count - 1)) if half > 0 else math.nan,
         verdict=verdict(low, high, smallest_effect),
         equivalent=equivalent(low, high, smallest_effect),
     )
 
 
-def decide_through_looks(values, smallest_effect, level, look, sampling_variance=0.0):
-    """As `decide` at a look, with the interval that lies in those of this look and of all before it.
+def intersected(by_look, smallest_effect):
+    """The latest of a study's decisions, with the interval that lies in those of all its looks.
 
     With the probability `level` the intervals of all looks hold the mean at once, so their intersection does: what an
-    earlier look decided stays decided. Where they have nothing in common, one of them is wrong, and the latest counts.
+    earlier look decided stays decided. Where they have nothing in common, one of them is wrong, and nobody knows which:
+    there is no interval, and the claim is undecided.
 
     Args:
-        values: (R,) in the order of the replicates, of which earlier looks had the first ones.
+        by_look: what `decide` said at each look until now, in order; each of the replicates that it had then.
     """
-    values = list(values)
-    places = [Look(look.looks, place) for place in range(look.place + 1)]
-    found = [decide(values[: each.replicates], smallest_effect, level, each, sampling_variance) for each in places]
-    latest = found[-1]
-    low = max((each.low for each in found if each.low == each.low), default=math.nan)
-    high = min((each.high for each in found if each.high == each.high), default=math.nan)
-    if low > high:
+    latest = by_look[-1]
+    bounded = [decision for decision in by_look if decision.has_interval]
+    if latest.lost or not bounded:
         return latest
+    low, high = max(decision.low for decision in bounded), min(decision.high for decision in bounded)
+    contradictory = low > high
+    if contradictory:
+        low, high = math.nan, math.nan
     return replace(
         latest,
         low=low,
         high=high,
         verdict=verdict(low, high, smallest_effect),
         equivalent=equivalent(low, high, smallest_effect),
+        contradictory=contradictory,
     )
 
 

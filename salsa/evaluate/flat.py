@@ -50,6 +50,18 @@ def flatness(change, error, largest):
     return DRIFTING if abs(change) - ERRORS * error > largest else UNDECIDED
 
 
+def mean_variance(values):
+    """The variance of the mean of a series (N,) whose neighbouring values may be correlated, as in `change`.
+
+    Its sum of squares is scaled by N/(N − 1), for the mean is estimated. nan for a series that has no `change`.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    count = len(values)
+    if count < FEWEST or not np.isfinite(values).all():
+        return math.nan
+    return _long_run(values - values.mean(), lag(count)) / (count * (count - 1))
+
+
 def lag(count):
     """How many iterations apart residuals may be correlated: ⌊4 (N/100)^(2/9)⌋ (Newey and West, RES 61, 1994)."""
     return int(4 * (count / 100) ** (2 / 9))

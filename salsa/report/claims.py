@@ -4,17 +4,22 @@ A claim (`config.Claim`) is a hypothesis fixed before the run: candidate minus b
 would matter. Its primary outcome (`outcomes`), paired by replicate (the same SFT models, reward model and training
 seeds), is decided by `decisions.decide`, whose words are the only verdicts there are.
 
-**Families.** The claims of one origin that a study tests are one family: each has an interval at the level of
-`decisions.family_level`, so that all verdicts of the family are right at once with 95 %. The claims of all algorithms
-belong to it. Secondary outcomes have intervals at that level too, and no verdict.
+**The family.** All claims that a study plans to test (`families.planned`), of whatever origin and algorithm, are one
+family: each has an interval at the level of `decisions.family_level`, so that all verdicts of the study are right at
+once with 95 %. Secondary outcomes have intervals at that level too, and no verdict.
+
+**Stability** has no δ: an effect of 0 is the loss of a whole margin, and one near 0 of nearly all of it, so that
+neither "too small to matter" nor "excluded" nor "equivalent" would mean what it says. It is supported, reversed or
+undecided.
 
 Nothing is read from a judge that can't measure (`judging`): its verdicts pull every win rate towards ½. One that
 measures in part shows a part of an effect, and so excludes one only by an interval below that part of the smallest
-effect. A study with looks decides by what the intervals of all looks until then have in common.
+effect. A study with looks decides by what the intervals of all looks until then have in common, each computed again
+from the replicates that it had.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -22,7 +27,7 @@ from salsa.evaluate import decisions, power, sequential
 from salsa.report import outcomes, selection
 from salsa.report.frames import BOUNDS
 from salsa.report.outcomes import PRIMARY, NotTested
-from salsa.workflow import config
+from salsa.workflow import config, families
 
 ORIGINS = {
     "positive_control": "Whether the study can see a better reference",
@@ -32,8 +37,8 @@ ORIGINS = {
 COLUMNS = ["claim", "origin", "claim_verdict", "text", "outcome", "measure", "benchmark", "judge", "candidate",
            "baseline", "candidate_kl_coef", "baseline_kl_coef", "how", "effect", "effect_low", "effect_high", "level",
            "smallest_effect", "smallest_effect_shown", "critical", "deviation", "sampling_deviation", "floored", "p",
-           "replicates", "needed_80", "needed_80_low", "needed_80_high", "needed_90", "needed_90_low", "needed_90_high",
-           "equivalent", "verdict", "why"]  # fmt: skip
+           "replicates", "lost", "contradictory", "needed_80", "needed_80_low", "needed_80_high", "needed_90",
+           "needed_90_low", "needed_90_high", "equivalent", "verdict", "why"]  # fmt: skip
 POWERS = {"needed_80": 0.8, "needed_90": 0.9}  # column -> probability of a verdict at δ, and at 0
 
 
@@ -42,15 +47,17 @@ class Test:
     """A claim that the study tests.
 
     Attributes:
-        claim: as `outcomes.resolved` makes it.
-        outcomes: of `outcomes.measured`, the primary one first.
+        claim: as `families.resolved` makes it.
+        outcomes: of `outcomes.measured`, the primary one first, of the replicates that belong to the look.
         look: the `sequential.Look` that its arms have reached; None where the number of replicates was fixed.
+        replicates: in which both arms are run, in the order in which looks take them.
     """
 
     claim: config.Claim
     pair: selection.Pair
     outcomes: list[outcomes.Outcome]
     look: sequential.Look | None
+    replicates: tuple = ()
 
 
 def frame(study):
@@ -61,9 +68,9 @@ def frame(study):
     to support an effect of the smallest size, and to exclude one where there is none (`power.needed`); its bounds are
     those of the deviation. It is infinite where the study's last look has less.
     """
-    levels = family_levels(study)
-    rows = [row for name, claim in ordered(study.config.claims).items() for row in _rows(study, name, claim, levels)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"replicates": "Int64"})
+    level = family_level(study)
+    rows = [row for name, claim in ordered(study.config.claims).items() for row in _rows(study, name, claim, level)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"replicates": "Int64", "lost": "Int64"})
 
 
 def ordered(claims):
@@ -80,20 +87,22 @@ def tests(study):
 
 
 def _test(study, claim):
-    claim = outcomes.resolved(study, claim)
+    claim = families.resolved(study.config, claim)
     try:
         pair = outcomes.compared(study, claim)
-        look = reached(study, pair)
-        measured = [_until(study, look, outcome) for outcome in outcomes.measured(study, claim, pair)]
+        replicates = outcomes.replicates_of(study, pair)
+        look = reached(study, pair, len(replicates))
+        counted = replicates if look is None else replicates[: look.replicates]
+        measured = [outcomes.of_replicates(each, counted) for each in outcomes.measured(study, claim, pair)]
     except NotTested as reason:
         return reason
     if not measured[0].values["effect"].map(math.isfinite).any():
         return NotTested("no replicate has a finite number to compare")
-    return Test(claim, pair, measured, look)
+    return Test(claim, pair, measured, look, tuple(replicates))
 
 
-def reached(study, pair):
-    """The latest `sequential.Look` that a pair's replicates have reached, None where the study has no looks.
+def reached(study, pair, count):
+    """The latest `sequential.Look` that so many replicates of a pair have reached, None where the study has no looks.
 
     An arm that is run on the first replicates alone has its last look there.
     """
@@ -103,7 +112,7 @@ def reached(study, pair):
     limits = [_most_replicates(study, arm) for arm in (pair.candidate, pair.baseline)]
     most = min([looks[-1], *(limit for limit in limits if limit is not None)])
     looks = tuple(dict.fromkeys(min(look, most) for look in looks))
-    return sequential.latest(looks, len(study.replicates)) or sequential.Look(looks, 0)
+    return sequential.latest(looks, count) or sequential.Look(looks, 0)
 
 
 def _most_replicates(study, arm):
@@ -112,29 +121,23 @@ def _most_replicates(study, arm):
     return len(limit) if isinstance(limit, list) else limit
 
 
-def _until(study, look, outcome):
-    """An outcome over the replicates that belong to a look; later ones are looked at with those of the next."""
-    if look is None:
-        return outcome
-    present = [k for k in study.config.replicates if k in study.replicates]
-    counted = [k for k in present[: look.replicates] if k in outcome.values.index]
-    return replace(outcome, values=outcome.values.loc[counted])
+def family(study):
+    """The names of the claims that the study plans to test, whose verdicts hold at once."""
+    return families.planned(study.composed)
 
 
-def family_levels(study):
-    """Origin -> level of the intervals of its claims, by how many of them the study tests; none tested: left out."""
-    tested = [test.claim.origin for test in tests(study).values() if isinstance(test, Test)]
-    return {origin: decisions.family_level(tested.count(origin)) for origin in ORIGINS if origin in tested}
+def family_level(study):
+    """The level of the intervals of all claims."""
+    return decisions.family_level(max(1, len(family(study))))
 
 
-def _rows(study, name, claim, levels):
+def _rows(study, name, claim, level):
     test = tests(study)[name]
     if isinstance(test, NotTested):
         row = {"claim": name, "outcome": PRIMARY, "benchmark": "", "judge": "", "why": str(test)}
         row |= {key: getattr(claim, key) for key in ("origin", "text", "measure", "smallest_effect")}
         row |= {"candidate": claim.candidate, "baseline": claim.baseline}
         return [row | dict.fromkeys(("claim_verdict", "verdict"), decisions.NOT_TESTED)]
-    level = levels[claim.origin]
     first = decision(test, test.outcomes[0], level)
     row = {"claim": name, "claim_verdict": first.verdict, "origin": claim.origin, "text": claim.text}
     row |= {"candidate": test.pair.candidate, "baseline": test.pair.baseline}
@@ -162,16 +165,25 @@ def needed(test, found):
 
 
 def decision(test, outcome, level):
-    """The `decisions.Decision` of an outcome. Stability that is known in some replicates alone is undecided."""
-    smallest = test.claim.smallest_effect * outcome.seen
-    effects, sampling = outcome.values["effect"], floor(outcome)
-    if test.look:
-        result = decisions.decide_through_looks(effects, smallest, level, test.look, sampling)
-    else:
-        result = decisions.decide(effects, smallest, level, sampling_variance=sampling)
-    if outcome.measure == "stable" and result.replicates < len(outcome.values):  # the others may have diverged
-        return replace(result, verdict=decisions.UNDECIDED)
-    return result
+    """The `decisions.Decision` of an outcome, by the looks until now."""
+    return decisions.intersected([found for _, found in at_looks(test, outcome, level)], smallest_shown(test, outcome))
+
+
+def at_looks(test, outcome, level):
+    """(the outcome as it was, its `decisions.Decision`) of each look until now; of one where the study has no looks."""
+    looks, parts, smallest = [None], [outcome], smallest_shown(test, outcome)
+    if test.look is not None:
+        looks = [sequential.Look(test.look.looks, place) for place in range(test.look.place + 1)]
+        parts = [outcomes.of_replicates(outcome, test.replicates[: look.replicates]) for look in looks]
+    return [
+        (part, decisions.decide(part.values["effect"], smallest, level, look, floor(part)))
+        for look, part in zip(looks, parts, strict=True)
+    ]
+
+
+def smallest_shown(test, outcome):
+    """The smallest effect that would matter, as far as the outcome shows one; 0 for stability, which has none."""
+    return 0.0 if test.claim.measure == "stable" else test.claim.smallest_effect * outcome.seen
 
 
 def floor(outcome):
@@ -183,25 +195,45 @@ def _columns(test, outcome, found):
     columns = {"outcome": outcome.kind, "measure": outcome.measure, "benchmark": outcome.benchmark}
     columns |= {"judge": outcome.judge, "how": outcome.how, "sampling_deviation": math.sqrt(outcome.sampling_variance)}
     columns |= {name: getattr(found, name) for name in ("level", "critical", "deviation", "floored", "p")}
-    columns |= {"replicates": found.replicates, "equivalent": found.equivalent, "verdict": "", "why": ""}
+    columns |= {name: getattr(found, name) for name in ("replicates", "lost", "contradictory")}
+    columns |= {"verdict": "", "why": ""}
     columns |= {f"effect{bound}": getattr(found, bound[1:] or "mean") for bound in BOUNDS}
     if outcome.measure == test.claim.measure:  # a win rate beside gold scores has another unit
-        smallest = test.claim.smallest_effect
-        columns |= {"smallest_effect": smallest, "smallest_effect_shown": smallest * outcome.seen}
+        columns |= {"smallest_effect": test.claim.smallest_effect, "equivalent": found.equivalent}
+        columns |= {"smallest_effect_shown": smallest_shown(test, outcome)}
     return columns
 
 
 def _notes(study, test, found):
     """What a reader of a claim's verdict has to know beside its numbers."""
+    primary = test.outcomes[0]
     notes = ["one replicate: conditional on one SFT pair"] if len(study.replicates) == 1 else []
-    notes += _collapsed(study, test) + _bounded(study, test)
-    lost = len(test.outcomes[0].values) - found.replicates
-    if lost:
-        notes.append(f"{lost} of {len(test.outcomes[0].values)} replicates have no finite number")
-    if found.replicates > 1 and math.isnan(found.low):
+    notes += _collapsed(study, test) + _bounded(study, test) + _of_measure(study, test)
+    if found.lost:
+        notes.append(f"{found.lost} of {len(primary.values)} replicates have no finite number, so nothing is decided")
+    if found.contradictory:
+        notes.append("the intervals of its looks have nothing in common, so nothing is decided")
+    if found.replicates > 1 and not found.has_interval and found.can_decide:
         notes.append(f"the {found.replicates} replicates are equal, so that there is no interval")
     if found.floored:
         notes.append("the replicates differ by less than sampling alone makes them, which is taken instead")
+    if math.isnan(primary.sampling_variance):
+        notes.append("no floor of the deviation is known")
+    return notes
+
+
+def _of_measure(study, test):
+    """Notes on what a claim's measure leaves out, or says twice."""
+    primary, notes = test.outcomes[0], []
+    if primary.apart:
+        count = len(primary.apart) + len(primary.values)
+        notes.append(f"in {len(primary.apart)} of {count} replicates the two reach no common KL, and are left out")
+    if primary.measure == "stable":
+        beyond = int((primary.values["effect"] < 0).sum())
+        notes.append(f"in {beyond} of {len(primary.values)} replicates more than a margin is lost")
+        notes += [primary.how] * bool(primary.how)
+    if primary.judge and selection.kind_of(study, primary.judge).is_gold:
+        notes.append(f"judge {primary.judge} scores as gold rewards do, so that this says again what they say")
     return notes
 
 
@@ -252,9 +284,40 @@ def _replicate_rows(name, test, outcome):
     if not test.claim.measure.startswith("matched"):
         columns |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
     values = outcome.values.rename_axis("replicate").reset_index()
+    columns["look"] = [_first_look(test, replicate) for replicate in values["replicate"]]
     rows = values.assign(**columns, sampling_variance=outcome.sampling_variance)
     return rows.reindex(columns=REPLICATE_COLUMNS)
 
 
-REPLICATE_COLUMNS = ["claim", "outcome", "measure", "benchmark", "judge", "replicate", "candidate", "baseline",
+def _first_look(test, replicate):
+    """The first look, counted from 1, that has a replicate; None in a study without looks."""
+    if test.look is None:
+        return None
+    place = test.replicates.index(replicate)
+    return next(number for number, look in enumerate(test.look.looks, start=1) if place < look)
+
+
+def looks(study):
+    """One row per tested claim × look until now: the interval of its primary outcome then, by which it is decided.
+
+    `look` counts the claim's own looks from 1; `n` is the number of finite values. `deviation` makes the interval, and
+    `floor` is what sampling alone gives (nan: not known), which it never lies below. Where the latest interval of a
+    claim and those before it have nothing in common, claims.csv has none.
+    """
+    rows, level = [], family_level(study)
+    for name in ordered(study.config.claims):
+        test = tests(study)[name]
+        if isinstance(test, Test):
+            by_look = at_looks(test, test.outcomes[0], level)
+            rows += [_look_row(name, place, *part) for place, part in enumerate(by_look, start=1)]
+    return pd.DataFrame(rows, columns=LOOK_COLUMNS)
+
+
+def _look_row(name, place, outcome, found):
+    row = {"claim": name, "look": place, "n": found.replicates, "floor": math.sqrt(outcome.sampling_variance)}
+    return row | {column: getattr(found, column) for column in LOOK_COLUMNS if column not in row}
+
+
+LOOK_COLUMNS = ["claim", "look", "n", "level", "critical", "mean", "deviation", "floor", "low", "high"]
+REPLICATE_COLUMNS = ["claim", "outcome", "measure", "benchmark", "judge", "replicate", "look", "candidate", "baseline",
                      "candidate_kl_coef", "baseline_kl_coef", *outcomes.VALUES, "sampling_variance"]  # fmt: skip

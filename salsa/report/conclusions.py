@@ -130,14 +130,12 @@ def summary(study, frame):
 
 def families(study):
     """The rule by which several claims are decided, with this study's numbers: sentences."""
-    tested = [test for test in claims.tests(study).values() if isinstance(test, claims.Test)]
-    counts = Counter(test.claim.origin for test in tested)
-    parts = [f"{counts[origin]} of origin {origin.replace('_', ' ')}" for origin in claims.ORIGINS if counts[origin]]
+    count, level = len(claims.family(study)), claims.family_level(study)
     looks = study.config.looks
     looked = f", and at all looks (after {', '.join(map(str, looks))} replicates) at once" if looks else ""
     return (
-        "The m claims of one origin that are tested are one family, each decided by an interval at the level "
-        f"1 − 0.05/m ({', '.join(parts) or 'none'}), so that all verdicts of a family hold at once with 95 %{looked}."
+        f"The {count} claims that this study plans to test are one family, each decided by an interval at the level "
+        f"1 − 0.05/{max(1, count)} = {100 * level:.4g} %, so that all verdicts hold at once with 95 %{looked}."
     )
 
 
@@ -194,8 +192,9 @@ def needed(study, row):
         return []
     last = study.config.looks[-1] if study.config.looks else power.MOST
     counts = [_replicates(row, name, last) for name in claims.POWERS]
+    excluded = ", or to exclude it where there is no effect," if row["smallest_effect_shown"] else ""
     sentences = [
-        f"80 % power to support {formats.number(row['smallest_effect'])}, or to exclude it where there is no effect, "
+        f"80 % power to support {formats.number(row['smallest_effect'])}{excluded} "
         f"takes {counts[0]} replicates, and 90 % {counts[1]}"
     ]
     if study.config.looks and math.isinf(row["needed_80"]):
@@ -222,7 +221,7 @@ def _without_looks(study, row):
     The range is left to `_replicates`: this number is the one to plan with.
     """
     replicates = row["replicates"]
-    smallest = row["smallest_effect_shown"]
+    smallest = row["smallest_effect_shown"] or row["smallest_effect"]  # stability has the latter alone
     floor = row["sampling_deviation"] ** 2 if row["sampling_deviation"] > 0 else 0.0
     numbers = [
         power.needed(row["deviation"], replicates - 1, smallest, row["level"], wanted, None, floor).replicates
@@ -263,7 +262,7 @@ def numbers(frame):
                 "of": measured + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
                 "effect": formats.number(row["effect"], row["effect_low"], row["effect_high"]),
                 "unit": unit,
-                "would matter": formats.number(row["smallest_effect"]),
+                "would matter": formats.number(row["smallest_effect"]) if row["smallest_effect_shown"] else "",
                 "p": formats.number(row["p"]),
                 "n": formats.number(row["replicates"]),
                 "verdict": row["verdict"],

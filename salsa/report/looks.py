@@ -16,16 +16,19 @@ def decision(study, claims):
         claims: the table of claims, whose rows of one claim have one `claim_verdict`.
 
     Keys: look, from 1 on; replicates, how many it rests on; decided and undecided, the tested claims of the abstract by
-    name; goes_on, whether one is undecided and another look is to come.
+    name; goes_on, whether further replicates can decide one that is undecided, and another look is to come. They can't
+    where a replicate of it has no finite number, or its looks contradict each other.
     """
     looks, count = study.config.looks, len(study.config.replicates)
     primary = claims[(claims["origin"] == PRIMARY) & (claims["claim_verdict"] != NOT_TESTED)]
     verdicts = dict(zip(primary["claim"], primary["claim_verdict"], strict=True))
     undecided = [name for name, verdict in verdicts.items() if verdict == UNDECIDED]
+    own = primary[(primary["outcome"] == "primary") & primary["claim"].isin(undecided)]
+    open_claims = own[(own["lost"] == 0) & (own["contradictory"] == False)]  # noqa: E712
     return {
         "look": looks.index(count) + 1,
         "replicates": count,
         "decided": [name for name in verdicts if name not in undecided],
         "undecided": undecided,
-        "goes_on": bool(undecided) and count < looks[-1],
+        "goes_on": len(open_claims) > 0 and count < looks[-1],
     }

@@ -97,7 +97,7 @@ def measures(study, arm, kl_coef):
     name = study.of(arm=arm, kl_coef=kl_coef)[0].name
     values = {measure: _wide(responses, column) for measure, column in ON_BENCHMARKS.items()}
     values["win_rate"] = win_rates(study, name, selection.SFT0)
-    values["kl_to_sft0"] = _wide(evaluation_rows(study, arm, kl_coef), "kl_to_sft0")
+    values["kl_to_sft0"] = _wide(selection.evaluation_rows(study, arm, kl_coef), "kl_to_sft0")
     for measure, column in OF_TRAINING.items():
         values[measure] = _wide(policies.assign(benchmark="", prompt_id=""), column)
     return {measure: wide for measure, wide in values.items() if not wide.empty}
@@ -130,17 +130,6 @@ def win_rates(study, candidate, baseline):
     won = rows["winner"] == "model_a"
     value = (won == (rows["model_a"] == candidate)).astype(float).mask(rows["winner"] == "tie", 0.5) - 0.5
     return _wide(rows.assign(value=value), "value")
-
-
-def evaluation_rows(study, arm, kl_coef):
-    """A row for each response of an arm's policies to an evaluation prompt; without a file of them, one a policy."""
-    rows = []
-    for policy in study.of(arm=arm, kl_coef=kl_coef):
-        path = study.parents[f"respond/{policy.index}"] / "evaluation.jsonl"
-        known = runs.read_jsonl(path) if path.exists() else [policy.evaluation | {"prompt_id": ""}]
-        where = {"benchmark": "", "replicate": policy.replicate, "seed": policy.seed}
-        rows += [where | {name: row.get(name) for name in ("prompt_id", "sample", "kl_to_sft0")} for row in known]
-    return pd.DataFrame(rows).astype({"kl_to_sft0": float})
 
 
 def _outcomes(of, measure, values):

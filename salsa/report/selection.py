@@ -19,7 +19,7 @@ import pandas as pd
 
 from salsa import judges
 from salsa.evaluate import statistics
-from salsa.workflow import config, policies
+from salsa.workflow import config, policies, runs
 
 SFT0 = "sft0"
 DIRECT = "judged against each other"
@@ -64,9 +64,14 @@ def measured_by(study):
 
 
 def development(study, arm, kl_coef):
-    """The mean of that measure over replicates, on the development prompts; nan where a policy lacks it."""
-    name = measured_by(study)
-    values = over_seeds(study.of(arm=arm, kl_coef=kl_coef), lambda policy: number_or_nan(policy.evaluation.get(name)))
+    """The mean of that measure over replicates, on the development prompts; nan where a policy lacks it.
+
+    Of a study with looks they are those of its first look, so that all looks compare the same policies.
+    """
+    name, looks = measured_by(study), study.config.looks
+    chosen_on = study.config.replicates[: looks[0] if looks else None]
+    policies = [policy for policy in study.of(arm=arm, kl_coef=kl_coef) if policy.replicate in chosen_on]
+    values = over_seeds(policies, lambda policy: number_or_nan(policy.evaluation.get(name)))
     return float(np.mean(list(values.values())))
 
 
@@ -270,6 +275,17 @@ def benchmark_means(study, arm, kl_coef, name, benchmark):
         return float(np.mean(values)) if values and None not in values else None
 
     return over_seeds(study.of(arm=arm, kl_coef=kl_coef), mean)
+
+
+def evaluation_rows(study, arm, kl_coef):
+    """A row for each response of an arm's policies to an evaluation prompt; without a file of them, one a policy."""
+    rows = []
+    for policy in study.of(arm=arm, kl_coef=kl_coef):
+        path = study.parents[f"respond/{policy.index}"] / "evaluation.jsonl"
+        known = runs.read_jsonl(path) if path.exists() else [policy.evaluation | {"prompt_id": ""}]
+        where = {"benchmark": "", "replicate": policy.replicate, "seed": policy.seed}
+        rows += [where | {name: row.get(name) for name in ("prompt_id", "sample", "kl_to_sft0")} for row in known]
+    return pd.DataFrame(rows).astype({"kl_to_sft0": float})
 
 
 def gold_of(study):

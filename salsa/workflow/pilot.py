@@ -17,7 +17,7 @@ from salsa.report import formats, noise
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import allocation
 from salsa.report.sections import variance as section
-from salsa.workflow import policies, runs
+from salsa.workflow import families, policies, runs
 from salsa.workflow.messages import UserError
 
 POWERS = (80, 90)  # %
@@ -158,7 +158,7 @@ def _needs(pilot, composed, claim, known):
     cost = pilot.cost.fixed(_answers(composed, claim, measured))
     deviation = math.sqrt(variance.replicate_variance(variances, design))
     row = {"smallest_effect": claim.smallest_effect, "deviation": deviation}
-    freedom, level, looks = measured.replicates - 1, _level(composed, claim), composed.config.looks or None
+    freedom, level, looks = measured.replicates - 1, _level(composed), composed.config.looks or None
     row |= {"degrees_of_freedom": freedom, "level": level}
     for wanted in POWERS if deviation else ():
         needed = power.needed(deviation, freedom, claim.smallest_effect, level, wanted / 100, looks)
@@ -212,11 +212,9 @@ def _answers(composed, claim, measured):
     return design.prompts * design.responses
 
 
-def _level(composed, claim):
-    """The level of the claim's interval: that of its family, the claims of its origin whose arms the study has."""
-    arms, claims = composed.arms, composed.config.claims.values()
-    family = [c for c in claims if c.origin == claim.origin and {c.candidate, c.baseline} <= arms.keys()]
-    return decisions.family_level(max(1, len(family)))
+def _level(composed):
+    """The level of the interval of each claim: that of all that the study plans to test."""
+    return decisions.family_level(max(1, len(families.planned(composed))))
 
 
 def advice(pilot, composed, claim, budget=None):

@@ -100,15 +100,27 @@ def test_a_decision_at_a_look_by_loops_and_in_other_units(place, unit, effect, s
     assert (decision.verdict, decision.critical) == (word, critical)
 
 
-def test_a_look_that_lost_replicates():
-    values = np.random.default_rng(0).normal(0.5, 1, 24)
-    values[[3, 7]] = math.nan, math.inf
+def test_a_look_of_fewer_values():
+    values = np.random.default_rng(0).normal(0.5, 1, 22)
     decision = decisions.decide(values, 0.2, look=sequential.Look(LOOKS, 2))
     planned = sequential.critical_values(LOOKS)[2]
-    assert decision.replicates == 22 and decision.critical > planned
+    assert decision.replicates == 22 and decision.critical > planned and decision.has_interval
     assert stats.t.sf(decision.critical, 21) == pytest.approx(stats.t.sf(planned, 23))
     with pytest.raises(ValueError, match="give the first ones alone"):
         decisions.decide(values, 0.2, look=sequential.Look(LOOKS, 1))
+
+
+@pytest.mark.parametrize("look", [None, sequential.Look(LOOKS, 2)])
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_lost_leaves_nothing_decided(look, lost):
+    values = np.random.default_rng(0).normal(5, 1, 24)
+    assert decisions.decide(values, 0.2, look=look).verdict == decisions.SUPPORTED
+    values[7] = lost
+    decision = decisions.decide(values, 0.2, look=look)
+    assert (decision.verdict, decision.replicates, decision.lost) == (decisions.UNDECIDED, 23, 1)
+    assert math.isnan(decision.low) and math.isnan(decision.p) and not decision.can_decide
+    assert decision.mean == pytest.approx(np.delete(values, 7).mean())
+    assert decisions.intersected([decisions.decide(values[:7], 0.2), decision], 0.2) == decision
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [0.5], [0.5, math.inf], [0.1 + 0.2, 0.3], [0.3] * 12, [0.0] * 12])
@@ -161,26 +173,45 @@ def test_the_level_of_a_family():
         decisions.family_level(0)
 
 
+def at_looks(values, smallest, looks, variances=None):
+    """The decision of each look, each with its own floor."""
+    variances = variances or [0.0] * len(looks)
+    return [
+        decisions.decide(values[:count], smallest, 0.95, sequential.Look(looks, place), variance)
+        for place, (count, variance) in enumerate(zip(looks, variances, strict=True))
+        if count <= len(values)
+    ]
+
+
 def test_what_an_earlier_look_decided_stays_decided():
-    looks = (8, 16, 24)
     values = [1.0 + 0.01 * (-1) ** i for i in range(8)] + [1.0 + 9 * (-1) ** i for i in range(8)]  # then it scatters
-    early = decisions.decide(values[:8], 0.5, 0.95, sequential.Look(looks, 0))
-    late = decisions.decide(values, 0.5, 0.95, sequential.Look(looks, 1))
-    both = decisions.decide_through_looks(values, 0.5, 0.95, sequential.Look(looks, 1))
+    early, late = at_looks(values, 0.5, (8, 16, 24))
+    both = decisions.intersected([early, late], 0.5)
     assert (early.verdict, late.verdict, both.verdict) == ("supported", "undecided", "supported")
     assert (both.low, both.high) == (max(early.low, late.low), min(early.high, late.high))
     assert (both.mean, both.replicates, both.deviation) == (late.mean, 16, late.deviation)
+    assert not both.contradictory
 
 
-def test_looks_that_contradict_each_other_leave_the_latest():
+def test_looks_that_contradict_each_other_decide_nothing():
     values = [1.0 + 0.001 * (-1) ** i for i in range(8)] + [0.0 + 0.001 * (-1) ** i for i in range(16)]
-    look = sequential.Look((8, 24), 1)
-    first, last = (decisions.decide(values[:n], 0.5, 0.95, sequential.Look((8, 24), k)) for k, n in ((0, 8), (1, 24)))
+    first, last = at_looks(values, 0.5, (8, 24))
     assert first.low > last.high
-    assert decisions.decide_through_looks(values, 0.5, 0.95, look) == last
+    both = decisions.intersected([first, last], 0.5)
+    assert (both.verdict, both.contradictory, both.can_decide) == ("undecided", True, False)
+    assert math.isnan(both.low) and math.isnan(both.high) and not both.equivalent
+    assert both.mean == last.mean
+    wider = at_looks(values, 0.5, (8, 24), [1.0, 0.0])  # the first look knew of a large variance of sampling
+    assert not decisions.intersected(wider, 0.5).contradictory
+
+
+def test_a_look_without_an_interval_denies_nothing():
+    values = [0.3] * 8 + [0.3, 0.1, 0.4, 0.2, 0.5, 0.1, 0.6, 0.2]
+    first, last = at_looks(values, 0.5, (8, 16))
+    assert not first.has_interval
+    assert decisions.intersected([first, last], 0.5) == last
 
 
 def test_the_first_look_is_decided_as_alone():
-    values = [0.3, 0.1, 0.4, 0.2, 0.5, 0.1, 0.6, 0.2]
-    look = sequential.Look((8, 16), 0)
-    assert decisions.decide_through_looks(values, 0.5, 0.99, look) == decisions.decide(values, 0.5, 0.99, look)
+    (first,) = at_looks([0.3, 0.1, 0.4, 0.2, 0.5, 0.1, 0.6, 0.2], 0.5, (8, 16))
+    assert decisions.intersected([first], 0.5) == first

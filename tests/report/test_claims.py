@@ -117,16 +117,20 @@ def test_the_win_rate_stands_beside_gold_scores(tmp_path, monkeypatch):
     assert math.isnan(frame["smallest_effect"][3]) and frame["effect"][3] == 0.0
 
 
-def test_every_claim_of_an_origin_has_its_share_of_the_error(found):
+def test_every_claim_has_its_share_of_the_error(found):
+    """All origins are one family, of what is planned: the judge of `preferred` gives no verdict, and it counts too."""
     made = {name: found.config.claims["higher_gold"] for name in "abc"}
-    made["alone"] = replace(made["a"], origin="control")
-    made["untested"] = replace(made["a"], baseline="noise")
-    frame = claims.primary_rows(claims.frame(replace(found, config=replace(found.config, claims=made))))
-    levels = frame.set_index("claim")["level"]
-    assert levels[["a", "b", "c", "alone"]].tolist() == pytest.approx([1 - 0.05 / 3] * 3 + [0.95])
-    assert math.isnan(levels["untested"])
-    row = frame.set_index("claim").loc["a"]
-    assert row["effect_high"] - row["effect"] == pytest.approx(half_width(NOISE, 1 - 0.05 / 3))
+    made["control"] = replace(made["a"], origin="control")
+    made["unarmed"] = replace(made["a"], baseline="noise")
+    made["preferred"] = found.config.claims["preferred"]
+    own = replace(found, config=replace(found.config, claims=made), verdicts={})
+    frame = claims.primary_rows(claims.frame(own)).set_index("claim")
+    assert frame["level"][["a", "b", "c", "control"]].tolist() == pytest.approx([1 - 0.05 / 5] * 4)
+    assert frame["level"][["unarmed", "preferred"]].isna().all()
+    row = frame.loc["a"]
+    assert row["effect_high"] - row["effect"] == pytest.approx(half_width(NOISE, 1 - 0.05 / 5))
+    assert "The 5 claims that this study plans to test are one family" in conclusions.families(own)
+    assert "1 − 0.05/5 = 99 %" in conclusions.families(own)
 
 
 @pytest.mark.parametrize(

@@ -115,15 +115,17 @@ def test_claims_say_so(built):
     assert claims._collapsed(found, claims.Test(replace(claim, measure="stable"), pair, [], None)) == []
 
 
-def test_a_diverged_replicate_is_left_out_and_said(built):
+def test_a_diverged_replicate_leaves_nothing_decided_and_is_said(built):
     tree, output = built
     assert selection.choose(reread(tree), "other", (0.05, 0.1)) == 0.1
     values = pd.DataFrame({"effect": [0.1, math.nan]})
     test = claims.Test(config.Claim("t", "reward", 0.1), selection.Pair("ppo", "salsa", (0.1,), 0.1, 0.1),
                        [outcomes.Outcome("primary", "reward", "", "", values)], None)  # fmt: skip
     found = reread(tree)
-    notes = claims._notes(found, test, claims.decision(test, test.outcomes[0], 0.95))
-    assert notes == ["1 of 2 replicates have no finite number"]
+    decision = claims.decision(test, test.outcomes[0], 0.95)
+    notes = claims._notes(found, test, decision)
+    assert notes[0] == "1 of 2 replicates have no finite number, so nothing is decided"
+    assert decision.verdict == "undecided" and math.isnan(decision.low)
     for path in output.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)  # called where there is a NaN
 

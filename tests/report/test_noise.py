@@ -10,7 +10,7 @@ import pytest
 from tree import Tree
 
 from salsa.evaluate import variance
-from salsa.report import formats, noise, study
+from salsa.report import formats, noise, selection, study
 from salsa.report.sections import sections
 from salsa.report.selection import Pair
 
@@ -59,7 +59,7 @@ def simulated(seed, verdicts=()):
 
 @pytest.fixture
 def no_evaluation(monkeypatch):
-    monkeypatch.setattr(noise, "evaluation_rows", lambda study, arm, kl_coef: pd.DataFrame())
+    monkeypatch.setattr(selection, "evaluation_rows", lambda study, arm, kl_coef: pd.DataFrame())
 
 
 def found(study, of, measure):

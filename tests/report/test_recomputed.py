@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from tree import Tree
 from salsa.workflow import runs
 
 REPLICATES = (0, 1, 2, 3)
+LOOKS = (3, 4)
 
 
 class Noisy(Tree):
@@ -28,15 +30,26 @@ class Noisy(Tree):
         return files | {"responses.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def built(root, looks=()):
+    """The folder of the study's tables."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        tree = Noisy(tmp_path_factory.mktemp("hostile"), replicates=REPLICATES, tournament=True, planes=())
+        tree = Noisy(root, replicates=REPLICATES, tournament=True, planes=())
+        tree.settings.config["looks"] = list(looks)
         claims = tree.settings.config["claims"]
         claims["too_much"] = claims["higher_gold"] | {"smallest_effect": 2.0}
         claims["the_other_way"] = claims["higher_gold"] | {"candidate": "ppo", "baseline": "salsa"}
         claims["proxy"] = claims["higher_gold"] | {"measure": "reward", "smallest_effect": 1.0, "origin": "control"}
         return tree.build(monkeypatch) / "tables"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("looked"), looks=LOOKS)
 
 
 def read(folder, name):
@@ -56,22 +69,59 @@ def verdict(low, high, smallest):
     return "excluded" if high < smallest else "undecided"
 
 
+def of_primary(frame, claim):
+    return frame[(frame["claim"] == claim) & (frame["outcome"] == "primary")]
+
+
+def decided(folder):
+    """The rows of claims.csv that have a verdict, and the level of all their intervals."""
+    claims = read(folder, "claims.csv")
+    rows = claims[(claims["outcome"] == "primary") & (claims["verdict"] != "not tested")]
+    count = int(re.search(r"The (\d+) claims that this study plans", (folder.parent / "claims.md").read_text())[1])
+    assert len(rows) == count >= 9
+    return rows, 1 - 0.05 / count
+
+
+def interval(effects, floor, critical):
+    """mean ± critical · standard error, from the larger of both deviations."""
+    half = critical * max(effects.std(ddof=1), floor) / math.sqrt(len(effects))
+    return (effects.mean() - half, effects.mean() + half) if half > 1e-12 else (math.nan, math.nan)
+
+
 def test_every_verdict_is_computed_again(folder):
-    claims, replicates = read(folder, "claims.csv"), read(folder, "replicates.csv")
-    decided = claims[(claims["outcome"] == "primary") & (claims["verdict"] != "not tested")]
-    tested = decided["origin"].value_counts()
-    assert len(decided) >= 9
-    for row in decided.itertuples():
-        values = replicates[(replicates["claim"] == row.claim) & (replicates["outcome"] == "primary")]
-        effects = values["effect"].to_numpy()
-        floor = np.nan_to_num(values["sampling_variance"].iloc[0])
-        deviation = math.sqrt(max(effects.var(ddof=1), floor))
-        level = 1 - 0.05 / tested[row.origin]
-        half = stats.t.ppf((1 + level) / 2, len(effects) - 1) * deviation / math.sqrt(len(effects))
-        low, high = (effects.mean() - half, effects.mean() + half) if half > 1e-12 else (math.nan, math.nan)
-        assert verdict(low, high, row.smallest_effect) == row.verdict == row.claim_verdict
+    replicates, (claims, level) = read(folder, "replicates.csv"), decided(folder)
+    for row in claims.itertuples():
+        values = of_primary(replicates, row.claim)
+        effects, floor = values["effect"].to_numpy(), np.nan_to_num(values["sampling_variance"].iloc[0]) ** 0.5
+        low, high = interval(effects, floor, stats.t.ppf((1 + level) / 2, len(effects) - 1))
+        assert verdict(low, high, row.smallest_effect_shown) == row.verdict == row.claim_verdict
         assert (row.effect_low, row.effect_high) == pytest.approx((low, high), nan_ok=True)
-    assert {"supported", "too small", "reversed", "excluded", "undecided"} == set(decided["verdict"])
+    assert {"supported", "too small", "reversed", "excluded", "undecided"} == set(claims["verdict"])
+
+
+def test_every_verdict_of_a_study_with_looks_is_computed_again(looked):
+    replicates, looks, (claims, level) = read(looked, "replicates.csv"), read(looked, "looks.csv"), decided(looked)
+    for row in claims.itertuples():
+        values, bounds = of_primary(replicates, row.claim), []
+        for look in looks[looks["claim"] == row.claim].itertuples():
+            effects = values["effect"][values["look"] <= look.look].to_numpy()
+            assert (look.n, look.level) == (len(effects), pytest.approx(level))
+            assert look.deviation == pytest.approx(max(effects.std(ddof=1), np.nan_to_num(look.floor)), abs=1e-12)
+            bounds.append(interval(effects, np.nan_to_num(look.floor), look.critical))
+            assert (look.low, look.high) == pytest.approx(bounds[-1], nan_ok=True)
+        assert len(bounds) == len(LOOKS)
+        low, high = np.nanmax([bound[0] for bound in bounds]), np.nanmin([bound[1] for bound in bounds])
+        low, high = (low, high) if low <= high else (math.nan, math.nan)
+        assert verdict(low, high, row.smallest_effect_shown) == row.verdict
+        assert (row.effect_low, row.effect_high) == pytest.approx((low, high), nan_ok=True)
+    assert {"supported", "undecided"} <= set(claims["verdict"])
+
+
+def test_the_error_of_the_first_look_is_computed_again(looked):
+    """What is spent until a share t of the replicates is there: 2 − 2Φ(z/√t) of the level's error."""
+    first = read(looked, "looks.csv").query("look == 1")
+    spent = 2 * stats.norm.sf(stats.norm.isf((1 - first["level"]) / 2) / math.sqrt(LOOKS[0] / LOOKS[1]))
+    assert first["critical"].to_numpy() == pytest.approx(stats.t.isf(spent / 2, LOOKS[0] - 1))
 
 
 def test_every_number_is_computed_again_from_scores(folder):
@@ -89,11 +139,10 @@ def test_every_number_is_computed_again_from_scores(folder):
             assert row.effect == pytest.approx(row.candidate_value - row.baseline_value, abs=1e-12)
 
 
-def test_the_floor_is_computed_again_from_scores(folder):
-    claims, scores = read(folder, "claims.csv"), read(folder, "prompt_scores.csv.gz")
-    row = claims[(claims["claim"] == "higher_gold") & (claims["outcome"] == "primary")].iloc[0]
+def floor_of_gold(scores, replicates):
+    """The deviation that prompts and responses alone give to the difference of gold of two arms in a replicate."""
     variances = []
-    for _, rows in scores.groupby("benchmark"):
+    for _, rows in scores[scores["replicate"].isin(replicates)].groupby("benchmark"):
         tables = {arm: rows[rows["arm"] == arm].pivot(index="replicate", columns="prompt_id", values="gold")
                   for arm in ("salsa", "ppo")}  # fmt: skip
         differences = tables["salsa"] - tables["ppo"]
@@ -101,7 +150,19 @@ def test_the_floor_is_computed_again_from_scores(folder):
         left += differences.to_numpy().mean()
         count, prompts = differences.shape
         variances.append((left.to_numpy() ** 2).sum() / ((count - 1) * (prompts - 1)) / prompts)
-    assert row["sampling_deviation"] == pytest.approx(math.sqrt(sum(variances)) / len(variances))
+    return math.sqrt(sum(variances)) / len(variances)
+
+
+def test_the_floor_is_computed_again_from_scores(folder):
+    claims, scores = read(folder, "claims.csv"), read(folder, "prompt_scores.csv.gz")
+    row = of_primary(claims, "higher_gold").iloc[0]
+    assert row["sampling_deviation"] == pytest.approx(floor_of_gold(scores, REPLICATES))
+
+
+def test_each_look_has_the_floor_of_its_own_replicates(looked):
+    looks, scores = read(looked, "looks.csv"), read(looked, "prompt_scores.csv.gz")
+    floors = looks[looks["claim"] == "higher_gold"]["floor"].tolist()
+    assert floors == pytest.approx([floor_of_gold(scores, REPLICATES[:count]) for count in LOOKS])
 
 
 def test_win_rates_are_computed_again_from_judged_prompts(folder):

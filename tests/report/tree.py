@@ -71,7 +71,11 @@ class Tree:
         values["judges"] = {name: {"kind": name, "tournament": tournament} for name in self.judges}
         values["claims"] = schema.dump(composed().claims)
         values["model"] |= {"name": "tiny", "source": "pretrain"}
-        values["data"] |= {"name": "stories", "task": {"kind": "stories"}, "corpus": {"kind": "stories"}}
+        values["data"] |= {
+            "name": "stories",
+            "task": {"kind": "stories" if gold else "ultra"},
+            "corpus": {"kind": "stories"},
+        }
         values["report"] |= {"bootstrap": 200, "samples": 2}
         values["ppo"]["seeds"], values["evaluate"]["samples"] = seeds, samples
         for name in ("execution", "results", "companions", "objective"):
