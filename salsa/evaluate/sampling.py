@@ -4,7 +4,8 @@ Two arms answer the same P prompts in each of R replicates. Let d_rp be candidat
 replicate r: d_rp = mean + replicate_r + prompt_p + residual_rp. A prompt's own effect is the same in all replicates, so
 it makes none differ from another. The residual does: it is the noise of responses, and what a prompt means to one
 trained model and not to the next. Its mean over P prompts varies by residual variance / P, and a variance between
-replicates below that is luck (`decisions.decide` takes it as a floor).
+replicates below that is luck (`decisions.decide` takes it as a floor). Of a mean over iterations of training, the same
+is known from how the iterations differ (`flat.mean_variance`).
 
 Left out: which part of it is sampling and which training (`variance`), which takes several responses to a prompt.
 """

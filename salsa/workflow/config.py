@@ -412,10 +412,12 @@ class Claim:
     measure: Literal[*MEASURES]
     """What is compared, each arm at the claims' kl_coef."""
     smallest_effect: Annotated[float, Range(above=0, at_most=10**6)]
-    """The smallest difference that would matter, in the measure's unit."""
+    """The smallest difference that would matter, in the measure's unit. `stable` has none: there it is the share of the
+    margins of which it is said how many replicates its support takes.
+    """
     origin: Literal["abstract", "control", "positive_control"] = "abstract"
     """abstract: the paper says so | control: what another explanation denies | positive_control: known to be true, so
-    that a study which doesn't support it can't see what it looks for. The claims of one origin are decided together.
+    that a study which doesn't support it can't see what it looks for. The claims of all origins are decided together.
     """
     candidate: Label = "salsa"
     """The arm that is claimed to do better."""

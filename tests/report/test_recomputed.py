@@ -110,7 +110,8 @@ def test_every_verdict_of_a_study_with_looks_is_computed_again(looked):
             bounds.append(interval(effects, np.nan_to_num(look.floor), look.critical))
             assert (look.low, look.high) == pytest.approx(bounds[-1], nan_ok=True)
         assert len(bounds) == len(LOOKS)
-        low, high = np.nanmax([bound[0] for bound in bounds]), np.nanmin([bound[1] for bound in bounds])
+        bounds = pd.DataFrame(bounds)
+        low, high = bounds[0].max(), bounds[1].min()
         low, high = (low, high) if low <= high else (math.nan, math.nan)
         assert verdict(low, high, row.smallest_effect_shown) == row.verdict
         assert (row.effect_low, row.effect_high) == pytest.approx((low, high), nan_ok=True)
