@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from scipy import stats
 
 from salsa.evaluate.sequential import varies
-from salsa.evaluate.statistics import finite
+from salsa.evaluate.statistics import SAME, finite
 
 SUPPORTED, TOO_SMALL, EXCLUDED = "supported", "too small", "excluded"
 REVERSED, UNDECIDED, NOT_TESTED = "reversed", "undecided", "not tested"
@@ -139,8 +139,11 @@ def decide(values, smallest_effect, level=0.95, look=None, sampling_variance=0.0
     count, mean = values.size, float(values.mean()) if values.size else math.nan
     critical = critical_value(count, level, look)
     spread = float(values.std(ddof=1)) if varies(values) else 0.0 if count > 1 else math.nan
-    floored = spread < math.sqrt(sampling_variance)
-    deviation = math.sqrt(sampling_variance) if floored else spread
+    floor = math.sqrt(sampling_variance)
+    if values.size and floor < SAME * max(1.0, float(abs(values).max())):
+        floor = 0.0  # rounding alone
+    floored = spread < floor
+    deviation = floor if floored else spread
     error = deviation / math.sqrt(count) if count else math.nan
     half = critical * error if error > 0 and count == given else math.nan
     low, high = mean - half, mean + half

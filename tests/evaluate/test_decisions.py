@@ -140,6 +140,7 @@ def test_a_known_variance_gives_equal_values_an_interval_and_one_value_none():
     assert (decision.low, decision.high) == pytest.approx((0.3 - half, 0.3 + half))
     assert decision.floored and decision.deviation == pytest.approx(0.2)
     assert decisions.decide([0.3], 0.1, sampling_variance=0.04).verdict == decisions.UNDECIDED
+    assert not decisions.decide([0.3] * 4, 0.1, sampling_variance=1e-32).has_interval  # the rounding of equal scores
 
 
 @pytest.mark.parametrize(

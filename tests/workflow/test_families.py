@@ -26,12 +26,13 @@ def test_the_decisive_study_plans_eleven_claims():
         (["arm=[ppo,salsa]", "judge=[]"], {"out_of_distribution", "preferred"}),
         (["arm=[ppo,salsa]", "benchmark=[in_distribution]"], {"out_of_distribution"}),
         (["arm=[ppo,salsa]", "benchmark=[]"], {"higher_gold", "out_of_distribution", "preferred"}),
-        (["arm=[ppo,salsa]", "arms.salsa.kl_coefs=[0.1]", "arms.ppo.kl_coefs=[0.2]"], OF_PPO),
+        (["arm=[ppo,salsa]", "kl_coefs=[0.1,0.2]", "arms.salsa.kl_coefs=[0.1]", "arms.ppo.kl_coefs=[0.2]"], OF_PPO),
         (["arm=[ppo,salsa]", "replicates=[0,1]", "arms.salsa.replicates=[0]", "arms.ppo.replicates=[1]"], OF_PPO),
     ],
 )
 def test_a_claim_counts_where_all_that_it_needs_is_planned(overrides, missing):
-    assert planned("kl_coefs=[0.1]", *overrides) == OF_PPO - missing
+    everywhere = [] if any(override.startswith("kl_coefs") for override in overrides) else ["kl_coefs=[0.1]"]
+    assert planned(*everywhere, *overrides) == OF_PPO - missing
 
 
 def test_equal_kl_takes_two_kl_coefs_of_each_arm():
