@@ -20,6 +20,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("algorithms",),
     ("workflow.config",),
     ("workflow.policies", "workflow.regimes", "workflow.stages"),
+    ("workflow.families",),
     ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
     ("base", "sft", "reward", "dpo", "evaluate", "mix"),
     ("workflow.plan",),

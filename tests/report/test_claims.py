@@ -175,7 +175,8 @@ def test_where_the_planned_looks_cannot_decide_the_fixed_number_is_given(found):
 
 def test_a_range_of_needed_replicates_may_end_beyond_the_plan(found):
     own = replace(found, config=replace(found.config, looks=[8, 48]))
-    row = {"smallest_effect": 0.1} | dict.fromkeys(("needed_80", "needed_90"), 48.0)
+    row = dict.fromkeys(("smallest_effect", "smallest_effect_shown"), 0.1)
+    row |= dict.fromkeys(("needed_80", "needed_90"), 48.0)
     row |= dict.fromkeys(("needed_80_low", "needed_90_low"), 8.0)
     row |= dict.fromkeys(("needed_80_high", "needed_90_high"), math.inf)
     (said,) = conclusions.needed(own, row)
