@@ -107,6 +107,14 @@ def needed(deviation, degrees_of_freedom, smallest_effect, level=0.95, power=0.8
     return Needed(*(_needed(value / smallest_effect, level, power, looks) for value in floored))
 
 
+def widening(looks, level=0.95):
+    """By what factor the last of several looks has a wider interval than as many replicates that are looked at once."""
+    if not looks:
+        return 1.0
+    once = float(stats.t.isf((1 - level) / 2, looks[-1] - 1))
+    return sequential.Look(looks, len(looks) - 1).critical(level) / once
+
+
 def deviation_interval(deviation, degrees_of_freedom, level=0.95):
     """(low, high) of the true deviation of normal values, from their estimate: degrees_of_freedom·s²/σ² is χ²."""
     tails = stats.chi2.isf([(1 - level) / 2, (1 + level) / 2], degrees_of_freedom)

@@ -96,15 +96,22 @@ def battles(verdicts, candidate, baseline):
     counts. An error drops its sample, turn and order.
     """
     clusters, errors = defaultdict(lambda: defaultdict(list)), 0
-    for (first, second, *prompt, replicate, seed, _, _, _), verdict in latest(verdicts).items():
-        if {first, second} != {candidate, baseline}:
-            continue
-        value = _value(verdict, candidate)
+    for (*prompt, replicate, seed, _, _), value in comparisons(verdicts, candidate, baseline):
         if value is None:
             errors += 1
         else:
             clusters[tuple(prompt)][replicate, seed].append(value)
     return {cluster: dict(clusters[cluster]) for cluster in sorted(clusters, key=_sortable)}, errors
+
+
+def comparisons(verdicts, candidate, baseline):
+    """Yield ((benchmark, prompt_id, replicate, seed, sample, turn), value) of each comparison of a pair.
+
+    The value is the candidate's, 1, 0.5 or 0, or None for an error; of several lines on one comparison the last counts.
+    """
+    for (first, second, *place, _), verdict in latest(verdicts).items():
+        if {first, second} == {candidate, baseline}:
+            yield tuple(place), _value(verdict, candidate)
 
 
 def _value(verdict, candidate):

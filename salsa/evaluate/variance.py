@@ -126,12 +126,58 @@ def components(tables, level=0.95):
     Σ_b N / (K² P_b) · component_b, which is the benchmarks' mean where they have equally many prompts. Where one has a
     single prompt, prompts can't be told apart in it, and each benchmark counts as one value.
     """
+    design, squares, factors = _estimators(tables)
+    return {name: _component(name, holds, factors[name], squares, level) for name, holds in separable(design).items()}
+
+
+def shares(tables, level=0.95):
+    """component -> (share, low, high) of the variance between replicates of their measured means (`parts`).
+
+    Intervals are generalised ones, as of `interval`: each drawn set of mean squares gives all components, none below 0,
+    and their shares. Empty with one replicate; nan where no two replicates differ, or no draw has a variance.
+
+    Args:
+        tables: as of `components`.
+    """
+    design, squares, factors = _estimators(tables)
+    names = [name for name in separable(design) if name != "prompt"]
+    if "replicate" not in names:
+        return {}
+    drawn = {
+        key: square.value * _chi_square_ratios(square.degrees_of_freedom, place)
+        for place, (key, square) in enumerate(squares.items())
+    }
+    estimated = {key: square.value for key, square in squares.items()}
+    share, draws = (_shares(names, design, factors, values) for values in (estimated, drawn))
+    draws = {name: values[np.isfinite(values)] for name, values in draws.items()}
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    bounds = {name: np.quantile(values, tails) if values.size else (math.nan,) * 2 for name, values in draws.items()}
+    return {name: (float(share[name]), *map(float, bounds[name])) for name in names}
+
+
+def _shares(names, design, factors, values):
+    """component -> its share, from mean squares, key -> value, that may be arrays of draws."""
+    variances = {name: sum(factor * values[key] for key, factor in factors[name].items()) for name in names}
+    of_mean = parts({name: np.maximum(variance, 0.0) for name, variance in variances.items()}, design)
+    total = np.asarray(sum(of_mean.values()), float)
+    return {name: part / np.where(total > 0, total, math.nan) for name, part in of_mean.items()}
+
+
+def _estimators(tables):
+    """(`Design`, mean squares, component -> their factors) of tables as `components` takes them."""
     if any(table.shape[2] == 1 for table in tables):
         tables = [np.mean([table.mean(axis=2, keepdims=True) for table in tables], axis=0)]
-    design = design_of(tables)
-    squares = mean_squares(tables)
-    factors = _factors(design, [table.shape[2] for table in tables], squares)
-    return {name: _component(name, holds, factors[name], squares, level) for name, holds in separable(design).items()}
+    design, squares = design_of(tables), mean_squares(tables)
+    return design, squares, _factors(design, [table.shape[2] for table in tables], squares)
+
+
+def deviation(tables):
+    """The deviation between replicates of their measured means over benchmarks; nan of one replicate.
+
+    It is the root of `replicate_variance` where no component was estimated below 0, and smaller where one was.
+    """
+    means = np.mean([table.mean(axis=(1, 2, 3)) for table in tables], axis=0)
+    return float(means.std(ddof=1)) if len(means) > 1 else math.nan
 
 
 def mean_squares(tables):

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from salsa.evaluate import statistics
 from salsa.evaluate.variance import Cost
 from salsa.report import selection
+from salsa.report.outcomes import FLAT, NotTested, compared, sides
 from salsa.workflow import runs, stages
 
 DIFFERENCE = "difference"
 MEAN = "mean of all"  # the benchmark of an outcome that is the mean over all benchmarks that judges compare
-ON_BENCHMARKS = {"gold_reward": "gold", "reward": "reward"}  # measure -> column of frames.responses
-OF_TRAINING = {"training_kl_to_sft0": "flat_kl_to_sft0", "training_reward": "flat_reward"}  # -> of frames.policies
+SCORES = {"gold_reward": "gold", "reward": "reward"}  # measure -> column of frames.responses
 PROMPT = ["benchmark", "prompt_id"]
 CELL = ["replicate", "seed", "sample"]  # what a value is of, beside its prompt
 ONCE = ("corpus", "prepare", "benchmark", "base")  # stages of which more replicates need no more runs
@@ -49,15 +50,12 @@ def pairs(study):
     claims = sorted(study.config.claims.values(), key=lambda claim: claim.origin != "abstract")
     by_arms = {}
     for claim in claims:
-        arms = tuple(selection.arm_of(study, name) for name in (claim.candidate, claim.baseline))
-        if None not in arms and arms[0] != arms[1] and arms not in by_arms:
-            by_arms[arms] = selection.pair(study, *arms)
-    return [pair for pair in by_arms.values() if pair is not None]
-
-
-def sides(pair):
-    """(arm, kl_coef) of a pair's candidate, and of its baseline."""
-    return (pair.candidate, pair.candidate_kl_coef), (pair.baseline, pair.baseline_kl_coef)
+        try:
+            pair = compared(study, claim)
+        except NotTested:
+            continue
+        by_arms.setdefault((pair.candidate, pair.baseline), pair)
+    return list(by_arms.values())
 
 
 def outcomes(study, pair, alone=False):
@@ -95,10 +93,10 @@ def measures(study, arm, kl_coef):
     responses, policies = (frame[_at(frame, arm, kl_coef)] for frame in (study.frames.responses, study.frames.policies))
     responses = responses[responses["benchmark"].isin(study.compared)]
     name = study.of(arm=arm, kl_coef=kl_coef)[0].name
-    values = {measure: _wide(responses, column) for measure, column in ON_BENCHMARKS.items()}
+    values = {measure: _wide(responses, column) for measure, column in SCORES.items()}
     values["win_rate"] = win_rates(study, name, selection.SFT0)
     values["kl_to_sft0"] = _wide(selection.evaluation_rows(study, arm, kl_coef), "kl_to_sft0")
-    for measure, column in OF_TRAINING.items():
+    for measure, column in FLAT.items():
         values[measure] = _wide(policies.assign(benchmark="", prompt_id=""), column)
     return {measure: wide for measure, wide in values.items() if not wide.empty}
 
@@ -119,17 +117,14 @@ def _wide(long, column):
 def win_rates(study, candidate, baseline):
     """The candidate's score minus ½ by the main judge, as `_wide`; names of models are those in verdicts.
 
-    Of several lines on one comparison the last counts, as in `statistics.battles`, and an error has no score.
+    An error has no score.
     """
-    verdicts = study.frames.verdicts
-    of_pair = verdicts["model_a"].isin([candidate, baseline]) & verdicts["model_b"].isin([candidate, baseline])
-    rows = verdicts[of_pair & (verdicts["judge"] == selection.main_judge(study))]
-    first = rows["model_a"].where(rows["order"] == 0, rows["model_b"])
-    rows = rows.assign(first=first).drop_duplicates([*PROMPT, *CELL, "turn", "first"], keep="last")
-    rows = rows[(rows["winner"] != "error") & rows["benchmark"].isin(study.compared)]
-    won = rows["winner"] == "model_a"
-    value = (won == (rows["model_a"] == candidate)).astype(float).mask(rows["winner"] == "tie", 0.5) - 0.5
-    return _wide(rows.assign(value=value), "value")
+    main = selection.main_judge(study)
+    lines = [line for (judge, *_), part in study.verdicts.items() if judge == main for line in part]
+    comparisons = statistics.comparisons(lines, candidate, baseline)
+    rows = [(*place, value) for place, value in comparisons if value is not None and place[0] in study.compared]
+    frame = pd.DataFrame(rows, columns=[*PROMPT, *CELL, "turn", "score"])
+    return _wide(frame.assign(value=frame["score"].astype(float) - 0.5), "value")
 
 
 def _outcomes(of, measure, values):

@@ -33,6 +33,14 @@ MEASURES = {  # measure -> (what is compared, its unit)
     "matched_gold": ("gold reward on the development prompts at equal KL to sft0", ""),
     "matched_win_rate": ("win rate against sft0 at equal KL to sft0", ""),
 }
+SHORT = {  # measure -> words, where there is little room
+    "gold_reward": "gold reward",
+    "reward": "proxy reward",
+    "win_rate": "win rate",
+    "kl_to_sft0": "KL to sft0",
+    "training_kl_to_sft0": "KL to sft0 in training",
+    "training_reward": "proxy reward in training",
+}
 LOSSES = {  # column of frames.policies -> (what is left of its margin, setting of `stability`, sign of a loss)
     "end_rate_relative": ("share of responses that end, by sft0's", "end_rate_margin", -1),
     "length_relative": ("length of responses, by sft0's", "length_margin", -1),

@@ -13,7 +13,7 @@ import pandas as pd
 
 from salsa import data
 from salsa.evaluate import decisions, power, variance
-from salsa.report import formats, noise
+from salsa.report import formats, noise, outcomes
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import allocation
 from salsa.report.sections import variance as section
@@ -91,7 +91,7 @@ class Forecast:
             numbers = [formats.number(row[name]) for name in ("smallest_effect", "deviation")]
             numbers += [self._replicates(row, f"replicates_{wanted}") for wanted in POWERS]
             numbers.append(" and ".join(_hours(row[f"core_hours_{wanted}"]) for wanted in POWERS))
-            table.add_row(row["claim"], section.MEASURES[row["of"]], *numbers)
+            table.add_row(row["claim"], outcomes.SHORT[row["of"]], *numbers)
         return table
 
     def _replicates(self, row, name):
@@ -192,7 +192,7 @@ def planned(composed, claim, measured):
     design = variance.Design(len(config.replicates), seeds, measured.prompts, config.evaluate.samples)
     if claim.measure in allocation.MEASURED_IN_ANSWERS:
         return replace(design, prompts=_prompts(config, claim) or measured.prompts)
-    if claim.measure in noise.OF_TRAINING:
+    if claim.measure in outcomes.FLAT:
         return replace(design, responses=1)
     return replace(design, prompts=config.data.task.evaluation or measured.prompts)
 
@@ -225,5 +225,6 @@ def advice(pilot, composed, claim, budget=None):
     ranges = variance.choices(measured, int(known["benchmarks"].iloc[0]))
     if claim.measure not in allocation.MEASURED_IN_ANSWERS:
         cost, ranges = cost.fixed(_answers(composed, claim, measured)), ranges | allocation.unchanged(design)
-    rows = pd.DataFrame(allocation.designs(variances, cost, design, ranges, budget)).assign(measure=claim.measure)
-    return allocation.sentence(rows)
+    decides = {"level": _level(composed), "looks": composed.config.looks}
+    rows = allocation.designs(variances, cost, design, ranges, budget, **decides)
+    return allocation.sentence(pd.DataFrame(rows).assign(measure=claim.measure))

@@ -77,6 +77,12 @@ def test_an_effect_of_delta_is_excluded_as_easily_as_it_is_supported():
         assert at_delta.supported == pytest.approx(at_0.excluded, abs=0.01)
 
 
+def test_the_last_look_widens_an_interval_a_little():
+    assert power.widening(None) == power.widening([]) == 1
+    assert power.widening(LOOKS) == pytest.approx(2.15 / 2.0117, abs=0.005)  # the last critical value, and t's quantile
+    assert power.widening([30]) == pytest.approx(1, abs=1e-6)
+
+
 def test_the_deviation_of_a_pilot_is_known_so_far():
     low, high = power.deviation_interval(2.0, 7)
     assert (low, high) == pytest.approx((2 * math.sqrt(7 / 16.0128), 2 * math.sqrt(7 / 1.68987)), rel=1e-5)  # a table

@@ -160,6 +160,41 @@ def test_intervals_of_components_contain_the_truth_about_as_often_as_they_say():
     assert all(0.915 * 300 < count < 0.985 * 300 for count in inside.values())  # 95 %, and three standard errors
 
 
+def test_shares_add_up_and_their_intervals_contain_the_truth_about_as_often_as_they_say():
+    shape, names = (8, 2, 15, 2), [name for name in TRUE if name != "prompt"]
+    of_mean = variance.parts(TRUE, Design(*shape))
+    true = {name: of_mean[name] / sum(of_mean.values()) for name in names}
+    generator, covered = np.random.default_rng(4), dict.fromkeys(names, 0)
+    for _ in range(200):
+        shares = variance.shares([simulated(generator, *shape)])
+        assert sum(share for share, _, _ in shares.values()) == pytest.approx(1) and list(shares) == names
+        for name, (share, low, high) in shares.items():
+            assert 0 <= low <= high <= 1 and 0 <= share <= 1
+            covered[name] += low <= true[name] <= high
+    assert all(count / 200 > 0.9 for count in covered.values())
+
+
+def test_shares_are_of_what_is_not_below_zero():
+    table = simulated(np.random.default_rng(9), 4, 2, 6, 2, {"response": 1.0})
+    estimates = {name: component.variance for name, component in variance.components([table]).items()}
+    of_mean = variance.parts(estimates, Design(4, 2, 6, 2))
+    shares = variance.shares([table])
+    for name, part in of_mean.items():
+        assert shares[name][0] == pytest.approx(part / sum(of_mean.values()))
+    assert variance.shares([table[:1]]) == {}
+    assert all(math.isnan(value) for values in variance.shares([np.ones((3, 1, 4, 1))]).values() for value in values)
+
+
+def test_the_deviation_is_that_of_replicates_means():
+    generator = np.random.default_rng(3)
+    tables = [simulated(generator, 5, 2, prompts, 2) for prompts in (4, 9)]
+    means = [np.mean([table[r].mean() for table in tables]) for r in range(5)]
+    assert variance.deviation(tables) == pytest.approx(np.std(means, ddof=1))
+    unclipped = variance.replicate_variance(moments(tables[:1]), Design(5, 2, 4, 2))
+    assert variance.deviation(tables[:1]) ** 2 == pytest.approx(unclipped)
+    assert math.isnan(variance.deviation([tables[0][:1]]))
+
+
 def test_an_interval_of_one_mean_square_is_the_chi_square_one():
     low, high = variance.interval([(1.0, variance.MeanSquare(2.0, 7))])
     assert low == pytest.approx(14 / stats.chi2.ppf(0.975, 7), rel=0.03)

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from tree import Tree
 
-from salsa.evaluate import variance
+from salsa.evaluate import sequential, variance
 from salsa.report import formats, noise, selection, study
-from salsa.report.sections import sections
+from salsa.report.sections import allocation, sections
 from salsa.report.selection import Pair
 
 PAIR = Pair("salsa", "ppo", (0.1,), 0.1, 0.1)
 SHAPE = 3, 2, 4, 2  # replicates, seeds, prompts, responses
+VERDICT = ("judge", "benchmark", "prompt_id", "replicate", "seed", "sample", "order", "model_a", "model_b", "winner")
 
 
 def simulated(seed, verdicts=()):
@@ -30,29 +31,17 @@ def simulated(seed, verdicts=()):
         for r, s in np.ndindex(*SHAPE[:2]):
             row = {"arm": arm, "kl_coef": 0.1, "replicate": 10 + r, "seed": s, "name": f"{arm}-kl_0.1", "index": 0}
             policies.append(row | {"flat_kl_to_sft0": r + 10 * s + (arm == "salsa"), "evaluation": {}})
-    columns = [
-        "judge",
-        "benchmark",
-        "prompt_id",
-        "replicate",
-        "seed",
-        "sample",
-        "order",
-        "model_a",
-        "model_b",
-        "winner",
-    ]
+    lines = [dict(zip(VERDICT, verdict, strict=True)) for verdict in verdicts]
     frames = types.SimpleNamespace(
         responses=pd.DataFrame(rows).sample(frac=1, random_state=seed),
         policies=pd.DataFrame(policies),
-        verdicts=pd.DataFrame(verdicts, columns=columns).assign(turn=math.nan),
     )
     members = [types.SimpleNamespace(**policy) for policy in policies]
 
     def of(arm, kl_coef):
         return [member for member in members if (member.arm, member.kl_coef) == (arm, kl_coef)]
 
-    fake = {"frames": frames, "of": of, "compared": ["first", "second"], "verdicts": {("gold",): verdicts}}
+    fake = {"frames": frames, "of": of, "compared": ["first", "second"], "verdicts": {("gold",): lines}}
     fake["config"] = types.SimpleNamespace(judges={"gold": types.SimpleNamespace(kind="gold")})
     return types.SimpleNamespace(**fake), scores
 
@@ -168,7 +157,12 @@ def test_a_study_says_where_its_noise_is(built):
     assert rows.loc["replicate", ["share", "replicates", "seeds", "prompts", "responses"]].tolist() == [1, 2, 1, 24, 1]
     report = (built[1] / "report.md").read_text(encoding="utf-8")
     assert "## Where the noise is" in report and "figures/variance.png" in report
-    assert "of this variance, 100 % is from SFT pairs + training seeds, 0 % is from prompts" in report
+    low, high = (0.05 / math.sqrt(2) * factor for factor in (math.sqrt(1 / 5.0239), math.sqrt(1 / 0.00098207)))  # χ²(1)
+    assert rows.loc["replicate", ["deviation", "deviation_low", "deviation_high"]].tolist() == pytest.approx(
+        [0.05 / math.sqrt(2), low, high], rel=1e-4
+    )
+    assert rows.loc["replicate", ["share_low", "share_high"]].tolist() == pytest.approx([1, 1])
+    assert "of this variance, 100 % [100, 100] is from SFT pairs + training seeds, 0 % [0, 0] is from prompts" in report
 
 
 def test_a_study_says_what_an_hour_would_buy(built):
@@ -176,10 +170,29 @@ def test_a_study_says_what_an_hour_would_buy(built):
     rows = table[table["measure"] == "reward"].set_index("design")
     run = rows.loc["as it is"]
     assert run[["replicates", "seeds", "prompts", "responses"]].tolist() == [2, 1, 24, 1]
-    expected = variance.half_width({"replicate": 0.00125}, variance.Design(2, 1, 24, 1))
+    expected = variance.half_width({"replicate": 0.00125}, variance.Design(2, 1, 24, 1), run["level"])
+    levels = formats.read_csv(built[1] / "tables" / "claims.csv")["level"].dropna()
+    assert run["level"] in set(levels)
     assert run["half_width"] == pytest.approx(expected)
     assert "an hour more of replicates" in rows.index and "an hour more of training seeds" not in rows.index
     assert "the next hour of a core buys most as replicates" in (built[1] / "report.md").read_text(encoding="utf-8")
+
+
+def test_half_widths_are_those_that_decide_claims():
+    """At the claims' level, and with the critical value of the study's last look; the best design stays the same."""
+    design, looks, level = variance.Design(48, 1, 24, 1), (8, 16, 48), 1 - 0.05 / 6
+    settings = ({"replicate": 0.01}, variance.Cost(1, 1, 0.1, 0.1), design, variance.choices(design, 1))
+    once, looked = (list(allocation.designs(*settings, level=level, looks=each)) for each in (None, looks))
+    assert [row["design"] for row in once] == [row["design"] for row in looked]
+    run = looked[0]
+    assert run["half_width"] == pytest.approx(
+        variance.half_width({"replicate": 0.01}, design) * sequential.critical_values(looks, level)[-1] / 2.01174,
+        rel=1e-4,
+    )
+    ratio = run["half_width"] / once[0]["half_width"]
+    for name in ("half_width", "half_width_new_prompts", "narrower_by_an_hour"):
+        numbers = [(row[name], ratio * other[name]) for row, other in zip(looked, once, strict=True)]
+        assert all(first == pytest.approx(second, nan_ok=True) for first, second in numbers)
 
 
 def test_one_replicate_is_not_enough(tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 
 from salsa.__main__ import main
 from salsa.evaluate import decisions, power, variance
-from salsa.report import noise
+from salsa.report import noise, selection
 from salsa.report.sections import allocation
 from salsa.report.sections import variance as section
-from salsa.workflow import compose, pilot, runs
+from salsa.workflow import compose, families, pilot, runs
 from salsa.workflow.messages import UserError
 
 VARIANCES = {"replicate": 0.0004, "seed": 0.0003, "prompt_replicate": 0.01, "prompt_seed": 0.02, "response": 0.06}
@@ -69,8 +69,10 @@ def test_the_best_design_is_that_of_the_budget(folder):
     composed = planned()
     (_, line) = pilot.forecast(folder, composed, budget=300).lines
     ranges = variance.choices(variance.Design(2, 2, 600, 2), benchmarks=3)
-    best = variance.best(VARIANCES, COST, 300, ranges)
-    assert f"{allocation.in_words(dataclasses.asdict(best))}: ±" in line and line.startswith("For gold reward, ")
+    level = decisions.family_level(len(families.planned(composed)))
+    best = variance.best(VARIANCES, COST, 300, ranges, level)
+    half = selection.number(variance.half_width(VARIANCES, best, level))
+    assert f"{allocation.in_words(dataclasses.asdict(best))}: ±{half}" in line and line.startswith("For gold reward, ")
     assert "the budget buys no two replicates" in pilot.forecast(folder, composed, budget=5).lines[-1]
 
 

@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from salsa.evaluate import variance
-from salsa.report import noise
+from salsa.evaluate import power, variance
+from salsa.report import claims, formats, noise
+from salsa.report.outcomes import SHORT
 from salsa.report.sections import Section
-from salsa.report.sections.variance import ARMS, MEASURES, primary
+from salsa.report.sections.variance import ARMS, primary
 from salsa.report.selection import number
 
 AS_RUN, BEST = "as it is", "the best for as much"
@@ -18,30 +19,31 @@ MEASURED_IN_ANSWERS = ("gold_reward", "reward", "win_rate")  # to benchmarks, of
 COSTS = {"replicate": "replicate_minutes", "seed": "seed_minutes", "before": "before_minutes",
          "response": "response_minutes"}  # fmt: skip
 COLUMNS = ["measure", "benchmark", "design", *variance.FACTORS, "core_minutes", "half_width", "half_width_new_prompts",
-           "narrower_by_an_hour", "answers", *COSTS.values(), *ARMS]  # fmt: skip
+           "narrower_by_an_hour", "level", "answers", *COSTS.values(), *ARMS]  # fmt: skip
 
 
 def table(study):
     """Of the first pair of arms, for each outcome: the design as it was run, the best for as much, an hour more."""
     pair, rows = next(iter(noise.pairs(study)), None), []
+    decides = {"level": claims.family_level(study), "looks": study.config.looks}
     paid = noise.cost(study, pair) if pair else None
     for outcome in noise.outcomes(study, pair) if paid else ():
         row = {"measure": outcome.measure, "benchmark": outcome.benchmark, "answers": paid[1]}
         row |= {COSTS[name]: value for name, value in asdict(paid[0]).items()}
         row |= {name: getattr(pair, name) for name in ARMS}
-        rows += [row | more for more in _rows(outcome, *paid)]
+        rows += [row | more for more in _rows(outcome, *paid, decides)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame[primary(frame)]
 
 
-def _rows(outcome, cost, answers):
+def _rows(outcome, cost, answers, decides):
     design = variance.design_of(outcome.tables)
     variances = {name: component.variance for name, component in variance.components(outcome.tables).items()}
     if design.replicates > 1:
         ranges = variance.choices(design, len(outcome.tables))
         if outcome.measure not in MEASURED_IN_ANSWERS:
             cost, ranges = cost.fixed(answers), ranges | unchanged(design)
-        yield from designs(variances, cost, design, ranges)
+        yield from designs(variances, cost, design, ranges, **decides)
 
 
 def unchanged(design):
@@ -49,19 +51,26 @@ def unchanged(design):
     return {name: (getattr(design, name),) * 2 for name in ("prompts", "responses")}
 
 
-def designs(variances, cost, design, ranges, budget=None):
-    """Yield rows: the design as it was run, the best for as much (or for a budget), and an hour more of each factor."""
-    best = variance.best(variances, cost, cost.of(design) if budget is None else budget, ranges)
-    further = variance.an_hour_more(variances, cost, design, ranges)
+def designs(variances, cost, design, ranges, budget=None, level=0.95, looks=None):
+    """Yield rows: the design as it was run, the best for as much (or for a budget), and an hour more of each factor.
+
+    Args:
+        level: of the intervals of claims.
+        looks: of the study, whose last one widens every interval; None: it has none.
+    """
+    best = variance.best(variances, cost, cost.of(design) if budget is None else budget, ranges, level)
+    further = variance.an_hour_more(variances, cost, design, ranges, level)
     named = {AS_RUN: (design, math.nan)} | ({BEST: (best, math.nan)} if best else {})
     named |= {HOUR + UNITS[factor] + "s": more for factor, more in further.items()}
+    wider = power.widening(looks, level)
     for name, (each, gain) in named.items():
         yield asdict(each) | {
             "design": name,
             "core_minutes": cost.of(each),
-            "half_width": variance.half_width(variances, each),
-            "half_width_new_prompts": variance.half_width(variances, each, new_prompts=True),
-            "narrower_by_an_hour": gain,
+            "half_width": wider * variance.half_width(variances, each, level),
+            "half_width_new_prompts": wider * variance.half_width(variances, each, level, new_prompts=True),
+            "narrower_by_an_hour": wider * gain,
+            "level": level,
         }
 
 
@@ -70,16 +79,18 @@ def caption(study, tables):
     if frame.empty:
         return "What a further hour would buy is not known: it takes two replicates of two arms that a claim compares."
     rows = frame[frame["measure"] == frame["measure"].iloc[0]]
+    looked = " and at the last look" if study.config.looks else ""
     return (
-        f"{sentence(rows)} Half-widths are those that 95 % t intervals over replicates are expected to have; those for "
-        "new prompts allow for other prompts too. Where the study has one seed or response, their number is not varied."
+        f"{sentence(rows)} Half-widths are those that claims' intervals over replicates are expected to have, at their "
+        f"level of {formats.number(100 * rows['level'].iloc[0])} %{looked}; those for new prompts allow for others, "
+        "too. Where the study has one seed or response, their number is not varied."
     )
 
 
 def sentence(rows):
     """What an hour more buys of one outcome, and what is the best for as much; of the rows of `designs`."""
     rows = rows.set_index("design")
-    run, text = rows.loc[AS_RUN], f"For {MEASURES[rows['measure'].iloc[0]]}, "
+    run, text = rows.loc[AS_RUN], f"For {SHORT[rows['measure'].iloc[0]]}, "
     text += f"the next hour of a core buys most as {buys_most(rows)}; "
     if BEST not in rows.index:
         return text + "the budget buys no two replicates."

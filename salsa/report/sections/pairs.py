@@ -7,6 +7,8 @@ import pandas as pd
 
 from salsa.evaluate import sampling
 from salsa.report import selection, words
+from salsa.report.noise import SCORES
+from salsa.report.outcomes import FLAT
 from salsa.report.sections import Section
 from salsa.workflow import regimes, schema
 
@@ -18,8 +20,7 @@ KNOWN = {  # column -> what it is, and its unit; all of it is measured before an
     "barrier": "loss barrier between sft0 and sft1, nats per token",
     "sft0_to_sft1": "distance of sft1's weights from sft0's",
 }
-SCORES = {"gold_reward": "gold", "reward": "reward"}  # response of a regression -> column of the frame of responses
-TRAINING = "flat_kl_to_sft0"  # the third: KL(policy ‖ sft0) over the flat part of training
+TRAINING = FLAT["training_kl_to_sft0"]  # the third response of a regression, beside the scores
 RESPONSES = (*SCORES, TRAINING)
 CONTRAST = ["candidate", "baseline", "kl_coef"]
 

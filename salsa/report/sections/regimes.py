@@ -8,15 +8,16 @@ import pandas as pd
 
 from salsa.evaluate import regression
 from salsa.report import selection, style
+from salsa.report.outcomes import SHORT
 from salsa.report.sections import Section
 from salsa.report.sections import pairs as pairs_section
 
 POINTS = (0.2, 0.6, 2.0)  # KL(sft0 ‖ soup), nats per response, at which the lines are read
 GRID = 401  # places at which a band is held against 0 and the smallest effect
 LABELS = {  # response -> (words, unit)
-    "gold_reward": ("gold reward", "gold's unit"),
-    "reward": ("proxy reward", "standard deviations"),
-    pairs_section.TRAINING: ("KL(policy ‖ sft0) in training", "nats per response"),
+    "gold_reward": (SHORT["gold_reward"], "gold's unit"),
+    "reward": (SHORT["reward"], "standard deviations"),
+    pairs_section.TRAINING: (SHORT["training_kl_to_sft0"], "nats per response"),
 }
 CLAIMED = {  # response -> measures of claims that have its unit, and so say which difference of it would matter
     "gold_reward": ("gold_reward",),

@@ -5,28 +5,23 @@ import math
 import pandas as pd
 from matplotlib.patches import Patch
 
-from salsa.evaluate import variance
-from salsa.report import noise, selection, style
+from salsa.evaluate import power, variance
+from salsa.report import formats, noise, selection, style
+from salsa.report.frames import BOUNDS
+from salsa.report.outcomes import SHORT
 from salsa.report.sections import Section
 
 ARMS = ["candidate", "baseline", "candidate_kl_coef", "baseline_kl_coef"]
 OUTCOME = [*ARMS, "of", "measure", "benchmark"]
-COLUMNS = [*OUTCOME, "component", "varies", "variance", "variance_low", "variance_high", "share", "note",
-           *variance.FACTORS, "benchmarks", "prompts_left_out"]  # fmt: skip
+COLUMNS = [*OUTCOME, "component", "varies", "variance", "variance_low", "variance_high", "share",
+           "share_low", "share_high", "note", "deviation", "deviation_low", "deviation_high", *variance.FACTORS,
+           "benchmarks", "prompts_left_out"]  # fmt: skip
 COLOURS = {  # of Paul Tol's muted palette, safe for colour-blind readers (https://sronpersonalpages.nl/~pault/)
     "replicate": "#332288",
     "seed": "#88CCEE",
     "prompt_replicate": "#999933",
     "prompt_seed": "#DDCC77",
     "response": "#CC6677",
-}
-MEASURES = {  # measure -> words
-    "gold_reward": "gold reward",
-    "reward": "proxy reward",
-    "win_rate": "win rate",
-    "kl_to_sft0": "KL to sft0",
-    "training_kl_to_sft0": "KL to sft0 in training",
-    "training_reward": "proxy reward in training",
 }
 
 
@@ -41,22 +36,29 @@ def table(study):
 
 
 def _rows(outcome):
-    design, components = variance.design_of(outcome.tables), variance.components(outcome.tables)
-    parts = variance.parts({name: component.variance for name, component in components.items()}, design)
-    total = math.fsum(parts.values()) if "replicate" in parts else math.nan
+    design, shares = variance.design_of(outcome.tables), variance.shares(outcome.tables)
     row = {"of": outcome.of, "measure": outcome.measure, "benchmark": outcome.benchmark}
-    row |= {name: getattr(design, name) for name in variance.FACTORS}
+    row |= {name: getattr(design, name) for name in variance.FACTORS} | _deviation(outcome, design)
     row |= {"benchmarks": len(outcome.tables), "prompts_left_out": outcome.left_out}
-    for name, component in components.items():
+    for name, component in variance.components(outcome.tables).items():
+        share = shares.get(name, (math.nan,) * 3)
         yield row | {
             "component": name,
             "varies": " + ".join(variance.COMPONENTS[part] for part in component.holds),
             "variance": component.variance,
             "variance_low": component.low,
             "variance_high": component.high,
-            "share": parts[name] / total if name in parts and total else math.nan,
             "note": "estimated below 0, taken as 0" if component.below_zero else "",
+            **{f"share{bound}": value for bound, value in zip(BOUNDS, share, strict=True)},
         }
+
+
+def _deviation(outcome, design):
+    """Columns: the deviation that the replicates of an outcome show, with its interval."""
+    deviation, bounds = variance.deviation(outcome.tables), (math.nan, math.nan)
+    if deviation > 0:
+        bounds = power.deviation_interval(deviation, design.replicates - 1)
+    return {f"deviation{bound}": value for bound, value in zip(BOUNDS, (deviation, *bounds), strict=True)}
 
 
 def shown(frame):
@@ -84,7 +86,7 @@ def figure(study, tables):
     axis = axes[0, 0]
     for y, measure in enumerate(measures):
         _bar(axis, frame[frame["measure"] == measure], y)
-    axis.set_yticks(range(len(measures)), [MEASURES[measure] for measure in measures])
+    axis.set_yticks(range(len(measures)), [SHORT[measure] for measure in measures])
     axis.set_ylim(len(measures) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     axis.grid(axis="y", visible=False)
@@ -100,13 +102,8 @@ def _bar(axis, rows, y):
     for row in rows.to_dict("records"):
         axis.barh(y, row["share"], left=left, height=0.62, color=COLOURS[row["component"]])
         left += row["share"]
-    deviation = f"deviation {selection.number(deviation_of(rows))}"
+    deviation = f"deviation {selection.number(rows['deviation'].iloc[0])}"
     axis.annotate(deviation, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=style.DARK)
-
-
-def deviation_of(rows):
-    """The deviation between replicates of an outcome, from its rows of the table."""
-    return math.sqrt(variance.replicate_variance(*estimates(rows)))
 
 
 def estimates(rows):
@@ -121,23 +118,30 @@ def caption(study, tables):
         return "What replicates differ by is not known: it takes two of them, of two arms that a claim compares."
     varying = frame.dropna(subset="share")  # an outcome in which no two replicates differ has no shares
     rows = varying[varying["measure"] == varying["measure"].iloc[0]]
-    parts = ", ".join(f"{100 * row.share:.0f} % is from {row.varies}" for row in rows.itertuples())
+    parts = ", ".join(f"{_in_percent(row)} is from {row['varies']}" for row in rows.to_dict("records"))
     row = rows.iloc[0]
     return (
-        f"The difference of {row['candidate']} and {row['baseline']} in {MEASURES[row['measure']]} deviates by "
-        f"{selection.number(deviation_of(rows))} between {row['replicates']} replicates; of this variance, {parts}. "
-        "Variances in the table are of single values (balanced ANOVA, 95 % generalised intervals); what a study with "
-        "one training seed or one response can't tell apart is one number, of a sum."
+        f"The difference of {row['candidate']} and {row['baseline']} in {SHORT[row['measure']]} deviates by "
+        f"{formats.number(*(row[f'deviation{bound}'] for bound in BOUNDS))} between {row['replicates']} replicates; of "
+        f"this variance, {parts}. Variances in the table are of single values (balanced ANOVA). Brackets hold 95 % "
+        "intervals; those of variances and shares are generalised ones. What a study with one training seed or one "
+        "response can't tell apart is one number, of a sum."
     )
+
+
+def _in_percent(row):
+    """ "62 % [20, 91]": a share and its interval."""
+    share, low, high = (f"{100 * row[f'share{bound}']:.0f}" for bound in BOUNDS)
+    return f"{share} % [{low}, {high}]"
 
 
 def reading(study, tables):
     if shown(style.measured(tables, "variance", "share")).empty:
         return ""
     return (
-        "Bars show shares of the variance of one replicate's difference as it was measured; the prompts' own variance "
-        "is no part of it, since all replicates have the same prompts. A colour may hold more in one bar than in "
-        "another: the table says what could not be told apart."
+        "Bars show estimated shares of the variance of one replicate's difference as it was measured; the table has "
+        "their ranges. The prompts' own variance is no part of it, since all replicates have the same prompts. A "
+        "colour may hold more in one bar than in another: the table says what could not be told apart."
     )
 
 
