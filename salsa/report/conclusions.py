@@ -190,48 +190,47 @@ def needed(study, row):
     """What would decide an undecided claim, in words; nothing where the deviation between replicates is not known."""
     if not row["needed_80"] > 0:
         return []
-    last = study.config.looks[-1] if study.config.looks else power.MOST
-    counts = [_replicates(row, name, last) for name in claims.POWERS]
+    look = claims.tests(study)[row["claim"]].look
+    most = f"the {look.looks[-1]} planned" if look else f"{power.MOST:,}"
+    counts = [_replicates(row, name, most) for name in claims.POWERS]
     excluded = ", or to exclude it where there is no effect," if row["smallest_effect_shown"] else ""
     sentences = [
         f"80 % power to support {formats.number(row['smallest_effect'])}{excluded} "
         f"takes {counts[0]} replicates, and 90 % {counts[1]}"
     ]
-    if study.config.looks and math.isinf(row["needed_80"]):
+    if look and any(math.isinf(row[name]) for name in claims.POWERS):
         sentences.append(_without_looks(study, row))
     return sentences
 
 
-def _replicates(row, name, last):
+def _replicates(row, name, most):
     """A number of replicates with the range that the uncertainty of the deviation leaves."""
-    number, low, high = (row[name + bound] for bound in BOUNDS)
-    if math.isinf(low):
-        return count(number, last)
-    return f"{count(number, last)} ({count(low, last)} to {count(high, last)})"
+    number, low, high = (_count(row[name + bound], most) for bound in BOUNDS)
+    return number if math.isinf(row[f"{name}_low"]) else f"{number} ({low} to {high})"
 
 
-def count(number, last):
-    """A number of replicates that is needed, in words; `last`: how many there can be."""
-    return f"{number:.0f}" if math.isfinite(number) else f"more than the {last} planned"
+def _count(number, most):
+    return f"{number:.0f}" if math.isfinite(number) else f"more than {most}"
 
 
 def _without_looks(study, row):
-    """How many replicates a study takes that is looked at once, and what they cost, where the planned looks can't do.
+    """How many replicates a study that is looked at once takes, and their cost, where no planned look decides a claim.
 
     The range is left to `_replicates`: this number is the one to plan with.
     """
-    replicates = row["replicates"]
     smallest = row["smallest_effect_shown"] or row["smallest_effect"]  # stability has the latter alone
     floor = row["sampling_deviation"] ** 2 if row["sampling_deviation"] > 0 else 0.0
-    numbers = [
-        power.needed(row["deviation"], replicates - 1, smallest, row["level"], wanted, None, floor).replicates
-        for wanted in claims.POWERS.values()
-    ]
-    if math.isinf(numbers[0]):
-        return f"without looks it would take more than {power.MOST} replicates"
-    hours = [core_hours(study, row, number) for number in numbers]
-    paid = "" if hours[0] is None else f" ({hours[0]:.3g} and {hours[1]:.3g} core-hours of the two arms)"
-    return f"looked at once, {count(numbers[0], power.MOST)} and {count(numbers[1], power.MOST)} would{paid}"
+    known = row["deviation"], row["replicates"] - 1, smallest, row["level"]
+    parts = []
+    for wanted in claims.POWERS.values():
+        number = power.needed(*known, wanted, sampling_variance=floor).replicates
+        parts.append(f"{_count(number, f'{power.MOST:,}')} for {wanted:.0%}{_paid(study, row, number)}")
+    return f"a study that is looked at once takes {' and '.join(parts)}"
+
+
+def _paid(study, row, number):
+    hours = core_hours(study, row, number) if math.isfinite(number) else None
+    return "" if hours is None else f" ({hours:.3g} core-hours of the two arms)"
 
 
 def core_hours(study, row, replicates):

@@ -21,7 +21,7 @@ from salsa.workflow import families, policies, runs
 from salsa.workflow.messages import UserError
 
 POWERS = (80, 90)  # %
-COLUMNS = ["claim", "of", "smallest_effect", "deviation", "degrees_of_freedom", "level"]
+COLUMNS = ["claim", "of", "smallest_effect", "deviation", "degrees_of_freedom", "level", "planned"]
 COLUMNS += [f"replicates_{wanted}{bound}" for wanted in POWERS for bound in BOUNDS]
 COLUMNS += ["core_hours_80", "core_hours_90"]
 ONCE = {f"{name}_{wanted}": f"{name}_{wanted}_once" for name in ("replicates", "core_hours") for wanted in POWERS}
@@ -69,13 +69,11 @@ class Forecast:
 
     Attributes:
         name: of the planned study.
-        replicates: how many it plans at most.
         needs: a row for each claim that the pilot measured: see COLUMNS.
         lines: sentences on the best designs, and the claims that the pilot says nothing of.
     """
 
     name: str
-    replicates: int
     needs: pd.DataFrame
     lines: list[str]
 
@@ -89,18 +87,10 @@ class Forecast:
             table.add_column(name, justify="left" if words else "right", no_wrap=name == "claim")
         for row in self.needs.to_dict("records"):
             numbers = [formats.number(row[name]) for name in ("smallest_effect", "deviation")]
-            numbers += [self._replicates(row, f"replicates_{wanted}") for wanted in POWERS]
+            numbers += [_range(row, f"replicates_{wanted}") for wanted in POWERS]
             numbers.append(" and ".join(_hours(row[f"core_hours_{wanted}"]) for wanted in POWERS))
             table.add_row(row["claim"], outcomes.SHORT[row["of"]], *numbers)
         return table
-
-    def _replicates(self, row, name):
-        """A number of replicates with its range; nothing where replicates do not differ."""
-        number, low, high = (row[name + bound] for bound in BOUNDS)
-        if math.isnan(number):
-            return ""
-        shown = [_most(count, self.replicates) for count in (number, low, high)]
-        return shown[0] if math.isinf(low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
     def as_dict(self):
         """The forecast as JSON holds it: a number that is unknown, or not finite, is null."""
@@ -109,9 +99,17 @@ class Forecast:
         return {"study": self.name, "needs": needs, "lines": self.lines}
 
 
-def _most(count, planned):
-    """A number of replicates; > 48 where even all that are planned have less power."""
-    return f"{count:.0f}" if math.isfinite(count) else f"> {planned}"
+def _range(row, name):
+    """A number of replicates with its range; nothing where replicates do not differ."""
+    number, low, high = (_count(row[name + bound], row["planned"]) for bound in BOUNDS)
+    if math.isnan(row[name]):
+        return ""
+    return number if math.isinf(row[f"{name}_low"]) else f"{number} [{low}, {high}]"
+
+
+def _count(number, most):
+    """A number of replicates; > 48 where even so many, which is all that there are, have less power."""
+    return f"> {most:.0f}" if math.isinf(number) else f"{number:.0f}"
 
 
 def _hours(hours):
@@ -137,11 +135,11 @@ def forecast(folder, composed, budget=None):
     needs = pd.DataFrame(rows, columns=COLUMNS)
     missing = [name for name in claims if name not in set(needs["claim"])]
     lines = [f"the pilot says nothing of {', '.join(missing)}"] if missing else []
-    lines += [_once(row) for row in needs[needs["replicates_80_once"].notna()].to_dict("records")]
+    lines += [_once(row) for row in needs[needs["replicates_90_once"].notna()].to_dict("records")]
     everywhere = needs[[not claims[name].benchmarks for name in needs["claim"]]]  # costs are of all benchmarks
     for name in everywhere.drop_duplicates("of")["claim"]:
         lines.append(advice(pilot, composed, _measured(pilot, claims[name]), budget))
-    return Forecast(composed.config.name, len(composed.config.replicates), needs, lines)
+    return Forecast(composed.config.name, needs, lines)
 
 
 def _measured(pilot, claim):
@@ -158,8 +156,8 @@ def _needs(pilot, composed, claim, known):
     cost = pilot.cost.fixed(_answers(composed, claim, measured))
     deviation = math.sqrt(variance.replicate_variance(variances, design))
     row = {"smallest_effect": claim.smallest_effect, "deviation": deviation}
-    freedom, level, looks = measured.replicates - 1, _level(composed), composed.config.looks or None
-    row |= {"degrees_of_freedom": freedom, "level": level}
+    freedom, level, looks = measured.replicates - 1, _level(composed), _looks(composed, claim)
+    row |= {"degrees_of_freedom": freedom, "level": level, "planned": looks[-1] if looks else power.MOST}
     for wanted in POWERS if deviation else ():
         needed = power.needed(deviation, freedom, claim.smallest_effect, level, wanted / 100, looks)
         row |= dict(zip((f"replicates_{wanted}{bound}" for bound in BOUNDS), needed, strict=True))
@@ -172,13 +170,24 @@ def _needs(pilot, composed, claim, known):
 
 
 def _once(row):
-    """What a claim takes that the planned looks hardly decide: a sentence."""
-    once = [row[ONCE[f"replicates_{wanted}"]] for wanted in POWERS]
-    hours = [row[ONCE[f"core_hours_{wanted}"]] for wanted in POWERS]
+    """What a claim takes that the planned looks leave with too little power: a sentence."""
+    wanted = [each for each in POWERS if not math.isnan(row[ONCE[f"replicates_{each}"]])]
+    counts = [_count(row[ONCE[f"replicates_{each}"]], power.MOST) for each in wanted]
+    hours = [_hours(row[ONCE[f"core_hours_{each}"]]) for each in wanted]
+    parts = [f"{n} for {p} % ({h} core-hours)" for n, p, h in zip(counts, wanted, hours, strict=True)]
     return (
-        f"{row['claim']}: no planned look has 80 % power; looked at once, {_most(once[0], power.MOST)} replicates have "
-        f"it, and {_most(once[1], power.MOST)} have 90 % ({_hours(hours[0])} and {_hours(hours[1])} core-hours)"
+        f"{row['claim']}: no planned look has {wanted[0]} % power; a study that is looked at once takes "
+        f"{' and '.join(parts)}"
     )
+
+
+def _looks(composed, claim):
+    """The planned looks at a claim, whose arms may be run on the first replicates alone; None: there are none."""
+    looks = composed.config.looks
+    limits = [composed.arms[name].replicates for name in (claim.candidate, claim.baseline)]
+    counts = [len(limit) if isinstance(limit, list) else limit for limit in limits if limit is not None]
+    most = min([*counts, *looks[-1:]], default=None)
+    return list(dict.fromkeys(min(look, most) for look in looks)) or None
 
 
 def planned(composed, claim, measured):

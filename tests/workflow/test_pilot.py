@@ -111,10 +111,20 @@ def test_what_no_planned_look_decides_is_said_with_what_would(folder):
     hours = once[0] * row["core_hours_90_once"] / once[1]
     assert row["core_hours_80_once"] == pytest.approx(hours)
     (said,) = [line for line in forecast.lines if line.startswith("higher_gold: ")]
-    assert f"looked at once, {once[0]} replicates have it, and {once[1]} have 90 %" in said
+    assert f"no planned look has 80 % power; a study that is looked at once takes {once[0]} for 80 % (" in said
+    assert f" core-hours) and {once[1]} for 90 % (" in said
     cells = [list(column.cells) for column in forecast.table().columns]
     assert any(cell.startswith("> 2") for cell in cells[4]) and "?" in cells[6][0]
     assert forecast.as_dict()["needs"][0]["replicates_80"] is None
+
+
+def test_arms_of_the_first_replicates_have_their_last_look_there():
+    composed = planned("replicates=[0,1,2,3]", "looks=[2,4]", "arm=[ppo,salsa,other]", "arms.other.replicates=2")
+    claims = composed.config.claims
+    assert pilot._looks(composed, claims["soup_not_other"]) == [2]
+    assert pilot._looks(composed, claims["higher_gold"]) == [2, 4]
+    composed.config.looks = []
+    assert pilot._looks(composed, claims["soup_not_other"]) is None
 
 
 def test_the_command_says_it(folder, capsys):
