@@ -167,7 +167,7 @@ def _known_after(limits, agrees, plain):
             after_ppo=True,
         ),
         "evaluation_noise": Gate(
-            "the deviation that prompts and sampling alone make, as a share of that between replicates",
+            "the deviation that prompts, sampling and rollouts alone make, as a share of that between replicates",
             f"at most {LARGEST_NOISE:.2g}",
             lambda share: share <= LARGEST_NOISE,
             "replicates differ by how they are evaluated; give more prompts (benchmarks.*.prompts) or responses "
