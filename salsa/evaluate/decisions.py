@@ -39,7 +39,8 @@ WORDS = {
     "that would.",
     EXCLUDED: "An effect that would matter is excluded: the interval lies below the smallest effect that would.",
     REVERSED: "The effect is in the other direction: its interval lies below 0.",
-    UNDECIDED: "The interval holds both 0 and effects that would matter: the replicates do not decide.",
+    UNDECIDED: "The interval holds both 0 and effects that would matter, or there is none: the replicates do not "
+    "decide.",
     NOT_TESTED: "The study does not measure what the claim is about.",
 }
 

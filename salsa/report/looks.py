@@ -23,12 +23,12 @@ def decision(study, claims):
     primary = claims[(claims["origin"] == PRIMARY) & (claims["claim_verdict"] != NOT_TESTED)]
     verdicts = dict(zip(primary["claim"], primary["claim_verdict"], strict=True))
     undecided = [name for name, verdict in verdicts.items() if verdict == UNDECIDED]
-    own = primary[(primary["outcome"] == "primary") & primary["claim"].isin(undecided)]
-    open_claims = own[(own["lost"] == 0) & (own["contradictory"] == False)]  # noqa: E712
+    deciding = primary[(primary["outcome"] == "primary") & primary["claim"].isin(undecided)]
+    hopeless = (deciding["lost"] > 0) | deciding["contradictory"].astype(bool)
     return {
         "look": looks.index(count) + 1,
         "replicates": count,
         "decided": [name for name in verdicts if name not in undecided],
         "undecided": undecided,
-        "goes_on": len(open_claims) > 0 and count < looks[-1],
+        "goes_on": not hopeless.all() and count < looks[-1],
     }

@@ -21,7 +21,7 @@ from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 6
+VERSION = 7
 WHOLE = ("replicate", "training_seed", "seed")  # columns of runs.csv that hold whole numbers, or nothing
 
 

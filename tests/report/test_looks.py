@@ -1,11 +1,12 @@
 """Reports of arms that are run on a part of the replicates, and what a study with looks writes beside its claims."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from tree import Tree, table_of
 
+from salsa.report import looks, words
 from salsa.report import study as reports
-from salsa.report import words
 from salsa.workflow import runs
 
 PART = 2  # replicates of the arm `other`, of three
@@ -68,5 +69,18 @@ def test_a_look_writes_its_decision_beside_its_claims(tree, folder):
     decision = runs.read_json(folder / "decision.json")
     claims = runs.manifest_of(folder)["artefacts"]
     assert "decision.json" in claims and (decision["look"], decision["replicates"]) == (2, 3)
-    assert decision["goes_on"] == bool(decision["undecided"])
+    assert not decision["goes_on"] or decision["undecided"]
     assert set(decision["decided"] + decision["undecided"]) <= set(tree.settings.config["claims"])
+
+
+@pytest.mark.parametrize(
+    "changes, goes_on",
+    [({}, True), ({"lost": 1}, False), ({"contradictory": True}, False), ({"claim_verdict": "excluded"}, False),
+     ({"origin": "control"}, False)],
+)  # fmt: skip
+def test_a_study_goes_on_for_what_further_replicates_can_decide(study, changes, goes_on):
+    row = {"claim": "it", "origin": "abstract", "outcome": "primary", "claim_verdict": "undecided", "lost": 0}
+    row |= {"contradictory": False} | changes
+    beside = {"claim": "it", "origin": row["origin"], "outcome": "secondary", "claim_verdict": row["claim_verdict"]}
+    decision = looks.decision(study, pd.DataFrame([row, beside | {"lost": 0, "contradictory": False}]))
+    assert decision["goes_on"] == goes_on

@@ -5,13 +5,13 @@ from salsa.report.sections import Section
 
 
 def caption(study, tables):
-    frame = tables["replicates"]
+    count, looked = tables["replicates"]["claim"].nunique(), ", at each look by looks.csv" * bool(study.config.looks)
     return (
-        f"What the verdicts are decided on: {frame['claim'].nunique()} claims in {len(study.replicates)} replicates. A "
-        "verdict follows from the column effect of a claim's primary outcome alone: its mean, a t interval at the "
-        "level of claims.csv from the larger of its variance and sampling_variance, and the smallest effect; secondary "
-        "outcomes are in the CSV. The scores of single responses behind them are in prompt_scores.csv.gz, and judges' "
-        "verdicts in prompt_win_rates.csv.gz."
+        f"What the verdicts are decided on: {count} claims in {len(study.replicates)} replicates. A verdict follows "
+        "from the column effect of a claim's primary outcome alone: its mean, a t interval at the level of claims.csv "
+        f"from the larger of its variance and sampling_variance, and smallest_effect_shown{looked}; secondary outcomes "
+        "are in the CSV. The scores of single responses behind them are in prompt_scores.csv.gz, and judges' verdicts "
+        "in prompt_win_rates.csv.gz."
     )
 
 
