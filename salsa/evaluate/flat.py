@@ -26,14 +26,13 @@ def change(values):
     residuals up to `lag` iterations apart may be correlated. Its square is scaled by N/(N − 2), for a line has two
     parameters. A series of fewer than FEWEST values, or with one that is not finite, has neither: (nan, nan).
     """
-    values = np.asarray(values, dtype=np.float64)
     count = len(values)
-    if count < FEWEST or not np.isfinite(values).all():
-        return math.nan, math.nan
     places = np.arange(count) - (count - 1) / 2
+    slope, residuals = _line(values, places)
     squares = np.sum(places**2)
-    slope = np.sum(places * values) / squares
-    scores = places * (values - values.mean() - slope * places)  # what each value adds to the slope's error
+    scores = places * residuals  # what each value adds to the slope's error
+    if math.isnan(slope):
+        return math.nan, math.nan
     variance = count / (count - 2) * _long_run(scores, lag(count)) / squares**2
     return float(slope * (count - 1)), float(math.sqrt(variance) * (count - 1))
 
@@ -51,15 +50,23 @@ def flatness(change, error, largest):
 
 
 def mean_variance(values):
-    """The variance of the mean of a series (N,) whose neighbouring values may be correlated, as in `change`.
+    """The variance of the mean of a series (N,), by how its values scatter around their line, as in `change`.
 
-    Its sum of squares is scaled by N/(N − 1), for the mean is estimated. nan for a series that has no `change`.
+    A rise that all of the series takes part in is no scatter, and counts for nothing. Of correlated values it is a
+    little too small, as a floor has to be, for few are averaged. nan where there is no `change`.
     """
-    values = np.asarray(values, dtype=np.float64)
     count = len(values)
-    if count < FEWEST or not np.isfinite(values).all():
-        return math.nan
-    return _long_run(values - values.mean(), lag(count)) / (count * (count - 1))
+    slope, residuals = _line(values, np.arange(count) - (count - 1) / 2)
+    return math.nan if math.isnan(slope) else _long_run(residuals, lag(count)) / (count * (count - 2))
+
+
+def _line(values, places):
+    """(slope, residuals) of the least-squares line through values at places of mean 0; nan where it has no error."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < FEWEST or not np.isfinite(values).all():
+        return math.nan, np.full(len(values), math.nan)
+    slope = np.sum(places * values) / np.sum(places**2)
+    return slope, values - values.mean() - slope * places
 
 
 def lag(count):

@@ -60,12 +60,12 @@ def test_what_has_no_line():
 @pytest.mark.parametrize(("count", "lag"), [(4, 1), (20, 2), (100, 4)])
 def test_the_variance_of_a_mean_equals_loops(count, lag):
     noise = np.random.default_rng(count).normal(size=count)
-    values = 0.3 + np.convolve(noise, [1.0, 0.6])[:count]
-    left, total = values - values.mean(), 0.0
+    values = 0.3 + 0.01 * np.arange(count) + np.convolve(noise, [1.0, 0.6])[:count]
+    left, total = values - np.polyval(np.polyfit(range(count), values, 1), range(count)), 0.0
     for s in range(count):
         for t in range(count):
             total += max(0, 1 - abs(s - t) / (lag + 1)) * left[s] * left[t]
-    assert flat.mean_variance(values) == pytest.approx(total / count**2 * count / (count - 1), rel=1e-10)
+    assert flat.mean_variance(values) == pytest.approx(total / count**2 * count / (count - 2), rel=1e-8)
     assert flat.mean_variance([0.7] * count) == pytest.approx(0, abs=1e-30)
     assert math.isnan(flat.mean_variance(values[:2])) and math.isnan(flat.mean_variance([*values, math.nan]))
 
@@ -74,7 +74,7 @@ def test_the_variance_of_a_mean_is_that_of_many_series():
     noise = np.random.default_rng(0).normal(size=(2000, 61))
     series = noise[:, 1:] + 0.4 * noise[:, :-1]
     estimate = np.mean([flat.mean_variance(values) for values in series])
-    assert 0.8 < estimate / series.mean(axis=1).var() < 1.02  # Bartlett's weights are a little short
+    assert 0.7 < estimate / series.mean(axis=1).var() < 1.02  # never too large: it is a floor
 
 
 def test_the_error_is_that_of_many_autocorrelated_series():
