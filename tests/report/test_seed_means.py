@@ -49,6 +49,16 @@ def evaluations(tree, arm, kl_coef, name):
     return means
 
 
+def training(tree, arm, kl_coef, name):
+    """A number of each replicate: the mean over its seeds of the mean over the last quarter of training, rounded up."""
+    means = []
+    for policies in members(tree, arm, kl_coef).values():
+        lines = [runs.read_jsonl(tree.parents[f"policy/{policy['index']}"] / "metrics.jsonl") for policy in policies]
+        last = [[line[name] for line in each[-((len(each) + 3) // 4) :]] for each in lines]
+        means.append(sum(sum(values) / len(values) for values in last) / SEEDS)
+    return means
+
+
 def interval(values):
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return np.mean(values), np.mean(values) - half, np.mean(values) + half
@@ -105,11 +115,12 @@ def test_win_rates(built, opponent):
 def test_claims_rest_on_replicates(built):
     tree, output, _ = built
     rows = table(output, "claims").set_index(["claim", "benchmark"])
-    row = rows.xs("larger_kl").iloc[0]
-    sides = [evaluations(tree, arm, row[f"{role}_kl_coef"], "kl_to_sft0")
-             for arm, role in (("salsa", "candidate"), ("ppo", "baseline"))]  # fmt: skip
-    assert row["effect"] == pytest.approx(np.mean(np.subtract(*sides))) and row["replicates"] == len(REPLICATES)
-    higher = rows.loc[("higher_reward", "in_distribution")]
+    for claim, measure in (("larger_kl", "kl_to_sft0"), ("higher_reward", "reward")):
+        row = rows.xs(claim).iloc[0]
+        sides = [training(tree, arm, row[f"{role}_kl_coef"], measure)
+                 for arm, role in (("salsa", "candidate"), ("ppo", "baseline"))]  # fmt: skip
+        assert row["effect"] == pytest.approx(np.mean(np.subtract(*sides))) and row["replicates"] == len(REPLICATES)
+    higher = rows.loc[("higher_gold", "in_distribution")]
     effects = []
     for replicate in REPLICATES:
         means = {}
@@ -118,9 +129,9 @@ def test_claims_rest_on_replicates(built):
             means[arm] = []
             for policy in members(tree, arm, kl_coef)[replicate]:
                 lines = runs.read_jsonl(tree.parents[f"respond/{policy['index']}"] / "responses.jsonl")
-                rewards = [line["reward"] for line in lines if line["benchmark"] == "in_distribution"]
-                assert len(rewards) == PROMPTS * SAMPLES
-                means[arm].append(sum(rewards) / len(rewards))
+                golds = [line["gold"] for line in lines if line["benchmark"] == "in_distribution"]
+                assert len(golds) == PROMPTS * SAMPLES
+                means[arm].append(sum(golds) / len(golds))
         effects.append(np.mean(means["salsa"]) - np.mean(means["ppo"]))
     assert higher["effect"] == pytest.approx(np.mean(effects))
     assert higher["replicates"] == len(REPLICATES)

@@ -202,7 +202,7 @@ def test_results_are_where_snakemake_was_told_to_work(snakemake, monkeypatch):
         (["--cfg", "job", "--resolve", "--package", "sft"], ["# @package sft"]),
         (["--cfg", "hydra"], ["hydra_plugins.salsa_launcher.SalsaLauncher", "name: salsa"]),
         (["--cfg", "all", "seed=5"], ["seed: 5", "SalsaLauncher"]),
-        (["--help"], ["salsa run: a study", "experiment: algorithms, default", "ppo:"]),
+        (["--help"], ["salsa run: a study", "experiment: algorithms, decisive, default", "ppo:"]),
         (["--hydra-help"], ["hydra/launcher"]),
         (["--info", "plugins"], ["SalsaLauncher", "BasicSweeper"]),
     ],

@@ -160,14 +160,14 @@ def test_samples_are_part_of_what_answers_and_of_nothing_else():
 
 
 def test_the_plan_counts_what_a_judge_is_asked():
-    """Of the default's benchmarks one has two turns, each judged by itself; salsa and other meet sft0 and ppo."""
+    """Of the default's benchmarks one has two turns, each judged by itself; each arm meets sft0 and each other one."""
     overrides = [*SMALL, "judge=[openai]", "judges.openai.model=m", "execution.judge_check=false"]
     asked = [estimate.survey(plan.plan(compose.compose([*overrides, *more])), lambda path: False)
              for more in ([], ["evaluate.samples=3"], ["evaluate.samples=3", "ppo.seeds=2"])]  # fmt: skip
     (composed,) = compose.compose(overrides)
     prompts = sum(b.prompts * (1 + (b.kind == "two_turn")) for b in composed.config.benchmarks.values())
     arms = len(policies.policies(composed))
-    expected = prompts * (2 * arms - 1) * 2
+    expected = prompts * (arms + arms * (arms - 1) // 2) * 2  # in both orders
     assert [survey.questions for survey in asked] == [expected, 3 * expected, 6 * expected]
     assert f"questions to judges over a network: about {expected:,}, without repeated ones" in asked[0].lines()
     assert asked[0].as_dict()["questions"] == expected
