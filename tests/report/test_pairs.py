@@ -149,6 +149,23 @@ def test_all_lines_meet_where_both_arms_are_one():
     assert high - value == pytest.approx(width)
 
 
+def test_slopes_and_bands_hold_the_truth_as_often_as_they_say():
+    generator, studies, slopes = np.random.default_rng(0), 80, {0.1: 0.01, 0.3: 0.02}
+    covered = np.zeros(3)
+    for _ in range(studies):
+        kl, kl_coef = np.repeat(generator.uniform(0.05, 2.5, 24), 2), np.tile(list(slopes), 24)
+        y = np.where(kl_coef == 0.3, 0.02, 0.01) * np.sqrt(kl) + np.repeat(generator.normal(0, 0.004, 24), 2)
+        y += generator.normal(0, 0.002, 48) + generator.normal(0, 0.002, 48)
+        columns = {"replicate": np.repeat(np.arange(24), 2), "kl_coef": kl_coef, "kl_sft0_soup": kl}
+        table = pd.DataFrame(columns | {"gold_reward": y, "gold_reward_variance": 0.002**2})
+        model = regimes.distance(table, "gold_reward")
+        bounds = [(slope, *model.fit.combination(model.weights(k))) for k, slope in slopes.items()]
+        band = [(s * math.sqrt(x), *model.at(k, x)) for k, s in slopes.items() for x in (0.05, 0.6, 1.2, 2.5)]
+        held = [low <= truth <= high for truth, _, low, high in bounds]
+        covered += [*held, all(low <= truth <= high for truth, _, low, high in band)]
+    assert (covered / studies > 0.95 - 3 * math.sqrt(0.95 * 0.05 / studies)).all()
+
+
 def test_agreement_with_gold_changes_the_slope_and_not_what_is_at_no_distance():
     table = effects(0.05, noise=1e-5)
     agreement = 0.7 + 0.02 * (table["replicate"] % 5)

@@ -122,7 +122,7 @@ SECTION = Section(
     heading="Where the noise is",
     place=2,
     table=table,
-    left_out=("benchmark", "answers", *COSTS.values(), *ARMS),
+    left_out=("benchmark", "level", "answers", *COSTS.values(), *ARMS),
     caption=caption,
     sides=None,
 )
