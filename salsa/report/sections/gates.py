@@ -123,7 +123,7 @@ def _of_arms(study, frame):
 
 
 def evaluation_noise(frame):
-    """Claim -> what prompts and sampling alone make of the deviation between replicates, of its primary outcome.
+    """Claim -> the share of the deviation between replicates that evaluation alone makes, of its primary outcome.
 
     Left out are claims of which one of the two is not known.
     """
