@@ -105,7 +105,7 @@ def plan_command(arguments, _):
     """Show the runs of each stage, how many are finished, and what they need; warn of what can't fit."""
     from rich.console import Console
 
-    from salsa.workflow import compose, estimate, plan, studies
+    from salsa.workflow import compose, designs, estimate, plan, studies
 
     jobs.check_sections()
     composed = compose.compose(arguments.overrides)
@@ -124,7 +124,8 @@ def plan_command(arguments, _):
         for line in estimate.looks(result, study, lambda path: jobs.finished(result, path), arguments.tflops):
             print(f"  {line}")
     Console().print(survey.table())
-    for line in [*survey.lines(), *warnings]:
+    notes = dict.fromkeys(note for study in composed for note in designs.notes(study))
+    for line in [*survey.lines(), *notes, *warnings]:
         print(printable(line))
     for forecast in forecasts:
         Console().print(forecast.table())

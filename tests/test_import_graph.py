@@ -26,7 +26,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.plan",),
     ("workflow.command",),
     ("report", "tools"),
-    ("workflow.crossing", "workflow.ingredients"),
+    ("workflow.crossing", "workflow.designs", "workflow.ingredients"),
     (
         "workflow.checks",
         "workflow.compose",

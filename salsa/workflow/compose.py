@@ -6,6 +6,7 @@ is computed. Stages do not import this module: they receive plain settings.
 
 import contextlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -16,7 +17,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa.workflow import bounds, checks, config, crossing, messages, overriding, policies, schema, yaml_files
+from salsa.workflow import (
+    bounds,
+    checks,
+    config,
+    crossing,
+    designs,
+    ingredients,
+    messages,
+    overriding,
+    policies,
+    schema,
+    yaml_files,
+)
 from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import ENTRIES, ENTRY, ROOT, applied, expand, first_line, labels, parse, presets
 
@@ -70,7 +83,8 @@ def compose_points(points):
             keys = dict.fromkeys(key for key, _ in companions)
             apart = [{key: _choice(study, choices, key) for key in keys} for study, choices in together]
             together = [
-                _planned(study, point, label | values) for (study, _), values in zip(together, apart, strict=True)
+                _planned(study, point, label | values, choices.get("experiment"))
+                for (study, choices), values in zip(together, apart, strict=True)
             ]
             _check_links(together)
             composed += together
@@ -183,8 +197,11 @@ def fill_entries(composed):
 
 def validated(values, overrides=()):
     """The `config.Config` of nested dictionaries. UserError where pydantic refuses them."""
+    left_out = _left_out_arms(values.get("arms"), overrides)
+    arms = {name: arm for name, arm in values["arms"].items() if name not in left_out} if left_out else values["arms"]
     try:
-        return schema.from_dict(config.Config, values | {"arms": _chosen_arms(values.get("arms"), overrides)})
+        study = schema.from_dict(config.Config, values | {"arms": arms})
+        return _without_ingredients_of(left_out, study, overrides)
     except messages.UnknownKey as error:
         raise UserError(_unknown(error.path)) from None
     except messages.SettingError as error:
@@ -199,29 +216,61 @@ def _unknown(path):
     return messages.unknown_key(config.Config, path, groups)
 
 
-def _chosen_arms(arms, overrides):
-    """The arms of which more is said than where they are run, or that are added on the command line.
+def _left_out_arms(arms, overrides):
+    """The names of the arms that are none, because their presets were not chosen.
 
-    What an experiment says of an arm that another choice of arms has left out makes none. UserError where there is no
-    arm of that name to leave out.
+    What an experiment says of an arm that another choice of arms has left out makes none: it would be trained as plain
+    PPO. UserError where there is no arm of that name to leave out, and where an override is of one that is left out.
     """
     if not isinstance(arms, dict):
-        return arms
-    added = {override.split("=")[0].split(".")[1] for override in overrides if override.startswith("+arms.")}
-    left_out = [name for name, arm in arms.items() if isinstance(arm, dict) and {*arm} <= {"kl_coefs", "replicates"}]
-    left_out = [name for name in left_out if name not in added]
-    unknown = next((name for name in left_out if name not in presets("arm")), None)
-    if unknown:
-        raise UserError(f"arms.{unknown}: no such arm; there are {', '.join(presets('arm'))}, and conf/arm takes more")
-    return {name: arm for name, arm in arms.items() if name not in left_out}
+        return []
+    left_out = [name for name, arm in arms.items() if isinstance(arm, dict) and not _makes_an_arm(name, arm)]
+    for name in left_out:
+        if name not in presets("arm"):
+            raise UserError(f"arms.{name}: no such arm; there are {', '.join(presets('arm'))}, and conf/arm takes more")
+        if name in _stated("arms", overrides):
+            raise UserError(f"arms.{name}: is not among the chosen arms; add {name} to arm=[…], or leave this out")
+    return left_out
 
 
-def _planned(study, overrides, point):
+def _makes_an_arm(name, arm):
+    """Whether what is said of an arm makes one, of a name that is a preset's or a new one."""
+    said_of_both = {"kl_coefs", "replicates", "description"}
+    if name in presets("arm"):  # whose file says where it starts and what it is anchored to
+        said_of_both |= {"seed", "kl_schedule"}
+    return not {*arm} <= said_of_both
+
+
+def _stated(group, overrides):
+    """The entries of a group that overrides speak of."""
+    matches = (re.match(rf"[+~]*{group}\.([\w+-]+)", override) for override in overrides)
+    return {match[1] for match in matches if match}
+
+
+def _without_ingredients_of(left_out, study, overrides):
+    """The study without the SFT variants, models and mixes that left-out arms alone are made of.
+
+    What an override speaks of stays, and is refused where nothing reads it.
+    """
+    files = [OmegaConf.load(overriding.CONF / "arm" / f"{name}.yaml") for name in left_out]
+    unread = ingredients.unread(study) if files else {}
+    for group, names in unread.items():
+        own = {name for file in files for name in file.get(group, ())} - _stated(group, overrides)
+        entries = getattr(study, group)
+        study = replace(study, **{group: {name: entries[name] for name in entries if name not in own & names}})
+    return study
+
+
+def _planned(study, overrides, point, experiment):
     """The `policies.Composed` of a configuration. UserError where its sections do not go together."""
     path = study.execution.accelerate_config
     if path and not Path(path).is_file() and (ROOT / path).is_file():  # a preset's, wherever one stands
         study.execution.accelerate_config = str(ROOT / path)
     checks.check(study)
+    designs.check_registered(study, experiment)
+    for arm in _stated("arms", overrides):
+        if any(re.match(rf"\+*arms\.{re.escape(arm)}\.replicates=", override) for override in overrides):
+            designs.check_count(study, arm)
     named = all(UNADDRESSED.match(override) for override in overrides)
     link = f"studies/{study.name}" if named else None
     return policies.Composed(study, policies.expanded_arms(study), checks.content_of_files(study), link, point)

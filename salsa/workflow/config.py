@@ -229,7 +229,9 @@ class Regime:
     reward_model: Annotated[dict[EntryName, Any], Items(100)] = field(default_factory=dict)
     """Settings of `reward_model` that are others: pairs, epochs, gold_temperature, …"""
     disjoint: Switch = False
-    """Each SFT model learns from demonstrations of its own, as many as the others, and none in common with them."""
+    """sft0, sft1, … learn from demonstrations of their own, none in common. An SFT variant takes the part of its seed,
+    in parts of its own size: where that is another, it may share demonstrations with them.
+    """
 
 
 def changed(section, changes):

@@ -34,22 +34,32 @@ GROUPS = ("sft_variants", "models", "mixes")  # sections of the configuration wh
 def check(study):
     """Refuse ingredients that aren't any, that lack what they are made from, or that are made from themselves."""
     _check_names(study)
-    made_from = {}  # arm as an ingredient, or mix -> the ingredients that it is made from
     for name, arm in study.arms.items():
-        both = {f"arms.{name}.start": arm.start, f"arms.{name}.reference.weights": arm.reference.weights}
-        for key, weights in both.items():
-            _check_weights(key, weights, study)
-        made_from[f"{POLICY}{name}"] = [other for weights in both.values() for other in ingredients(weights)]
+        _check_weights(f"arms.{name}.start", arm.start, study)
+        _check_weights(f"arms.{name}.reference.weights", arm.reference.weights, study)
     for name, mix in study.mixes.items():
         _check_weights(f"mixes.{name}.weights", mix.weights, study)
-        made_from[name] = mixes.roles(mix)
         _check_names_of(f"mixes.{name}", mixes.roles(mix), study)
         if mixes.kinds()[mix.kind].needs_gold(mix) and not data.world_kinds()[study.data.task.kind].gold:
             raise UserError(f"mixes.{name}: measures gold, and data={study.data.name} has none; measure something else")
-    _check_circles(made_from)
-    _check_all_areingredients(study, {name for names in made_from.values() for name in names})
+    _check_circles(made_from(study))
+    _check_all_are_ingredients(study)
     for name, variant in study.sft_variants.items():
         _check_variant(f"sft_variants.{name}", variant, study)
+
+
+def made_from(study):
+    """Arm as an ingredient, or mix -> the ingredients that it is made from."""
+    arms = {name: ingredients(arm.start, arm.reference.weights) for name, arm in study.arms.items()}
+    return {f"{POLICY}{name}": parts for name, parts in arms.items()} | {
+        name: mixes.roles(mix) for name, mix in study.mixes.items()
+    }
+
+
+def unread(study):
+    """Group -> the names of its entries that no arm and no mix is made from."""
+    read = {name for names in made_from(study).values() for name in names}
+    return {group: set(getattr(study, group)) - read for group in GROUPS}
 
 
 def check_policies(composed):
@@ -119,11 +129,10 @@ def _check_circles(made_from):
         ) from None
 
 
-def _check_all_areingredients(study, names):
-    for group in GROUPS:
-        for name in getattr(study, group):
-            if name not in names:
-                raise UserError(f"{group}.{name}: no arm is made of it; name it in one's start or reference")
+def _check_all_are_ingredients(study):
+    for group, names in unread(study).items():
+        for name in sorted(names):
+            raise UserError(f"{group}.{name}: no arm is made of it; name it in one's start or reference")
 
 
 def _check_variant(key, variant, study):

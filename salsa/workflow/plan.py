@@ -484,9 +484,7 @@ class _Replicate:
         return self.study.add_run(stage, label, settings, parents, self.number, after, alone)
 
     def sft_models(self):
-        """How many SFT models the replicate has, without those that arms of other replicates alone read."""
-        if len(self.policies) == len(self.study.policies):
-            return self.config.sft.models
+        """How many SFT models are trained: the first two, and those that its policies are made of."""
         read = [index for policy in self.policies for index in policies.sft_models_of(policy.spec, self.config)]
         return min(self.config.sft.models, max([2, *(index + 1 for index in read)]))
 

@@ -17,6 +17,7 @@ from salsa.workflow.weights import (
     alpha_weights,
     canonical_weights,
     decimal_text,
+    ingredients,
     number_label,
     renamed,
     used,
@@ -152,8 +153,8 @@ def draws(arm, study):
 
 
 def iterations(spec, section):
-    """The iterations for which a policy is trained, by the section of its algorithm; at least one."""
-    return max(1, round(Fraction(repr(spec.iterations_scale)) * section.iterations))
+    """The iterations for which a policy is trained, by the section of its algorithm."""
+    return round(Fraction(repr(spec.iterations_scale)) * section.iterations)
 
 
 def spec_of(arm, study):
@@ -173,38 +174,41 @@ def spec_of(arm, study):
     )
 
 
+def parts(names, study, of_arm):
+    """Yield ingredients and all that they are made of, each once.
+
+    A mix is made of the models that it mixes, and the policy of an arm of the ingredients `of_arm(config.Arm)`.
+    """
+    names = list(names)
+    for name in names:  # which grows by what an ingredient is made of
+        yield name
+        if name in study.mixes:
+            made_of = mixes.roles(study.mixes[name])
+        else:
+            arm = study.arms.get(name.removeprefix(POLICY)) if name.startswith(POLICY) else None
+            made_of = of_arm(arm) if arm else ()
+        names += [part for part in made_of if part not in names]
+
+
+def _arms_among(names):
+    return [name.removeprefix(POLICY) for name in names if name.startswith(POLICY)]
+
+
 def ingredient_arms(weights, study):
     """The names of the arms whose policies a start or a reference is mixed from, by mixes of the study too."""
-    names = [name for name, _ in canonical_weights(weights)]
-    for name in names:  # which grows by what a mix is made of
-        if name in study.mixes:
-            names += [other for other in mixes.roles(study.mixes[name]) if other not in names]
-    return [name.removeprefix(POLICY) for name in names if name.startswith(POLICY)]
+    return _arms_among(parts(ingredients(weights), study, lambda arm: ()))
 
 
 def sft_models_of(spec, study):
     """The numbers of the SFT models that a policy is made of, by mixes and by the policies of other arms too."""
-    names = used(spec.start, spec.weights)
-    for name in names:  # which grows by what an ingredient is made of
-        if name in study.mixes:
-            parts = mixes.roles(study.mixes[name])
-        elif name.startswith(POLICY):
-            arm = study.arms[name.removeprefix(POLICY)]
-            parts = used(canonical_weights(arm.start), canonical_weights(arm.reference.weights))
-        else:
-            continue
-        names += [part for part in parts if part not in names]
+    names = parts(used(spec.start, spec.weights), study, lambda arm: used(arm.start, arm.reference.weights))
     return [int(seed[1]) for seed in map(SEED.fullmatch, names) if seed]
 
 
 def trained_ingredients(start, study):
     """The names of the arms with a penalty whose policies a start is made of, by untrained arms too."""
-    arms = [arm for arm in ingredient_arms(start, study) if arm in study.arms]
-    for arm in arms:  # which grows by what an untrained arm is made of
-        if not penalised(study.arms[arm]):
-            made_of = ingredient_arms(study.arms[arm].start, study)
-            arms += [other for other in made_of if other in study.arms and other not in arms]
-    return [arm for arm in arms if penalised(study.arms[arm])]
+    names = parts(ingredients(start), study, lambda arm: () if penalised(arm) else ingredients(arm.start))
+    return [arm for arm in _arms_among(names) if arm in study.arms and penalised(study.arms[arm])]
 
 
 def seeds(spec, study):

@@ -10,18 +10,17 @@ from salsa import data
 from salsa.workflow import config
 from salsa.workflow.messages import SettingError, UserError
 
-STUDY = config.Regime(replicates=[0])  # the recipe of the study, which changes nothing
 SKIPS = "skip_demonstrations"  # the setting of a task by which SFT models learn from different demonstrations
 
 
 def of_replicate(study, number):
-    """The `config.Regime` of a replicate; `STUDY` where it is made by the study's own recipe."""
-    return next((regime for regime in study.regimes.values() if number in regime.replicates), STUDY)
+    """The `config.Regime` of a replicate; None where it is made by the study's own recipe."""
+    return next((regime for regime in study.regimes.values() if number in regime.replicates), None)
 
 
 def recipe(study, regime):
-    """The `config.Config` of a regime: the study's, with the sections that the regime changes."""
-    if regime is STUDY:
+    """The `config.Config` of a regime: the study's, with the sections that the regime changes; None changes none."""
+    if regime is None:
         return study
     task = config.changed(study.data.task, regime.task)
     return replace(
@@ -44,9 +43,12 @@ def demonstrations(study, regime, index, changes=()):
 
     Args:
         study: the `recipe` of the regime.
+        regime: a `config.Regime`, or None.
         index: of the seed: 0 is sft0's.
         changes: of an SFT variant.
     """
+    if regime is None:
+        return dict(changes)
     changes = regime.task | dict(changes)
     if regime.disjoint and index:
         task = config.changed(study.data.task, changes)
@@ -96,9 +98,11 @@ def _check_parts(key, regime, study):
         raise UserError(f"{key}.disjoint: demonstrations of data={section.name} are in no parts; leave it out")
     if study.sft.models < 2:
         raise UserError(f"{key}.disjoint: there is one SFT model, and sft.models=1; set sft.models=2")
-    for index in range(study.sft.models):
-        task = config.changed(section.task, demonstrations(made, regime, index))
+    models = {f"sft{index}": (index, {}) for index in range(study.sft.models)}
+    models |= {f"sft_variants.{name}": (variant.seed, variant.task) for name, variant in study.sft_variants.items()}
+    for name, (index, changes) in models.items():
+        task = config.changed(section.task, demonstrations(made, regime, index, changes))
         try:
             data.record(task).check(task)
         except UserError as error:
-            raise UserError(f"{key}.disjoint, for sft{index}: {error}") from None
+            raise UserError(f"{key}.disjoint, for {name}: {error}") from None

@@ -194,6 +194,32 @@ def test_what_an_experiment_says_of_an_arm_makes_none():
     assert study.config.arms["ema"].kl_coefs == [0.05]
 
 
+def test_an_arm_that_is_left_out_takes_what_it_is_made_of_with_it():
+    study = one("experiment=decisive", "arm=[ppo,salsa]")
+    assert (list(study.arms), study.config.sft_variants) == (["ppo", "salsa"], {})
+    study = one("experiment=decisive", "arm=[ppo,salsa]", "~sft_variants.strong")
+    assert list(study.arms) == ["ppo", "salsa"]
+    kept = one("experiment=decisive", "arm=[ppo,salsa,other]", "arms.other.reference.weights=strong")
+    assert list(kept.config.sft_variants) == ["strong"]
+    with pytest.raises(UserError, match=r"arms.strong_reference.reference.weights.*strong is no ingredient"):
+        one("experiment=decisive", "~sft_variants.strong")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sft_variants.strong.seed=1", "sft_variants.strong: no arm is made of it"),
+        ("arms.strong_reference.replicates=8", "arms.strong_reference: is not among the chosen arms; add strong_ref"),
+        ("+arms.n_soup.kl_coefs=[0.1]", "arms.n_soup: is not among the chosen arms"),
+        ("+arms.far.kl_coefs=[0.1]", "arms.far: no such arm"),
+        ("+arms.far.description=mine", "arms.far: no such arm"),
+    ],
+)
+def test_nothing_is_said_of_an_arm_that_is_left_out(override, says):
+    with pytest.raises(UserError, match=says):
+        one("experiment=decisive", "arm=[ppo,salsa]", override)
+
+
 def test_an_arm_of_the_command_line():
     values = one(
         "+arms.far={start:[1],reference:{weights:[0.25,0.75]}}",
@@ -308,8 +334,11 @@ MISTAKES = {
     "claim_kl_coef=0.7": "is not in kl_coefs=",
     "registered=[conf/nothing.yaml]": "no such file of the repository",
     "registered=[/etc/hostname]": "no file of the repository, such as conf/claims.yaml",
-    "registered=[conf/experiment/default.yaml,conf/experiment/warm.yaml]": "are two experiments",
+    "registered=[conf/experiment/default.yaml,conf/experiment/warm.yaml]": "warm.yaml: is not the experiment",
+    "registered=[conf/claims.yaml,conf/./claims.yaml]": "conf/claims.yaml and conf/./claims.yaml are one file",
+    "registered=[conf//experiment/./warm.yaml]": "of this study; name conf/experiment/default.yaml",
     "chosen_on=[0/1]": "settings were chosen on replicate 1 of root seed 0",
+    "chosen_on=[00/01]": "settings were chosen on replicate 1 of root seed 0",
     "chosen_on=[1]": "write its root seed and number, as in 1000/3",
     "execution.judge_timeout=0": "above 0",
     "arms.salsa.reference.weights=[1,1]": "sum to 2",

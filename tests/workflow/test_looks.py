@@ -11,7 +11,8 @@ WRONG = '{"look": 1, "replicates": 2, "decided": [], "undecided": [], "goes_on":
 
 
 def planned(*overrides):
-    return plan.plan(compose.compose(["arm=[ppo,salsa,other]", *overrides]))
+    arms = [] if any(override.startswith("arm=") for override in overrides) else ["arm=[ppo,salsa,other]"]
+    return plan.plan(compose.compose([*arms, *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,13 @@ def test_a_plan_file_holds_all_looks(looked, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["looks=[2]"], r"looks=\[2\]: the last has to be the number of replicates, 3"),
+        (
+            ["looks=[2]"],
+            r"looks=\[2\]: the last has to be the number of replicates, 3; give looks=\[2, 3\], or looks=\[\]",
+        ),
+        (["looks=[4]", "replicates=[0]"], "number of replicates, 1; give looks=\\[\\] to decide once"),
+        (["looks=[2,3]", "arm=[ppo,other]"], "no claim of the abstract has both of its arms in this study .larger_kl"),
+        (["looks=[2,3]", "kl_coefs=[0.1,0.3]", "+arms.salsa.kl_coefs=[0.3]", "+arms.ppo.kl_coefs=[0.1]"], "has both"),
         (["looks=[3,2]"], "has to rise"),
         (["looks=[2,2,3]"], "has to rise"),
         (["looks=[1,3]"], r"looks.*1.*2"),
@@ -90,7 +97,7 @@ def test_a_plan_file_holds_all_looks(looked, tmp_path):
 )
 def test_a_mistake_is_said_while_planning(overrides, says):
     with pytest.raises(UserError, match=says) as refused:
-        planned("replicates=[0,1,2]", *overrides)
+        planned(*([] if "replicates=[0]" in overrides else ["replicates=[0,1,2]"]), *overrides)
     assert "\n" not in str(refused.value)
 
 

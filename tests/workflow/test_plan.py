@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -539,9 +540,11 @@ def test_a_new_arm_changes_no_other_address():
 
 def test_a_third_sft_model_leaves_the_first_two():
     before = plan.plan([make()]).runs
-    after = plan.plan([make(sft__models=3)]).runs
+    unread = plan.plan([make(sft__models=3)]).runs
+    assert folders(set(unread) ^ set(before)) == {"studies"}
+    after = plan.plan([make(sft__models=3, arms=ARMS | {"three": arm(weights=["1/3", "1/3", "1/3"])})]).runs
     assert {path for path in before if path.split("/")[0] != "studies"} <= set(after)
-    assert folders(set(after) - set(before)) == {"sft", "studies"}
+    assert Counter(path.split("/")[0] for path in set(after) - set(before))["sft"] == 2  # one in each replicate
 
 
 def test_seeds_come_from_root_stage_and_replicate():

@@ -156,7 +156,7 @@ def _recipe(study, replicate):
         changed = {name: None for other in study.config.regimes.values() for name in getattr(other, part)}
         values |= {f"{part}.{name}": schema.dump(getattr(section, name)) for name in changed}
     if any(other.disjoint for other in study.config.regimes.values()):
-        values["disjoint"] = regime.disjoint
+        values["disjoint"] = regime is not None and regime.disjoint
     return values
 
 
