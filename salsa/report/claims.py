@@ -91,7 +91,9 @@ def _test(study, claim):
     try:
         pair = outcomes.compared(study, claim)
         replicates = outcomes.replicates_of(study, pair)
-        look = reached(study, pair, len(replicates))
+        grid = study.config.grid_replicates if outcomes.at_all_kl_coefs(claim.measure) else None
+        look = reached(study, pair, len(replicates[:grid]), grid)
+        replicates = replicates[:grid]
         counted = replicates if look is None else replicates[: look.replicates]
         measured = [outcomes.of_replicates(each, counted) for each in outcomes.measured(study, claim, pair)]
     except NotTested as reason:
@@ -101,15 +103,16 @@ def _test(study, claim):
     return Test(claim, pair, measured, look, tuple(replicates))
 
 
-def reached(study, pair, count):
+def reached(study, pair, count, grid=None):
     """The latest `sequential.Look` that so many replicates of a pair have reached, None where the study has no looks.
 
-    An arm that is run on the first replicates alone has its last look there.
+    An arm that is run on the first replicates alone has its last look there, and so has what is compared on a `grid` of
+    kl_coefs that the first replicates alone have.
     """
     looks = study.config.looks
     if not looks:
         return None
-    limits = [_most_replicates(study, arm) for arm in (pair.candidate, pair.baseline)]
+    limits = [grid] + [_most_replicates(study, arm) for arm in (pair.candidate, pair.baseline)]
     most = min([looks[-1], *(limit for limit in limits if limit is not None)])
     looks = tuple(dict.fromkeys(min(look, most) for look in looks))
     return sequential.latest(looks, count) or sequential.Look(looks, 0)
@@ -141,7 +144,7 @@ def _rows(study, name, claim, level):
     first = decision(test, test.outcomes[0], level)
     row = {"claim": name, "claim_verdict": first.verdict, "origin": claim.origin, "text": claim.text}
     row |= {"candidate": test.pair.candidate, "baseline": test.pair.baseline}
-    if not test.claim.measure.startswith("matched"):  # which is over all of an arm's kl_coefs
+    if not outcomes.at_all_kl_coefs(test.claim.measure):  # which is over all of an arm's kl_coefs
         row |= {f"{side}_kl_coef": getattr(test.pair, f"{side}_kl_coef") for side in ("candidate", "baseline")}
     notes = _notes(study, test, first)
     rows = [row | _columns(test, outcome, decision(test, outcome, level)) for outcome in test.outcomes]
@@ -239,7 +242,7 @@ def _of_measure(study, test):
 
 def _collapsed(study, test):
     """Notes on which of the policies that a claim compares have collapsed, and how."""
-    matched, notes = test.claim.measure.startswith("matched"), []
+    matched, notes = outcomes.at_all_kl_coefs(test.claim.measure), []
     for arm, kl_coef in outcomes.sides(test.pair):
         policies = [p for p in study.of(arm=arm) if matched or p.kl_coef == kl_coef]
         reasons = [reason for reason in (selection.collapse(study, p) for p in policies) if reason]
@@ -252,7 +255,7 @@ def _collapsed(study, test):
 
 def _bounded(study, test):
     """Notes on the arms of a claim about KL whose KL is an upper bound."""
-    about_kl = test.claim.measure == "kl_to_sft0" or test.claim.measure.startswith("matched")
+    about_kl = test.claim.measure == "kl_to_sft0" or outcomes.at_all_kl_coefs(test.claim.measure)
     arms = [arm for arm in (test.pair.candidate, test.pair.baseline) if about_kl and selection.kl_bounded(study, arm)]
     return [f"KL of {arm} is an upper bound" for arm in arms]
 
@@ -281,7 +284,7 @@ def _replicate_rows(name, test, outcome):
     pair = test.pair
     columns = {"claim": name, "outcome": outcome.kind, "measure": outcome.measure, "benchmark": outcome.benchmark}
     columns |= {"judge": outcome.judge, "candidate": pair.candidate, "baseline": pair.baseline}
-    if not test.claim.measure.startswith("matched"):
+    if not outcomes.at_all_kl_coefs(test.claim.measure):
         columns |= {"candidate_kl_coef": pair.candidate_kl_coef, "baseline_kl_coef": pair.baseline_kl_coef}
     values = outcome.values.rename_axis("replicate").reset_index()
     columns["look"] = [_first_look(test, replicate) for replicate in values["replicate"]]

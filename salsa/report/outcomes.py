@@ -139,6 +139,11 @@ def measured(study, claim, pair):
     return [Outcome(PRIMARY, measure, "", "", values, tables=_difference(*tables))]
 
 
+def at_all_kl_coefs(measure):
+    """Whether a measure compares arms over all of their kl_coefs."""
+    return measure.startswith("matched")
+
+
 def replicates_of(study, pair):
     """The replicates in which both arms are run, in the study's order. NotTested: there is none."""
     shared = set.intersection(*({policy.replicate for policy in study.of(arm=arm)} for arm, _ in sides(pair)))

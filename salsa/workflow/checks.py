@@ -117,6 +117,78 @@ def _check_axes(config):
         )
 
 
+<<<<<<< HEAD
+=======
+def _check_looks(config):
+    """Refuse looks that are none, that end elsewhere than the study, or that nothing could be decided at."""
+    looks, count = config.looks, len(config.replicates)
+    if not looks:
+        return
+    key = f"looks={bounds.shown(looks)}"
+    if sorted(set(looks)) != looks:
+        raise UserError(f"{key}: has to rise from look to look; order it, each number once")
+    if looks[-1] != count:
+        raise UserError(
+            f"{key}: the last has to be the number of replicates, {count}; end it with {count}, or leave looks out"
+        )
+    primary = {name: claim for name, claim in config.claims.items() if claim.origin == "abstract"}
+    if not primary:
+        raise UserError(f"{key}: the study has no claim of the abstract, to be decided; leave looks out")
+    for name, arm in config.arms.items():
+        numbers = policies.replicates_of([arm], config)
+        if len(numbers) == count:
+            continue
+        where = f"arms.{name}.replicates={arm.replicates}"
+        waiting = [claim for claim, each in primary.items() if name in (each.candidate, each.baseline)]
+        if waiting:
+            raise UserError(f"{where}: {waiting[0]} is to be decided, which takes all replicates; leave it out")
+        for look in looks:  # intervals that allow for looks are made for these numbers of replicates
+            there = len(set(numbers).intersection(config.replicates[:look]))
+            if there not in looks:
+                problem = f"{there} of them are among the first {look}, and that is none of {key}"
+                raise UserError(f"{where}: {problem}; give the first {looks[0]}, for instance")
+
+
+def _check_grid(config):
+    """Refuse a grid on some replicates where claims may want it on all, or where its end lies between looks."""
+    count = config.grid_replicates
+    if count is None:
+        return
+    if config.claim_kl_coef is None:
+        raise UserError(f"grid_replicates={count}: all others need a kl_coef to be run at; set claim_kl_coef")
+    if count > len(config.replicates):
+        raise UserError(f"grid_replicates={count}: the study has {len(config.replicates)} replicates; lower it")
+    if config.looks and count not in config.looks:
+        raise UserError(f"grid_replicates={count}: is none of looks={bounds.shown(config.looks)}; give one of them")
+
+
+def _check_claims(config):
+    """Refuse claims at a kl_coef that nothing is run at, and on replicates that settings were chosen on."""
+    kl_coef = config.claim_kl_coef
+    if kl_coef not in (None, *config.kl_coefs):
+        raise UserError(f"claim_kl_coef: {kl_coef} is not in kl_coefs={config.kl_coefs}; add it there")
+    _check_grid(config)
+    decides_on = {f"{config.seed}/{number}" for number in config.replicates} if config.claims else set()
+    used = next((name for name in config.chosen_on if name in decides_on), None)
+    if used:
+        raise UserError(
+            f"chosen_on: settings were chosen on replicate {used.partition('/')[2]} of root seed {config.seed}, and "
+            "this study would decide on it; give other replicates, or another seed"
+        )
+    _check_registered(config)
+
+
+def _check_registered(config):
+    """Refuse to register a study in files that are none, or in two experiments."""
+    missing = next((name for name in config.registered if not (stages.ROOT / name).is_file()), None)
+    if missing:
+        raise UserError(f"registered: {missing}: no such file of the repository; name one, such as conf/claims.yaml")
+    experiments = [name for name in config.registered if name.startswith(EXPERIMENTS)]
+    if len(experiments) > 1:
+        raise UserError(f"registered: {' and '.join(experiments)} are two experiments; leave one out")
+
+
+>>>>>>> d4d43a7 (Run other kl_coefs than the claims' on the first replicates alone (grid_replicates))
 def _check_algorithms(config):
     training = crossing.chosen(config)
     for name in config.algorithm_kl_coefs:

@@ -341,11 +341,19 @@ def policies(composed):
             kl_coef=kl_coef,
             plain=spec == plain_spec(study, *training_of(spec)),
             alpha=_alpha_of(spec, study),
-            replicates=replicates_of([composed.arms[name] for name in names], study),
+            replicates=_at(kl_coef, replicates_of([composed.arms[name] for name in names], study), study),
         )
         for spec, (names, kl_coefs) in specs(composed).items()
         for kl_coef in kl_coefs
     ]
+
+
+def _at(kl_coef, replicates, study):
+    """Those of an arm's replicates in which it is run at a kl_coef."""
+    if study.grid_replicates is None or kl_coef == study.claim_kl_coef:
+        return replicates
+    grid = study.replicates[: study.grid_replicates]
+    return tuple(number for number in replicates if number in grid)
 
 
 def training_of(spec):

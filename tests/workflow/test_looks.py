@@ -1,5 +1,7 @@
 """Studies that look at their claims as they go, and arms on a part of the replicates: plans, refusals, decisions."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -133,7 +135,8 @@ def claims(**verdicts):
         for name, verdict in verdicts.items()
         for _ in range(2)  # of two benchmarks
     ]
-    return pd.DataFrame(rows, columns=["claim", "origin", "claim_verdict"])
+    columns = ["claim", "origin", "claim_verdict"]
+    return pd.DataFrame(rows, columns=columns).assign(outcome="primary", lost=0, contradictory=False)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +191,31 @@ def test_a_damaged_decision_is_said(tmp_path, text):
     (tmp_path / paths[0] / "decision.json").write_text(text)
     with pytest.raises(UserError, match=r"mine-2/decision\.json: .* remove .*mine-2 and run again"):
         studies.reached(plan.Plan(str(tmp_path), studies=[made]), made)
+
+
+def test_other_kl_coefs_are_run_on_the_first_replicates_alone():
+    overrides = ["replicates=[4,5,6]", "kl_coefs=[0.05,0.1]", "arm=[ppo,salsa]", "claim_kl_coef=0.1"]
+
+    def trained(*more):
+        runs = plan.plan(compose.compose([*overrides, *more])).runs.values()
+        return sorted((run.replicate, run.settings["kl_coef"]) for run in runs if run.stage == "ppo")
+
+    everywhere = [(replicate, kl_coef) for replicate in (4, 5, 6) for kl_coef in (0.05, 0.1) for _ in range(2)]
+    assert trained() == everywhere
+    assert trained("grid_replicates=1") == [one for one in everywhere if one[1] == 0.1 or one[0] == 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["grid_replicates=1"], "grid_replicates=1: all others need a kl_coef to be run at; set claim_kl_coef"),
+        (["grid_replicates=3", "claim_kl_coef=0.05"], "grid_replicates=3: the study has 2 replicates; lower it"),
+        (
+            ["replicates=[0,1,2,3]", "looks=[2,4]", "grid_replicates=3", "claim_kl_coef=0.05"],
+            "grid_replicates=3: is none of looks=[2, 4]; give one of them",
+        ),
+    ],
+)
+def test_a_grid_that_ends_nowhere_is_refused(overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        compose.compose(overrides)
