@@ -613,7 +613,7 @@ class Sections:
     claim_kl_coef: Annotated[KlCoef | None, ADDED] = None
     """The kl_coef at which all claims compare arms, fixed in advance; null: each arm's best on development prompts."""
     grid_replicates: Annotated[Annotated[int, Range(1, 10**6)] | None, ADDED] = None
-    """The first so many replicates are run at all kl_coefs, the others at claim_kl_coef alone; null: all at all."""
+    """The first so many replicates are run at all kl_coefs, further ones at claim_kl_coef alone; null: all at all."""
     looks: Annotated[list[Annotated[int, Range(2, 1000)]], Items(100), ADDED] = listed()
     """Numbers of replicates after which claims are decided, increasing to all of them: where none of the abstract's is
     left undecided, the study ends. None: once, after all.

@@ -20,6 +20,7 @@ def check(composed):
         _check_replicates,
         _check_kl_coef,
         _check_looks,
+        _check_grid,
         _check_training_times,
         _check_chosen_on,
     ):
@@ -98,6 +99,18 @@ def _check_arm_at_looks(name, arm, composed):
         if there not in study.looks:
             problem = f"{there} of them are among the first {look}, and that is none of looks={study.looks}"
             raise UserError(f"{where}: {problem}; give the first {study.looks[0]}, for instance")
+
+
+def _check_grid(composed):
+    """Refuse a grid on some replicates where claims may want it on all, or where its end lies between looks."""
+    study = composed.config
+    count = study.grid_replicates
+    if count is None:
+        return
+    if study.claim_kl_coef is None:
+        raise UserError(f"grid_replicates={count}: all others need a kl_coef to be run at; set claim_kl_coef")
+    if study.looks and min(count, len(study.replicates)) not in study.looks:
+        raise UserError(f"grid_replicates={count}: is none of looks={bounds.shown(study.looks)}; give one of them")
 
 
 def _primary(study):
