@@ -145,7 +145,9 @@ def test_over_several_tokens_k1_in_the_reward_also_sees_where_a_token_leads(seed
     the loss that of each prefix's KL, with the prefixes as they come."""
     size, generator = 4, torch.Generator().manual_seed(seed)
     first, second = (torch.randn(*shape, generator=generator, dtype=FLOATS) for shape in ((size,), (size, size)))
-    their_first, their_second = (torch.randn_like(x).log_softmax(-1) for x in (first, second))
+    their_first, their_second = (
+        torch.randn(x.shape, generator=generator, dtype=FLOATS).log_softmax(-1) for x in (first, second)
+    )
     logits = [first.requires_grad_(), second.requires_grad_()]
     a, b = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     a, b = a.flatten(), b.flatten()  # one response a pair of words
