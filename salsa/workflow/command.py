@@ -86,6 +86,16 @@ def _planned(stage, function, version, arguments):
         writes=stage.writes,
         may_write=stage.may_write,
     )
+    _link(plan, arguments.run)
+
+
+def _link(plan, path):
+    """Link the name of a study to its look that has just been finished, so that it is there while the study goes on."""
+    from salsa.workflow import studies  # which the other stages have no need of
+
+    for study in plan.studies:
+        if path in study["looks"]:
+            studies.link(plan, study)
 
 
 def _by_hand(stage, function, version, arguments):

@@ -59,14 +59,14 @@ def look_words(plan, path):
     )
 
 
-def conclude(plan):
-    """Link the readable names of the finished studies to their folders; yields the lines to show."""
+def conclude(plan, write=True):
+    """Link the readable names of the finished studies to their folders (`write`); yields the lines to show."""
     for study in plan.studies:
         path = latest(plan, study)
         if path is None:
             continue
         folder = Path(plan.results) / path
-        yield f"study {study['name']}: {link(plan, study)}"
+        yield f"study {study['name']}: {link(plan, study, write)}"
         if has_looks(study):
             yield f"  {look_words(plan, path)}"
         for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
@@ -84,8 +84,11 @@ def conclude(plan):
         yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / stages.COMPARISON.page}"
 
 
-def link(plan, study):
-    """Link a study's name to its last finished look (relatively, replaced at once); returns what to show of it."""
+def link(plan, study, write=True):
+    """Link a study's name to its last finished look (relatively, replaced at once); returns what to show of it.
+
+    Without `write` a link that is not there, or that leads elsewhere, stays so.
+    """
     folder = Path(plan.results) / latest(plan, study)
     if not study["link"]:
         return str(folder)
@@ -94,6 +97,8 @@ def link(plan, study):
         return f"{folder} ({name} is a folder of its own, and left alone)"
     target = os.path.relpath(folder, name.parent)
     if not name.is_symlink() or os.readlink(name) != target:
+        if not write:
+            return str(folder)
         temporary = name.with_name(f".{name.name}.{os.getpid()}")
         try:
             temporary.symlink_to(target, target_is_directory=True)

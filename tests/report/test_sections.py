@@ -3,7 +3,9 @@
 import importlib
 import pathlib
 import sys
+from types import SimpleNamespace
 
+import jinja2
 import pandas as pd
 import pytest
 from tree import EVIL, Tree
@@ -11,7 +13,8 @@ from tree import EVIL, Tree
 from salsa.report import sections
 from salsa.workflow import jobs, runs
 
-DOCS = (pathlib.Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+ROOT = pathlib.Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 TOY = DOCS.partition("`salsa/report/sections/word_counts.py`:\n\n```python\n")[2].partition("```")[0]
 
 
@@ -70,3 +73,12 @@ def test_the_order_of_the_report():
     headings = list(dict.fromkeys(section.heading for section in found.values()))
     assert headings == list(sections.HEADINGS)
     assert list(found)[-3:] == ["judges", "judge_pairs", "sources"]
+
+
+def test_each_table_has_a_caption_in_snakemakes_report():
+    template = jinja2.Template((ROOT / "workflow" / "report" / "tables.rst").read_text(encoding="utf-8"))
+    tables = [name for name, section in sections.sections().items() if section.table] + ["comparison", "against_ppo"]
+    for table in tables:
+        snakemake = SimpleNamespace(wildcards=SimpleNamespace(table=table))
+        assert template.render(snakemake=snakemake).strip() not in ("", table)
+        assert "their chosen kl_coefs" not in template.render(snakemake=snakemake)

@@ -163,7 +163,7 @@ def look(study):
 
     def manifest_of_look(wildcards):
         path = reached(study)
-        if workflow.is_main_process:
+        if runs_jobs():
             announce(study)
         if path != study["path"] and not jobs.finished(PLAN, path):
             checkpoints.study.get(run=Path(path).name)
@@ -172,12 +172,17 @@ def look(study):
     return manifest_of_look
 
 
+def runs_jobs():
+    """Whether this Snakemake is the one that runs jobs: not one that shows, draws or unlocks."""
+    return workflow.is_main_process and workflow.executor_plugin is not None and not workflow.dryrun
+
+
 def announce(study):
-    """Link a study's name to its last finished look, and say once what was found there, before it goes on."""
+    """Say once what was found at the last finished look of a study, before it goes on; the look's job links its name."""
     path = studies.latest(PLAN, study)
     if path and path not in ANNOUNCED and path != reached(study):
         ANNOUNCED.add(path)
-        print(f"study {study['name']}: {studies.link(PLAN, study)}", file=sys.stderr)
+        print(f"study {study['name']}: {PLAN.results}/{path}", file=sys.stderr)
         print(f"  {studies.look_words(PLAN, path)}", file=sys.stderr)
 
 
@@ -200,9 +205,9 @@ def run_names(stage):
     return re.escape(Path(PLAN.comparison).name) if PLAN.comparison else "(?!)"
 
 
-def conclude():
-    """Give the studies their readable names, and say where the results are."""
-    for line in studies.conclude(PLAN):
+def conclude(write=True):
+    """Give the studies their readable names (`write`), and say where the results are."""
+    for line in studies.conclude(PLAN, write):
         print(line, file=sys.stderr)
 
 
@@ -222,4 +227,4 @@ def name_failures():
 
 # Snakemake calls no hook when there is nothing to do.
 if workflow.is_main_process and all_done():
-    conclude()
+    conclude(write=False)  # which -n and --unlock come by, too
