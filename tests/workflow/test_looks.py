@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from salsa.report import looks as deciding
-from salsa.workflow import compose, config, estimate, plan, runs, studies
+from salsa.workflow import command, compose, config, estimate, plan, runs, studies
 from salsa.workflow.messages import UserError
 
 WRONG = '{"look": 1, "replicates": 2, "decided": [], "undecided": [], "goes_on": "no"}'
@@ -184,6 +184,17 @@ def test_a_name_points_to_the_last_finished_look(tmp_path):
     assert (tmp_path / "studies" / "mine").readlink().name == "mine-2"  # until it is concluded
     lines = list(studies.conclude(result))
     assert lines[0].endswith("studies/mine -> mine-3") and lines[1].endswith("the study ends here")
+
+
+def test_the_job_of_a_look_links_the_name(tmp_path):
+    paths = ["studies/mine-2", "studies/mine-3"]
+    made = {"name": "mine", "path": paths[-1], "looks": paths, "link": "studies/mine"}
+    result = plan.Plan(str(tmp_path), studies=[made])
+    command._link(result, "sft/another")
+    assert not (tmp_path / "studies").exists()
+    finish(tmp_path, paths[0], undecided=["b"], goes_on=True)
+    command._link(result, paths[0])
+    assert (tmp_path / "studies" / "mine").readlink().name == "mine-2"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"goes_on', '{"goes_on": true}', WRONG])
