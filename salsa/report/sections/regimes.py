@@ -203,7 +203,7 @@ def figure(study, tables):
     frame = style.measured(tables, "pairs", "kl_sft0_soup")
     main = main_contrast(frame) if len(frame) else None
     responses = [name for name in LABELS if main and len(effects_of(frame, main, name))]
-    if not responses:
+    if not responses or tables["regimes"].empty:  # a pair or two make no map
         return None
     figure, axes = style.panels(1, len(responses), height=2.6, width=max(3.5, 2.4 * len(responses)))
     for axis, response in zip(axes[0], responses, strict=True):
@@ -277,7 +277,7 @@ def _first_response(rows):
 def reading(study, tables):
     """What the map supports: the slopes of each response, and where their bands lie."""
     frame = style.measured(tables, "pairs", "kl_sft0_soup")
-    if frame.empty:
+    if frame.empty or tables["regimes"].empty:
         return ""
     main = main_contrast(frame)
     texts = [
