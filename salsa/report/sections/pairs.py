@@ -180,7 +180,8 @@ def caption(study, tables):
     frame = tables["pairs"]
     pairs = frame.drop_duplicates("replicate")
     return (
-        f"{len(pairs)} SFT pair{'s' if len(pairs) > 1 else ''}: KL(sft0 ‖ soup) {words.spread(pairs['kl_sft0_soup'])} nats per response, the soup's "
+        f"{len(pairs)} SFT pair{'s' if len(pairs) > 1 else ''}: KL(sft0 ‖ soup) {words.spread(pairs['kl_sft0_soup'])} "
+        "nats per response, the soup's "
         f"proxy reward above sft0's {words.spread(pairs['soup_minus_sft0'])} standard deviations, agreement of the "
         f"{words.reward_model(study.config)} with gold {words.spread(pairs['gold_agreement'])}. Responses are an arm "
         "minus its plain anchor: mean gold and proxy reward over benchmarks, with the variance of prompts and "
