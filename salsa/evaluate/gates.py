@@ -1,7 +1,7 @@
 """The gates of a study: conditions without which a comparison of references says nothing. Decided and worded here.
 
-Some are known before PPO, of the line between two SFT models (`landscape`); others are read of trained policies (the
-report). A gate that fails is a warning, and stops nothing.
+Some are known before PPO, of the line between two SFT models (the stage gates, after `landscape`); others are read of
+trained policies (the report). A gate that fails is a warning, and stops nothing.
 
 **Manipulation strength** is kl_coef · KL(sft0 ‖ reference): what a policy that is still sft0 pays for having another
 reference than sft0. Rewards have a standard deviation of 1 on sft0's samples, so that is its unit.
@@ -9,6 +9,7 @@ reference than sft0. Rewards have a standard deviation of 1 on sft0's samples, s
 This module imports no torch.
 """
 
+import csv
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from salsa.evaluate import flat
+from salsa.workflow import runs, stages
 
+VERSION = 1
 INSIDE, LOWEST, LARGEST, ONLY = (
     "inside its grid",
     "the lowest of its grid",
@@ -183,10 +186,31 @@ def text(number):
     return number if isinstance(number, str) else f"{number:.3g}"
 
 
-# Before PPO: what the stage `landscape` knows.
+# Before PPO: the stage.
 
 
-def before_ppo(line, reward_model, responses, largest_kl_coef):
+def check(settings, parents, output, execution):
+    """Write gates.json: the numbers known before PPO, and `warnings`, a line for each gate that fails.
+
+    Parents: `landscape`, `reward_model`, which other limits or kl_coefs of a study leave as they are.
+    """
+    line = _points(parents["landscape"] / "line.csv")
+    responses = runs.read_jsonl(parents["landscape"] / "responses.jsonl")
+    reward_model = runs.read_json(parents["reward_model"] / "evaluation.json")
+    numbers = before_ppo(line, reward_model, responses, settings.largest_kl_coef, settings.claim_kl_coef)
+    numbers["warnings"] = warnings(numbers, settings.gates, reward_model_name(len(reward_model.get("members", [None]))))
+    runs.write_json(output / "gates.json", numbers)
+    print(describe(numbers, output.name, settings.gates), flush=True)
+    return numbers
+
+
+def _points(path):
+    """The rows of line.csv; None where a measure wasn't taken."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def before_ppo(line, reward_model, responses, largest_kl_coef, claim_kl_coef=None):
     """The numbers of a replicate that are known before PPO, for gates.json; None where one was not measured.
 
     Args:
@@ -195,6 +219,7 @@ def before_ppo(line, reward_model, responses, largest_kl_coef):
         reward_model: evaluation.json of the reward model.
         responses: rows of the responses of sft0 and the soup to the benchmarks.
         largest_kl_coef: of the study's penalties that are in standard deviations of reward, or None.
+        claim_kl_coef: of those, the one of the claims, or None. The largest then says nothing of the claims.
     """
     at = {point["alpha"]: point for point in line}
     kl = at[0.5]["kl_from_sft0"]
@@ -205,7 +230,9 @@ def before_ppo(line, reward_model, responses, largest_kl_coef):
         "barrier": max(point["loss"] - point["loss_interpolated"] for point in line),
         "gold": {"sft0": at[0.0]["gold_reward"], "sft1": at[1.0]["gold_reward"], "soup": at[0.5]["gold_reward"]},
         "largest_kl_coef": largest_kl_coef,
-        "largest_manipulation": None if largest_kl_coef is None else largest_kl_coef * kl,
+        "largest_manipulation": None if largest_kl_coef is None or claim_kl_coef is not None else largest_kl_coef * kl,
+        "claim_kl_coef": claim_kl_coef,
+        "claim_manipulation": None if claim_kl_coef is None else claim_kl_coef * kl,
     }
     for measure in ("reward", "gold"):
         mean, error = advantage(responses, measure)
@@ -251,20 +278,18 @@ def warnings(numbers, limits, reward_model="reward model"):
 
 
 def describe(numbers, name, limits):
-    """A replicate's gates as lines for the terminal, where the user sees them before PPO begins.
-
-    Which kl_coef claims are compared at is the study's, and not known here: said is what it has to be.
-    """
+    """A replicate's gates as lines for the terminal, where the user sees them before PPO begins."""
     agreement = "none" if numbers["gold_agreement"] is None else f"{numbers['gold_agreement']:.1%}"
     lines = [
         f"gates of {name}: reward model against gold {agreement}, KL(sft0 ‖ soup) {numbers['kl_sft0_soup']:.3f} nats, "
         f"barrier {numbers['barrier']:.4f} nats per token"
     ]
-    if numbers["largest_manipulation"] is not None:
-        lines.append(
-            f"  kl_coef · KL(sft0 ‖ soup) is at most {text(numbers['largest_manipulation'])} {DEVIATIONS} "
-            f"(kl_coef {numbers['largest_kl_coef']:g}){_wanted(numbers['kl_sft0_soup'], limits)}"
-        )
+    for which, words in (("claim", "is"), ("largest", "is at most")):
+        if (strength := numbers[f"{which}_manipulation"]) is not None:
+            lines.append(
+                f"  kl_coef · KL(sft0 ‖ soup) {words} {text(strength)} {DEVIATIONS} "
+                f"(kl_coef {numbers[f'{which}_kl_coef']:g}){_wanted(numbers['kl_sft0_soup'], limits)}"
+            )
     if numbers["soup_minus_sft0_reward"] is not None:
         reward, gold = (_with_error(numbers, f"soup_minus_sft0_{measure}") for measure in ("reward", "gold"))
         lines.append(f"  the soup itself, minus sft0, on the benchmarks: proxy reward {reward}, gold {gold}")
@@ -362,3 +387,7 @@ def _flat_words(flatness):
     if numbers[flat.DRIFTING]:
         words += f", clearly drifts in {numbers[flat.DRIFTING]}"
     return words + (f", and in {numbers[flat.UNDECIDED]} it is not known" if numbers[flat.UNDECIDED] else "")
+
+
+if __name__ == "__main__":
+    stages.GATES.command(check, VERSION, __doc__)

@@ -1,9 +1,8 @@
 """Stage landscape: the line between the two SFT models, before any PPO. Is there anything to study?
 
 Along (1 - alpha) sft0 + alpha sft1 it measures the loss on held-out demonstrations, reward, gold, and KL(sft0 ‖ soup).
-From these and the reward model's quality come the gates (`evaluate.gates`): conditions without which a comparison of
-references says nothing. A gate that fails is reported, here and in the study's report, and stops nothing. Policies are
-judged against the answers of sft0, sft1 and the soup to the benchmarks.
+From these and the reward model's quality come the gates (`evaluate.gates`). Policies are judged against the answers of
+sft0, sft1 and the soup to the benchmarks.
 """
 
 import csv
@@ -13,17 +12,17 @@ import torch
 
 from salsa.data import chat
 from salsa.data import gold as gold_data
-from salsa.evaluate import gates, generate, score
+from salsa.evaluate import generate, score
 from salsa.evaluate.respond import evaluation_answers, summarise
 from salsa.rl import forward, models
 from salsa.workflow import runs, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 3
+VERSION = 4
 
 
 def survey(settings, parents, output, execution):
-    """Write line.csv (one row per alpha), gates.json and responses.jsonl (models "sft0", "sft1", "soup").
+    """Write line.csv (one row per alpha) and responses.jsonl (models "sft0", "sft1", "soup").
 
     Parents: `prepare`, `reward_model`, `sft0`, `sft1`, and `benchmark/<name>` for each benchmark. A killed run
     continues after its last finished chunk of answers.
@@ -77,10 +76,7 @@ def survey(settings, parents, output, execution):
     for point in line:
         point["loss_interpolated"] = line[0]["loss"] + point["alpha"] * (line[-1]["loss"] - line[0]["loss"])
     _write_line(output / "line.csv", line)
-    numbers = judge_gates(settings, line, runs.read_json(parents["reward_model"] / "evaluation.json"), rows)
-    runs.write_json(output / "gates.json", numbers)
-    print(gates.describe(numbers, output.name, settings.gates), flush=True)
-    return numbers
+    return {"alphas": len(line), "responses": len(rows)}
 
 
 def held_out_pairs(tokenizer, folder, rows, lengths):
@@ -125,13 +121,6 @@ def _write_line(path, line):
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(line)
-
-
-def judge_gates(settings, line, reward_model, responses):
-    """The numbers of the gates, and `warnings`, a line for each gate that fails."""
-    numbers = gates.before_ppo(line, reward_model, responses, settings.largest_kl_coef)
-    name = gates.reward_model_name(len(reward_model.get("members", [None])))
-    return numbers | {"warnings": gates.warnings(numbers, settings.gates, name)}
 
 
 if __name__ == "__main__":

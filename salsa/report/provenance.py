@@ -41,7 +41,7 @@ def all_runs(policies, parents):
 def _labels(role, entries):
     """The replicate, training seed, arm and kl_coef of the run in a role of the study, where it has them."""
     kind, *rest = role.split("/")
-    if kind in ("landscape", "reward_model"):
+    if kind in ("landscape", "gates", "reward_model"):
         return {"replicate": int(rest[0][1:])}
     if kind in ("policy", "respond", "judge", "plane"):
         entry = entries[int(rest[-1])]

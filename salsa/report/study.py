@@ -216,9 +216,9 @@ def build(settings, parents, output, execution):
 def read(settings, parents):
     """Read what a study consists of.
 
-    Parents: prepare, landscape/r<k>, reward_model/r<k> (k a replicate), policy/<i>, respond/<i>, judge/<name>/<i> and,
-    for some, plane/<i> (i the `index` of a policy of the settings). Raises `UserError` (one line) where the
-    settings are those of another version.
+    Parents: prepare, landscape/r<k>, gates/r<k>, reward_model/r<k> (k a replicate), policy/<i>, respond/<i>,
+    judge/<name>/<i> and, for some, plane/<i> (i the `index` of a policy of the settings). Raises `UserError` (one line)
+    where the settings are those of another version.
     """
     try:
         study_config = schema.from_dict(config.Config, words.cleaned(settings.config))
@@ -234,7 +234,7 @@ def read(settings, parents):
     return Study(
         config=study_config,
         policies=[_policy(entry, parents, plain, gold, texts) for entry in settings.policies],
-        landscapes={k: _landscape(folder, texts) for k, folder in _by_replicate(parents, "landscape")},
+        landscapes={k: _landscape(parents, k, texts) for k, _ in _by_replicate(parents, "landscape")},
         reward_models={k: runs.read_json(f / "evaluation.json") for k, f in _by_replicate(parents, "reward_model")},
         verdicts=dict(verdicts),
         runs=provenance.all_runs(settings.policies, parents),
@@ -304,10 +304,11 @@ def rollout_gold(rollouts, gold):
     return {iteration: sum(values) / len(values) for iteration, values in sorted(by_iteration.items())}
 
 
-def _landscape(folder, texts):
+def _landscape(parents, replicate, texts):
+    folder, gates = parents[f"landscape/r{replicate}"], parents[f"gates/r{replicate}"]
     line = sorted(_csv(folder / "line.csv"), key=lambda row: row["alpha"])
     responses = _compact(runs.read_jsonl(folder / "responses.jsonl"), texts)
-    return Landscape(line, runs.read_json(folder / "gates.json"), responses)
+    return Landscape(line, runs.read_json(gates / "gates.json"), responses)
 
 
 def _csv(path):

@@ -786,11 +786,19 @@ class LandscapeSettings:
     alphas: Alphas
     temperature: Temperature
     lengths: Lengths
-    gates: Gates
     samples: Samples = 1
     """Responses of each model to each prompt."""
+
+
+@dataclass()
+class GatesSettings:
+    """What a replicate has to be before PPO, so that a comparison of references can say something."""
+
+    gates: Gates
     largest_kl_coef: KlCoef | None = None
     """Of the study's penalties that are in standard deviations of reward; null: there is none."""
+    claim_kl_coef: KlCoef | None = None
+    """Of those, the one of the claims; null: there is none, or claims take each arm's own."""
 
 
 @dataclass()

@@ -395,6 +395,7 @@ class _Replicate:
         if any(judges.find(judge.kind).scorer for judge in self.config.judges.values()):
             self.scorer = self.add_reward_model(f"{self.label}-judge", 1, "_for_judge")
         self.landscape = self.add_landscape() if len(self.sft) > 1 else None
+        self.gates = self.add_gates() if self.landscape else None
         self.trained = {}  # (policies.Policy, training seed) -> Trained
 
     @property
@@ -409,7 +410,7 @@ class _Replicate:
         """
         parents[f"reward_model/r{self.number}"] = self.reward_model
         if self.landscape:
-            parents[f"landscape/r{self.number}"] = self.landscape
+            parents |= {f"landscape/r{self.number}": self.landscape, f"gates/r{self.number}": self.gates}
         for seed in range(max((policies.seeds(policy.spec, self.config) for policy in self.policies), default=0)):
             trained = [self.add_policy(policy, seed) for policy in self.policies if self.has(policy, seed)]
             for one in trained:
@@ -584,11 +585,16 @@ class _Replicate:
             alphas=[decimal_text(alpha) for alpha in evaluate.alphas],
             temperature=evaluate.temperature,
             lengths=self.config.lengths,
-            gates=evaluate.gates,
             samples=evaluate.samples,
-            largest_kl_coef=self.study.largest_kl_coef,
         )
         return self.add_run("landscape", self.label, settings, self.parents | self.sft_pair | self.study.benchmarks)
+
+    def add_gates(self):
+        """The run that says, of a measured line, whether a study at these kl_coefs can show anything."""
+        largest, claimed = self.study.largest_kl_coef, self.config.claim_kl_coef
+        settings = config.GatesSettings(self.config.evaluate.gates, largest, None if largest is None else claimed)
+        parents = {"landscape": self.landscape, "reward_model": self.reward_model}
+        return self.add_run("gates", self.label, settings, parents)
 
     def add_policy(self, policy, seed):
         """Add the runs that train a policy with a seed, or its only one, and let it answer; returns a `Trained`."""
@@ -612,8 +618,8 @@ class _Replicate:
         parents = self.parents | dict(ingredients.values())
         if algorithms.kinds()[spec.algorithm].takes_pairs and self.config.data.preferences == "sampled":
             parents |= self.sft_pair
-        # Its gates are printed before hours of training, so that a study that can show nothing is stopped in time.
-        after = (self.landscape,) if self.landscape else ()
+        # Gates are printed before hours of training, so that a study that can show nothing is stopped in time.
+        after = (self.gates,) if self.gates else ()
         label = f"{self.label}-{spec.run_label(policy.kl_coef, seed)}"
         run = self.add_run(spec.algorithm, label, settings, parents, after)
         # KL to the reference is measured again on fresh samples, so that it is mixed once more.

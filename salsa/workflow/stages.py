@@ -150,9 +150,18 @@ LANDSCAPE = Stage(
     module="salsa.evaluate.landscape",
     settings=config.LandscapeSettings,
     roles=("prepare", "reward_model", "sft0", "sft1", "benchmark/NAME"),
-    writes=("responses.jsonl", "line.csv", "gates.json"),
+    writes=("responses.jsonl", "line.csv"),
     resources=resources.landscape,
-    printed=True,  # its gates say before hours of training whether the study can show anything
+)
+GATES = Stage(
+    name="gates",
+    module="salsa.evaluate.gates",
+    settings=config.GatesSettings,
+    roles=("landscape", "reward_model"),
+    writes=("gates.json",),
+    light=always,
+    group=lambda settings: "gates",
+    printed=True,  # they say before hours of training whether the study can show anything
 )
 POLICIES = [
     Stage(
@@ -217,7 +226,16 @@ STUDY = _report(
     name="study",
     module="salsa.report.study",
     settings=config.StudySettings,
-    roles=("prepare", "landscape/rK", "reward_model/rK", "policy/I", "respond/I", "judge/NAME/I", "plane/I"),
+    roles=(
+        "prepare",
+        "landscape/rK",
+        "gates/rK",
+        "reward_model/rK",
+        "policy/I",
+        "respond/I",
+        "judge/NAME/I",
+        "plane/I",
+    ),
     writes=(
         "runs.csv",
         "tables/*.csv",
@@ -251,6 +269,7 @@ ALL = {
         SFT,
         REWARD_MODEL,
         LANDSCAPE,
+        GATES,
         *POLICIES,
         MIX,
         PLANE,

@@ -12,6 +12,7 @@ FUNCTIONS = {  # stage -> the function of its module; an algorithm's is its `tra
     **dict.fromkeys(("study", "comparison"), "build"),
     **{name: name for name in ("prepare", "mix", "respond", "judge")},
     "landscape": "survey",
+    "gates": "check",
 }
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from salsa.evaluate import gates
-from salsa.workflow import config
+from salsa.workflow import config, runs
 
 LIMITS = config.Gates()
 
@@ -80,8 +80,41 @@ def test_numbers_before_ppo():
     assert numbers["kl_sft0_soup"] == 0.22 and numbers["largest_manipulation"] == pytest.approx(0.011)
     assert numbers["barrier"] == pytest.approx(1.06 - 1.025)
     assert numbers["gold"] == {"sft0": 0.4, "sft1": 0.3, "soup": 0.5}
+    assert numbers["claim_manipulation"] is numbers["claim_kl_coef"] is None
+    claimed = gates.before_ppo(LINE, QUALITY, [], 0.3, 0.1)
+    assert claimed["claim_manipulation"] == pytest.approx(0.022) and claimed["largest_manipulation"] is None
     without = gates.before_ppo(LINE, QUALITY, [], None)
     assert without["largest_kl_coef"] is without["largest_manipulation"] is without["soup_minus_sft0_gold_se"] is None
+
+
+def checked(folder, line, quality, **settings):
+    """What the stage says of a line, without responses."""
+    (folder / "line.csv").write_text(
+        "".join(",".join(map(str, row)) + "\n" for row in [line[0], *map(dict.values, line)])
+    )
+    (folder / "responses.jsonl").write_text("")
+    runs.write_json(folder / "evaluation.json", quality)
+    parents = {"landscape": folder, "reward_model": folder}
+    numbers = gates.check(config.GatesSettings(LIMITS, **settings), parents, folder, config.Execution())
+    assert runs.read_json(folder / "gates.json") == numbers
+    return numbers
+
+
+def test_the_stage_reads_the_line_and_warns(tmp_path, capsys):
+    line = [point(0.0, 1.0, 0.0), point(0.5, 1.07, 0.5, ""), point(1.0, 1.1, 0.9)]
+    quality = {"held_out_accuracy": 0.8, "gold_agreement": None}
+    numbers = checked(tmp_path, line, quality)
+    assert numbers["barrier"] == pytest.approx(0.02) and numbers["gold"] == {"sft0": 0.4, "sft1": 0.4, "soup": None}
+    assert len(numbers["warnings"]) == 1 and "basin" in numbers["warnings"][0]
+    line[1]["loss"] = 0.9
+    assert checked(tmp_path, line, quality)["warnings"] == []
+    averaged = quality | {"members": [{}, {}], "gold_agreement": 0.5}
+    numbers = checked(tmp_path, line, averaged, largest_kl_coef=0.3, claim_kl_coef=0.05)
+    assert numbers["claim_manipulation"] == 0.025 and numbers["largest_manipulation"] is None
+    agreement, manipulation = numbers["warnings"]
+    assert "reward model (average of 2)" in agreement and "can hardly matter there" in manipulation
+    printed = capsys.readouterr().out
+    assert "kl_coef · KL(sft0 ‖ soup) is 0.025 standard deviations of reward (kl_coef 0.05); claims need" in printed
 
 
 def test_a_study_in_which_the_reference_cannot_matter_is_warned_before_ppo():

@@ -30,12 +30,15 @@ class Pairs(Tree):
 
     def landscape(self, replicate):
         files = super().landscape(replicate)
-        gates = json.loads(files["gates.json"])
         rows = [line.split(",") for line in files["line.csv"].splitlines()]
         soup = next(row for row in rows if row[0] == "0.5")
         soup[rows[0].index("reward")] = str(0.05 + 0.02 * replicate + 0.01 * replicate**2)  # sft0's: 0.02 * replicate
         files["line.csv"] = "".join(",".join(row) + "\n" for row in rows)
-        return files | {"gates.json": json.dumps(gates | {"kl_sft0_soup": DISTANCES[replicate]})}
+        return files
+
+    def gates(self, replicate):
+        gates = json.loads(super().gates(replicate)["gates.json"])
+        return {"gates.json": json.dumps(gates | {"kl_sft0_soup": DISTANCES[replicate]})}
 
     def effect(self, replicate, kl_coef):
         return 0.02 + SLOPES[kl_coef] * math.sqrt(DISTANCES[replicate]) + 0.004 * (-1) ** replicate

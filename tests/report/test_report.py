@@ -134,7 +134,8 @@ def test_gates_are_read_at_the_kl_coef_of_claims(built):
     tree, output = built
     result = study.read(tree.settings, tree.parents)
     assert gates.table(result)["claim_manipulation"].isna().all()
-    result.config.claim_kl_coef = 0.05
+    for landscape in result.landscapes.values():
+        landscape.gates |= {"claim_kl_coef": 0.05, "claim_manipulation": 0.05 * 0.4, "largest_manipulation": None}
     frames = {"gates": gates.table(result)} | {name: table(output, name) for name in ("manipulation", "claims")}
     assert frames["gates"]["claim_manipulation"].tolist() == pytest.approx([0.05 * 0.4] * 2)
     quantities = [check.gate.quantity for check in gates.checks(result, frames)]

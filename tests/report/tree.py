@@ -99,7 +99,9 @@ class Tree:
         held_out = {"held_out_accuracy": 0.8, "gold_agreement": 0.85 if self.gold else None, "pairs": 10, "held_out": 5}
         reward = self.run("reward_model", label, models, {"evaluation.json": json.dumps(held_out)})
         landscape = self.run("landscape", label, models | {"reward_model": reward}, self.landscape(replicate))
+        gates = self.run("gates", label, {"landscape": landscape, "reward_model": reward}, self.gates(replicate))
         self.parents |= {f"reward_model/r{replicate}": reward, f"landscape/r{replicate}": landscape}
+        self.parents[f"gates/r{replicate}"] = gates
         parents = {"prepare": prepare, "reward_model": reward, "sft0": sft[0]}
         for seed in range(self.seeds):
             self.training(replicate, seed, parents, landscape, kl_coefs, spans_plane and seed == 0)
@@ -152,6 +154,11 @@ class Tree:
         ]  # fmt: skip
         header = ("alpha,loss,loss_interpolated,reward,reward_se,gold_reward,gold_reward_se,kl_from_sft0,"
                   "kl_from_sft0_se,response_length,eos_rate")  # fmt: skip
+        responses = [row for model in ("sft0", "sft1", "soup") for row in self.rows(model, 0.0, 0.0, EVIL)]
+        text = "\n".join([header, *(",".join(map(str, row)) for row in line)]) + "\n"
+        return {"line.csv": text, "responses.jsonl": lines(responses)}
+
+    def gates(self, replicate):
         gates = {
             "held_out_accuracy": 0.8,
             "gold_agreement": self.number(0.85),
@@ -161,15 +168,15 @@ class Tree:
                      (("sft0", 0.2), ("sft1", 0.3), ("soup", 0.25))},
             "largest_kl_coef": 0.05,
             "largest_manipulation": 0.05 * 0.4,
+            "claim_kl_coef": None,
+            "claim_manipulation": None,
             "soup_minus_sft0_reward": 0.05 - 0.01 * replicate,
             "soup_minus_sft0_reward_se": 0.02,
             "soup_minus_sft0_gold": self.number(0.05),
             "soup_minus_sft0_gold_se": self.number(0.01),
             "warnings": ["the soup is near"] if replicate else [],
         }  # fmt: skip
-        responses = [row for model in ("sft0", "sft1", "soup") for row in self.rows(model, 0.0, 0.0, EVIL)]
-        text = "\n".join([header, *(",".join(map(str, row)) for row in line)]) + "\n"
-        return {"line.csv": text, "gates.json": json.dumps(gates), "responses.jsonl": lines(responses)}
+        return {"gates.json": json.dumps(gates)}
 
     def final(self, replicate, arm, kl_coef):
         place = list(self.arms).index(arm)

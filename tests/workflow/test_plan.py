@@ -57,7 +57,7 @@ def changed(**changes):
 
 
 AFTER_PPO = {"ppo", "respond", "judge", "studies"}
-AFTER_REWARD = AFTER_PPO | {"reward_model", "landscape"}
+AFTER_REWARD = AFTER_PPO | {"reward_model", "landscape", "gates"}
 
 
 def test_runs_come_after_their_parents():
@@ -93,11 +93,14 @@ def test_parents_of_each_stage():
     assert roles["sft"] == {"prepare", "base"} and roles["base"] == {"corpus"}
     assert roles["reward_model"] == {"prepare", "sft0", "sft1"}
     assert roles["landscape"] == {"prepare", "reward_model", "sft0", "sft1", "benchmark/in_distribution"}
+    assert roles["gates"] == {"landscape", "reward_model"}
     ppo = {run.label.split("-r0-")[-1]: set(run.parents) for run in result.runs.values() if run.stage == "ppo"}
     assert ppo["start_sft0-ref_sft0-kl_0.05"] == {"prepare", "reward_model", "sft0"}
     assert ppo["start_sft0-ref_soup0.50-kl_0.05"] == {"prepare", "reward_model", "sft0", "sft1"}
     study = next(run for run in result.runs.values() if run.stage == "study")
-    assert {"prepare", "landscape/r0", "reward_model/r1", "policy/3", "respond/3", "judge/gold/3"} <= set(study.parents)
+    assert {"prepare", "landscape/r0", "gates/r0", "reward_model/r1", "policy/3", "respond/3", "judge/gold/3"} <= set(
+        study.parents
+    )
     assert [policy["index"] for policy in study.settings["policies"]] == [0, 1, 2, 3]
 
 
@@ -115,9 +118,9 @@ def test_parents_of_each_stage():
         ({"arms": ARMS | {"by_rloo": arm(kl_scale=3.0) | {"algorithm": "rloo"}}}, 0.15),
     ],
 )
-def test_the_landscape_knows_the_largest_kl_coef(changes, largest):
+def test_gates_know_the_largest_kl_coef(changes, largest):
     for run in plan.plan([make(**changes)]).runs.values():
-        assert run.stage != "landscape" or run.settings["largest_kl_coef"] == largest
+        assert run.stage != "gates" or run.settings["largest_kl_coef"] == largest
 
 
 def test_judge_compares_with_sft0_and_plain_ppo():
@@ -500,7 +503,7 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
     ("change", "expected"),
     [
         ({"ppo__learning_rate": 1e-5}, AFTER_PPO),
-        ({"kl_coefs": [0.1]}, AFTER_PPO | {"landscape"}),  # which warns where the largest is too small to matter
+        ({"kl_coefs": [0.1]}, AFTER_PPO | {"gates"}),  # which warn where the largest is too small to matter
         ({"ppo__kl_schedule__kind": "linear"}, AFTER_PPO),
         ({"ppo__lora_rank": 4}, AFTER_PPO),
         ({"execution__checkpoint_minutes": 1.0}, set()),
@@ -515,7 +518,7 @@ def test_what_has_moved_is_read_from_the_folder_of_ppo():
         ({"data__corpus__seed": 7}, AFTER_REWARD | {"sft", "base", "corpus"}),
         ({"data__task__seed": 7}, AFTER_REWARD | {"sft", "prepare", "benchmark"}),
         ({"seed": 7}, AFTER_REWARD | {"sft"}),
-        ({"evaluate__gates__smallest_kl": 0.1}, {"landscape", "judge", "studies"}),
+        ({"evaluate__gates__smallest_kl": 0.1}, {"gates", "studies"}),
         ({"judges__gold__tie_margin": 0.5}, {"judge", "studies"}),
         ({"judges__gold__tournament": True}, {"studies"}),  # of two arms all pairs are judged anyway
         ({"evaluate__plane__arms": ["salsa"]}, {"plane", "studies"}),

@@ -12,6 +12,7 @@ from salsa.report.sections import Section, manipulation
 
 BEFORE_PPO = (  # columns of gates.json
     "largest_manipulation",
+    "claim_manipulation",
     "soup_minus_sft0_reward",
     "soup_minus_sft0_reward_se",
     "soup_minus_sft0_gold",
@@ -38,24 +39,12 @@ def table(study):
             "gold_sft1": gold.get("sft1"),
             "gold_soup": gold.get("soup"),
             **{name: before.get(name) for name in BEFORE_PPO},
-            "claim_manipulation": claim_manipulation(study, before),
             "gold_ppo_minus_sft0": gain,
             "gold_ppo_minus_sft0_in_errors": gain / max(error, 1e-9),
         }
         numbers = {name: x if name == "policy_pairs" else selection.number_or_nan(x) for name, x in row.items()}
         rows.append({"replicate": replicate} | numbers | {"warnings": "; ".join(before.get("warnings", []))})
     return pd.DataFrame(rows)
-
-
-def claim_manipulation(study, before):
-    """claim_kl_coef · KL(sft0 ‖ soup) of a replicate, by its gates.json; nan where the study fixes no kl_coef.
-
-    It is nan too where the penalty is not in standard deviations of reward, and so has no largest number either.
-    """
-    kl_coef = study.config.claim_kl_coef
-    if kl_coef is None or before.get("largest_manipulation") is None:
-        return math.nan
-    return kl_coef * before["kl_sft0_soup"]
 
 
 def policy_agreement(study, replicate):
@@ -97,8 +86,6 @@ def checks(study, tables):
     limits, plain = study.config.evaluate.gates, study.plain or "plain PPO"
     numbers = _of_replicates(tables["gates"]) | _of_arms(study, tables["manipulation"])
     numbers["evaluation_noise"] = evaluation_noise(tables.get("claims"))
-    if numbers.get("claim_manipulation"):  # the largest kl_coef says nothing of claims at another
-        numbers.pop("largest_manipulation")
     wanted = gates(limits, words.reward_model(study.config), plain)
     return [Measured(gate, numbers[name]) for name, gate in wanted.items() if numbers.get(name)]
 
