@@ -187,11 +187,14 @@ def _check_entries(tree, overrides):
 
 
 def fill_entries(composed):
-    """Fill in the defaults of arms, benchmarks, judges and claims, of which Hydra's tree has what is written alone."""
+    """Fill in the defaults of arms, benchmarks, judges and claims, of which Hydra's tree has what is written alone.
+
+    What is said of an arm that was not chosen stays as it is: filled in, it would make one.
+    """
     hints = bounds.type_hints(config.Config)
     for group in ENTRIES:
         for name, entry in composed[group].items():
-            if isinstance(entry, DictConfig):
+            if isinstance(entry, DictConfig) and (group != "arms" or _makes_an_arm(name, entry)):
                 composed[group][name] = OmegaConf.merge(schema.defaults(bounds.item_type(hints[group])), entry)
 
 
@@ -209,10 +212,8 @@ def validated(values, overrides=()):
 
 
 def _unknown(path):
-    groups = {path.name for path in overriding.CONF.iterdir() if path.is_dir()} - {
-        "accelerate",
-        "hydra",
-    }  # not of a study
+    folders = {path.name for path in overriding.CONF.iterdir() if path.is_dir()}
+    groups = folders - {"accelerate", "hydra", "model_data"}  # which nobody chooses
     return messages.unknown_key(config.Config, path, groups)
 
 

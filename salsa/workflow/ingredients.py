@@ -148,7 +148,10 @@ def _check_variant(key, variant, study):
         raise UserError(f"{key}.task.kind: a variant learns from the world of the study; leave it out")
     check_demonstrations(f"{key}.task", variant.task, study.data)
     if variant.best_share < 1 and not data.world_kinds()[study.data.task.kind].gold:
-        raise UserError(f"{key}.best_share={variant.best_share:g}: data={study.data.name} has no gold; leave it out")
+        raise UserError(
+            f"{key}.best_share={variant.best_share:g}: data={study.data.name} has no gold to choose by; leave it "
+            "out, and arms that are made of it (as arm=[ppo,salsa] does)"
+        )
 
 
 def check_demonstrations(key, changes, section):

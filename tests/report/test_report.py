@@ -185,6 +185,7 @@ def test_runs(built):
         "sft": 4,
         "reward_model": 2,
         "landscape": 2,
+        "gates": 2,
         "ppo": 6,
         "respond": 6,
         "judge": 6,

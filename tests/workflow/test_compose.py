@@ -50,7 +50,7 @@ def test_arms_compose_under_their_names_and_plan(arm):
     arms = list(values.config.arms)  # of some presets, those that it is made of come first
     assert arms[-1] == arm and all(each.description for each in values.config.arms.values())
     study = next(run for run in plan.plan([values]).runs.values() if run.stage == "study")
-    assert [policy["arm"] for policy in study.settings["policies"]] == 2 * arms  # of two replicates
+    assert [policy["arm"] for policy in study.settings["policies"]] == 3 * arms  # of three replicates
 
 
 def test_all_arms_together():
@@ -63,7 +63,7 @@ def test_all_arms_together():
     penalties = {
         (run.settings["kl_coef"], run.settings["ppo"]["kl_schedule"]["kind"]) for run in runs if run.stage == "ppo"
     }
-    assert penalties >= {(0.05, "fixed"), (0.025, "fixed"), (0.05, "linear")}
+    assert penalties >= {(0.1, "fixed"), (0.05, "fixed"), (0.1, "linear")}
 
 
 def test_a_schedule_of_the_command_line():
@@ -95,11 +95,11 @@ def test_a_package_of_deepspeed_must_be_there(monkeypatch, tmp_path):
 
 def test_default_study():
     values = one()
-    assert list(values.config.arms) == ["ppo", "salsa", "other"] and values.config.replicates == [0, 1]
+    assert list(values.config.arms) == ["ppo", "salsa", "strong_reference"] and values.config.replicates == [0, 1, 2]
     result = plan.plan([values])
     assert result.studies[0]["link"] == "studies/default"
     torch_stages = {"sft", "reward_model", "landscape", "ppo", "respond"}  # the base is copied, without torch
-    assert sum(run.stage in torch_stages for run in result.runs.values()) <= 20
+    assert sum(run.stage in torch_stages for run in result.runs.values()) <= 33
 
 
 def test_full_study_is_planned():
@@ -141,7 +141,7 @@ def test_companions_take_the_overrides():
     assert [values.point for values in composed] == [{"experiment": values.config.name} for values in composed]
     swept = compose.compose(["companions=['ppo.iterations=7']", "seed=0,1"])
     assert [values.point for values in swept] == [
-        {"seed": seed, "ppo.iterations": iterations} for seed in "01" for iterations in ("30", "7")
+        {"seed": seed, "ppo.iterations": iterations} for seed in "01" for iterations in ("50", "7")
     ]
 
 
@@ -168,7 +168,7 @@ def test_one_folder_is_no_three_models(tmp_path):
 def test_companions_by_a_value():
     composed = compose.compose(["companions=['ppo.iterations=7','model=smollm2_135m']"])
     assert [values.point for values in composed] == [
-        {"ppo.iterations": "30", "model": "tiny"},
+        {"ppo.iterations": "50", "model": "tiny"},
         {"ppo.iterations": "7", "model": "tiny"},
         {"ppo.iterations": "100", "model": "smollm2_135m"},
     ]
@@ -260,7 +260,7 @@ MISTAKES = {
     "execution.trackers=[a]": "tensorboard, wandb",
     "ppo.adam_beta1=1": "below 1",
     "sft.warmup=1": "below 1",
-    "ppo.warmup=1000": "longer than ppo.iterations=30",
+    "ppo.warmup=1000": "longer than ppo.iterations=50",
     "evaluate.gates.smallest_kl=-1": "at least 0",
     "evaluate.gates.smallest_kl=nan": "at least 0",
     "evaluate.gates.lowest_agreement=0.99": "above evaluate.gates.highest_agreement",
@@ -347,8 +347,8 @@ MISTAKES = {
     "arms.salsa.reference.kind=foo": "ema, multi_kl, noise, reset, soup",
     "arms.salsa.reference.kind=ema": "above 0 and at most 1",
     "+arms.x.reference={kind:ema,rate:1.5}": "between 0 and 1",
-    "arms.salsa.reference.kind=reset": "at least 1 and below the 30 iterations",
-    "+arms.x.reference={kind:reset,every:30}": "at least 1 and below the 30 iterations",
+    "arms.salsa.reference.kind=reset": "at least 1 and below the 50 iterations",
+    "+arms.x.reference={kind:reset,every:50}": "at least 1 and below the 50 iterations",
     "arms.salsa.reference.rate=0.1": "read by kind ema alone",
     "arms.salsa.reference.every=2": "read by kind reset alone",
     "+arms.x.reference={kind:reset,every:2,rate:0.1}": "read by kind ema alone",
@@ -520,13 +520,14 @@ def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text
     assert "\n" not in str(error.value)
 
 
-ULTRA = ["data=ultra", *FITTING["ultra"]]
+ULTRA = ["data=ultra", "arm=[ppo,salsa]", *FITTING["ultra"]]
 
 
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["data=ultra"], "in_distribution"),
+        (["data=ultra"], "no gold to choose by; leave it out, and arms that are made of it (as arm=[ppo,salsa] does)"),
+        (["data=ultra", "arm=[ppo,salsa]"], "in_distribution"),
         (ULTRA, "no corpus"),
         ([*ULTRA[:-1], "judge=[gold]"], "cannot be judged by gold"),
         ([*ULTRA, "model=gemma_2b", "data.preferences=sampled"], "no gold"),
@@ -600,7 +601,7 @@ def local_ultra(folder, rows=400, turns=2, judge="[]"):
     questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
     files = ["data.task.sft_file=", f"data.task.preference_file={pairs}", f"benchmarks.mt_bench.file={questions}"]
     small = ["ppo.batch_size=16", "reward_model.held_out=8", "reward_model.batch_size=16"]
-    return ["data=ultra", "benchmark=[mt_bench]", f"judge={judge}", "model=gemma_2b", *files, *small]
+    return ["data=ultra", "arm=[ppo,salsa]", "benchmark=[mt_bench]", f"judge={judge}", "model=gemma_2b", *files, *small]
 
 
 def test_faults_of_local_rows_are_found_while_planning(tmp_path, monkeypatch):
@@ -677,5 +678,5 @@ def test_the_dtype_of_a_package_is_refused_instead_of_ignored():
 
 def test_two_arms_that_differ_in_the_third_decimal_are_refused():
     near = ['+arms.a.reference.weights=["0.501","0.499"]', '+arms.b.reference.weights=["0.502","0.498"]']
-    with pytest.raises(UserError, match=r"are both shown as start_sft0-ref_soup0\.50-kl_0\.05"):
+    with pytest.raises(UserError, match=r"are both shown as start_sft0-ref_soup0\.50-kl_0\.1"):
         compose.compose(near)

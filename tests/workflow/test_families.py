@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from salsa.workflow import compose, families
+from salsa.workflow.messages import UserError
 
 OF_PPO = {"larger_kl", "stable", "higher_reward", "higher_gold", "out_of_distribution", "preferred"}
 
@@ -41,8 +42,10 @@ def test_equal_kl_takes_two_kl_coefs_of_each_arm():
 
 
 def test_the_fixed_kl_coef_has_to_be_that_of_both_arms():
-    overrides = ["arm=[ppo,salsa,other]", "kl_coefs=[0.1,0.2]", "claim_kl_coef=0.2", "arms.other.kl_coefs=[0.1]"]
-    assert "soup_not_other" not in planned(*overrides) and "larger_kl" in planned(*overrides)
+    overrides = ["arm=[ppo,salsa,other]", "kl_coefs=[0.1,0.2]", "claim_kl_coef=0.2"]
+    assert {"soup_not_other", "larger_kl"} <= planned(*overrides)
+    with pytest.raises(UserError, match=r"arms\.other\.kl_coefs: 0\.2 is missing, at which claims compare it"):
+        planned(*overrides, "arms.other.kl_coefs=[0.1]")
 
 
 def test_where_the_world_has_no_gold_controls_are_of_win_rates():

@@ -404,7 +404,7 @@ def test_the_report_says_what_ingredients_are_made_of():
     words = dict(zip(frame["ingredient"], frame["made_of"], strict=True))
     assert words["better_half"] == "the seed of sft0, the 50% of demonstrations of highest gold"
     assert words["warp_round_2"] == "SLERP of 1/2 policy:warp_a_2 + 1/2 policy:warp_b_2, from warp_round_1, step 0.3"
-    assert words["last_epoch"] == "the seed of sft0, sft.stop=epochs" and words["large"] == "owner/name"
+    assert words["more_dropout"] == "the seed of sft0, sft.dropout=0.3" and words["large"] == "owner/name"
     assert ingredients.SECTION.caption(study, {"ingredients": frame}).startswith("7 ingredients of starts and")
     (plain,) = compose.compose([])
     assert not ingredients.SECTION.present(SimpleNamespace(config=plain.config))

@@ -46,7 +46,7 @@ class Snakemake:
         gold = self.gold(values)
         if gold is not None:
             folder = Path(planned.results) / planned.studies[0]["path"]
-            write_tables(folder, [("sft0", "", 0.25, 0.0), ("ppo", 0.05, 0.5, 2.0), ("salsa", 0.05, 0.25 + gold, 3.0)])
+            write_tables(folder, [("sft0", "", 0.25, 0.0), ("ppo", 0.1, 0.5, 2.0), ("salsa", 0.1, 0.25 + gold, 3.0)])
             runs.write_json(folder / runs.MANIFEST, {})
         return gold is not None
 
@@ -106,7 +106,7 @@ def test_what_points_share_runs_once(snakemake):
     assert main(["run", "hydra.mode=MULTIRUN", *TINY, *sweep, FOLDER]) == 0
     stages = Counter(run.stage for run in snakemake.plans[0].runs.values())
     shared = {"corpus": 1, "prepare": 1, "base": 1, "benchmark": 1}
-    epochs = {"sft": 4, "reward_model": 2, "landscape": 2}
+    epochs = {"sft": 4, "reward_model": 2, "landscape": 2, "gates": 2}
     assert stages == shared | epochs | {"ppo": 8, "respond": 8, "judge": 8, "study": 4, "comparison": 1}
     without = plan.plan(compose.compose([*TINY, *sweep]))  # as `salsa run` and Snakemake's overrides= plan it
     assert without == snakemake.plans[0]
@@ -297,7 +297,7 @@ def chosen(**changes):
 
 def test_default_objective_is_gold_of_salsa():
     found = chosen()
-    assert (found["arm"], found["kl_coef"], found["measure"], found["judge"]) == ("salsa", 0.05, "gold_reward", "gold")
+    assert (found["arm"], found["kl_coef"], found["measure"], found["judge"]) == ("salsa", 0.1, "gold_reward", "gold")
 
 
 def test_objective_of_other_data_and_arms():

@@ -36,10 +36,10 @@ def test_the_first_seed_is_what_there_is_without():
     assert all(re.search(r"-t[12](-|$)", run.label) for run in added if run.stage != "study")
     ppo, alone = of("ppo", three), of("ppo", one)
     assert len(ppo) == 3 * len(alone) and all("seeds" not in run.settings["ppo"] for run in ppo)
-    for replicate in (0, 1):  # both arms of a replicate and seed see the same noise
+    for replicate in (0, 1, 2):  # both arms of a replicate and seed see the same noise
         seeds = [run.settings["seed"] for run in ppo if run.replicate == replicate]
         assert len(set(seeds)) == 3 and len(seeds) == 6
-    assert len({run.settings["seed"] for run in of("respond", three)}) == 6
+    assert len({run.settings["seed"] for run in of("respond", three)}) == 9
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo", "dpo"])
@@ -63,7 +63,7 @@ def test_members_name_their_seed_and_are_compared_within_it():
             plain = planned[judged.parents[f"baseline/{member['baselines']['ppo']}"]]
             assert planned[plain.parents["policy"]].settings["seed"] == policy.settings["seed"]
     names = {(member["arm"], member["name"]) for member in study.settings["policies"]}
-    assert len(names) == 2 and len(study.settings["policies"]) == 8
+    assert len(names) == 2 and len(study.settings["policies"]) == 12
 
 
 def test_opponents_of_a_tournament_have_the_same_seed():
@@ -149,7 +149,7 @@ def test_only_the_first_seed_has_a_plane():
 def test_samples_are_part_of_what_answers_and_of_nothing_else():
     one, several = runs_of(*SMALL), runs_of(*SMALL, "evaluate.samples=4")
     changed = [run for path, run in several.items() if path not in one]
-    assert {run.stage for run in changed} == {"landscape", "respond", "judge", "study"}
+    assert {run.stage for run in changed} == {"landscape", "gates", "respond", "judge", "study"}
     assert {run.settings["samples"] for run in changed if run.stage in ("landscape", "respond")} == {4}
     needed = [
         {run.stage: estimate.of_run(run, planned) for run in planned.values() if run.stage in ("landscape", "respond")}
@@ -161,7 +161,13 @@ def test_samples_are_part_of_what_answers_and_of_nothing_else():
 
 def test_the_plan_counts_what_a_judge_is_asked():
     """Of the default's benchmarks one has two turns, each judged by itself; each arm meets sft0 and each other one."""
-    overrides = [*SMALL, "judge=[openai]", "judges.openai.model=m", "execution.judge_check=false"]
+    overrides = [
+        *SMALL,
+        "arm=[ppo,salsa,other]",
+        "judge=[openai]",
+        "judges.openai.model=m",
+        "execution.judge_check=false",
+    ]
     asked = [estimate.survey(plan.plan(compose.compose([*overrides, *more])), lambda path: False)
              for more in ([], ["evaluate.samples=3"], ["evaluate.samples=3", "ppo.seeds=2"])]  # fmt: skip
     (composed,) = compose.compose(overrides)
