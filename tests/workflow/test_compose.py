@@ -17,7 +17,7 @@ from salsa.workflow.runs import UserError
 FITTING = {  # what else has to be chosen with a kind of data
     "stories": [],
     "reviews": ["benchmark=[openings]", "judge=[gold,vader]"],
-    "ultra": ["benchmark=[ultrafeedback,mt_bench,arena_hard]", "judge=[]"],
+    "ultra": ["arm=[ppo,salsa]", "benchmark=[ultrafeedback,mt_bench,arena_hard]", "judge=[]"],
 }
 
 

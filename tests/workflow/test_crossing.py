@@ -23,13 +23,14 @@ def test_ppo_alone_is_what_every_study_was():
 
 
 def test_arms_are_crossed_and_keep_ppos_names():
-    arms = config_of("algorithm=[ppo,dpo]").arms
+    chosen = "arm=[ppo,salsa,other]"
+    arms = config_of("algorithm=[ppo,dpo]", chosen).arms
     assert list(arms) == ["ppo", "salsa", "other", "dpo", "dpo_salsa", "dpo_other"]
     for name in ("ppo", "salsa", "other"):
         crossed = arms["dpo" if name == "ppo" else f"dpo_{name}"]
         assert crossed.algorithm == "dpo" and crossed.reference == arms[name].reference
         assert crossed.start == arms[name].start and crossed.description == arms[name].description
-    assert list(config_of("algorithm=[dpo]").arms) == ["dpo", "dpo_salsa", "dpo_other"]
+    assert list(config_of("algorithm=[dpo]", chosen).arms) == ["dpo", "dpo_salsa", "dpo_other"]
 
 
 def test_an_arm_that_names_its_algorithm_is_crossed_with_none():
@@ -68,8 +69,9 @@ def test_an_arm_that_is_not_trained_is_crossed_with_what_it_is_made_of():
 
 
 def test_claims_are_made_of_each_algorithm():
-    claims = config_of("algorithm=[ppo,dpo]").claims
-    before = config_of().claims
+    arms = "arm=[ppo,salsa,other]"
+    claims = config_of("algorithm=[ppo,dpo]", arms).claims
+    before = config_of(arms).claims
     assert {name: claims[name] for name in before} == before
     crossed = {name: claim for name, claim in claims.items() if name not in before}
     assert all(name.startswith("dpo_") for name in crossed) and "dpo_soup_not_noise" not in crossed  # no such arm
@@ -163,10 +165,10 @@ def test_the_plan_judges_against_the_plain_anchor_of_the_same_algorithm():
             "claims.dpo_preferred: is also what preferred is called when crossed; rename one",
         ),
         (["arms.salsa.start={sft0:1}"], "arms.salsa.start: is a list, which no mapping takes the place of; write it"),
-        (["+algorithm_kl_coefs.dpo=[0.05]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
+        (["+algorithm_kl_coefs.dpo=[0.1]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
         (
             ["algorithm=[ppo,dpo]", "+algorithm_kl_coefs.dpo=[0.5]"],
-            "algorithm_kl_coefs.dpo: 0.5 is not in kl_coefs=[0.05]; add it there",
+            "algorithm_kl_coefs.dpo: 0.5 is not in kl_coefs=[0.1]; add it there",
         ),
         (
             ["algorithm=[dpo]", "alphas=[0.25]"],

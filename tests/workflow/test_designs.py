@@ -30,8 +30,8 @@ def composed(*overrides):
             ["arm=[ppo,salsa_long]", f"+claims.long={LONG}}}"],
             "claims.long: salsa_long has iterations_scale=3 and ppo 1",
         ),
-        (["+arms.x.iterations_scale=1e-5"], "arms.x.iterations_scale=1e-05: 30 iterations become 0"),
-        (["+arms.x.iterations_scale=1.001"], "arms.x.iterations_scale=1.001: 30 iterations become 30"),
+        (["+arms.x.iterations_scale=1e-5"], "arms.x.iterations_scale=1e-05: 50 iterations become 0"),
+        (["+arms.x.iterations_scale=1.001"], "arms.x.iterations_scale=1.001: 50 iterations become 50"),
         (
             ["experiment=decisive", "+regimes.a={replicates:[0],disjoint:true}", "sft_variants.strong.seed=1"],
             "regimes.a.disjoint, for sft_variants.strong: .* 4000 are wanted",

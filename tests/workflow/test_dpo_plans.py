@@ -21,8 +21,8 @@ def test_a_run_reads_the_sft_models_that_pairs_are_drawn_from():
     """And its references; sft1, which is none here, is no ingredient of the policy's distance to it."""
     (run,) = runs_of("dpo", "replicates=[0]", "arms.dpo.reference.weights=[1]").values()
     assert set(run.parents) == {"prepare", "reward_model", "sft0", "sft1"}
-    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 2400} and run.settings["kl_coef"] == 0.05
-    assert run.label.endswith("dpo-start_sft0-ref_sft0-kl_0.05")
+    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 2400} and run.settings["kl_coef"] == 0.1
+    assert run.label.endswith("dpo-start_sft0-ref_sft0-kl_0.1")
 
 
 def test_other_runs_do_not_change_with_it():
@@ -81,7 +81,8 @@ def given(tmp_path):
             "reward_model.batch_size=16",
             f"dpo.batch_size={batch_size}",
         ]
-        return ["data=ultra", "benchmark=[]", f"judge={judge}", "model=gemma_2b", ARM, *file, *small]
+        chosen = ["data=ultra", "model=gemma_2b", "arm=[ppo,salsa]", "benchmark=[]", f"judge={judge}"]
+        return [*chosen, ARM, *file, *small]
 
     return overrides
 

@@ -215,4 +215,4 @@ def test_the_command_shows_and_warns(capsys):
     assert "warning" not in capsys.readouterr().out
     assert main(["plan", "--json", "--tflops", "0.1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["warnings"] == [] and found["estimate"]["stages"]["ppo"]["runs"] == 6
+    assert found["warnings"] == [] and found["estimate"]["stages"]["ppo"]["runs"] == 9

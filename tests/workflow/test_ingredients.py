@@ -72,7 +72,12 @@ def test_two_names_of_one_model_add_up():
 def test_a_variant_is_an_sft_model_of_another_recipe():
     planned = runs_of(*STRONG)
     *plain, strong = of("sft", planned)
-    assert strong.settings == plain[0].settings | {"best_share": 0.25} and strong.parents == plain[0].parents
+    first, second = (path_of(run, planned) for run in of("prepare", planned))
+    assert strong.settings == plain[0].settings | {
+        "best_share": 0.1,
+        "sft": plain[0].settings["sft"] | {"epochs": 10, "stop": "validation"},
+    }
+    assert plain[0].parents["prepare"] == first and strong.parents == plain[0].parents | {"prepare": second}
     (run,) = (run for run in of("ppo", planned) if "ref_ingredient0" in run.label)
     assert run.settings["start"] == ["1"] and run.settings["reference"]["weights"] == {"ingredient0": "1"}
     assert planned[run.parents["ingredient0"]] is strong and set(run.parents) == {
@@ -406,5 +411,5 @@ def test_the_report_says_what_ingredients_are_made_of():
     assert words["warp_round_2"] == "SLERP of 1/2 policy:warp_a_2 + 1/2 policy:warp_b_2, from warp_round_1, step 0.3"
     assert words["more_dropout"] == "the seed of sft0, sft.dropout=0.3" and words["large"] == "owner/name"
     assert ingredients.SECTION.caption(study, {"ingredients": frame}).startswith("7 ingredients of starts and")
-    (plain,) = compose.compose([])
+    (plain,) = compose.compose(["arm=[ppo,salsa]"])
     assert not ingredients.SECTION.present(SimpleNamespace(config=plain.config))

@@ -14,7 +14,7 @@ from salsa.workflow import compose, plan, regimes
 from salsa.workflow.messages import UserError
 
 ARMS = ["arm=[ppo,salsa]", "replicates=[0,1,2]"]
-HARD = "+regimes.hard={replicates:[1],sft:{epochs:20,stop:epochs},task:{demonstrations:200},reward_model:{pairs:600}}"
+HARD = "+regimes.hard={replicates:[1],sft:{epochs:20,stop:epochs},task:{demonstrations:300},reward_model:{pairs:600}}"
 APART = "+regimes.apart={replicates:[2],disjoint:true}"
 
 
@@ -51,7 +51,7 @@ def test_all_but_the_demonstrations_is_the_study_s_in_every_regime():
     prepared = of("prepare", changed)
     tasks = [run.settings["task"] for run in prepared]
     own = tasks[0]
-    assert tasks[1:] == [own | {"demonstrations": 200}, own | {"skip_demonstrations": own["demonstrations"]}]
+    assert tasks[1:] == [own | {"demonstrations": 300}, own | {"skip_demonstrations": own["demonstrations"]}]
     parents = {changed[run.parents["prepare"]] is prepared[0] for run in changed.values() if "prepare" in run.parents}
     assert parents == {True, False}
     for run in changed.values():
@@ -135,7 +135,7 @@ def test_an_arm_that_trains_longer_is_compared_with_one_that_does_too():
     iterations = {
         p["arm"]: made[study.parents[f"policy/{p['index']}"]].settings["ppo"]["iterations"] for p in members.values()
     }
-    assert iterations == {"ppo": 30, "salsa": 30, "salsa_long": 90, "ppo_long": 90}
+    assert iterations == {"ppo": 50, "salsa": 50, "salsa_long": 150, "ppo_long": 150}
     for arm, plain in (("salsa", "ppo"), ("salsa_long", "ppo_long")):
         assert members[arm, 0]["baselines"]["ppo"] == members[plain, 0]["name"]
     assert "ppo" not in members["ppo_long", 0]["baselines"]
@@ -245,4 +245,4 @@ def test_the_preset_trains_what_it_says_and_no_more():
     counts = Counter(run.stage for run in made.values())
     assert counts["sft"] == 2 * 24 + 6 and counts["reward_model"] == 24
     assert counts["ppo"] == 24 * 2 * 2 + 6 * 2 + 4 * 2 == counts["respond"]
-    assert counts["prepare"] == 1 + 3 + 3 + 3  # the study's, sft0's, sft1's of its own, sft2's of its own
+    assert counts["prepare"] == 3 + 3 + 3  # sft0's (one of them is the study's), sft1's of its own, sft2's of its own

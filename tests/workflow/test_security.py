@@ -41,6 +41,7 @@ def test_a_results_folder_is_no_shell_text_and_no_key_is_left_anywhere(tmp_path)
     work = tmp_path / NASTY
     work.mkdir()
     command = [sys.executable, "-m", "salsa", "run", f"results={hydra_quoted(NASTY)}", "replicates=[0]"]
+    command += ["arm=[ppo,salsa]"]
     options = ["--", "--cores", "1", "--until", "prepare", "--printshellcmds", "--verbose", "--directory", str(work)]
     environment = os.environ | CANARIES | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
