@@ -138,12 +138,12 @@ class Study:
         groups = {(arm, k): self.of(arm=arm, kl_coef=k) for arm in self.arms for k in kl_coefs or self.kl_coefs}
         return {key: policies for key, policies in groups.items() if policies}
 
-    @property
+    @functools.cached_property
     def benchmarks(self):
         present = dict.fromkeys(row["benchmark"] for policy in self.policies for row in policy.responses)
         return [name for name in self.config.benchmarks if name in present]
 
-    @property
+    @functools.cached_property
     def compared(self):
         """The benchmarks on which judges compare policies; others are scored alone."""
         alone = {
