@@ -17,6 +17,7 @@ SIZES = [
     *("benchmarks.in_distribution.prompts=6", "reward_model.pairs=64", "execution.keep_value_models=false"),
     *(f"{name}.{size}" for name in ("rloo", "grpo") for size in ("iterations=2", "batch_size=8")),
     *("data.task.demonstrations=100", "data.task.validation=8", "data.task.evaluation=8"),
+    *("sft_variants.strong.task.demonstrations=400", "sft_variants.strong.sft.epochs=1"),
     # Rounds of GRPO on PPO's policy, a merged policy as the reference, a greedy soup, and a model from a folder.
     "+mixes.merged={kind:slerp,weights:'1/2 policy:ppo + 1/2 policy:grpo',origin:sft0,step:0.5}",
     "+mixes.picked={kind:greedy,weights:'1/3 sft0 + 1/3 sft1 + 1/3 strong'}",

@@ -13,7 +13,7 @@ from test_workflow import TINY, Place
 from salsa.workflow import compose, plan, runs
 
 LOOKS = TINY.replace("replicates=[0]", "replicates=[0,1,2] looks=[2,3]")
-A_REPLICATE = {"sft": 2, "reward_model": 1, "landscape": 1, "ppo": 2, "respond": 2, "judge": 2}
+A_REPLICATE = {"sft": 2, "reward_model": 1, "landscape": 1, "gates": 1, "ppo": 2, "respond": 2, "judge": 2}
 SHARED = {"corpus": 1, "prepare": 1, "benchmark": 1, "base": 1}
 TINIER = {
     "replicates": "[0,1,2]",

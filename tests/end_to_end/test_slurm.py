@@ -90,7 +90,7 @@ def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, warned, tmp_path
     partitions.write_text(PARTITIONS)
     (place.folder / "hold_ppo").touch()
     overrides = f"{TINY} execution.gpus=1 execution.memory_mb=3000 execution.threads=2"
-    finish(place, overrides, ["corpus", "prepare", "benchmark", "base", "sft", "reward_model", "landscape"])
+    finish(place, overrides, ["corpus", "prepare", "benchmark", "base", "sft", "reward_model", "landscape", "gates"])
     for stage in ("prepare", "benchmark"):
         shutil.rmtree(place.folder / "results" / stage)
     options = ["--profile", str(PROFILE), *QUICK, "--slurm-partition-config", str(partitions)]
@@ -149,7 +149,7 @@ def test_a_computed_study_goes_on_from_a_checkpoint(slurm, tmp_path, ended):
         ended.append(subprocess.Popen([*command, *options], cwd=ROOT, env=environment, **pipes))
         return ended[-1]
 
-    before = snakemake("--until", "landscape")
+    before = snakemake("--until", "gates")
     printed, _ = before.communicate(timeout=slurm_cluster.PATIENCE)
     assert before.returncode == 0, printed
     process = snakemake("--profile", str(PROFILE), *QUICK)

@@ -20,7 +20,7 @@ def swept(tmp_path_factory):
 def test_what_points_share_is_computed_once(swept):
     assert len(swept.calls()) == len(set(swept.calls()))
     once = {"corpus": 1, "prepare": 1, "benchmark": 1, "base": 1}
-    by_epochs = {"sft": 4, "reward_model": 2, "landscape": 2}
+    by_epochs = {"sft": 4, "reward_model": 2, "landscape": 2, "gates": 2}
     assert swept.counts == once | by_epochs | {"ppo": 8, "respond": 8, "judge": 8, "studies": 5}
     assert "comparison of the sweep: results/studies/default-sweep-" in swept.printed
 

@@ -139,17 +139,17 @@ def small(tmp_path_factory):
 
 
 def test_default_runs_every_run_once(default):
-    assert len(default.calls()) == len(set(default.calls())) == 33
-    assert default.counts["ppo"] == 6 and default.counts["sft"] == 4 and default.counts["base"] == 1
+    assert len(default.calls()) == len(set(default.calls())) == 53
+    assert default.counts["ppo"] == 9 and default.counts["sft"] == 9 and default.counts["base"] == 1
     name = default.folder / "results" / "studies" / "default"
     assert name.is_symlink() and not os.path.isabs(os.readlink(name))
     assert (name / "report.md").is_file()
     assert "studies/default" in default.printed and "win_rates.md" in default.printed
 
 
-def test_landscape_comes_before_ppo(default):
+def test_gates_come_before_ppo(default):
     stages = [call.split("/")[0] for call in default.calls()]
-    assert stages.index("landscape") < stages.index("ppo")
+    assert stages.index("landscape") < stages.index("gates") < stages.index("ppo")
 
 
 def test_run_folder_has_log_benchmark_and_manifest_of_the_plan(default):
@@ -203,7 +203,7 @@ def test_a_missing_parent_is_not_made_again_for_finished_runs(small, tmp_path):
         "landscape": 1,  # the new arm's baseline
         "ppo": 1,
         "respond": 1,
-        "judge": 1,
+        "judge": 2,  # SALSA's too, which a claim compares with the new arm
         "studies": 1,
     }
 
@@ -215,11 +215,11 @@ def test_what_an_override_runs(small, tmp_path):
     link = place.folder / "results" / "studies" / "default"
     assert not link.exists()  # nothing but an experiment gives a study its plain name
     counts, _ = place.run(f"{SMALL} arm=[ppo,salsa,noise]")
-    assert counts == {"ppo": 1, "respond": 1, "judge": 1, "studies": 1}
+    assert counts == {"ppo": 1, "respond": 1, "judge": 2, "studies": 1}  # SALSA's judge too, of a claim's new baseline
     counts, _ = place.run(f"{TINY} ppo.learning_rate=1e-5,2e-5 execution.micro_batch=3")
     assert counts == {"ppo": 2, "respond": 2, "judge": 2, "studies": 2}  # with the comparison
     counts, _ = place.run(f"{TINY} evaluate.gates.smallest_kl=0.1")
-    assert counts == {"landscape": 1, "judge": 2, "studies": 1}  # PPO comes after the gates, and reads nothing of them
+    assert counts == {"gates": 1, "studies": 1}  # PPO comes after the gates, and reads nothing of them
     assert len(place.calls()) == len(set(place.calls()))
 
 
