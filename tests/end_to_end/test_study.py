@@ -145,7 +145,7 @@ def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
         "lengths.response=400",
         "reward_model.pairs=24",
         "reward_model.batch_size=8",
-        "sft.stop=epochs",  # or two models that learn little are both the base model
+        *("sft.batch_size=2", "sft.learning_rate=1e-3", "sft.stop=epochs"),  # or both models may be the base model
         "execution.threads=1",
         "+arms.dpo={algorithm: dpo, reference: {weights: [1/2, 1/2]}}",
         "+arms.best={algorithm: best_of_n}",
