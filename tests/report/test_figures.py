@@ -267,17 +267,27 @@ def test_training_curves_show_differences_to_plain_ppo_at_the_kl_coef_of_claims(
     assert "no bands" in sections()["training_curves"].reading(made(), {})
 
 
+def test_of_many_replicates_no_one_is_named():
+    study = made(replicates=tuple(range(7)))
+    axis = sections()["loss_line"].draw(study, tables_of(study)).axes[0]
+    assert axis.get_legend_handles_labels()[1] == ["a replicate", "their mean", "interpolated"]
+    mean = study.frames.soups.groupby("alpha")["loss"].mean()
+    assert any(list(line.get_ydata()) == pytest.approx(list(mean)) for line in axis.lines[7:])
+
+
 def test_arms_are_split_evenly_into_panels():
     assert style.arm_panels(["ppo", "a"], {"ppo"}) == [["ppo", "a"]]
     groups = style.arm_panels(["ppo", *"abcdefg"], {"ppo"})
     assert groups == [["ppo", *"abcd"], ["ppo", *"efg"]]
 
 
-def test_win_rates_stand_around_one_half_with_intervals_over_replicates(small):
+def test_axes_of_win_rates_are_spent_on_rates_with_intervals_over_replicates(small):
     study, tables = small
     frame = tables["win_rates"].assign(replicates=3, replicates_low=0.52, replicates_high=0.66)
     panel = sections()["win_rates"].draw(study, tables | {"win_rates": frame}).axes[0]
-    assert sum(panel.get_xlim()) == pytest.approx(1)
+    rates = frame[frame["baseline"] == frame["baseline"].iloc[0]]["adjusted_win_rate"]
+    low, high = panel.get_xlim()
+    assert low < rates.min() and rates.max() < high and high - low < 3.5 * max(rates.max() - rates.min(), 0.05)
     assert any(list(line.get_xdata()) == [0.52, 0.66] for line in panel.lines)
     assert win_rates.of_rates({"adjusted_win_rate": 0.6, "ci_low": 0.5, "ci_high": 0.7, "replicates": 1})[1:] == (
         0.5,
@@ -285,7 +295,11 @@ def test_win_rates_stand_around_one_half_with_intervals_over_replicates(small):
     )
     wide = frame.assign(replicates_low=-3.0, replicates_high=4.0)
     low, high = sections()["win_rates"].draw(study, tables | {"win_rates": wide}).axes[0].get_xlim()
-    assert 0.25 < low < 0.4 and high < 0.75
+    assert low > rates.min() - 2 * max(rates.max() - rates.min(), 0.05) and high < 1.02
+    far = frame.assign(adjusted_win_rate=0.9, length_controlled=0.92, replicates_low=0.88, replicates_high=0.93)
+    assert sections()["win_rates"].draw(study, tables | {"win_rates": far}).axes[0].get_xlim()[0] > 0.5
+    near = frame.assign(adjusted_win_rate=0.53, length_controlled=0.54, replicates_low=0.52, replicates_high=0.55)
+    assert sections()["win_rates"].draw(study, tables | {"win_rates": near}).axes[0].get_xlim()[0] < 0.5
 
 
 def test_a_far_sft0_is_named_at_the_edge_of_the_axes():

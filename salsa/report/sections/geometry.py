@@ -3,6 +3,7 @@
 import math
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from salsa.report import style, words
 from salsa.report.frames import GEOMETRY, over_replicates
@@ -31,15 +32,16 @@ def figure(study, tables):
     width = style.WIDTH if len(directions) > 1 else 3.5
     figure, axes = style.panels(1, len(directions), height=3.2, sharey=True, width=width)
     apart = frame["sft0_to_sft1"].mean() if style.known(frame, "sft0_to_sft1") else math.nan
-    _, highest = style.limits([0, *frame["from_sft0"]])
+    lowest, highest = style.limits(frame["from_sft0"], margin=0.15)
     for axis, (name, label) in zip(axes[0], directions.items(), strict=True):
         for row in frame.dropna(subset=name).to_dict("records"):
             _draw_policy(axis, study, row, name)
         axis.set_xlabel(label)
-        axis.set_ylim(0, highest)
+        axis.set_ylim(lowest, highest)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlim(style.limits([0, *frame[name]], margin=0.12))
         axis.axvline(0, color=style.DARK, linewidth=0.8, linestyle="--")
-        if apart < highest:
+        if lowest < apart < highest:
             axis.axhline(apart, color=style.GREY, linewidth=0.9, linestyle=":")
     axes[0, 0].set_ylabel("distance from sft0, ‖policy − sft0‖")
     entries = [Line2D([], [], color=style.GREY, linewidth=0.9, linestyle=":", label=f"‖sft1 − sft0‖: {apart:.3g}")]

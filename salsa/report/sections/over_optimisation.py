@@ -24,7 +24,7 @@ def figure(study, tables):
     gains = {name: scaled(study, means, name) for name in ("gold_reward", "reward") if style.known(means, name)}
     means = means.assign(**{f"{name}_gain": gain for name, gain in gains.items()})
     arms = [arm for arm in study.arms if arm in set(means["arm"])]
-    columns = len(arms) if len(arms) <= 3 else 4 if len(arms) <= 8 else 5
+    columns = len(arms) if len(arms) <= 3 else 3 if len(arms) <= 6 else 4 if len(arms) <= 8 else 5
     rows = math.ceil(len(arms) / columns)
     figure = style.blank(style.WIDTH, min(style.TALLEST, (2.2 if rows == 1 else 1.55) * rows + 0.9))
     limits = style.limits(np.concatenate(list(gains.values())))

@@ -186,7 +186,7 @@ def lengths_and_ends(study, tables):
                 axis.set_title("final policies" if row == 0 else "")
             if column == 0:
                 axis.set_ylabel(label)
-        first.set_ylim(bottom=0, top=1.03 if name == "eos_rate" else None)
+        first.set_ylim(bottom=0 if name == "response_length" else None)
     if study.benchmarks:
         _draw_benchmark_lengths(figure.add_subplot(grid[2, :]), study)
     line = Line2D([], [], color="black", linewidth=1, label="sft0")

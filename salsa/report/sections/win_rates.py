@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator
 
 from salsa.evaluate import statistics
 from salsa.report import judging, selection, style, words
@@ -97,7 +97,7 @@ def length_controlled(study, judge, benchmark, candidate, baseline, lengths):
 
 
 def figure(study, tables):
-    """Adjusted win rates of arms, a panel per benchmark and baseline, around ½ in the middle.
+    """Adjusted win rates of arms, a panel per benchmark and baseline, with a scale per baseline.
 
     Intervals are over replicates; of one replicate, over prompts. Beside each, hollow, the length-controlled one. Where
     all kl_coefs would not fit on a page, only those that curves show.
@@ -111,18 +111,17 @@ def figure(study, tables):
     slots = [_slots(study, rows, kl_coefs) for _, rows in panels]
     heights = [_height(places) for places in slots]
     figure, axes = style.panels(len(panels), len(names), width=max(3.5, min(style.WIDTH, 1.2 + 2.1 * len(names))),
-                                height=sum(heights) / len(panels) + 0.1, sharex=True, sharey="row",
+                                height=sum(heights) / len(panels) + 0.1, sharex="row", sharey="row",
                                 gridspec_kw={"height_ratios": heights})  # fmt: skip
     for row, ((judge, baseline), rows) in enumerate(panels):
         for axis, benchmark in zip(axes[row], names, strict=True):
             _draw_panel(axis, study, rows[rows["benchmark"] == benchmark], slots[row])
             axis.set_title(benchmark.replace("_", " ") if row == 0 else "")
+            axis.set_xlim(_limits(rows))
+            axis.xaxis.set_major_locator(MaxNLocator(4))
         axes[row, 0].set_ylabel(f"against {baseline}\n(judge: {judge})")
-    half = _half_width(frame)
     for axis in axes[-1]:
         axis.set_xlabel("adjusted win rate")
-        axis.set_xlim(0.5 - half, 0.5 + half)
-        axis.xaxis.set_major_locator(MultipleLocator(0.2 if half > 0.25 else 0.1 if half > 0.1 else 0.05))
     entries = [style.mark("adjusted win rate")]
     if style.known(frame, "length_controlled"):
         entries.append(style.mark("length-controlled", markerfacecolor="white"))
@@ -136,12 +135,15 @@ def of_rates(row):
     return row["adjusted_win_rate"], *(row.get(end, math.nan) for end in ends)
 
 
-def _half_width(frame):
-    """How far the axes reach to either side of ½: to all rates, and to the intervals that are no wider than these."""
+def _limits(frame):
+    """Around all rates, and intervals no wider than these; ½ is among them, unless all rates lie far from it."""
     rates = frame.reindex(columns=["adjusted_win_rate", "length_controlled"]).to_numpy(dtype=float)
-    far = max(float(np.nanmax(np.abs(rates - 0.5))), 0.02)
-    ends = [abs(end - 0.5) for row in frame.to_dict("records") for end in of_rates(row)[1:] if end == end]
-    return min(1.08 * max([far, *(min(end, 2 * far) for end in ends)]), 0.52)
+    low, high = np.nanmin(rates), np.nanmax(rates)
+    reach = max(high - low, 0.05)
+    ends = [np.clip(end, low - reach, high + reach) for row in frame.to_dict("records") for end in of_rates(row)[1:]]
+    half = [0.5] if low - reach <= 0.5 <= high + reach else []
+    low, high = style.limits([low, high, *ends, *half])
+    return max(low, -0.02), min(high, 1.02)
 
 
 def drawn_rows(study, frame):
