@@ -95,7 +95,7 @@ def test_a_package_of_deepspeed_must_be_there(monkeypatch, tmp_path):
 
 def test_default_study():
     values = one()
-    assert list(values.config.arms) == ["ppo", "salsa", "strong_reference"] and values.config.replicates == [0, 1, 2]
+    assert list(values.config.arms) == ["ppo", "salsa", "strong_soup"] and values.config.replicates == [0, 1, 2]
     result = plan.plan([values])
     assert result.studies[0]["link"] == "studies/default"
     torch_stages = {"sft", "reward_model", "landscape", "ppo", "respond"}  # the base is copied, without torch
