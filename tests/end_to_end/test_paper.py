@@ -123,7 +123,7 @@ class Judge:
 
 def put_in_cache(cache, name, identifier):
     """A model as the hub's cache has it, at the commit that its preset pins."""
-    (study,) = compose.compose([f"model={name}", "data=ultra", "benchmark=[]", "judge=[]"])
+    (study,) = compose.compose([f"model={name}", "data=ultra", "arm=[ppo,salsa]", "benchmark=[]", "judge=[]"])
     revision = study.config.model.revision
     hub_like.write(name, cache / f"models--{identifier.replace('/', '--')}" / "snapshots" / revision)
 

@@ -520,7 +520,7 @@ def test_accelerates_configuration_must_fit_the_runs(monkeypatch, tmp_path, text
     assert "\n" not in str(error.value)
 
 
-ULTRA = ["data=ultra", "arm=[ppo,salsa]", *FITTING["ultra"]]
+ULTRA = ["data=ultra", *FITTING["ultra"]]
 
 
 @pytest.mark.parametrize(
