@@ -31,7 +31,7 @@ class Look(NamedTuple):
     line: str | tuple
 
 
-LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for noise and the last six
+LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for noise and the last seven
     "ppo": Look("#0072B2", "o", "-"),
     "salsa": Look("#D55E00", "s", "-"),
     "other": Look("#009E73", "^", "--"),
@@ -44,6 +44,7 @@ LOOKS = {  # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but for 
     "reset": Look("#9E3DFF", "p", "--"),
     "smaller_beta": Look("#1D0057", "d", "--"),
     "decaying_beta": Look("#9CC45A", "H", "-."),
+    "strong_soup": Look("#762A83", "*", "-."),
 }
 CROSSED = {  # algorithm -> marker and line of an arm that it trains; the colour is that of PPO's arm
     "rloo": ((3, 1, 0), (0, (6, 1.5))),

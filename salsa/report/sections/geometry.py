@@ -45,7 +45,7 @@ def figure(study, tables):
             axis.axhline(apart, color=style.GREY, linewidth=0.9, linestyle=":")
     axes[0, 0].set_ylabel("distance from sft0, ‖policy − sft0‖")
     entries = [Line2D([], [], color=style.GREY, linewidth=0.9, linestyle=":", label=f"‖sft1 − sft0‖: {apart:.3g}")]
-    style.legend(figure, study, arms=set(frame["arm"]), extra=entries if apart == apart else ())
+    style.legend(figure, study, arms=set(frame["arm"]), extra=entries if lowest < apart < highest else ())
     return figure
 
 
