@@ -164,7 +164,9 @@ def kills(arguments, place):
 
 def _kill_before_a_rename(study, generator):
     """Let a stage, whose runs are removed, be killed before one of its renames; returns whether it came to that."""
-    stage = generator.choice(["prepare", "sft", "reward_model", "landscape", "ppo", "respond", "judge", "study"])
+    stage = generator.choice(
+        ["prepare", "sft", "reward_model", "landscape", "gates", "ppo", "respond", "judge", "study"]
+    )
     for removed in (stages.ALL[stage].folder, "studies"):
         shutil.rmtree(study.results / removed, ignore_errors=True)
     folder = study.folder / "at_a_rename"

@@ -18,6 +18,7 @@ from salsa.report import words
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
+ARMS = "conf/arm/"
 CLAIMED = ("claims", "kl_coefs", "claim_kl_coef", "looks")  # what is compared where no experiment is registered
 UNCOMPARED = {  # settings that change neither a number nor a verdict
     *("name", "title", "results", "execution", "objective", "companions", "registered"),
@@ -251,10 +252,12 @@ def differing(study_config):
     """The settings, by their dotted names, that a study has otherwise than its registered files say.
 
     Compared is the whole configuration, if an experiment is among the files, but for what changes no number; otherwise
-    what claims say (CLAIMED), which is held to the default study's.
+    what claims say (CLAIMED), which is held to the default study's, with those arms alone whose files are registered.
     """
     experiments = [Path(name).stem for name in study_config.registered if name.startswith(config.EXPERIMENTS)]
-    registered = _composed(tuple(experiments[:1]))
+    arms = sorted({"ppo", *(Path(name).stem for name in study_config.registered if name.startswith(ARMS))})
+    chosen = f"experiment={experiments[0]}" if experiments else f"arm=[{','.join(arms)}]"
+    registered = _composed(chosen)
     own, other = (words.cleaned(schema.dump(each)) for each in (study_config, registered))
     if not experiments:
         return [name for name in CLAIMED if own.get(name) != other.get(name)]
@@ -266,10 +269,10 @@ def differing(study_config):
 
 
 @functools.cache
-def _composed(experiments):
+def _composed(chosen):
     from salsa.workflow import compose  # which needs Hydra, and the report does not
 
-    return compose.compose([f"experiment={name}" for name in experiments])[0].config
+    return compose.compose([chosen])[0].config
 
 
 def _algorithms(study_config):

@@ -52,7 +52,7 @@ def _has_arms(composed, claim):
         return False
     grids = [{policy.kl_coef for policy in side} for side in (first, second) if side[0].spec.penalised]
     shared = set.intersection(*grids) if grids else {policy.kl_coef for policy in first + second}
-    return bool(shared) and composed.config.claim_kl_coef in (None, *shared)
+    return bool(shared)
 
 
 def _spec_of(composed, name):

@@ -298,6 +298,10 @@ def test_axes_of_win_rates_are_spent_on_rates_with_intervals_over_replicates(sma
     assert low > rates.min() - 2 * max(rates.max() - rates.min(), 0.05) and high < 1.02
     far = frame.assign(adjusted_win_rate=0.9, length_controlled=0.92, replicates_low=0.88, replicates_high=0.93)
     assert sections()["win_rates"].draw(study, tables | {"win_rates": far}).axes[0].get_xlim()[0] > 0.5
+    apart = frame.assign(length_controlled=np.nan, adjusted_win_rate=np.where(frame["baseline"] == "sft0", 0.9, 0.5))
+    panels = sections()["win_rates"].draw(study, tables | {"win_rates": apart}).axes
+    scales = [panel.get_xlim() for panel in panels[:4]]  # two benchmarks against each of two baselines
+    assert scales[0] == scales[1] != scales[2] == scales[3]
     near = frame.assign(adjusted_win_rate=0.53, length_controlled=0.54, replicates_low=0.52, replicates_high=0.55)
     assert sections()["win_rates"].draw(study, tables | {"win_rates": near}).axes[0].get_xlim()[0] < 0.5
 

@@ -33,7 +33,8 @@ def repository(tmp_path, monkeypatch):
 
 def study(overrides=(), files=(CLAIMS,), commit=None):
     """A study as provenance sees it, whose landscape was the first run that counts."""
-    composed = compose.compose(list(overrides))[0].config
+    chosen = any(override.startswith(("experiment=", "arm=")) for override in overrides)
+    composed = compose.compose([*([] if chosen else ["arm=[ppo,salsa]"]), *overrides])[0].config
     rows = [row("ppo", AFTER, "salsa"), row("landscape", FIRST, None, commit), row("sft", BEFORE), row("ppo", None)]
     return SimpleNamespace(config=dataclasses.replace(composed, registered=list(files)), runs=rows)
 
@@ -113,6 +114,13 @@ def test_overrides_of_what_was_registered_are_said(repository, overrides, differ
     registration = provenance.registration(study(overrides))
     assert registration.sentences[2] == f"The study differs from these files in {differing}."
     assert not registration.in_advance
+
+
+def test_claims_of_an_arms_file_are_registered_with_that_file(repository):
+    assert provenance.differing(study(["arm=[ppo,salsa]"]).config) == []
+    arm = "conf/arm/strong_soup.yaml"  # names itself the positive control
+    assert provenance.differing(study(["arm=[ppo,salsa,strong_soup]"]).config) == ["claims"]
+    assert provenance.differing(study(["arm=[ppo,salsa,strong_soup]"], [CLAIMS, arm]).config) == []
 
 
 REVIEWS = [CLAIMS, "conf/experiment/reviews.yaml"]

@@ -102,6 +102,13 @@ def test_default_study():
     assert sum(run.stage in torch_stages for run in result.runs.values()) <= 33
 
 
+@pytest.mark.parametrize("experiment", ["decisive", "stronger_penalty"])
+def test_a_registered_study_has_the_regime_of_its_model_and_data(experiment):
+    """Their files repeat it, for what is registered stands in them alone."""
+    default, study = one("arm=[ppo,strong_soup]").config, one(f"experiment={experiment}").config
+    assert study.sft == default.sft and study.data == default.data and study.sft_variants == default.sft_variants
+
+
 def test_full_study_is_planned():
     result = plan.plan(compose.compose(["experiment=tiny_full"]))
     assert len(result.studies) == 2

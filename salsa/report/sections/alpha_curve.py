@@ -44,7 +44,9 @@ def figure(study, tables):
             _draw_policies(axis, study, rows[(rows["kind"] == "policy") & (rows["kl_coef"] == kl_coef)], name, kl_coef)
         if name == "win_rate_vs_sft0":
             axis.axhline(0.5, color=style.DARK, linewidth=0.9, linestyle="--")
-            axis.set_ylim(style.limits(rows[name], margin=0.25))
+            # An interval over few replicates may reach beyond what a rate can be.
+            ends = rows.reindex(columns=[f"{name}_low", f"{name}_high"]).clip(0, 1).to_numpy().ravel()
+            axis.set_ylim(style.limits([*rows[name], *ends]))
         axis.set_xlabel("alpha (0: sft0, 1: sft1)")
         axis.set_ylabel(label)
         axis.set_xlim(-0.08, 1.08)

@@ -48,7 +48,8 @@ def _draw_mean(axis, soups):
 def caption(study, tables):
     return (
         "Validation loss along the line between the first two SFT models: the barrier is "
-        f"{words.spread(tables['gates']['barrier'])} nats per token over {words.replicates(study)}."
+        f"{words.spread(tables['gates']['barrier'])} nats per token over {words.replicates(study)}"
+        + ("; grey lines are replicates, the dark one their mean." if len(study.replicates) > FEW else ".")
     )
 
 
