@@ -266,19 +266,19 @@ def test_two_at_once_compute_each_run_once(tmp_path):
     place = Place(tmp_path / "two")
     (place.folder / "hold_sft").touch()
     processes = [place.start(TINY), place.start(f"{TINY} ppo.learning_rate=1e-5")]
-    while not any(call.startswith("sft/") for call in place.calls()):
+    logs, before = [], []
+    while len(before) < 2 or not all(text.startswith("computing sft/") for text in before):  # one of each seed
         assert processes[0].poll() is None and processes[1].poll() is None
         time.sleep(0.1)
-    time.sleep(3)  # both have built their DAG by now, and wait for the same run
-    logs = list((place.folder / "results" / "sft").glob("*/log.txt"))
-    before = [log.read_text() for log in logs]
+        logs = list((place.folder / "results" / "sft").glob("*/log.txt"))
+        before = [log.read_text() for log in logs]
+    time.sleep(3)  # both have built their DAG by now, and wait for the same runs
     (place.folder / "hold_sft").unlink()
     for process in processes:
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0, printed
     assert len(place.calls()) == len(set(place.calls()))
-    assert len(logs) == 2 and all(text.startswith("computing sft/") for text in before)
-    assert all(log.read_text().startswith(text) for log, text in zip(logs, before, strict=True))
+    assert len(logs) == 2 and all(log.read_text().startswith(text) for log, text in zip(logs, before, strict=True))
 
 
 def test_a_failure_is_named_and_leaves_nothing_that_looks_finished(small, tmp_path):
