@@ -113,6 +113,14 @@ def test_prompts_are_not_learned(train_sft, prepare_run, tokenizer):
     assert history[-1]["train_loss"] == pytest.approx(naive_loss(model, pairs), rel=1e-4)
 
 
+def test_a_single_step_has_no_warm_up(train_sft, base_run):
+    """The first step of a warm-up has a learning rate of 0: were it the only one, nothing would be trained."""
+    model, _, history = train_sft(epochs=1, batch_size=48, warmup=0.05)
+    assert history[-1]["step"] == 1
+    moved = difference(model, models.load_policy(models.model_folder(base_run)))
+    assert moved == pytest.approx(5e-3, rel=0.01)  # Adam's first step is the learning rate, where there is a gradient
+
+
 def test_the_best_epoch_is_kept(train_sft, validation, prepare_run, tmp_path):
     few = shutil.copytree(prepare_run, tmp_path / "few")
     runs.write_jsonl(few / "sft.jsonl", runs.read_jsonl(prepare_run / "sft.jsonl")[:8])

@@ -45,7 +45,7 @@ class Dpo(schema.Adapters):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate goes on: linear or cosine, to 0 over the run | constant."""
     warmup: schema.Part = 0.05
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises, from 0; of a single step, none."""
     max_grad_norm: Annotated[float, schema.Range(above=0, at_most=10**9)] = 1.0
     """Norm to which the gradient is clipped."""
 

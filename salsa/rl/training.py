@@ -114,6 +114,12 @@ class FiniteMixin:
         self.first_loss = None
         divergence.forget(self.output)
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """Leave out the warm-up of a single step, whose learning rate would be 0: nothing would be trained."""
+        if num_training_steps == 1:
+            self.args.warmup_steps = 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(self, model, inputs, *arguments, **named):
         loss = super().training_step(model, inputs, *arguments, **named)
         if not self.losses:

@@ -266,7 +266,7 @@ class Base:
     weight_decay: Annotated[float, Range(0, 100)] = 0.01
     """Weight decay of AdamW."""
     warmup: Part = 0.05
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises, from 0; of a single step, none."""
 
 
 @dataclass()
@@ -284,7 +284,7 @@ class Sft:
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """Weight decay of AdamW."""
     warmup: Part = 0.05
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises, from 0; of a single step, none."""
     dropout: Part = 0.0
     """Attention dropout while training; with the data order, what a seed changes."""
     stop: Literal["validation", "epochs"] = "validation"
@@ -310,7 +310,7 @@ class RewardModel:
     learning_rate: LearningRate = 0.0001
     """Learning rate after the warm-up, from where it falls to 0."""
     warmup: Part = 0.05
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises, from 0; of a single step, none."""
     gold_temperature: Annotated[float, Range(above=0, at_most=10**6)] = 0.1
     """Bradley-Terry noise of sampled preferences, in units of gold."""
     normalisation_prompts: Annotated[int, Range(2, MOST)] = 256
