@@ -8,7 +8,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import in_process
 import pytest
+
+from salsa.workflow import compose, plan
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("SALSA_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -127,10 +130,10 @@ def preference_files(folder):
 
 def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
     """experiment=smollm2_ultra on a local model: a chat template of its own, long prompts, given pairs, no gold."""
-    results = tmp_path / "results"
     training, evaluation = preference_files(tmp_path)
-    done = run(
-        results,
+    overrides = [
+        f"results={tmp_path / 'results'}",
+        *SMALL,
         "experiment=smollm2_ultra",
         "model.source=hub",
         f"model.path={tiny_chat_model}",
@@ -151,9 +154,8 @@ def test_given_preferences_with_a_local_model(tmp_path, tiny_chat_model):
         "+arms.best={algorithm: best_of_n}",
         "best_of_n.n=3",
         "+arms.itself={algorithm: none, start: [1/2, 1/2]}",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    study = study_of(results)
+    ]
+    study = study_of(in_process.execute_all(plan.plan(compose.compose(overrides))))
     manipulation = {row["arm"]: row for row in rows(study / "tables" / "manipulation.csv")}
     assert float(manipulation["ppo"]["manipulation"]) == 0 < float(manipulation["salsa"]["manipulation"])
     assert manipulation["dpo"]["manipulation"] == manipulation["dpo"]["flat"] == ""

@@ -16,7 +16,8 @@ from salsa.rl import forward, models, reference, trainer
 from salsa.workflow import compose, config, overriding, runs
 
 HALVES = ["1/2", "1/2"]
-NAMED = ("rounds", "strong_reference", "strong_soup", "recipe_soup", "greedy_soup", "warp")  # of ingredients that only a study has
+# Of ingredients that only a study has:
+NAMED = ("rounds", "strong_reference", "strong_soup", "recipe_soup", "greedy_soup", "warp")
 UNEVEN = ["1/2", "0.3", "1/5"]
 # Kinds of reference with settings that make each a different one.
 KINDS = {
