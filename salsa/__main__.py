@@ -204,7 +204,7 @@ def base_command(arguments, _):
         (name,) = (name for name, run in result.runs.items() if run.stage == "base")
         shipped = base.ASSETS / result.runs[name].address[:12]
         shutil.rmtree(base.ASSETS, ignore_errors=True)
-        shutil.copytree(Path(results) / name / "model", shipped)
+        runs.copy_files(Path(results) / name / "model", shipped)
     print(shipped)
     return 0
 

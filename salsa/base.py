@@ -6,7 +6,6 @@ base`). A copy needs no torch, so torch is imported where it is used.
 """
 
 import math
-import shutil
 from pathlib import Path
 
 from salsa.workflow import runs, schema, stages
@@ -25,7 +24,7 @@ def make(settings, parents, output, execution):
     addresses = {role: runs.manifest_of(folder)["address"] for role, folder in parents.items()}
     shipped = ASSETS / runs.address("base", VERSION, schema.dump(settings), addresses)[:12]
     if execution.shipped_base and shipped.is_dir():
-        shutil.copytree(shipped, output / "model", dirs_exist_ok=True)
+        runs.copy_files(shipped, output / "model")
         return {"shipped": shipped.name, **runs.read_json(shipped / "training.json")}
     if settings.model.source == "pretrain":
         return pretrain(settings, parents["corpus"], output, execution)

@@ -415,7 +415,7 @@ def combinations(models, outputs, choose, precision=torch.float64):
         for folder in partial:
             folder.mkdir(parents=True)
             for path in _companions(models[0]):
-                shutil.copy2(path, folder / path.name)
+                shutil.copyfile(path, folder / path.name)  # permissions are those of new files
         _write_weights(models, grid_of, precision, partial)
         for folder, output in zip(partial, outputs, strict=True):
             if output.exists():

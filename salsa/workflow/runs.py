@@ -16,6 +16,7 @@ import platform
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -296,6 +297,28 @@ def artefacts(folder, tops=None):
     return described
 
 
+def follow_umask(folder, names):
+    """Give files of a folder the permissions of any new file in it: who may read the folder may read its models.
+
+    safetensors makes its files readable by their owner alone, whatever the umask says.
+    """
+    new = folder / f".permissions.{os.getpid()}"  # asking for the umask itself would change it for other threads
+    new.touch()
+    usual = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for path in (folder / name for name in names):
+        if stat.S_IMODE(path.stat().st_mode) != usual:
+            path.chmod(usual)
+
+
+def copy_files(folder, target):
+    """Copy a folder's files to another; permissions are those of new files and folders, not of what is copied."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
 def _packages():
     names = "torch transformers trl accelerate datasets safetensors peft vllm openai numpy scipy scikit-learn pandas"
     versions = {"python": platform.python_version()}
@@ -370,6 +393,8 @@ def execute(stage, version, function, settings, parents, output, execution, expe
             return None
         with _undisturbed():
             check_folder()
+            described = _declared(output, writes, may_write)
+            follow_umask(output, described)
             content = {
                 "stage": stage,
                 "version": version,
@@ -380,7 +405,7 @@ def execute(stage, version, function, settings, parents, output, execution, expe
                     for role in parents
                 },
                 "summary": summary or {},
-                "artefacts": _declared(output, writes, may_write),
+                "artefacts": described,
                 "execution": dataclasses.asdict(execution),
                 "packages": _packages(),
                 "git_commit": git_commit(),

@@ -145,7 +145,7 @@ def _copy_small(folder, copy, manifest):
     for artefact, described in manifest["artefacts"].items():
         if described["bytes"] <= LARGEST or artefact.endswith(".csv.gz"):
             (copy / artefact).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(folder / artefact, copy / artefact)
+            shutil.copyfile(folder / artefact, copy / artefact)
     settings = manifest["settings"].get("config")
     if settings and not data.world_kinds()[settings["data"]["task"]["kind"]].published:
         samples, page = copy / "samples.md", copy / "report.html"
@@ -197,10 +197,9 @@ def export(study, arm, output, kl_coef=None, replicate=None, seed=None):
     card = study / "cards" / cards.file_name(*place, policy.get("seed", 0))
     if not card.is_file():
         raise UserError(f"{study}: has no card of this policy; run the study again with this version")
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        shutil.copytree(folder / "model", temporary, copy_function=shutil.copyfile)
+        runs.copy_files(folder / "model", temporary)
         shutil.copyfile(card, temporary / "README.md")
         temporary.rename(output)
     finally:
