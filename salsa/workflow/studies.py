@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 from salsa import data
-from salsa.workflow import runs, stages
+from salsa.workflow import answers, runs, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.jobs import finished
 from salsa.workflow.messages import UserError
 from salsa.workflow.plan import LABEL, has_looks
 
-MAIN_TABLE = "tables/win_rates.md"
-SENTENCES = ("tables/manipulation.md", "tables/claims.md")  # whose first lines say what a study found
+PAGES = ("report.html", "report.md", "claims.md")  # of a study: what a person reads, the first of them first
 REPORTS = tuple(name for name, stage in stages.ALL.items() if stage.page)
 # Bytes of a published file: the page of a large study, which its folder can make again, stays behind. Compressed scores
 # go along at any size, because every verdict can be computed again from them.
@@ -60,28 +59,40 @@ def look_words(plan, path):
 
 
 def conclude(plan, write=True):
-    """Link the readable names of the finished studies to their folders (`write`); yields the lines to show."""
-    for study in plan.studies:
-        path = latest(plan, study)
-        if path is None:
-            continue
-        folder = Path(plan.results) / path
+    """Link the readable names of the finished studies to their folders (`write`); yields the lines to show.
+
+    What a study has found comes first, then where to read on; of the points of a sweep, a line or two each.
+    """
+    finished_studies = [study for study in plan.studies if latest(plan, study)]
+    for study in finished_studies:
         yield f"study {study['name']}: {link(plan, study, write)}"
         if has_looks(study):
-            yield f"  {look_words(plan, path)}"
-        for name in ("report.html", "report.md", MAIN_TABLE, "figures"):
-            if (folder / name).exists():
-                figures = sorted(path.name for path in folder.glob("figures/*.png")) if name == "figures" else []
-                yield printable(f"  {folder / name}{': ' if figures else ''}{', '.join(figures)}")
-        if (folder / MAIN_TABLE).exists():
-            table = (folder / MAIN_TABLE).read_text(encoding="utf-8", errors="replace")
-            yield from map(printable, table.rstrip().split("\n"))
-        for name in SENTENCES:
-            if (folder / name).exists():
-                text = (folder / name).read_text(encoding="utf-8", errors="replace")
-                yield printable(text.partition("\n")[0])
+            yield f"  {look_words(plan, latest(plan, study))}"
+        folder = Path(plan.results) / latest(plan, study)
+        if len(finished_studies) > 1:
+            answer = answers.short(folder)
+            yield from [f"  {answer}"] if answer else []
+        else:
+            yield from (f"  {line}" for line in answers.lines(folder, answers.WIDTH - 2))
+            yield from _places(_shown_folder(plan, study, folder))
     if plan.comparison and finished(plan, plan.comparison):
         yield f"comparison of the sweep: {Path(plan.results) / plan.comparison / stages.COMPARISON.page}"
+
+
+def _shown_folder(plan, study, folder):
+    """The folder of a study by its readable name, where that leads there."""
+    name = Path(plan.results) / study["link"] if study["link"] else folder
+    return name if name.is_symlink() and name.resolve() == folder.resolve() else folder
+
+
+def _places(folder):
+    """Where to read on: the page, and what lies beside it."""
+    pages = [name for name in PAGES if (folder / name).exists()]
+    figures = len(list(folder.glob("figures/*.png")))
+    beside = [*pages[1:], *(["tables/"] if (folder / "tables").is_dir() else [])]
+    beside += [f"figures/ ({figures})"] if figures else []
+    yield from [printable(f"  {folder / pages[0]}")] if pages else []
+    yield from [f"  beside it: {', '.join(beside)}"] if beside and pages else []
 
 
 def link(plan, study, write=True):

@@ -121,7 +121,7 @@ def test_what_jobs_ask_for_and_what_becomes_of_lost_ones(slurm, warned, tmp_path
     (place.folder / "hold_ppo").unlink()
     printed, _ = process.communicate(timeout=slurm_cluster.PATIENCE)
     assert process.returncode == 0, printed
-    assert "win_rates" in printed
+    assert "report.md" in printed
     assert [slurm.state(job) for job in (first, second, *again)] == ["FAILED", "COMPLETED", "COMPLETED"]
 
     lent = by_stage(place)

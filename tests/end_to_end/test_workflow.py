@@ -144,7 +144,7 @@ def test_default_runs_every_run_once(default):
     name = default.folder / "results" / "studies" / "default"
     assert name.is_symlink() and not os.path.isabs(os.readlink(name))
     assert (name / "report.md").is_file()
-    assert "studies/default" in default.printed and "win_rates.md" in default.printed
+    assert "studies/default" in default.printed and "figures/ (2)" in default.printed
 
 
 def test_gates_come_before_ppo(default):

@@ -225,7 +225,7 @@ def test_other_kl_coefs_are_run_on_the_first_replicates_alone():
     [
         (["grid_replicates=1"], "grid_replicates=1: all others need a kl_coef to be run at; set claim_kl_coef"),
         (
-            ["replicates=[0,1,2,3]", "looks=[2,4]", "grid_replicates=3", "claim_kl_coef=0.1"],
+            ["replicates=[0,1,2,3]", "looks=[2,4]", "grid_replicates=3", "claim_kl_coef=0.3"],
             "grid_replicates=3: is none of looks=[2, 4]; give one of them",
         ),
     ],

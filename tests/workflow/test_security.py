@@ -18,7 +18,7 @@ from snakemake.spawn_jobs import format_cli_arg
 from test_plan import make
 
 from salsa import algorithms
-from salsa.workflow import config, gpus, jobs, places, plan, runs, stages, studies
+from salsa.workflow import answers, config, gpus, jobs, places, plan, runs, stages, studies
 from salsa.workflow.bounds import printable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -408,13 +408,16 @@ def test_the_end_of_a_log_is_shown_whatever_it_holds(tmp_path):
 def test_what_a_study_says_at_its_end_is_text_alone(tmp_path):
     made = plan.plan([make(results=str(tmp_path), replicates=[0])])
     folder = tmp_path / made.studies[0]["path"]
-    runs.write_atomically(folder / studies.MAIN_TABLE, f"| {ESCAPE} |\n|---|\n")
-    for name in studies.SENTENCES:
-        runs.write_atomically(folder / name, f"{name}: {ESCAPE}.\n\nNot shown.\n")
+    header = "claim,text,claim_verdict,outcome,measure,candidate,baseline,effect,effect_low,effect_high"
+    row = f'"{ESCAPE}","{ESCAPE}",supported,primary,gold_reward,salsa,ppo,1,0.5,1.5'
+    runs.write_atomically(folder / answers.CLAIMS, f"{header}\n{row}\n")
+    runs.write_atomically(folder / answers.REWARDS, f"arm,kl_coef,reward\n{ESCAPE},0.1,1\n")
     runs.write_json(folder / runs.MANIFEST, {})
     lines = list(studies.conclude(made))
-    assert "|---|" in lines and all(line == printable(line) for line in lines)
-    assert [line.partition(":")[0] for line in lines[-2:]] == list(studies.SENTENCES) and "Not shown." not in lines
+    assert any("supported: " in line for line in lines) and all(line == printable(line) for line in lines)
+    runs.write_atomically(folder / answers.CLAIMS, "")
+    lines = list(studies.conclude(made))
+    assert any("0.1" in line for line in lines) and all(line == printable(line) for line in lines)
 
 
 # Places
