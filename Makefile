@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: help study test smollm2 base lint audit clean
 
 help:
-	@echo 'make study     run the default study; it ends by naming its report, tables and figures'
+	@echo 'make study     run the default study; it ends with what it found and where its report is'
 	@echo 'make test      run the tests'
 	@echo 'make lint      check format and style'
 	@echo 'make audit     compare requirements.lock with published advisories (needs pip-audit, and a network)'

@@ -13,7 +13,7 @@ ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
     ("workflow.weights",),
     ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places", "workflow.surroundings"),
-    ("workflow.messages", "workflow.registry", "workflow.schema"),
+    ("workflow.answers", "workflow.messages", "workflow.registry", "workflow.schema"),
     ("workflow.runs", "workflow.overriding", "workflow.yaml_files"),
     ("anchors", "data", "judges", "mixes"),
     ("workflow.resources",),
