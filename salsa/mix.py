@@ -78,7 +78,7 @@ def greedily(folders, file, output):
         print(f"{file}: measuring on {len(pairs)} conversations", flush=True)
         return Averages(candidates, _loss(tokenizer, pairs, device, execution), device)
 
-    steps = greedy.write(candidates, output, measure)
+    steps = greedy.write(candidates, output, measure, measured=f"the loss on {file}")
     return [step["candidate"] for step in greedy.taken_in(steps)]
 
 

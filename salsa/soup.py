@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from salsa import mix_card
 from salsa.rl import tokenizers
 from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, shards, stored
 from salsa.workflow import bounds, failures
@@ -368,12 +369,12 @@ def mixed_tensors(models, weights, names=None):
             yield name, tensor
 
 
-def soup(models, weights, output):
+def soup(models, weights, output, describe=None):
     """Write the weighted average of model folders as a model folder: `soups` with one output."""
-    soups(models, [weights], [output])
+    soups(models, [weights], [output], describe)
 
 
-def soups(models, grid, outputs):
+def soups(models, grid, outputs, describe=None):
     """Write weighted averages of model folders, as model folders that `from_pretrained` loads.
 
     Args:
@@ -381,14 +382,17 @@ def soups(models, grid, outputs):
         grid: a row of weights for each output, with a weight for each model: decimals or fractions that sum to 1 within
             1e-6.
         outputs: folders that don't exist yet, or are empty.
+        describe: as `combinations` takes it; None: the card of an average.
 
     Everything but the weights (configuration, tokenizer, how weights are split into files) is the first model's. Each
     weight is w0*x0, plus w1*x1, … in float32, rounded once. torch.get_num_threads() pieces are averaged at a time,
     which changes no result. Raises UserError before anything is written when the ingredients don't fit together, an
     output exists or the disk is too small. Whatever else fails, no part of an output is left.
     """
-    grid = parse_grid(models, grid, outputs)
-    combinations(models, outputs, lambda: lambda name: grid, torch.float32)
+    parsed = parse_grid(models, grid, outputs)
+    card = mix_card.Card(list(models), f"The weight average of {len(models)} models", mix_card.LINEAR)
+    describe = describe or (lambda number, folder: card.write(folder, grid[number]))
+    combinations(models, outputs, lambda: lambda name: parsed, describe, torch.float32)
 
 
 def parse_grid(models, grid, outputs):
@@ -399,13 +403,14 @@ def parse_grid(models, grid, outputs):
     return rows
 
 
-def combinations(models, outputs, choose, precision=torch.float64):
+def combinations(models, outputs, choose, describe, precision=torch.float64):
     """Write linear combinations of model folders, whose coefficients may differ between tensors; else as `soups`.
 
     Args:
         choose: a function without arguments, which is called when the models are known to fit together, before anything
             is written. It returns a function: name of a tensor -> a row of coefficients (floats) for each output, with
             one for each model.
+        describe: a function: number of an output, its folder -> None, which writes its card there.
         precision: the type in which terms are added up, before the sum is rounded to the stored dtype.
     """
     models, outputs = [Path(folder) for folder in models], [Path(folder).resolve() for folder in outputs]
@@ -417,6 +422,8 @@ def combinations(models, outputs, choose, precision=torch.float64):
             for path in _companions(models[0]):
                 shutil.copyfile(path, folder / path.name)  # permissions are those of new files
         _write_weights(models, grid_of, precision, partial)
+        for number, folder in enumerate(partial):
+            describe(number, folder)
         for folder, output in zip(partial, outputs, strict=True):
             if output.exists():
                 output.rmdir()
@@ -498,14 +505,14 @@ def _check_room(model, outputs):
 
 
 def _companions(folder):
-    """The files of a model folder that a soup of it copies: all but weights and the manifest of its run."""
+    """The files of a model folder that a soup of it copies: all but weights, its card and the manifest of its run."""
     index = {path.name for path in folder.glob("*.index.json")}
     if not (folder / SINGLE).is_file():
         index.discard(INDEX)
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix not in WEIGHTS and path.name not in index | {"manifest.json"}
+        if path.is_file() and path.suffix not in WEIGHTS and path.name not in index | {"manifest.json", mix_card.README}
     ]
 
 

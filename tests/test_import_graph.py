@@ -21,7 +21,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.config",),
     ("workflow.policies", "workflow.regimes", "workflow.stages"),
     ("workflow.families",),
-    ("data.benchmark", "data.corpus", "data.prepare", "rl", "soup"),
+    ("data.benchmark", "data.corpus", "data.prepare", "mix_card", "rl", "soup"),
     ("base", "sft", "reward", "dpo", "evaluate", "mix"),
     ("workflow.plan",),
     ("workflow.command",),

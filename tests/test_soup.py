@@ -91,7 +91,8 @@ def test_ingredients_may_be_cut_into_files_differently(models, tmp_path, sharded
         assert len(list(folders[i].glob("*.safetensors"))) > 2
     soup.soup(folders, [0.25, "0.75"], tmp_path / "soup")
     assert_average(tmp_path / "soup", folders, [0.25, 0.75])
-    assert sorted(p.name for p in (tmp_path / "soup").iterdir()) == sorted(p.name for p in folders[0].iterdir())
+    names = [*(path.name for path in folders[0].iterdir()), "README.md"]
+    assert sorted(path.name for path in (tmp_path / "soup").iterdir()) == sorted(names)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "soup")
     plain = models()[:2]
     soup.soup(plain, [0.25, 0.75], tmp_path / "plain")

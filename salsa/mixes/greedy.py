@@ -28,30 +28,60 @@ class Settings:
 def make(mix, folders, output, held_out):
     """Write the soup of the candidates that were taken; search.json says how they were found."""
     candidates = {role: folders[role] for role in mixes.weights_of(mix)}
-    steps = write(candidates, output, lambda: held_out(mix.measure), HIGHER_IS_BETTER[mix.measure])
+    higher, measured = HIGHER_IS_BETTER[mix.measure], f"{mix.measure.replace('_', ' ')} on the study's held-out data"
+    steps = write(candidates, output, lambda: held_out(mix.measure), higher, measured)
     taken = taken_in(steps)
     summary = {"mix": words(mix), "taken": [step["candidate"] for step in taken]}
     summary |= {mix.measure: taken[-1]["value"], f"{mix.measure}_of_best": steps[0]["alone"]}
     return summary, {"search.json": {"measure": mix.measure, "steps": steps}}
 
 
-def write(candidates, output, measure, higher_is_better=False):
+def write(candidates, output, measure, higher_is_better=False, measured="the loss on held-out data"):
     """Write the greedy soup of model folders; returns the steps of its search, as `search` does.
 
     Args:
         candidates: name -> model folder.
         measure: a function without arguments, which is called when the models are known to fit together. It returns a
             function: name -> weight of some candidates -> the measure of their average; see `search`.
+        measured: what that is, for the card.
     """
-    from salsa import soup
+    from salsa import mix_card, soup
 
     folders = list(candidates.values())
     soup.prepare(folders, [output])
     value = measure()
     steps = search(list(candidates), lambda names: value(uniform(names)), higher_is_better)
     weights = uniform([step["candidate"] for step in taken_in(steps)])
-    soup.soup(folders, [weights.get(name, "0") for name in candidates], output)
+    shares = [weights.get(name, "0") for name in candidates]
+    names = None if list(candidates) == list(map(str, folders)) else list(candidates)
+    title = f"The greedy soup of {len(folders)} models"
+    card = mix_card.Card(folders, title, f"{mix_card.LINEAR} {method_words(measured)}", names)
+    soup.soup(folders, shares, output, lambda number, folder: card.write(folder, shares, search_table(steps)))
     return steps
+
+
+def method_words(measured):
+    """How a greedy soup is found, for its card."""
+    return (
+        f"Which models take part was found by {measured}: the best comes first, and each of the others joins the "
+        "uniform average where that does not get worse (greedy soup, arXiv:2203.05482, recipe 1)."
+    )
+
+
+def search_table(steps):
+    """The steps of a search as Markdown."""
+    from salsa import mix_card
+
+    rows = [
+        [step["candidate"], *(_number(step[key]) for key in ("alone", "value")), ["no", "yes"][step["accepted"]]]
+        for step in steps
+    ]
+    rows = [[mix_card.code(row[0]), *row[1:]] for row in rows]
+    return mix_card.table(["tried", "its own measure", "with those taken before", "taken"], rows)
+
+
+def _number(value):
+    return "not finite" if value is None else f"{value:.6g}"
 
 
 def search(candidates, value, higher_is_better):

@@ -43,18 +43,22 @@ def make(mix, folders, output, held_out=None):
     """Write the mix; the summary says what angles its tensors had, in degrees, and how many were mixed linearly."""
     weights = mixes.weights_of(mix)
     origin = folders[mix.origin] if mix.origin else None
-    (angles,) = write([folders[role] for role in weights], [list(weights.values())], [output], origin, mix.step)
+    (angles,) = write(
+        [folders[role] for role in weights], [list(weights.values())], [output], origin, mix.step, list(weights)
+    )
     return {"mix": words(mix), **describe(angles)}, {}
 
 
-def write(models, grid, outputs, origin=None, step=1.0):
+def write(models, grid, outputs, origin=None, step=1.0, names=None):
     """Write the SLERP of model folders for each row of weights, as `soup.soups` writes averages.
+
+    `names`: what the models are called in their cards, beside their folders.
 
     Returns for each output the angles (radians) of all merges in it, with None for a linear one.
     """
-    from salsa import soup
+    from salsa import mix_card, soup
 
-    grid = soup.parse_grid(models, grid, outputs)
+    given, grid = grid, soup.parse_grid(models, grid, outputs)
     if any(weight < 0 for weights in grid for weight in weights):
         raise UserError("weights: SLERP goes from one model to another and not beyond; each must be at least 0")
     angles = [[] for _ in outputs]
@@ -69,8 +73,24 @@ def write(models, grid, outputs, origin=None, step=1.0):
         unused = [combination(weights, origin is not None, 1.0) for weights in grid]  # of tensors that are no floats
         return lambda name: rows.get(name, unused)
 
-    soup.combinations([*models, *([origin] if origin else [])], outputs, choose)
+    options = ["--method", "slerp", *(["--origin", mix_card.place(origin), "--step", f"{step:g}"] if origin else [])]
+    title = f"The SLERP of {len(models)} models"
+    card = mix_card.Card(list(models), title, method_words(origin, step), names, options, origin, ("slerp",))
+
+    def describe(number, folder):
+        card.write(folder, given[number], f"Of its tensors: {report(angles[number])}.")
+
+    soup.combinations([*models, *([origin] if origin else [])], outputs, choose, describe)
     return angles
+
+
+def method_words(origin, step):
+    """How a SLERP is made, for its card."""
+    start = f"the differences from the origin, then a step of {step:g} from it" if origin else "the weights themselves"
+    return (
+        f"Each tensor is merged along an arc, in float64 and rounded once to the stored type (SLERP; of {start}; "
+        "WARP, arXiv:2406.16768, section 3.2)."
+    )
 
 
 def coefficients(products, weights):
