@@ -51,8 +51,9 @@ class Judge:
         loads_model: whether its runs hold a model, and so want a model's memory, threads and GPU.
         takes_long: whether a run may take hours although it holds no model.
         check: (key, config.Judge) -> None; UserError, which begins with the key, for settings that can't be meant.
-        check_access: (config.Judge, connect) -> None; UserError where it could not be asked now. `connect`: whether to
-            try to reach what it is asked over. Called before the first job of a study.
+        check_access: (config.Judge, config.Execution or None) -> None; UserError where it could not be asked now. With
+            an execution it is asked one question over the network; None: nothing is sent. Called before the first job
+            of a study.
         folders: config.Judge -> (setting's name -> path) of the local folders that it reads.
     """
 

@@ -11,6 +11,8 @@ VERSION of salsa/evaluate/judge.py also counts changes of this module, of that f
 
 import asyncio
 import re
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +42,7 @@ REMINDER = (
 )
 VARIABLE = "must be the name of an environment variable, such as OPENAI_API_KEY, and not a key itself"
 HARMLESS = {"question": "How much is two plus two?", "answer_a": "It is four.", "answer_b": "It is five."}
+RIGHT = ("A>>B", "A>B")  # the grades of that question which make sense
 
 
 @schema.dataclass()
@@ -321,11 +324,39 @@ def _check(key, judge):
     access.check_base_url(judge.base_url, f"{key}.base_url")
 
 
-def _check_access(judge, connect):
+def _check_access(judge, execution):
     access.check_access(judge)
-    load_templates(judge.templates)
-    if connect:
+    templates = load_templates(judge.templates)
+    if execution:
         access.check_reachable(judge)
+        try_question(judge, fill(templates["single"], HARMLESS), execution)
+
+
+def try_question(judge, question, execution):
+    """Ask one question, and say how long the answer took. UserError where there is no answer.
+
+    So a wrong key, an unknown model, a spent quota or a server that answers nothing is known before anything is
+    trained. A fault is tried once more; a rate limit is waited for as in a judge's run.
+    """
+
+    async def answer():
+        async with Client(judge, execution) as client:
+            return client.name, await client.answer(question, judge.seed if judge.temperature else None, retries=1)
+
+    begun = time.monotonic()
+    try:
+        server, line = asyncio.run(answer())
+    except (Refused, Interrupted) as error:
+        reason = f"{error.server} {error}" if isinstance(error, Refused) else str(error)
+        raise UserError(
+            f"judge {reason} (one question, before the first job); mend the key or judges.*, or set "
+            "execution.judge_check=false where only the judge's job will reach it"
+        ) from None
+    said, grade = f"judge {server} answered a question in {time.monotonic() - begun:.1f} s", _grade(line)
+    if grade not in RIGHT:
+        fault = f"says {grade} where A is right" if grade else "without a verdict"
+        said += f", but {fault}; see whether it can judge: salsa judge check OVERRIDES"
+    print(bounds.printable(said), file=sys.stderr, flush=True)
 
 
 JUDGE = Judge(

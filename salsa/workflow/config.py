@@ -574,7 +574,7 @@ class Execution:
     judge_tokens: Annotated[int, Range(0, 10**15)] = 0
     """Most tokens of a judge run; 0: no limit."""
     judge_check: Switch = True
-    """Try, before the first job, whether the judge's server takes a connection."""
+    """Ask the judge's server one question before the first job."""
     trackers: Annotated[list[Tracker], Items()] = listed()
     """Where metrics are logged to, by Accelerate: tensorboard, wandb, …"""
     shipped_base: Switch = True

@@ -112,15 +112,17 @@ def check_sections():
 
 
 def check_judges(plan, paths):
-    """UserError where a judge could not be asked that one of the runs at `paths` wants."""
-    asked = {}  # settings -> whether to try to reach what the judge is asked over
+    """UserError where a judge could not be asked that one of the runs at `paths` wants; each is asked one question."""
+    asked = {}  # settings -> how the judge is asked, or None where nothing is to be sent
     for path in paths:
         run = plan.runs[path]
         if run.stage == "judge" and not finished(plan, path):
-            asked[runs.canonical_json(run.settings["judge"])] = run.execution.get("judge_check", False)
-    for settings, connect in asked.items():
+            execution = schema.from_dict(config.Execution, run.execution)
+            checked = run.execution.get("judge_check", False)
+            asked[runs.canonical_json(run.settings["judge"])] = execution if checked else None
+    for settings, execution in asked.items():
         judge = schema.from_dict(config.Judge, json.loads(settings))
-        judges.find(judge.kind).check_access(judge, connect)
+        judges.find(judge.kind).check_access(judge, execution)
 
 
 def failures(plan):

@@ -94,23 +94,26 @@ def test_planning_refuses_an_address():
     compose.compose(["judge=[openai]", *(f"judges.openai.{key}=null" for key in ("temperature", "max_tokens", "seed"))])
 
 
-def test_the_server_is_tried_before_the_first_job(tmp_path, monkeypatch):
+def test_an_address_that_is_not_there_is_named_before_the_first_job(tmp_path, monkeypatch):
     def check(url, **execution):
         values = {"judge": {"kind": "openai", "model": "m", "base_url": url}}
         run = plan.Run("judge", "j", "0" * 64, values, {}, execution)
         jobs.check_judges(plan.Plan(str(tmp_path), {"judge/j": run}), ["judge/j"])
 
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(variable, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        check(url, judge_check=True)
     message = said(lambda: check(url, judge_check=True))
     assert "can't be reached (Connection refused)" in message and "execution.judge_check=false" in message
     check(url, judge_check=False)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+    monkeypatch.setenv("http_proxy", address)
     monkeypatch.setenv("no_proxy", "")
-    check(url, judge_check=True)  # whether the proxy reaches it, only it knows
+    message = said(lambda: check(url, judge_check=True, judge_retries=0))  # only the proxy could tell where it is
+    assert "Connection error" in message and "(one question, before the first job)" in message
 
     def unknown(*_):
         raise socket.gaierror(-2, "Name or service not known")

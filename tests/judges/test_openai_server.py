@@ -26,7 +26,7 @@ from test_openai import CANDIDATE, PROMPTS, make_parents, preferred, row, settin
 from salsa.evaluate import judge, statistics
 from salsa.judges import openai
 from salsa.judges.language_model import client as judge_client
-from salsa.workflow import config, runs
+from salsa.workflow import config, jobs, plan, runs
 
 pytest.importorskip("openai", reason="needs the extra salsa[judge]")
 KEY = "sk-very-secret"
@@ -157,6 +157,60 @@ def failed(*arguments, **options):
         judged(*arguments, **options)
     assert "\n" not in str(error.value) and KEY not in str(error.value)
     return str(error.value)
+
+
+def checked_before_the_first_job(server, folder, **execution):
+    values = {"judge": {"kind": "openai", "model": "judge-1", "base_url": server.url}}
+    run = plan.Run("judge", "j", "0" * 64, values, {}, {"judge_check": True, "judge_timeout": 5.0} | execution)
+    jobs.check_judges(plan.Plan(str(folder), {"judge/j": run, "judge/k": run}), ["judge/j", "judge/k"])
+
+
+def test_each_judge_is_asked_one_question_before_the_first_job(serve, tmp_path, capsys):
+    server = serve({0: lambda text: "[[A>>B]]"})
+    checked_before_the_first_job(server, tmp_path)
+    assert len(server.bodies) == 1 and "two plus two" in server.bodies[0]["messages"][0]["content"]
+    name = f"judge judge-1 at 127.0.0.1:{server.server_port} answered a question in "
+    line = capsys.readouterr().err
+    assert line.startswith(name) and line.endswith(" s\n")
+    for text, words in (("Hm.", "but without a verdict"), ("[[B>A]]", "but says B>A where A is right")):
+        checked_before_the_first_job(serve({0: lambda _, text=text: text}), tmp_path)
+        assert f"{words}; see whether it can judge: salsa judge check" in capsys.readouterr().err
+    checked_before_the_first_job(server, tmp_path, judge_check=False)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "tries"),
+    [
+        ((401, {}, TURNED_DOWN), "answers 401: Incorrect API key: (key) see the docs", 1),
+        ((404, {}, {"error": {"message": "no such model"}}), "answers 404: no such model", 1),
+        ((403, {}, {"error": {"message": "not for you"}}), "answers 403: not for you", 1),
+        ((503, {"Retry-After": "0.01"}, {}), "answers 503", 2),
+        ('{"choices": [', "answers what is no chat completion", 2),
+        (3.0, "can't be reached: Request timed out.", 2),
+    ],
+)
+def test_a_server_that_gives_no_answer_is_one_line_before_the_first_job(serve, tmp_path, fault, words, tries):
+    server = serve(dict.fromkeys(range(9), fault))
+    with pytest.raises(runs.UserError) as error:
+        checked_before_the_first_job(server, tmp_path, judge_timeout=1.0)
+    message = str(error.value)
+    assert message.startswith(f"judge judge-1 at 127.0.0.1:{server.server_port} {words}") and KEY not in message
+    assert "\n" not in message and "execution.judge_check=false" in message and len(server.bodies) == tries
+
+
+def test_a_question_that_took_too_long_is_cancelled_at_the_server(serve_raw, parents, tmp_path):
+    """The connection is closed, by which servers know that nobody waits for what they are writing."""
+
+    def write_until_nobody_waits(handler):
+        handler.connection.settimeout(20)
+        while handler.connection.recv(1):
+            pass
+        raise ConnectionResetError
+
+    server = serve_raw({0: write_until_nobody_waits})
+    verdicts, _ = judged(server, parents, tmp_path / "out", judge_concurrency=1, judge_timeout=1.0, judge_retries=1)
+    assert server.gone.is_set() and all(right(verdicts)) and len(server.bodies) == 13
 
 
 def right(verdicts):
