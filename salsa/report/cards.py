@@ -75,6 +75,7 @@ def card(study, tables, policy):
         warnings=[words.markdown(line) for line in study.landscape(policy.replicate).gates.get("warnings", [])],
         unfit=[words.markdown(line) for line in judging.unfit(study)],
         command=words.command(study),
+        reproduction=words.reproduction(study),
         licence=described.license,
     )
     return str(ModelCard(text))

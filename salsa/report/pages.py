@@ -69,6 +69,7 @@ def report(study, tables, drawn):
         "parts": parts(study, tables, drawn),
         "runs": study.runs,
         "command": words.command(study),
+        "reproduction": words.reproduction(study),
     }
 
 

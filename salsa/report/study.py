@@ -21,7 +21,7 @@ from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 7
+VERSION = 8
 WHOLE = ("replicate", "training_seed", "seed")  # columns of runs.csv that hold whole numbers, or nothing
 
 
@@ -66,6 +66,7 @@ class Study:
     verdicts: dict[tuple[str, str, str, str], list[dict]]  # judge, benchmark, model_a, model_b -> lines
     runs: list[dict[str, Any]]
     parents: dict[str, Path] = field(default_factory=dict)  # role (see `read`) -> the run's folder
+    overrides: list[str] | None = None  # of the command that planned it; None: not known, for it was made by hand
     known_scores: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `training_scores`
     known_means: dict[tuple, dict] = field(default_factory=dict, init=False, repr=False)  # of `scores`
     known_qualities: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)  # `judging.quality`
@@ -191,9 +192,13 @@ class Study:
         return self.known_means[key]
 
 
-def build(settings, parents, output, execution):
-    """The stage: read the parents (roles: see `read`) and write the study's folder."""
+def build(settings, parents, output, execution, overrides=None):
+    """The stage: read the parents (roles: see `read`) and write the study's folder.
+
+    `overrides` are those of the command that planned the study, where a plan says so.
+    """
     study = read(settings, parents)
+    study.overrides = overrides
     tables = sections.tables_of(study)
     formats.write_csv(pd.DataFrame(study.runs).astype(dict.fromkeys(WHOLE, "Int64")), output / "runs.csv")
     drawn = set()
@@ -210,7 +215,8 @@ def build(settings, parents, output, execution):
         runs.write_json(output / stages.DECISION, looks.decision(study, tables["claims"]))
     pages.write(study, tables, output, drawn)
     cards.write(study, tables, output)
-    return {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
+    counts = {"policies": len(study.policies), "replicates": len(study.replicates), "runs": len(study.runs)}
+    return counts | {"overrides": overrides}
 
 
 def read(settings, parents):

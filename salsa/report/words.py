@@ -5,7 +5,9 @@ And how text that people and models wrote becomes part of a page, a table or a f
 """
 
 import functools
+import json
 import re
+import shlex
 import unicodedata
 from html import escape as escape_html
 from pathlib import Path
@@ -20,6 +22,9 @@ from salsa.workflow import policies
 TEMPLATES = Path(__file__).parent / "templates"
 
 QUESTION = "What should a policy be anchored to while it is trained: the model it started from, or a soup?"
+
+SAME_STUDY = re.compile(r"\+*(experiment=|companions=|execution\.)")  # overrides that change nothing in a study
+FEW_CHANGES = 4  # that a title names
 
 TAGS = range(0xE0000, 0xE1000)  # letters that no font draws, and variation selectors beyond emoji's
 BREAKS = "\x85\u2028\u2029"  # what some programs take for the end of a line
@@ -73,7 +78,17 @@ def markdown(text):
 
 
 def title(study):
-    return study.config.title or study.config.name
+    """The study's title, and what was overridden, so that the points of a sweep are told apart."""
+    overridden = changes(study)
+    text = ", ".join(overridden[:FEW_CHANGES]) + f" and {len(overridden) - FEW_CHANGES} more" * (
+        len(overridden) > FEW_CHANGES
+    )
+    return (study.config.title or study.config.name) + f" ({text})" * bool(text)
+
+
+def changes(study):
+    """The overrides that make the study another one than its experiment."""
+    return [text for text in study.overrides or () if not SAME_STUDY.match(text)]
 
 
 def facts(study):
@@ -105,10 +120,28 @@ def _recipes(settings):
 
 
 def command(study):
-    """The command that runs the study again, without values that were overridden."""
-    name = study.config.name
-    override = "" if name == "default" else f' --config overrides="experiment={name}"'
-    return f"snakemake --cores all{override}"
+    """The shell command that runs the study again; where its overrides are not known, that of its experiment."""
+    name, overrides = study.config.name, study.overrides
+    if overrides is None:
+        overrides = [] if name == "default" else [f"experiment={name}"]
+    return shlex.join(["salsa", "run", *overrides])
+
+
+def reproduction(study):
+    """Sentences that stand below the command."""
+    if study.overrides is None:
+        return (
+            "This report was made without a plan, so that overrides are not known: add those by which the settings "
+            "of the study, or of the run, differ from its experiment's."
+        )
+    files = "; files are named without their folders, so give their paths" if _names_files(study) else ""
+    return f"These are all overrides that the study was planned with{files}."
+
+
+def _names_files(study):
+    """Whether local files make the data or the models of a study."""
+    settings = [row["settings"] for row in study.runs]
+    return any(json.loads(text).get("files") for text in settings)
 
 
 def natural(row):

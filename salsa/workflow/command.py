@@ -1,6 +1,7 @@
 """The command line of a stage, so that each runs alone (`python -m salsa.sft --help`) as the workflow runs it."""
 
 import argparse
+import functools
 import gc
 import json
 import signal
@@ -72,6 +73,8 @@ def _planned(stage, function, version, arguments):
     run = plan.runs.get(arguments.run)
     if run is None or run.stage != stage.name:
         raise UserError(f"{arguments.plan}: no run {arguments.run!r} of the stage {stage.name}")
+    if run.overrides is not None:
+        function = functools.partial(function, overrides=run.overrides)
     results = Path(plan.results)
     arguments.output = results / arguments.run
     runs.execute(

@@ -31,7 +31,18 @@ from salsa.workflow import (
     yaml_files,
 )
 from salsa.workflow.messages import UserError
-from salsa.workflow.overriding import ENTRIES, ENTRY, ROOT, applied, expand, first_line, labels, parse, presets
+from salsa.workflow.overriding import (
+    ENTRIES,
+    ENTRY,
+    ROOT,
+    applied,
+    expand,
+    first_line,
+    labels,
+    parse,
+    presets,
+    recorded,
+)
 
 RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
 # What Hydra and OmegaConf raise for a mistake; those of Python's own where they expect none.
@@ -79,12 +90,13 @@ def compose_points(points):
             companions = _companions(study.companions, point)
             if len(points) == 1 and not companions:
                 _check_read(study, point)
-            together = [(study, choices), *(_compose_one(overrides) for _, overrides in companions)]
+            written = [point, *(overrides for _, overrides in companions)]
+            together = [(study, choices), *map(_compose_one, written[1:])]
             keys = dict.fromkeys(key for key, _ in companions)
             apart = [{key: _choice(study, choices, key) for key in keys} for study, choices in together]
             together = [
-                _planned(study, point, label | values, choices.get("experiment"))
-                for (study, choices), values in zip(together, apart, strict=True)
+                replace(_planned(study, point, label | values, choices.get("experiment")), overrides=recorded(own))
+                for (study, choices), values, own in zip(together, apart, written, strict=True)
             ]
             _check_links(together)
             composed += together

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
 GROUPS = ("model", "data", "benchmark", "judge", "algorithm", "arm", "experiment")
+ELSEWHERE = re.compile(r"\+*(results|objective)(\.|=)")  # overrides of where a study lies and what a search makes of it
+FOLDERS = re.compile(r"(?<![\w.:/-])/(?:[^/\s,'\"\[\]{}]+/)+")  # of an absolute path, which is one machine's
 SEVERAL = ("algorithm", "arm", "benchmark", "judge")  # groups of which a study takes several presets
 MOST_SWEPT = 1000  # points of a sweep
 LONGEST_OVERRIDE = 10000  # characters
@@ -171,6 +173,11 @@ def applied(override):
 def presets(group):
     """The names of a configuration group's presets."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def recorded(overrides):
+    """The overrides that make a study what it is, as its report tells them: no folder of this machine among them."""
+    return [FOLDERS.sub("", override) for override in overrides if not ELSEWHERE.match(override)]
 
 
 def first_line(error):

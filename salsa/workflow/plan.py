@@ -36,6 +36,8 @@ class Run:
         parents: role -> path of the run that plays it.
         execution: `config.Execution` as a dictionary.
         after: paths of runs that should be finished before, though it reads nothing of them.
+        overrides: of a study, those of the command that planned it, for its report: another command may give the same
+            study, so that they are no part of its address. None: not known.
     """
 
     stage: str
@@ -46,6 +48,7 @@ class Run:
     execution: dict
     replicate: int | None = None
     after: tuple[str, ...] = ()
+    overrides: list[str] | None = None
 
 
 @dataclass
@@ -172,6 +175,9 @@ def _check_run(path, run, others):
         raise ValueError(f"{path!r}: not the folder of {run.label}-{digest[:12]}")
     if not isinstance(run.replicate, int | None):
         raise ValueError(f"{path}: replicate is {run.replicate!r}")
+    overrides = run.overrides
+    if overrides is not None and not (isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)):
+        raise ValueError(f"{path}: overrides are {overrides!r}")
 
 
 def _check_order(all_runs):
@@ -292,7 +298,11 @@ class _Study:
         described = self.described()
         described["replicates"] = described["replicates"][:count]
         label = f"{self.config.name}-{count}replicates" if self.config.looks else self.config.name
-        return self.add_run("study", label, config.StudySettings(described, list(members)), dict(parents))
+        path = self.add_run("study", label, config.StudySettings(described, list(members)), dict(parents))
+        run = self.result.runs[path]
+        if run.overrides is None:  # else another point of the sweep is this study too
+            run.overrides = self.composed.overrides
+        return path
 
     def add_run(self, stage, label, settings, parents, replicate=None, after=(), alone=False):
         """`add_run`, of a stage's settings as its dataclass; `alone`: in one process, of a stage that may share."""

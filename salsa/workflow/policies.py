@@ -117,6 +117,7 @@ class Composed:
         files: the content of the local files that its runs read: run -> name -> `<bytes>:<sha256>`.
         link: the readable name of the study's folder where nothing but the experiment was chosen, or None.
         point: what sets it apart in a sweep, or from its companions (key -> value as text; nothing where it is alone).
+        overrides: those that it was composed of, as its report tells them (`overriding.recorded`); None: not known.
     """
 
     config: config.Config
@@ -124,6 +125,7 @@ class Composed:
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     link: str | None = None
     point: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] | None = None
 
 
 def section(study, algorithm):

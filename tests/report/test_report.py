@@ -310,7 +310,7 @@ def test_report_links_exist_and_gates_come_first(built):
     assert text.index("Gold reward before training") < text.index("## Results") < text.index("figures/frontier.png")
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert links and all((output / link).is_file() for link in links)
-    assert 'overrides="experiment=tiny_test"' in text
+    assert "salsa run experiment=tiny_test" in text and "overrides are not known" in text
 
 
 def test_latex_is_escaped(built):
