@@ -12,7 +12,8 @@ import salsa
 ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
     ("workflow.weights",),
-    ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places", "workflow.surroundings"),
+    ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places"),
+    ("workflow.repository", "workflow.surroundings"),
     ("workflow.answers", "workflow.messages", "workflow.registry", "workflow.schema"),
     ("workflow.runs", "workflow.overriding", "workflow.yaml_files"),
     ("anchors", "data", "judges", "mixes"),

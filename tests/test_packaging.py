@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,39 @@ def requirements(texts):
     return {canonicalize_name(requirement.name): requirement.specifier for requirement in parsed}
 
 
-def declared(extras):
-    wanted = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
-    return requirements([*PROJECT["dependencies"], *wanted])
+def declared(extras, project=PROJECT):
+    """Canonical name -> specifiers of what the project and its extras ask for, and what the extras in those ask for.
+
+    An extra may name others, of the project itself (`salsa[judge]`) or of a package (`transformers[serving]`). What the
+    project says of a package itself is what counts.
+    """
+    texts = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
+    names = {}
+    for requirement in map(Requirement, texts):
+        name = canonicalize_name(requirement.name)
+        if name == project["name"]:
+            names |= declared(requirement.extras, project)
+        else:
+            names[name] = requirement.specifier
+    inner = [text for requirement in map(Requirement, texts) for text in of_extras(requirement, project["name"])]
+    return requirements(inner) | names
+
+
+def of_extras(requirement, own):
+    """What the extras in a requirement ask for beside the package, by the metadata of the one that is installed."""
+    if not requirement.extras or requirement.name == own:
+        return []
+    asked = [Requirement(text) for text in metadata.requires(requirement.name)]
+    conditional = [each for each in asked if each.marker and not each.marker.evaluate({"extra": ""})]
+    wanted = [each for each in conditional if any(each.marker.evaluate({"extra": e}) for e in requirement.extras)]
+    return [f"{each.name}{each.specifier}" for each in wanted]
+
+
+def test_extras_of_extras_are_declared():
+    extras = {"more": ["salsa[less]", "transformers[serving]"], "less": ["numpy>=3", "salsa[least]"], "least": ["pip"]}
+    names = declared(["more"], {"name": "salsa", "dependencies": ["fastapi>=1"], "optional-dependencies": extras})
+    assert {"numpy", "pip", "transformers", "fastapi", "uvicorn"} <= {*names} and "salsa" not in names
+    assert str(names["fastapi"]) == ">=1" and str(names["numpy"]) == ">=3"
 
 
 def imports(path):

@@ -66,7 +66,7 @@ def card(study, tables, policy):
         kl_coef=number_label(policy.kl_coef),
         settings=formats.markdown(Table(["setting", "value"], flat(manifest["settings"]))),
         address=manifest["address"],
-        commit=manifest["git_commit"] or "unknown",
+        commit=runs.code_of(manifest) or "unknown",
         packages=", ".join(f"{name} {version}" for name, version in manifest["packages"].items()),
         parents=formats.markdown(parents(study, policy, manifest)),
         development=formats.markdown(development(policy.evaluation)),

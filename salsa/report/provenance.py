@@ -7,15 +7,14 @@ repository that others hold too. The verdicts are also decided by code, which ma
 says so.
 """
 
-import contextlib
 import functools
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import salsa
 from salsa.report import words
-from salsa.workflow import config, policies, runs, schema, stages
+from salsa.workflow import config, policies, repository, runs, schema
 from salsa.workflow.messages import UserError
 
 ARMS = "conf/arm/"
@@ -84,7 +83,7 @@ def _run_row(manifest, folder, labels):
         "seed": manifest["settings"].get("seed"),
         "wall_seconds": manifest.get("wall_seconds"),
         "peak_memory_mib": manifest.get("peak_memory_mib"),
-        "git_commit": manifest.get("git_commit"),
+        "git_commit": runs.code_of(manifest),
         "started": manifest.get("started"),
         "settings": runs.canonical_json(_without_paths(words.cleaned(manifest["settings"]))),
     }
@@ -169,21 +168,13 @@ def registration(study):
 
 
 def _registered(name):
-    path = stages.ROOT / name
+    path = repository.ROOT / name
     if not path.is_file():
         return Registered(name, "")
-    commit, _, seconds = _git(path.parent, "log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
+    commit, _, seconds = repository.git("log", "-1", "--format=%H %ct", "--", name).partition(" ")
     committed = datetime.fromtimestamp(int(seconds), UTC).strftime(TIME) if seconds else ""
-    changed = bool(_git(path.parent, "status", "--porcelain", "--", path.name))
+    changed = bool(repository.git("status", "--porcelain", "--", name))
     return Registered(name, runs.file_sha256(path), commit, committed, changed)
-
-
-def _git(folder, *arguments):
-    """What git says in a folder; nothing where git or a repository is missing."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
-        return result.stdout.strip() if result.returncode == 0 else ""
-    return ""
 
 
 def first_run(study):
@@ -220,6 +211,8 @@ def _difference(registration):
 def _code(registration):
     """Which code decides the verdicts, and whether it has changed since the first run."""
     now, first = runs.git_commit() or "", registration.first_commit
+    if repository.INSTALLED:
+        return f"The verdicts are decided by version {salsa.__version__} of the code, installed without its history."
     if not now:
         return "By which commit of the code the verdicts are decided is not known."
     opening = f"The verdicts are decided by the code of commit {_short(now)}"
@@ -241,7 +234,7 @@ def _short(commit):
 def _commits_between(first, last):
     """How many commits between two changed the code that decides; None where git does not know."""
     first, last = (commit.partition("-")[0] for commit in (first, last))
-    count = _git(stages.ROOT, "rev-list", "--count", f"{first}..{last}", "--", *DECIDING) if first else ""
+    count = repository.git("rev-list", "--count", f"{first}..{last}", "--", *DECIDING) if first else ""
     return int(count) if count else None
 
 

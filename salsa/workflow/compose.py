@@ -27,22 +27,12 @@ from salsa.workflow import (
     messages,
     overriding,
     policies,
+    repository,
     schema,
     yaml_files,
 )
 from salsa.workflow.messages import UserError
-from salsa.workflow.overriding import (
-    ENTRIES,
-    ENTRY,
-    ROOT,
-    applied,
-    expand,
-    first_line,
-    labels,
-    parse,
-    presets,
-    recorded,
-)
+from salsa.workflow.overriding import ENTRIES, ENTRY, applied, expand, first_line, labels, parse, presets, recorded
 
 RESOLVER = re.compile(r"(?<!\\)\$\{\s*([\w.]+)\s*:")  # ${oc.env:HOME}, but not ${ppo.temperature}
 # What Hydra and OmegaConf raise for a mistake; those of Python's own where they expect none.
@@ -277,8 +267,8 @@ def _without_ingredients_of(left_out, study, overrides):
 def _planned(study, overrides, point, experiment):
     """The `policies.Composed` of a configuration. UserError where its sections do not go together."""
     path = study.execution.accelerate_config
-    if path and not Path(path).is_file() and (ROOT / path).is_file():  # a preset's, wherever one stands
-        study.execution.accelerate_config = str(ROOT / path)
+    if path and not Path(path).is_file() and (repository.ROOT / path).is_file():  # a preset's, wherever one stands
+        study.execution.accelerate_config = str(repository.ROOT / path)
     checks.check(study)
     designs.check_registered(study, experiment)
     for arm in _stated("arms", overrides):

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from salsa import algorithms
 from salsa.algorithms import DEFAULT
-from salsa.workflow import bounds, config, crossing, policies, stages
+from salsa.workflow import bounds, config, crossing, policies, repository
 from salsa.workflow.messages import UserError
 
 ONCE = "looks=[] to decide once, after all of them"
@@ -214,7 +214,7 @@ def check_registered(study, experiment):
         if path in paths:
             raise UserError(f"registered: {paths[path]} and {name} are one file; leave one out")
         paths[path] = name
-        if not (stages.ROOT / path).is_file():
+        if not (repository.ROOT / path).is_file():
             raise UserError(f"registered: {name}: no such file of the repository; name one, such as conf/claims.yaml")
         own = f"{config.EXPERIMENTS}{experiment}.yaml"
         if path.startswith(config.EXPERIMENTS) and path != own:

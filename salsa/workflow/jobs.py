@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from salsa import judges
-from salsa.workflow import config, gpus, places, runs, schema, stages
+from salsa.workflow import config, gpus, places, repository, runs, schema, stages
 from salsa.workflow.bounds import printable
 from salsa.workflow.failures import KEPT
 
@@ -21,11 +21,11 @@ TAIL = 2**16  # bytes of it that are read for them
 LITTLE = 2**20  # bytes: a disk with less room is called full
 LONGEST_LINE = 500  # characters of each
 SHARDED = ("FSDP", "DEEPSPEED")  # Accelerate's distributed_type: no process holds all of a trained model
-PROCESSES = Path(__file__).parents[2] / "conf" / "accelerate" / "processes.yaml"  # of several, unless others are given
+PROCESSES = repository.ROOT / "conf" / "accelerate" / "processes.yaml"  # of several, unless others are given
 
 
-def use_environment(root):
-    """Let the jobs of this process run its own python, and find the package in the folder `root`.
+def use_environment():
+    """Let the jobs of this process run its own python, and find the package of a checkout: an installed one is found.
 
     A python that stands before it on the PATH is left in charge, if this one's folder is there at all.
     """
@@ -35,8 +35,8 @@ def use_environment(root):
     if folder not in paths:
         os.environ["PATH"] = os.pathsep.join([folder, *paths])
     packages = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(root) not in packages:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *packages])
+    if not repository.INSTALLED and str(repository.ROOT) not in packages:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(repository.ROOT), *packages])
 
 
 def snakemake_text(text):

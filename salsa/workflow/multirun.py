@@ -24,10 +24,10 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from salsa.workflow import compose, jobs, objectives, overriding, places, plan, runs, studies, yaml_files
+from salsa.workflow import compose, jobs, objectives, overriding, places, plan, repository, runs, studies, yaml_files
 from salsa.workflow.jobs import snakemake_text
 from salsa.workflow.messages import UserError
-from salsa.workflow.overriding import CONF, ROOT
+from salsa.workflow.overriding import CONF
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"
@@ -51,7 +51,7 @@ def check_directory(folder):
 
 def command(options, *config):
     """The command that runs Snakemake on the workflow: with these options, and with `--config key=value` pairs."""
-    started = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    started = [sys.executable, "-m", "snakemake", "--snakefile", str(repository.ROOT / "Snakefile")]
     if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in options):
         started += ["--cores", "all"]
     return [*started, *options, *(["--config", *config] if config else [])]

@@ -6,18 +6,16 @@ Left out: the configuration that they make (compose.py).
 import itertools
 import math
 import re
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, RangeSweep
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from salsa.workflow import bounds, runs
+from salsa.workflow import bounds, repository, runs
 from salsa.workflow.messages import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+CONF = repository.ROOT / "conf"
 OF_HYDRA = re.compile(r"-|[+~]*hydra[./]")  # a flag, or an override of Hydra's own settings
 GROUPS = ("model", "data", "benchmark", "judge", "algorithm", "arm", "experiment")
 ELSEWHERE = re.compile(r"\+*(results|objective)(\.|=)")  # overrides of where a study lies and what a search makes of it

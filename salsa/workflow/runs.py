@@ -17,7 +17,6 @@ import resource
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa.workflow import schema, surroundings
+from salsa.workflow import repository, schema, surroundings
 from salsa.workflow.messages import UserError
 
 MANIFEST = "manifest.json"
@@ -322,7 +321,7 @@ def copy_files(folder, target):
 def _packages():
     names = "torch transformers trl accelerate datasets safetensors peft vllm openai numpy scipy scikit-learn pandas"
     versions = {"python": platform.python_version()}
-    for name in names.split():
+    for name in ("salsa", *names.split()):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
@@ -330,18 +329,13 @@ def _packages():
 
 def git_commit():
     """The commit of this code, with -dirty after it where files were changed since; None where git knows none."""
-    here = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        return described.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    return repository.git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+
+
+def code_of(manifest):
+    """The commit of the code that made a run or, of an installed package, its version; None where neither is known."""
+    version = manifest.get("packages", {}).get("salsa")
+    return manifest.get("git_commit") or (f"version {version}" if version else None)
 
 
 def execute(stage, version, function, settings, parents, output, execution, expected=None, writes=None, may_write=()):

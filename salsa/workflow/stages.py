@@ -9,13 +9,11 @@ import ast
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from salsa import algorithms, judges, mixes
-from salsa.workflow import config, resources, runs
+from salsa.workflow import config, repository, resources, runs
 from salsa.workflow.messages import UserError
 
-ROOT = Path(__file__).parents[2]
 DECISION = "decision.json"  # of a look of a study: what it decided, and whether the study goes on
 
 
@@ -73,11 +71,11 @@ class Stage:
     @functools.cached_property
     def version(self):
         """The VERSION in its module's source: to import the module would be to import torch."""
-        path = ROOT / (self.module.replace(".", "/") + ".py")
+        path = repository.PACKAGE.parent / (self.module.replace(".", "/") + ".py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and any(getattr(name, "id", None) == "VERSION" for name in node.targets):
                 return ast.literal_eval(node.value)
-        raise UserError(f"{path.relative_to(ROOT)}: has no VERSION")
+        raise UserError(f"{path.relative_to(repository.PACKAGE.parent)}: has no VERSION")
 
     def command(self, function, version, description=None, argv=None):
         """Run the stage as its command line asks; see `command.main`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from test_study import SMALL
+from test_wheel import tracked
 
 from salsa import anchors, data, judges
 from salsa.algorithms import policy_gradient
@@ -40,9 +41,8 @@ TINY = [
 def house(tmp_path_factory):
     """A copy of the checkout to which the files of the docs are added."""
     folder = tmp_path_factory.mktemp("house") / "checkout"
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.splitlines():
-        if not name.startswith(("results/", "tests/", "docs/")) and (ROOT / name).is_file():
+    for name in tracked():
+        if not name.startswith(("results/", "tests/", "docs/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     for name, text in FILES.items():

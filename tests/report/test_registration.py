@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from salsa.report import provenance
-from salsa.workflow import compose, config, plan, runs, schema, stages
+from salsa.workflow import compose, config, plan, runs, schema
 
 BEFORE, FIRST, AFTER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"
 CLAIMS = "conf/claims.yaml"
@@ -27,7 +27,7 @@ def repository(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", CLAIMS)
     git(tmp_path, "commit", "-qm", "Register")
-    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    monkeypatch.setattr("salsa.workflow.repository.ROOT", tmp_path)
     return tmp_path
 
 

@@ -16,7 +16,7 @@ from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 try:
-    from salsa.workflow import failures, jobs, stages, studies
+    from salsa.workflow import failures, jobs, repository, stages, studies
     from salsa.workflow import plan as planning
 except UserError as error:  # a file that adds a kind of something has a fault
     sys.exit(f"salsa: {error}")
@@ -24,6 +24,8 @@ except UserError as error:  # a file that adds a kind of something has a fault
 
 def read_plan():
     """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
+    if repository.INSTALLED and "conda" in map(str, workflow.deployment_settings.deployment_method):
+        sys.exit("salsa: the environments that conda makes hold no salsa; clone the repository, and run from there")
     if set(workflow.basedir) & set("{}"):
         sys.exit(printable(f"salsa: {workflow.basedir}: Snakemake takes braces for wildcards; move the checkout"))
     unknown = sorted(set(config) - {"overrides", "plan", "points"})
@@ -52,7 +54,7 @@ def read_plan():
         sys.exit(f"salsa: {printable(failures.describe(error) or error)}")
 
 
-jobs.use_environment(workflow.basedir)
+jobs.use_environment()
 PLAN, PLAN_FILE = read_plan()
 STAGES = stages.ALL.values()
 HAS_LOOKS = any(map(planning.has_looks, PLAN.studies))
