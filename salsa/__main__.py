@@ -97,6 +97,7 @@ def _parser():
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
     base.set_defaults(function=base_command)
     schema = commands.add_parser("schema", help="print the JSON schema of presets, which conf/schema.json holds")
+    schema.add_argument("--markdown", action="store_true", help="a page with a table of all settings, in place of it")
     schema.set_defaults(function=schema_command)
     return parser
 
@@ -209,11 +210,16 @@ def base_command(arguments, _):
     return 0
 
 
-def schema_command(*_):
-    """Print the JSON schema of presets, from which an editor completes and checks them."""
-    from salsa.workflow import json_schema
+def schema_command(arguments, _):
+    """Print the JSON schema of presets, from which an editor completes and checks them, or a page for people."""
+    if arguments.markdown:
+        from salsa.workflow import settings_page
 
-    print(json.dumps(json_schema.of_presets(), indent=1))
+        print(settings_page.page(), end="")
+    else:
+        from salsa.workflow import json_schema
+
+        print(json.dumps(json_schema.of_presets(), indent=1))
     return 0
 
 

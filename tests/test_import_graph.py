@@ -37,7 +37,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.pilot",
         "workflow.studies",
     ),
-    ("workflow.json_schema", "workflow.multirun", "__main__"),
+    ("workflow.json_schema", "workflow.multirun", "workflow.settings_page", "__main__"),
 )
 
 
