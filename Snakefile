@@ -23,6 +23,7 @@ rule all:
 
 
 onstart:
+    heed_signals()
     check_judges()
 
 

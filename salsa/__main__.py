@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from salsa.workflow.bounds import printable
 from salsa.workflow.messages import Parser, UserError
 
 try:
-    from salsa.workflow import failures, jobs, places, runs, stages, surroundings
+    from salsa.workflow import failures, interrupts, jobs, places, runs, stages, surroundings
 except UserError as error:  # a file that adds a kind of something has a fault
     sys.exit(f"salsa: {error}")
 
@@ -46,7 +47,8 @@ def main(argv=None):
         line = failures.describe(error) or f"{place}{error.strerror or error}"
         print(f"salsa: {printable(line)}", file=sys.stderr)
     except KeyboardInterrupt:
-        return 130
+        print(interrupts.INTERRUPTED, file=sys.stderr)
+        return interrupts.exit_code(signal.SIGINT)
     return 1
 
 

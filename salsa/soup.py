@@ -20,7 +20,6 @@ import os
 import queue
 import re
 import shutil
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -31,7 +30,7 @@ import torch
 from salsa import mix_card
 from salsa.rl import tokenizers
 from salsa.rl.folders import INDEX, SINGLE, configuration, load_config, loading, shards, stored
-from salsa.workflow import bounds, failures
+from salsa.workflow import bounds, failures, interrupts
 from salsa.workflow.messages import Parser, UserError
 
 # Numbers averaged at once in float32, and half as many in float64. An ingredient, the total and the result (1 MiB each)
@@ -590,7 +589,7 @@ def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
     # With a space in front, which a number may have, argparse does not take a negative fraction for an option.
     arguments = parser.parse_args([f" {word}" if re.match(r"-[\d.]", str(word)) else word for word in words])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which removes half-written folders
+    interrupts.raise_told()
     try:
         _mix(arguments)
     except (UserError, OSError, MemoryError) as error:

@@ -13,7 +13,7 @@ ROOT = Path(salsa.__file__).parent
 LAYERS = (  # lowest first: a module may import those of its own line, and of the lines before it
     ("workflow.weights",),
     ("workflow.bounds", "workflow.failures", "workflow.gpus", "workflow.places"),
-    ("workflow.repository", "workflow.surroundings"),
+    ("workflow.interrupts", "workflow.repository", "workflow.surroundings"),
     ("workflow.answers", "workflow.messages", "workflow.registry", "workflow.schema"),
     ("workflow.runs", "workflow.overriding", "workflow.yaml_files"),
     ("anchors", "data", "judges", "mixes"),
@@ -37,7 +37,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.pilot",
         "workflow.studies",
     ),
-    ("workflow.json_schema", "workflow.multirun", "workflow.settings_page", "__main__"),
+    ("workflow.json_schema", "workflow.multirun", "workflow.settings_page", "workflow.snakemake", "__main__"),
 )
 
 

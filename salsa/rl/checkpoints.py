@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import DistributedType, patch_environment
 from accelerate.utils.other import load as load_as_data
 
-from salsa.workflow import failures, runs
+from salsa.workflow import failures, interrupts, runs, surroundings
 from salsa.workflow.messages import UserError
 
 ANCHOR = "reference.json"  # beside the checkpoints: the summary of the reference that the run is anchored to
@@ -64,20 +64,28 @@ class Progress:
 
 
 class StopRequest:
-    """A context in which a SIGTERM is noted in `asked`, and does not end the process."""
+    """A context in which SIGTERM and SIGINT are noted in `asked`, and do not end the process.
+
+    A second SIGINT ends it at once, unless a launcher started it, which hands on what the terminal sends as well.
+
+    Attributes:
+        exit_code: with which to exit when asked to stop.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.exit_code = False, interrupts.exit_code(signal.SIGTERM)
 
     def __enter__(self):
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        self.before = interrupts.handle(self._note)
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.before)
+        interrupts.restore(self.before)
 
-    def _note(self, *_):
-        self.asked = True
+    def _note(self, number, _):
+        if self.asked and number == signal.SIGINT and surroundings.world()[0] == 1:
+            os._exit(interrupts.exit_code(number))
+        self.asked, self.exit_code = True, interrupts.exit_code(number)
 
 
 def layout(accelerator):

@@ -168,7 +168,7 @@ class Trainer:
     def fit(self, rows, encoded):
         """Train on prompts `rows` ({"id", "prompt"}) with token ids `encoded`, from the last checkpoint on.
 
-        When it is asked to `stop`, it saves a checkpoint and exits with 143.
+        When it is asked to `stop`, it saves a checkpoint and exits with 143, after SIGINT with 130.
         """
         section = self.section
         order = prompt_order(len(rows), section.iterations, section.prompts, self.settings.seed)
@@ -532,7 +532,7 @@ class Trainer:
         self._checkpoint()
         self.accelerator.wait_for_everyone()  # after the first exit, the launcher gives the others 30 seconds
         self.accelerator.print(f"stopped before iteration {self.progress.iteration}; run again to go on", flush=True)
-        sys.exit(143)
+        sys.exit(self.stop.exit_code)
 
     def save(self):
         """Write the policy, the value model, and a reference that moves, as model folders."""

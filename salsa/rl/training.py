@@ -310,7 +310,8 @@ def finite_or_null(history):
 def train(trainer, output, load, minutes, best=False):
     """Train, and write `output/model` with adapters merged. Returns the log history. Called by every process.
 
-    An interrupted run goes on from its last checkpoint; a run that is told to stop saves one, and exits with 143.
+    An interrupted run goes on from its last checkpoint; a run that is told to stop saves one, and exits with 143, or
+    with 130 after SIGINT.
     Raises UserError, with the batch kept, where losses, gradients or weights are not finite; these are never saved.
 
     Args:
@@ -326,7 +327,7 @@ def train(trainer, output, load, minutes, best=False):
         if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
             trainer.accelerator.wait_for_everyone()  # after the first exit, the launcher gives the others 30 seconds
             trainer.accelerator.print(f"stopped after step {trainer.state.global_step}; run again to go on")
-            sys.exit(143)
+            sys.exit(stop.exit_code)
         _check_explosion(trainer, best)
         if not best:
             keep(trainer, output)

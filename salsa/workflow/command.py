@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from salsa.workflow import config, failures, gpus, messages, runs, schema, surroundings
+from salsa.workflow import config, failures, gpus, interrupts, messages, runs, schema, surroundings
 from salsa.workflow import plan as planning
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
@@ -28,7 +28,7 @@ def main(stage, function, version, description=None, argv=None):
     parser = _parser(stage, description)
     arguments = parser.parse_args(argv)
     runs.print_anything()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    interrupts.raise_told()
     gpus.keep()
     gc.freeze()  # what is imported stays: it need not be looked at again, nor at the end, for a second
     gc.enable()
@@ -38,6 +38,11 @@ def main(stage, function, version, description=None, argv=None):
         _check(parser, arguments)
         execute = _planned if arguments.plan else _by_hand
         execute(stage, function, version, arguments)
+    except interrupts.Told as told:
+        if told.number == signal.SIGINT:  # a person is there to read it
+            _end_bars()
+            print(interrupts.INTERRUPTED, file=sys.stderr)
+        raise
     except Exception as error:
         line = _line(error, arguments)
         if line is None:

@@ -113,8 +113,8 @@ def _fits(error, failure):
 
 
 def hook(kind, error, traceback):
-    """`sys.excepthook` of a stage's process: one line for what `describe` knows, else the traceback."""
-    line = describe(error)
+    """`sys.excepthook` of a process: one line for what `describe` knows and for Ctrl-C, else the traceback."""
+    line = f"interrupted; {KEPT}" if kind is KeyboardInterrupt else describe(error)
     if line is None:
         sys.__excepthook__(kind, error, traceback)
     else:

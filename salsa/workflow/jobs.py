@@ -89,7 +89,9 @@ def launcher(run):
         "dynamo_backend": "no",
     }
     arguments += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    marked = ["python", "-m", "salsa.workflow.surroundings", str(processes), "env", "PET_STANDALONE=1"]
+    # Torch's launcher would heed SIGINT, too, which jobs are started to ignore: they are told by SIGTERM.
+    told_by = "TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGHUP,SIGQUIT"
+    marked = ["python", "-m", "salsa.workflow.surroundings", str(processes), "env", told_by, "PET_STANDALONE=1"]
     return shlex.join([*leased, *marked, "accelerate", "launch", *arguments])
 
 

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,7 +23,19 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import open_dict
 
-from salsa.workflow import compose, jobs, objectives, overriding, places, plan, repository, runs, studies, yaml_files
+from salsa.workflow import (
+    compose,
+    interrupts,
+    jobs,
+    objectives,
+    overriding,
+    places,
+    plan,
+    repository,
+    runs,
+    studies,
+    yaml_files,
+)
 from salsa.workflow.jobs import snakemake_text
 from salsa.workflow.messages import UserError
 from salsa.workflow.overriding import CONF
@@ -51,7 +62,7 @@ def check_directory(folder):
 
 def command(options, *config):
     """The command that runs Snakemake on the workflow: with these options, and with `--config key=value` pairs."""
-    started = [sys.executable, "-m", "snakemake", "--snakefile", str(repository.ROOT / "Snakefile")]
+    started = [sys.executable, "-m", "salsa.workflow.snakemake", "--snakefile", str(repository.ROOT / "Snakefile")]
     if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in options):
         started += ["--cores", "all"]
     return [*started, *options, *(["--config", *config] if config else [])]
@@ -292,7 +303,8 @@ def report(outcome):
 def wait(command, folder):
     """Run a command in a folder to its end; returns its exit code.
 
-    An interrupt is the command's to handle, too: it ends its own jobs, and then this process ends.
+    SIGINT and SIGTERM are handed on as SIGTERM, and this process ends when the command has ended. The command ignores
+    SIGINT, which a terminal sends to both.
     """
     process, told = None, []
 
@@ -301,20 +313,18 @@ def wait(command, folder):
         if process:
             process.terminate()
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = interrupts.handle(terminate)
     try:
-        process = subprocess.Popen(command, cwd=folder)
+        process = subprocess.Popen(command, cwd=folder, preexec_fn=interrupts.ignore_interrupts)
         if told:  # before there was a process to tell
             process.terminate()
-        while process.poll() is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:  # which the terminal sent to both
-                told.append(signal.SIGINT)
+        process.wait()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        interrupts.restore(before)
     if told:
-        sys.exit(SIGNALLED + told[0])
+        if process.returncode < 0:  # before it could say so itself
+            print(interrupts.INTERRUPTED, file=sys.stderr)
+        sys.exit(interrupts.exit_code(told[0]))
     return process.returncode if process.returncode >= 0 else SIGNALLED - process.returncode
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from salsa.workflow import repository, schema, surroundings
+from salsa.workflow import interrupts, repository, schema, surroundings
 from salsa.workflow.messages import UserError
 
 MANIFEST = "manifest.json"
@@ -461,10 +461,10 @@ def _only_one(output, execution):
     import torch
     from accelerate import PartialState
 
-    with _on_sigterm(signal.SIG_DFL):  # which no handler in Python would see before the others have come
+    with _when_told(signal.SIG_DFL):  # which no handler in Python would see before the others have come
         together = PartialState(cpu=execution.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
     with FileLock(output / ".lock") if together.is_main_process else contextlib.nullcontext():
-        with _on_sigterm(signal.SIG_DFL):
+        with _when_told(signal.SIG_DFL):
             together.wait_for_everyone()
         yield together.is_main_process
         together.wait_for_everyone()
@@ -472,21 +472,21 @@ def _only_one(output, execution):
 
 
 def _undisturbed():
-    """Here a SIGTERM changes nothing: what was computed is complete, and only its manifest is missing."""
-    return _on_sigterm(signal.SIG_IGN)
+    """Here SIGTERM and SIGINT change nothing: what was computed is complete, and only its manifest is missing."""
+    return _when_told(signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _on_sigterm(act):
-    """What a SIGTERM does here, in the main thread; other threads can't say."""
+def _when_told(act):
+    """What SIGTERM and SIGINT do here, in the main thread; other threads can't say."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, act)
+    before = interrupts.handle(act)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        interrupts.restore(before)
 
 
 def _claim_checkpoints(output, digest, writes):

@@ -3,18 +3,23 @@
 A `sitecustomize` on PYTHONPATH takes the place of `python -m salsa.<stage> --plan … --run …`.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from salsa.workflow import interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "replicates=[0] benchmark=[in_distribution]"
@@ -41,7 +46,7 @@ def main(module, plan_file, path):
             file.write(stage + "\\n")
         os._exit(143)
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if Path(f"deaf_{stage}").exists() else note)
 
     def function(settings, parents, output, execution):
         print("computing", path, flush=True)
@@ -235,7 +240,8 @@ def test_ppo_runs_as_several_processes(small, tmp_path):
     ppo = printed.split("rule ppo:")[1].split("rule ")[0]
     assert (
         "threads: 2" in ppo
-        and "salsa.workflow.surroundings 2 env PET_STANDALONE=1 accelerate launch --config_file " in ppo
+        and "salsa.workflow.surroundings 2 env TORCHELASTIC" in ppo
+        and " PET_STANDALONE=1 accelerate launch --config_file " in ppo
     )
 
 
@@ -260,6 +266,98 @@ def test_sigkill_in_the_middle_repeats_no_finished_run(tmp_path):
     place.run(TINY)
     assert len(place.calls()) == len(set(place.calls()))
     assert Counter(call.split("/")[0] for call in place.calls())["studies"] == 1
+
+
+def start_on_a_terminal(place, *command):
+    """Start a command as the first process of a terminal of its own; returns it and the terminal's other end."""
+    keys, screen = os.openpty()
+    environment = os.environ | {"PYTHONPATH": f"{place.folder / 'fake'}{os.pathsep}{ROOT}", "TERM": "dumb"}
+
+    def take_terminal():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which whoever runs the tests may ignore
+        fcntl.ioctl(screen, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command,
+        cwd=place.folder,
+        env=environment,
+        stdin=screen,
+        stdout=screen,
+        stderr=screen,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    os.close(screen)
+    return process, keys
+
+
+def printed_on(keys):
+    """What was printed on a terminal whose processes have ended."""
+    chunks = []
+    with contextlib.suppress(OSError), open(keys, "rb", buffering=0) as file:
+        while chunk := file.read(2**16):
+            chunks.append(chunk)
+    return b"".join(chunks).decode(errors="replace")
+
+
+def wait_for_ppo(place, process, before):
+    """Return when two runs of PPO compute, beside the calls that were there before."""
+    deadline = time.monotonic() + 120
+    while sum(call.startswith("ppo/") for call in place.calls()[before:]) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+RUN = (sys.executable, "-m", "salsa", "run")
+OTHER = f"{TINY} ppo.learning_rate=1e-5"
+COMMANDS = {
+    "salsa run": (*RUN, *OTHER.split(), "--", "--cores", "4"),
+    "salsa run -m": (*RUN, "-m", *OTHER.split(), "--", "--cores", "4"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_stops_every_job_and_the_same_command_goes_on(small, tmp_path, name):
+    place = small.copy(tmp_path / "copy")
+    before = len(place.calls())
+    (place.folder / "hold_ppo").touch()
+    process, keys = start_on_a_terminal(place, *COMMANDS[name])
+    try:
+        wait_for_ppo(place, process, before)
+        os.write(keys, b"\x03")
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    printed = printed_on(keys)
+    said = printed[printed.index("^C") + 2 :].split("\r\n")
+    assert said[0].startswith("salsa: stopping 2 jobs, which save what they have done"), printed
+    assert [line for line in said[1:] if line.startswith("salsa: ")] == [interrupts.INTERRUPTED], printed
+    assert "Traceback" not in printed and len(said) <= 5, printed
+    assert (place.folder / "signalled.txt").read_text() == "ppo\n" * 2  # SIGTERM, once each
+    (place.folder / "hold_ppo").unlink()
+    (place.folder / "signalled.txt").unlink()
+    process, keys = start_on_a_terminal(place, *COMMANDS[name])
+    assert process.wait(120) == 0, printed_on(keys)
+    counts = Counter(call.split("/")[0] for call in place.calls()[before:])
+    assert counts == {"ppo": 4, "respond": 2, "judge": 2, "studies": 1}
+
+
+def test_a_second_ctrl_c_ends_at_once(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    before = len(place.calls())
+    (place.folder / "hold_ppo").touch()
+    (place.folder / "deaf_ppo").touch()
+    process, keys = start_on_a_terminal(place, *COMMANDS["salsa run"])
+    try:
+        wait_for_ppo(place, process, before)
+        os.write(keys, b"\x03")
+        time.sleep(1)
+        assert process.poll() is None
+        os.write(keys, b"\x03")
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+    assert interrupts.INTERRUPTED in printed_on(keys)
 
 
 def test_two_at_once_compute_each_run_once(tmp_path):

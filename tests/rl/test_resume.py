@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 
 from salsa import algorithms
 from salsa.rl import checkpoints, models, networks, processes, rollout, trainer
-from salsa.workflow import config, runs, schema, stages
+from salsa.workflow import config, interrupts, runs, schema, stages
 
 # Most runs are forks of a process that has imported everything: start-up takes longer than they do.
 FORKS = multiprocessing.get_context("forkserver")
@@ -247,11 +247,13 @@ INTERRUPTIONS = {name: how for name, (how, *_) in (KILLS | REQUESTS).items()} | 
 }
 
 
-def start_command(run):
-    """The real command, in a process of its own."""
+def start_command(run, before=None):
+    """The real command, in a process and a group of its own."""
     with open(run.log, "w") as log:
         command = [sys.executable, "-m", "salsa.algorithms.ppo", *run.arguments]
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=before
+        )
 
 
 def interrupt(run, end, iterations, seconds):
@@ -288,6 +290,32 @@ def test_a_run_that_is_killed_at_random_moments(uninterrupted, parents, tmp_path
     assert_same(run, expected)
     resumed = run.summary["resumed_at"]
     assert len(resumed) >= 3 and resumed == sorted(resumed)
+
+
+def heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which whoever runs the tests may ignore
+
+
+def test_ctrl_c_saves_a_checkpoint(uninterrupted, parents, tmp_path):
+    """SIGINT to the whole group, as a terminal sends it: 130, one line, and the end of an uninterrupted run."""
+    run = Run(tmp_path, SHORT, parents, checkpoint_every=0)
+    process = start_command(run, heed_interrupts)
+    interrupt(run, lambda: os.killpg(process.pid, signal.SIGINT), iterations=1, seconds=0)
+    assert process.wait(60) == 130
+    (checkpoint,) = run.checkpoints
+    assert int(checkpoint) == len(run.metrics) < SHORT.ppo.iterations
+    log = run.log.read_text()
+    assert "Traceback" not in log and f"stopped before iteration {int(checkpoint)}; run again to go on" in log
+    assert run.finish() == 0
+    assert_same(run, uninterrupted(SHORT))
+    assert run.summary["resumed_at"] == [int(checkpoint)]
+
+
+def test_an_ignored_interrupt_stays_ignored(parents, tmp_path):
+    run = Run(tmp_path, SHORT, parents, checkpoint_every=0)
+    process = start_command(run, interrupts.ignore_interrupts)
+    interrupt(run, lambda: os.killpg(process.pid, signal.SIGINT), iterations=1, seconds=0)
+    assert process.wait(120) == 0 and run.summary["resumed_at"] == []
 
 
 def test_a_head_on_the_policy_and_a_reference_that_is_reset(uninterrupted, parents, tmp_path):
@@ -364,7 +392,16 @@ def test_a_request_to_stop_is_noted_and_ends_with_its_block():
         ask_to_stop()
         assert request.asked
         raise KeyError
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is before and request.exit_code == 143
+
+
+def test_of_two_interrupts_the_second_ends_at_once():
+    script = "import os, signal; from salsa.rl import checkpoints; request = checkpoints.StopRequest().__enter__()\n"
+    script += "os.kill(os.getpid(), signal.SIGINT); print(request.asked, request.exit_code, flush=True)\n"
+    script += "os.kill(os.getpid(), signal.SIGINT); print('no')"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, preexec_fn=heed_interrupts)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "True 130\n", "")
 
 
 # Who may go on

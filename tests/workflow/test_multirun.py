@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from salsa.__main__ import main
-from salsa.workflow import compose, multirun, objectives, overriding, plan, runs
+from salsa.workflow import compose, interrupts, multirun, objectives, overriding, plan, runs
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -371,22 +372,42 @@ def test_waiting_returns_the_exit_code(tmp_path):
     assert multirun.wait(["sh", "-c", "kill -9 $$"], tmp_path) == 128 + signal.SIGKILL
 
 
+def heed_interrupts():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_command_first(tmp_path, number):
-    """SIGTERM is handed on; SIGINT, which a terminal sends to all, waits for the command to end by itself."""
-    ended, enough = tmp_path / "ended", tmp_path / "enough"
+@pytest.mark.parametrize("whom", ["the process", "its group"])
+def test_a_signal_ends_the_command_first(tmp_path, number, whom):
+    """Both are handed on as SIGTERM; the command itself ignores SIGINT, which a terminal sends to the whole group."""
+    ended = tmp_path / "ended"
     child = f"import signal, time, pathlib; signal.signal({signal.SIGTERM:d}, lambda *_: exit(0))\n"
     child += f"import atexit; atexit.register(pathlib.Path({str(ended)!r}).touch)\n"
-    child += f"signal.signal({signal.SIGINT:d}, signal.SIG_IGN); pathlib.Path('up').touch()\n"
-    child += "while not pathlib.Path('enough').exists(): time.sleep(0.05)"
+    child += "pathlib.Path('up').touch()\nwhile True: time.sleep(0.05)"
+    process = waiting(tmp_path, child, heed_interrupts)
+    send = process.send_signal if whom == "the process" or number == signal.SIGTERM else partial(os.killpg, process.pid)
+    send(number)
+    assert process.wait(timeout=60) == 128 + number and ended.exists()
+
+
+def waiting(folder, child, before):
+    """A process that waits for a child, which is up, in a group of its own."""
     script = f"from salsa.workflow import multirun; multirun.wait([{sys.executable!r}, '-c', {child!r}], '.')"
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-    while not (tmp_path / "up").exists():
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, preexec_fn=before)
+    while not (folder / "up").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(number)
-    if number == signal.SIGINT:
-        time.sleep(0.3)
-        assert process.poll() is None
-        enough.touch()
-    assert process.wait(timeout=60) == 128 + number and ended.exists()
+    return process
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored(tmp_path):
+    """As SIGINT is under `nohup … &` in a script."""
+    child = "import pathlib, time; pathlib.Path('up').touch()\n"
+    child += "while not pathlib.Path('enough').exists(): time.sleep(0.05)"
+    process = waiting(tmp_path, child, interrupts.ignore_interrupts)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    (tmp_path / "enough").touch()
+    assert process.wait(timeout=60) == 0

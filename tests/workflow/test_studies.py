@@ -13,6 +13,7 @@ from salsa.workflow import config, jobs, plan, runs, stages, studies
 
 PAGE = """<p>a study</p><script type="application/json" id="reader-data">{"benchmarks": [{"name": "openings", "prompts":
 [{"id": "openings-1", "turns": ["a movie that"]}]}], "responses": ["is not bad"]}</script>"""
+LAUNCHER = "env TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGHUP,SIGQUIT PET_STANDALONE=1"
 STUDY = {"name": "mine", "path": "studies/mine-1", "looks": ["studies/mine-1"], "link": "studies/mine"}
 SAMPLES = "# Samples\n\n**openings-1**: a movie that\n\n| sft0 | is **not**: bad |\n"
 
@@ -41,7 +42,7 @@ def study(results, kind, iterations=1):
         (
             {"processes": 2},
             6,
-            f"python -m salsa.workflow.surroundings 2 env PET_STANDALONE=1 accelerate launch "
+            f"python -m salsa.workflow.surroundings 2 {LAUNCHER} accelerate launch "
             f"--config_file {shlex.quote(str(jobs.PROCESSES))} --num_processes 2 --num_machines 1 "
             "--main_process_port 0 "
             "--mixed_precision bf16 --dynamo_backend no",
@@ -49,7 +50,7 @@ def study(results, kind, iterations=1):
         (
             {"accelerate_config": "my fsdp.yaml"},
             3,
-            "python -m salsa.workflow.surroundings 1 env PET_STANDALONE=1 accelerate launch "
+            f"python -m salsa.workflow.surroundings 1 {LAUNCHER} accelerate launch "
             "--config_file 'my fsdp.yaml' --num_processes 1 --num_machines 1 "
             "--main_process_port 0 "
             "--mixed_precision bf16 --dynamo_backend no",
@@ -69,7 +70,7 @@ def test_runs_on_gpus_have_a_lease():
         for stage, kind in (("ppo", ""), ("sft", ""), ("judge", "gold"), ("judge", "reward_model"))
     )
     launched = "python -m salsa.workflow.gpus 2 python -m salsa.workflow.surroundings 2 "
-    launched += "env PET_STANDALONE=1 accelerate launch "
+    launched += f"{LAUNCHER} accelerate launch "
     assert jobs.launcher(ppo).startswith(launched) and jobs.launcher(sft).startswith(launched)
     assert jobs.launcher(scorer) == "python -m salsa.workflow.gpus 1 python"  # which computes on one
     assert jobs.launcher(judge) == "python"

@@ -10,13 +10,15 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
+
 sys.path.insert(0, workflow.basedir)
 
 from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 try:
-    from salsa.workflow import failures, jobs, repository, stages, studies
+    from salsa.workflow import failures, interrupts, jobs, repository, stages, studies
     from salsa.workflow import plan as planning
 except UserError as error:  # a file that adds a kind of something has a fault
     sys.exit(f"salsa: {error}")
@@ -65,6 +67,10 @@ workflow.config_settings.config_args = [jobs.snakemake_argument("plan", str(PLAN
 # Executors of clusters are given --jobs. There, --retries says how often any job is tried again; here, training is once.
 HERE = workflow.is_main_process and workflow.nodes is None
 RETRIES = 1 if HERE else None
+
+# Jobs here ignore Ctrl-C: this process tells them to stop, each once, and ends when they have saved what they have done.
+STOP = interrupts.Driver(lambda: workflow.scheduler, logger, here=HERE)
+IGNORING = "trap '' INT; " if HERE else ""
 
 # Jobs on this machine share its GPUs: Snakemake counts them, and which of them a job has is its lease (salsa/workflow/gpus.py).
 # No profile says how many: the number would also be the most that a job can ask of a cluster.
@@ -141,7 +147,7 @@ def command(stage):
         dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
         plan_file = shlex.quote(f"./{PLAN_FILE}" if dashed else str(PLAN_FILE))
         return (
-            f"(: >> {kept} && ln -f -- {kept} {log}) 2> /dev/null || true; "
+            f"{IGNORING}(: >> {kept} && ln -f -- {kept} {log}) 2> /dev/null || true; "
             f"exec {jobs.launcher(run)} -m {stage.module} --plan {plan_file} "
             f"--run {shlex.quote(f'{stage.folder}/{wildcards.run}')} {output}"
         )
@@ -172,6 +178,12 @@ def look(study):
         return manifest(path)
 
     return manifest_of_look
+
+
+def heed_signals():
+    """Let Ctrl-C and SIGTERM stop the jobs. Snakemake's scheduler, when it is made, takes SIGTERM for itself."""
+    if workflow.is_main_process:
+        STOP.listen()
 
 
 def runs_jobs():
@@ -223,9 +235,13 @@ def check_judges():
 
 
 def name_failures():
+    """Say why runs failed, or end where they were told to stop."""
+    STOP.exit_if_told()
     for line in jobs.failures(PLAN):
         print(line, file=sys.stderr)
 
+
+heed_signals()
 
 # Snakemake calls no hook when there is nothing to do.
 if workflow.is_main_process and all_done():
