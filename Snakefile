@@ -25,11 +25,14 @@ rule all:
 onstart:
     heed_signals()
     check_judges()
+    begin()
 
 
 onsuccess:
+    end()
     conclude()
 
 
 onerror:
+    end()
     name_failures()

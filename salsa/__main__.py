@@ -81,6 +81,9 @@ def _parser():
     plan.set_defaults(function=plan_command)
     run = "run a configuration or, with Hydra's -m, a sweep (Snakemake, all cores); after --: Snakemake's options"
     commands.add_parser("run", help=run, add_help=False)
+    status = commands.add_parser("status", help="show where the runs of a configuration stand, wherever they run")
+    status.add_argument("overrides", **overrides)
+    status.set_defaults(function=status_command)
     verify = commands.add_parser("verify", help="check every finished run's files against its manifest")
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
@@ -148,13 +151,24 @@ def _forecasts(arguments, composed):
 
 def run_command(arguments, extra):
     """Become Snakemake on the configuration that the overrides say, or Hydra, where flags or settings of it do."""
-    from salsa.workflow import multirun
+    from salsa.workflow import multirun, progress
 
+    typed = ["salsa", "run", *arguments, *["--"] * bool(extra), *extra]
+    os.environ[progress.COMMAND] = shlex.join(typed)
+    jobs.use_environment(multirun.ROOT)
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
     multirun.check_directory(multirun.directory(extra))
     config = [f"overrides={jobs.snakemake_text(shlex.join(arguments))}"] if arguments else []
     os.execv(sys.executable, multirun.command(extra, *config))
+
+
+def status_command(arguments, _):
+    """Show where the runs of a configuration stand, what failed and why, and the command that goes on."""
+    from salsa.workflow import compose, plan, status
+
+    status.show(plan.plan(compose.compose(arguments.overrides)), arguments.overrides)
+    return 0
 
 
 def verify_command(arguments, _):

@@ -65,6 +65,8 @@ def command(options, *config):
     started = [sys.executable, "-m", "salsa.workflow.snakemake", "--snakefile", str(repository.ROOT / "Snakefile")]
     if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in options):
         started += ["--cores", "all"]
+    if not any(option.split("=")[0] == "--logger" for option in options):
+        started += ["--logger", "salsa"]
     return [*started, *options, *(["--config", *config] if config else [])]
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 from pathlib import Path
 
 from snakemake.logging import logger
@@ -18,7 +19,7 @@ from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 try:
-    from salsa.workflow import failures, interrupts, jobs, repository, stages, studies
+    from salsa.workflow import failures, interrupts, jobs, progress, repository, screen, stages, studies
     from salsa.workflow import plan as planning
 except UserError as error:  # a file that adds a kind of something has a fault
     sys.exit(f"salsa: {error}")
@@ -60,7 +61,7 @@ jobs.use_environment()
 PLAN, PLAN_FILE = read_plan()
 STAGES = stages.ALL.values()
 HAS_LOOKS = any(map(planning.has_looks, PLAN.studies))
-ANNOUNCED = set()  # the looks of which it was said what they found
+ANNOUNCED = set()  # the looks of which it was said what they found, and whether that nothing is left to do
 # Snakemake hands these arguments on to the processes that it starts for jobs.
 workflow.config_settings.config_args = [jobs.snakemake_argument("plan", str(PLAN_FILE))]
 
@@ -143,7 +144,8 @@ def command(stage):
         run = planned(stage, wildcards)
         folder = f"{PLAN.results}/{stage.folder}/{wildcards.run}"
         kept, log = (shlex.quote(f"{folder}/{name}") for name in (jobs.KEPT_LOG, jobs.LOG))
-        output = f">> >(tee -a -- {log}) 2>> {log}" if stage.printed else f">> {log} 2>&1"
+        printed = stage.printed and screen.active is None  # which prints it when the job has ended
+        output = f">> >(tee -a -- {log}) 2>> {log}" if printed else f">> {log} 2>&1"
         dashed = str(PLAN_FILE).startswith("-")  # which would look like an option
         plan_file = shlex.quote(f"./{PLAN_FILE}" if dashed else str(PLAN_FILE))
         return (
@@ -173,6 +175,7 @@ def look(study):
         path = reached(study)
         if runs_jobs():
             announce(study)
+            conclude_at_once()
         if path != study["path"] and not jobs.finished(PLAN, path):
             checkpoints.study.get(run=Path(path).name)
         return manifest(path)
@@ -225,6 +228,32 @@ def conclude(write=True):
         print(line, file=sys.stderr)
 
 
+def conclude_at_once():
+    """Say where the results are when nothing is left to do, of which Snakemake tells no hook."""
+    if all_done() and "nothing" not in ANNOUNCED:
+        ANNOUNCED.add("nothing")
+        conclude(write=False)
+
+
+def begin():
+    """Record that this process runs the plan's jobs, for `salsa status`, and show their progress."""
+    command = os.environ.get(progress.COMMAND) or shlex.join(["snakemake", *sys.argv[1:]])
+    by_job = not workflow.local_exec
+    threads = workflow.nodes if by_job else workflow.cores
+    gpus = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 0
+    driver = progress.drive(PLAN, command, threads, gpus, by_job)
+    if screen.active:
+        screen.active.begin(PLAN, driver)
+
+
+def end():
+    """Let the progress end before what is said last: records wait for the thread that shows them."""
+    if screen.active:
+        ended = threading.Event()
+        logger.info("", extra={"ended": ended})
+        ended.wait(10)
+
+
 def check_judges():
     """Refuse, before the first job, what would end in a judge that can't be asked."""
     judged = [f"judge/{job.wildcards.run}" for job in workflow.dag.needrun_jobs() if job.rule.name == "judge"]
@@ -242,7 +271,3 @@ def name_failures():
 
 
 heed_signals()
-
-# Snakemake calls no hook when there is nothing to do.
-if workflow.is_main_process and all_done():
-    conclude(write=False)  # which -n and --unlock come by, too
