@@ -155,7 +155,7 @@ def run_command(arguments, extra):
 
     typed = ["salsa", "run", *arguments, *["--"] * bool(extra), *extra]
     os.environ[progress.COMMAND] = shlex.join(typed)
-    jobs.use_environment(multirun.ROOT)
+    jobs.use_environment()
     if multirun.is_hydras(arguments):
         return multirun.run(arguments, extra)
     multirun.check_directory(multirun.directory(extra))

@@ -37,6 +37,10 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.pilot",
         "workflow.studies",
     ),
+    ("workflow.durations",),
+    ("workflow.progress",),
+    ("workflow.screen",),
+    ("workflow.status",),
     ("workflow.json_schema", "workflow.multirun", "workflow.settings_page", "workflow.snakemake", "__main__"),
 )
 

@@ -66,7 +66,7 @@ def command(options, *config):
     if not any(option.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for option in options):
         started += ["--cores", "all"]
     if not any(option.split("=")[0] == "--logger" for option in options):
-        started += ["--logger", "salsa"]
+        started += ["--logger=salsa"]  # of one word, or it would take the targets that follow
     return [*started, *options, *(["--config", *config] if config else [])]
 
 

@@ -63,8 +63,17 @@ class Plan:
 
     def save(self):
         """Write the plan to `<results>/plans/<12 hex>.json`, named by its content, and return that path."""
-        text = self._text()
-        path = self._file(text)
+        fields = Run.__slots__
+        text = runs.canonical_json(
+            {
+                "results": self.results,
+                "runs": {path: {name: getattr(run, name) for name in fields} for path, run in self.runs.items()},
+                "studies": self.studies,
+                "comparison": self.comparison,
+            }
+        )
+        digest = hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()
+        path = Path(self.results) / "plans" / f"{digest[:12]}.json"
         try:
             if not path.exists():
                 runs.write_atomically(path, text)
@@ -74,25 +83,6 @@ class Plan:
             folder = printable(repr(self.results))
             raise UserError(f"results={folder}: no folder to write to ({error.strerror}); give another") from None
         return path
-
-    def file(self):
-        """The path to which `save` writes it."""
-        return self._file(self._text())
-
-    def _file(self, text):
-        digest = hashlib.sha256(text.encode(errors=runs.ESCAPED)).hexdigest()
-        return Path(self.results) / "plans" / f"{digest[:12]}.json"
-
-    def _text(self):
-        fields = Run.__slots__
-        return runs.canonical_json(
-            {
-                "results": self.results,
-                "runs": {path: {name: getattr(run, name) for name in fields} for path, run in self.runs.items()},
-                "studies": self.studies,
-                "comparison": self.comparison,
-            }
-        )
 
     def needed(self, paths):
         """The part of the plan that some of its runs need, with these, in its order."""

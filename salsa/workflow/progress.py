@@ -7,6 +7,7 @@ but for the record of the process that runs a plan's jobs (`Driver`). Left out: 
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -278,15 +279,17 @@ class Driver:
         return self.threads, self.gpus
 
 
-def driver_file(plan_file):
-    return Path(plan_file).with_suffix(".driver")
+def driver_file(plan):
+    """The record of what runs a plan's jobs: named by the runs, whatever command planned them."""
+    digest = hashlib.sha256("\n".join(sorted(plan.runs)).encode()).hexdigest()
+    return Path(plan.results) / "plans" / f"{digest[:12]}.driver"
 
 
-def drive(plan_file, command, threads, gpus=0, by_job=False):
+def drive(plan, command, threads, gpus=0, by_job=False):
     """Record that this process runs a plan's jobs, as long as it lives; not in a folder that can't be written."""
     driver = Driver(command, platform.node(), os.getpid(), time.time(), threads, gpus, by_job)
     with contextlib.suppress(OSError):
-        file = open(driver_file(plan_file), "a+b")  # noqa: SIM115 (open, and so locked, until the process ends)
+        file = open(driver_file(plan), "a+b")  # noqa: SIM115 (open, and so locked, until the process ends)
         fcntl.flock(file, fcntl.LOCK_SH)  # with others that run the same plan: the last one's record stays
         file.truncate(0)
         file.write(json.dumps(asdict(driver)).encode())
@@ -298,9 +301,9 @@ def drive(plan_file, command, threads, gpus=0, by_job=False):
 _held = []  # files that are locked until this process ends
 
 
-def driver_of(plan_file):
+def driver_of(plan):
     """(The `Driver` of a plan, whether it lives), or (None, False) where none was ever started."""
-    path = driver_file(plan_file)
+    path = driver_file(plan)
     try:
         driver = Driver(**runs.read_json(path))
         with open(path, "rb") as file:

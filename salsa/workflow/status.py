@@ -16,7 +16,7 @@ from salsa.workflow.progress import DONE, RUNNING
 
 def show(plan, overrides):
     """Print the picture of a plan, and what is to be said of it. `overrides`: those that it was made from."""
-    driver, lives = progress.driver_of(plan.file())
+    driver, lives = progress.driver_of(plan)
     watch = progress.Watch(plan, driver.capacity, driver.by_job) if driver else progress.Watch(plan)
     picture = watch.look()
     seconds = time.time() - driver.started if lives else None

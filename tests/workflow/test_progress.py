@@ -217,17 +217,17 @@ def test_runs_on_the_only_gpu_wait_for_each_other():
 
 
 def test_the_process_that_runs_a_plan_is_known_while_it_lives(study):
-    file = study.save()
-    assert progress.driver_of(file) == (None, False)
-    driver = progress.drive(file, "salsa run", 4)
-    assert progress.driver_of(file) == (driver, True)
-    again = progress.drive(file, "salsa run -- --cores 2", 2)
-    assert progress.driver_of(file) == (again, True)
+    study.save()  # which makes the folder
+    assert progress.driver_of(study) == (None, False)
+    driver = progress.drive(study, "salsa run", 4)
+    assert progress.driver_of(study) == (driver, True)
+    again = progress.drive(study, "salsa run -- --cores 2", 2)
+    assert progress.driver_of(study) == (again, True)
     while progress._held:
         progress._held.pop().close()
-    assert progress.driver_of(file) == (again, False)
-    progress.driver_file(file).write_text("{}")
-    assert progress.driver_of(file) == (None, False)
+    assert progress.driver_of(study) == (again, False)
+    progress.driver_file(study).write_text("{}")
+    assert progress.driver_of(study) == (None, False)
 
 
 def test_of_a_study_with_looks_the_runs_up_to_the_next_look_count(tmp_path):

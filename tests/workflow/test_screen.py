@@ -118,7 +118,7 @@ def test_what_gates_print_in_this_try_is_said(tmp_path):
 
 
 def words(study, overrides=()):
-    driver, lives = progress.driver_of(study.file())
+    driver, lives = progress.driver_of(study)
     return list(status.lines(study, progress.Watch(study).look(), driver, lives, overrides))
 
 
@@ -140,7 +140,8 @@ def test_status_names_what_failed_and_the_command_that_goes_on(tmp_path):
 
 def test_status_says_who_runs_a_study_and_where_a_finished_one_is(tmp_path):
     study = planned(tmp_path)
-    progress.drive(study.save(), "salsa run kl_coefs=[0.3] -- --cores 2", 2)
+    study.save()
+    progress.drive(study, "salsa run kl_coefs=[0.3] -- --cores 2", 2)
     assert words(study)[-1].startswith("run by: salsa run kl_coefs=[0.3] -- --cores 2 (process ")
     while progress._held:
         progress._held.pop().close()
