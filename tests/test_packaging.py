@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What lock and environment.yml hold.
-INSTALLED = ("dev", "judge", "lora", "optuna", "reviews", "serving", "slurm", "smollm2", "trackers")
+INSTALLED = ("dev", "docs", "judge", "lora", "optuna", "reviews", "serving", "slurm", "smollm2", "trackers")
 DISTRIBUTIONS = {  # where an import is named otherwise; pydantic asks for its core at one version
     "hydra": "hydra-core",
     "pydantic_core": "pydantic",
