@@ -41,7 +41,14 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("workflow.progress",),
     ("workflow.screen",),
     ("workflow.status",),
-    ("workflow.json_schema", "workflow.multirun", "workflow.settings_page", "workflow.snakemake", "__main__"),
+    (
+        "workflow.json_schema",
+        "workflow.multirun",
+        "workflow.search",
+        "workflow.settings_page",
+        "workflow.snakemake",
+        "__main__",
+    ),
 )
 
 

@@ -42,6 +42,7 @@ from salsa.workflow.overriding import CONF
 
 OBJECTIVE = "objective.json"
 OPTUNA = "hydra/sweeper=optuna"
+SEARCH = "hydra_plugins.salsa_search.SalsaSearch"
 SIGNALLED = 128  # exit codes from here on say which signal ended a process
 
 
@@ -110,7 +111,10 @@ def with_defaults(arguments):
     overrides = [text for text in arguments if text.startswith("~") or ("=" in text and not text.startswith("-"))]
     wanted = {"hydra/launcher": "salsa"}
     if OPTUNA in overrides:  # whose own direction is down, and which one failed point of a batch would stop
+        wanted |= {"hydra.sweeper._target_": SEARCH}
         wanted |= {"hydra.sweeper.direction": "maximize", "hydra.sweeper.max_failure_rate": "0.9"}
+        if "hydra/sweeper/sampler=grid" not in overrides:
+            wanted |= {"hydra.sweeper.sampler.seed": "0"}
     given = {override.split("=")[0] for override in overrides}
     added = [f"{key}={value}" for key, value in wanted.items() if key not in given]
     return [*overrides, *added, *(text for text in arguments if text not in overrides)]

@@ -4,7 +4,7 @@ import csv
 import math
 
 from salsa import data
-from salsa.workflow import policies, schema
+from salsa.workflow import bounds, policies, schema
 from salsa.workflow.messages import UserError
 
 
@@ -83,6 +83,20 @@ def read(folder, objective):
         penalty = objective["kl_penalty"] * max(0.0, kl - objective["kl_budget"])
     parts = {"value": value, "kl_to_sft0": None if math.isnan(kl) else kl, "penalty": penalty}
     return {"objective": value - penalty} | parts | objective
+
+
+def trial_line(number, point, value, best, failure=None):
+    """What a trial of a search has come to, in a line.
+
+    Args:
+        point: the overrides that it tried.
+        value: its objective, or None.
+        best: the best trial so far, with `number` and `value`; None where none has an objective.
+        failure: why there is none.
+    """
+    came = f"objective {value:.6g}" if value is not None else f"no objective ({failure})"
+    so_far = f"; the best so far: {best.value:.6g}, of trial {best.number}" if best else ""
+    return bounds.printable(f"trial {number}: {came} at {' '.join(point)}{so_far}")
 
 
 def _rows(path):

@@ -20,7 +20,7 @@ from salsa.workflow import compose, interrupts, multirun, objectives, overriding
 from salsa.workflow.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["replicates=[0]", "benchmark=[in_distribution]", "arm=[ppo,salsa]"]
+TINY = ["replicates=[0]", "benchmark=[in_distribution]", "arm=[ppo,salsa]", "kl_coefs=[0.1]"]
 FOLDER = "hydra.sweep.dir=sweep"
 
 
@@ -226,7 +226,13 @@ def test_flags_are_hydras(arguments, says, capsys, monkeypatch, tmp_path):
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "-m"],
             ["hydra/sweeper=optuna", "hydra.sweeper.direction=minimize", "hydra/launcher=salsa",
-             "hydra.sweeper.max_failure_rate=0.9", "-m"],
+             f"hydra.sweeper._target_={multirun.SEARCH}", "hydra.sweeper.max_failure_rate=0.9",
+             "hydra.sweeper.sampler.seed=0", "-m"],
+        ),
+        (
+            ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=minimize"],
+            ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=minimize",
+             "hydra/launcher=salsa", f"hydra.sweeper._target_={multirun.SEARCH}", "hydra.sweeper.max_failure_rate=0.9"],
         ),
     ],
 )  # fmt: skip
@@ -277,6 +283,85 @@ def test_optuna_goes_on_after_a_point_that_fails(snakemake):
     )
     assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 1
     assert [objective(f"sweep/{number}")["objective"] for number in range(4)] == [None, 0.5, 0.5, 0.5]
+
+
+SEARCHED = ["ppo.learning_rate=interval(1e-4,1e-3)", "ppo.epochs=choice(1,2,4)"]
+
+
+def searched(points, snakemake, monkeypatch, folder, *more, killed_at=None):
+    """Run a search, until a batch at which it is killed; the points that were tried, in their order."""
+    batches = []
+
+    def wait(command, place):
+        batches.append(command)
+        if len(batches) == killed_at:
+            raise Killed
+        return snakemake(command, place)
+
+    monkeypatch.setattr(multirun, "wait", wait)
+    trials, place = f"hydra.sweeper.n_trials={points}", f"hydra.sweep.dir={folder}"
+    started = len(snakemake.points)
+    arguments = ["run", "-m", *TINY, "hydra/sweeper=optuna", *SEARCHED, trials, place, *more]
+    if killed_at:
+        with pytest.raises(Killed):
+            main(arguments)
+    else:
+        assert main(arguments) == 0
+    return snakemake.points[started:]
+
+
+class Killed(BaseException):
+    """Ends the process at once: no handler sees it."""
+
+
+def stored(name="a"):
+    return ["hydra.sweeper.storage=sqlite:///search.db", f"hydra.sweeper.study_name={name}"]
+
+
+def test_a_killed_search_goes_on_as_it_would_have_without(snakemake, monkeypatch):
+    """The same trials, in the same batches, each in the folder of its number."""
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    snakemake.gold = lambda composed: composed.config.ppo.epochs - abs(1e3 * composed.config.ppo.learning_rate - 0.5)
+    whole = searched(4, snakemake, monkeypatch, "whole", *stored("whole"))
+    assert [len(batch) for batch in whole] == [2, 2, 4]
+    begun = searched(4, snakemake, monkeypatch, "begun", *stored(), killed_at=2)
+    ended = searched(4, snakemake, monkeypatch, "ended", *stored())
+    assert begun + ended == whole
+    assert not (Path("begun") / "2").exists() and (Path("ended") / "3" / "objective.json").exists()
+    results = [OmegaConf.load(f"{name}/optimization_results.yaml") for name in ("whole", "ended")]
+    assert results[0] == results[1] and results[0].best_value == max(
+        objective(f"whole/{number}")["objective"] for number in range(4)
+    )
+
+
+def test_a_search_is_seeded_and_says_what_each_trial_came_to(snakemake, monkeypatch, capsys):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    snakemake.gold = lambda composed: (
+        1e3 * composed.config.ppo.learning_rate if composed.config.ppo.epochs > 1 else None
+    )
+    one, other = (searched_points(snakemake, monkeypatch, folder) for folder in ("one", "other"))
+    assert one == other != searched_points(snakemake, monkeypatch, "third", "hydra.sweeper.sampler.seed=1")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")][:4]
+    best = None
+    for number, line in enumerate(lines):
+        value = objective(f"one/{number}")["objective"]
+        values = OmegaConf.load(f"one/{number}/.hydra/config.yaml").ppo
+        tried = f"at ppo.learning_rate={values.learning_rate} ppo.epochs={values.epochs}"
+        best = max([(value, -number), *([best] if best else [])]) if value is not None else best
+        so_far = f"; the best so far: {best[0]:.6g}, of trial {-best[1]}" if best else ""
+        came = (
+            f"objective {value:.6g}" if value is not None else "no objective (salsa: Snakemake ended with 1 before it)"
+        )
+        assert line == f"trial {number}: {came} {tried}{so_far}"
+    assert any("no objective" in line for line in lines) and any("; the best" in line for line in lines)
+
+
+def searched_points(snakemake, monkeypatch, folder, *more):
+    monkeypatch.setattr(multirun, "wait", snakemake)
+    started = len(snakemake.points)
+    settings = ["hydra.sweeper.n_trials=4", "hydra.sweeper.max_failure_rate=1", f"hydra.sweep.dir={folder}"]
+    main(["run", "-m", *TINY, "hydra/sweeper=optuna", *SEARCHED, *settings, *more])
+    return snakemake.points[started:]
 
 
 def test_optuna_is_told_before_anything_runs_that_there_is_no_objective(snakemake, capsys):
