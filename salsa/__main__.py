@@ -99,6 +99,12 @@ def _parser():
     export.add_argument("--seed", type=int, help="of training, where a replicate has several")
     export.add_argument("--output", required=True, help="the folder to make")
     export.set_defaults(function=export_command)
+    judge = commands.add_parser("judge", help="judge check: whether a judge can judge, on pairs of known quality")
+    check = judge.add_subparsers(required=True, metavar="ACTION").add_parser("check", help="ask it, and say so")
+    check.add_argument("overrides", **overrides)
+    check.add_argument("--output", metavar="FOLDER", help="keep its answers here, and go on from those that are there")
+    check.add_argument("--scorer", metavar="FOLDER", help="a finished run of reward_model, for judges that want one")
+    check.set_defaults(function=judge_command)
     base = commands.add_parser("base", help="pretrain the checkpoint that ships with the project again (minutes)")
     base.set_defaults(function=base_command)
     schema = commands.add_parser("schema", help="print the JSON schema of presets, which conf/schema.json holds")
@@ -203,6 +209,13 @@ def export_command(arguments, _):
     wanted = arguments.policy, arguments.output, arguments.kl_coef, arguments.replicate, arguments.seed
     print(studies.export(Path(arguments.study), *wanted))
     return 0
+
+
+def judge_command(arguments, _):
+    """Ask the judges of a configuration about pairs of known quality; exit code 1 where one can't judge."""
+    from salsa.tools import judge_check
+
+    return judge_check.run(arguments.overrides, arguments.output, arguments.scorer)
 
 
 def base_command(arguments, _):

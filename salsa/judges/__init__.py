@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from salsa import data
 from salsa.workflow import registry, schema
 
+FLAWS = ("empty", "off_topic", "truncated", "other_language", "ill_mannered")  # of answers in check_set.jsonl
+
 
 class Interrupted(Exception):
     """Why a judge can't be asked any more for now; what it judged is kept."""
@@ -54,6 +56,7 @@ class Judge:
         check_access: (config.Judge, config.Execution or None) -> None; UserError where it could not be asked now. With
             an execution it is asked one question over the network; None: nothing is sent. Called before the first job
             of a study.
+        sees: data.World -> the flaws in check_set.jsonl that it should see; a text says why it can't be held to any.
         folders: config.Judge -> (setting's name -> path) of the local folders that it reads.
     """
 
@@ -72,6 +75,7 @@ class Judge:
     takes_long: bool = False
     check: Callable = _nothing
     check_access: Callable = _nothing
+    sees: Callable = lambda world: FLAWS
     folders: Callable = lambda judge: {}
 
 

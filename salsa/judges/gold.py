@@ -27,4 +27,5 @@ JUDGE = Judge(
     rank=0,
     is_gold=True,
     scores_alone=True,
+    sees=lambda world: "its verdicts are scores that come with the data, the truth that other judges are held to",
 )

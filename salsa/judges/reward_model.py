@@ -1,6 +1,6 @@
 """A reward model as the judge: one that was trained on other preferences than PPO's, and with another seed."""
 
-from salsa.judges import Judge
+from salsa.judges import FLAWS, Judge
 from salsa.judges.common.scoring import ScoringJudge, ScoringSettings
 
 
@@ -41,6 +41,20 @@ def _open(settings, parents, output, execution, comparisons):
     return ScoringJudge(lambda rows: rewards(rows, parents["scorer"], execution), settings.judge.tie_margin)
 
 
+def _sees(world):
+    """All flaws, where it was trained on answers to people's requests."""
+    if world.preferences == "given":
+        return FLAWS
+    return f"its reward model is trained on {world.words}, and the pairs are answers to people's requests"
+
+
 JUDGE = Judge(
-    kind="reward_model", open=_open, settings=ScoringSettings, rank=2, scores_alone=True, scorer=True, loads_model=True
+    kind="reward_model",
+    open=_open,
+    settings=ScoringSettings,
+    rank=2,
+    scores_alone=True,
+    scorer=True,
+    loads_model=True,
+    sees=_sees,
 )

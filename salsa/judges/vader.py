@@ -34,4 +34,5 @@ JUDGE = Judge(
     rank=3,
     scores_alone=True,
     check_access=_check_access,
+    sees=lambda world: ("ill_mannered",),  # it reads how pleasant words are, and nothing else
 )

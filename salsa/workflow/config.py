@@ -573,6 +573,10 @@ class Execution:
     """Most requests of a judge run; 0: no limit. A run whose budget is used up ends, and can go on."""
     judge_tokens: Annotated[int, Range(0, 10**15)] = 0
     """Most tokens of a judge run; 0: no limit."""
+    judge_prompt_price: Annotated[float, Range(0, 10**9)] = 0.0
+    """Money for a million tokens of questions to a judge, in any currency; `salsa judge check` counts with it."""
+    judge_completion_price: Annotated[float, Range(0, 10**9)] = 0.0
+    """Money for a million tokens of a judge's answers."""
     judge_check: Switch = True
     """Ask the judge's server one question before the first job."""
     trackers: Annotated[list[Tracker], Items()] = listed()
