@@ -37,7 +37,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.pilot",
         "workflow.studies",
     ),
-    ("workflow.durations",),
+    ("tools.judge_check", "workflow.durations"),
     ("workflow.progress",),
     ("workflow.screen",),
     ("workflow.status",),
