@@ -68,7 +68,15 @@ def command(options, *config):
         started += ["--cores", "all"]
     if not any(option.split("=")[0] == "--logger" for option in options):
         started += ["--logger=salsa"]  # of one word, or it would take the targets that follow
-    return [*started, *options, *(["--config", *config] if config else [])]
+    return [*started, *map(_placed, options), *(["--config", *config] if config else [])]
+
+
+def _placed(option):
+    """An option of Snakemake's; a profile of the project's as a path to it, from whatever folder it is named."""
+    flag, equals, path = option.rpartition("=")
+    own = repository.ROOT / path
+    is_own = path.startswith("workflow/profiles/") and own.is_dir() and not Path(path).is_dir()
+    return f"{flag}{equals}{own}" if is_own else option
 
 
 def run(arguments, options):

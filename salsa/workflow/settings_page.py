@@ -3,10 +3,12 @@
 Left out: rules over several settings, which `salsa plan` says.
 """
 
+import dataclasses
 import json
 import re
+import typing
 
-from salsa.workflow import compose, json_schema, overriding, runs, schema
+from salsa.workflow import bounds, compose, config, json_schema, overriding, runs, schema
 
 HEAD = """# Every setting
 
@@ -24,20 +26,40 @@ LONGEST = 60  # characters of a value that a table shows
 def page():
     """The whole page."""
     presets = runs.read_json(overriding.CONF / "schema.json")
-    study = schema.dump(compose.compose()[0].config)
+    study, readers = schema.dump(compose.compose()[0].config), _readers(config.Config)
+    texts = [HEAD]
+    for name, settings in _sections(presets, study).items():
+        described = _prose(presets["properties"].get(name, {}).get("description", ""))
+        rows = [_row(key, node, value, readers.get(key)) for key, node, value in settings]
+        texts += [f"## {name}\n", *([f"{described}\n"] if described else []), "\n".join([TABLE, *rows]) + "\n"]
+    return "\n".join(texts)
+
+
+def _sections(presets, study):
+    """Section -> the name, the schema and the default study's value of each of its settings."""
     sections = {STUDY: []}
     for name, node in presets["properties"].items():
         if name in OF_EDITORS:
             continue
         fields, prefix = _section(presets, name, node)
         if fields is None:
-            sections[STUDY].append(_row(name, node, study.get(name)))
+            sections[STUDY].append((name, node, study.get(name)))
         else:
-            sections[name] = list(_rows(presets, fields, prefix, study.get(name)))
-    described = {name: node.get("description", "") for name, node in presets["properties"].items()}
-    texts = [f"## {name}\n\n{_prose(described.get(name, ''))}\n\n{TABLE}\n" + "\n".join(rows)
-             for name, rows in sections.items()]  # fmt: skip
-    return HEAD + "\n" + "\n\n".join(text.replace("\n\n\n\n", "\n\n") for text in texts) + "\n"
+            sections[name] = list(_settings(presets, fields, prefix, study.get(name)))
+    return sections
+
+
+def _readers(cls, before=""):
+    """Name of a setting -> the kinds that read it, of those that not all kinds of their section read."""
+    own = cls.readers() if issubclass(cls, schema.Kind) else {}
+    readers = {f"{before}{name}": kinds for name, kinds in own.items()}
+    for name, hint in bounds.type_hints(cls).items():
+        inner, entry = bounds.base_type(hint), ""
+        if typing.get_origin(inner) is dict:
+            inner, entry = bounds.base_type(bounds.item_type(hint)), ".<name>"
+        if dataclasses.is_dataclass(inner):
+            readers |= _readers(inner, f"{before}{name}{entry}.")
+    return readers
 
 
 def _section(presets, name, node):
@@ -52,22 +74,25 @@ def _fields(presets, node):
     return presets["$defs"][node["$ref"].rpartition("/")[2]]["properties"]
 
 
-def _rows(presets, fields, prefix, values):
-    """A row of the table for each setting, those of sections within sections by their full names."""
+def _settings(presets, fields, prefix, values):
+    """As `_sections`, of one section: settings of sections within it have their full names."""
     values = values if isinstance(values, dict) and "<name>" not in prefix else {}
     for name, node in fields.items():
         alternatives = [other for other in node.get("anyOf", [node]) if "$ref" in other]
         if alternatives:
-            yield from _rows(presets, _fields(presets, alternatives[0]), f"{prefix}.{name}", values.get(name))
+            yield from _settings(presets, _fields(presets, alternatives[0]), f"{prefix}.{name}", values.get(name))
         elif name not in OF_EDITORS:
-            yield _row(f"{prefix}.{name}", node, values.get(name))
+            yield f"{prefix}.{name}", node, values.get(name)
 
 
-def _row(key, node, value):
+def _row(key, node, value, kinds):
     default = f"`{_shown(node['default'])}`" if "default" in node else "–"
     if value is not None and value != node.get("default"):
         default += f", default study: `{_shown(value)}`"
-    cells = f"`{key}`", _values(node), default, _prose(node.get("description", ""))
+    text, of_kinds = _prose(node.get("description", "")), ", ".join(kinds or ())
+    if kinds and not text.startswith(of_kinds):
+        text = f"Kind {of_kinds}: {text}"
+    cells = f"`{key}`", _values(node), default, text
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -107,7 +107,7 @@ def test_every_run_of_a_policy_counts_as_a_first_run():
 
 @pytest.mark.parametrize(
     "overrides, differing",
-    [(["kl_coefs=[0.05,0.1]"], "kl_coefs"), (["claims.stable.smallest_effect=0.4", "claim_kl_coef=0.1"],
+    [(["kl_coefs=[0.05,0.1]"], "kl_coefs"), (["claims.stable.smallest_effect=0.4", "claim_kl_coef=0.3"],
                                              "claims, claim_kl_coef")],
 )  # fmt: skip
 def test_overrides_of_what_was_registered_are_said(repository, overrides, differing):

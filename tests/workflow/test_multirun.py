@@ -84,6 +84,15 @@ def objective(folder):
     return runs.read_json(Path(folder) / "objective.json")
 
 
+def test_a_profile_of_the_projects_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = "workflow/profiles/slurm"
+    assert multirun.command(["--profile", profile])[-2:] == ["--profile", str(ROOT / profile)]
+    assert multirun.command([f"--profile={profile}"])[-1] == f"--profile={ROOT / profile}"
+    (tmp_path / profile).mkdir(parents=True)  # one's own
+    assert multirun.command(["--profile", profile, "--quiet"])[-3:] == ["--profile", profile, "--quiet"]
+
+
 def test_a_sweep_is_one_dag_and_a_folder_for_each_point(snakemake):
     assert main(["run", "-m", *TINY, "ppo.learning_rate=1e-4,2e-4", FOLDER, "--", "--cores", "2"]) == 0
     (command,) = snakemake.commands
