@@ -14,20 +14,19 @@ from pathlib import Path
 
 def _import_matplotlib():
     data = Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data"
-    variables = {"MATPLOTLIBRC": str(data / "matplotlibrc"), "MPLBACKEND": "agg"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    before = {name: os.environ.pop(name, None) for name in ("MATPLOTLIBRC", "MPLBACKEND")}
+    os.environ["MATPLOTLIBRC"] = str(data / "matplotlibrc")
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a working folder that is gone has no matplotlibrc either
                 stack.enter_context(contextlib.chdir(data))
-            importlib.import_module("matplotlib")
+            matplotlib = importlib.import_module("matplotlib")
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+    if before["MPLBACKEND"]:  # which figures of a reader's own are shown by, as in a notebook, and none of a report's
+        with contextlib.suppress(ValueError):  # none that matplotlib knows
+            matplotlib.rcParams["backend"] = before["MPLBACKEND"]
 
 
 _import_matplotlib()

@@ -1,6 +1,7 @@
 """The frames of a study: what they hold, how they are loaded, and that their page says what is true."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -80,9 +81,13 @@ def test_over_replicates_leaves_out_what_is_unknown():
 def test_the_example_of_the_page_draws_a_figure(tree, loaded, tmp_path, monkeypatch):
     (tmp_path / "results").symlink_to(tree.root)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(example, "docs/frames.md", "exec"), {})
-    assert (tmp_path / "kl.png").stat().st_size > 1000
+    five_lines, longer = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(five_lines.split("\n\n", 1)[1].splitlines()) + 1 == 5
+    for example in (five_lines, longer):
+        exec(compile(example, "docs/frames.md", "exec"), {})
+    assert (tmp_path / "frontier.png").stat().st_size > 1000 and (tmp_path / "kl.png").stat().st_size > 1000
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert five_lines.replace("studies/default", "published/default") in readme
 
 
 def test_a_sweep_has_the_frames_of_its_studies_by_point(tree, loaded):
@@ -97,11 +102,34 @@ def test_a_sweep_has_the_frames_of_its_studies_by_point(tree, loaded):
     assert sweep.claims["point"].unique().tolist() == ["ppo.epochs=1", "ppo.epochs=2"]
 
 
-def test_a_published_copy_has_its_claims_alone():
-    copy = salsa.load(ROOT / "results" / "published" / "default")
-    assert len(copy.claims)
-    with pytest.raises(runs.UserError, match="a published copy has no runs; of its frames, `claims` alone"):
+def test_tables_are_those_of_the_report(tree, loaded):
+    names = {path.name.partition(".")[0] for path in (tree.output / "tables").glob("*.csv*")}
+    assert set(loaded.tables) == names and len(loaded.tables) == len(names) and {"claims", "prompt_scores"} <= names
+    for name, frame in loaded.tables.items():
+        (path,) = (tree.output / "tables").glob(f"{name}.csv*")
+        assert list(frame) == list(pd.read_csv(path)) and len(frame) == len(pd.read_csv(path)), name
+    del loaded.tables["frontier"]["arm"]
+    assert "arm" in loaded.tables["frontier"] and "frontier" in loaded.tables and "nothing" not in loaded.tables
+    with pytest.raises(runs.UserError, match=r"^no table 'nothing'; choose among .*claims, .*frontier"):
+        loaded.tables["nothing"]
+
+
+@pytest.mark.parametrize("name", ["decisive", "default", "reviews", "smollm2_reviews"])
+def test_a_published_copy_has_its_tables_alone(name):
+    copy = salsa.load(ROOT / "results" / "published" / name)
+    assert len(copy.tables["frontier"]) and len(copy.tables["rewards"])
+    assert len(copy.claims if "claims" in copy.tables else copy.tables["gates"])  # the oldest was made before claims
+    with pytest.raises(runs.UserError, match="a published copy has no runs; `claims` and all other `tables`"):
         copy.policies  # noqa: B018
+
+
+def test_a_notebooks_way_to_show_figures_is_left_alone():
+    """Whether salsa or matplotlib is imported first; a backend that matplotlib doesn't know ends nothing."""
+    code = "import salsa.report, matplotlib; print(matplotlib.rcParams['backend'])"
+    for name, shown in {"svg": "svg", "no such backend": "agg"}.items():
+        environment = os.environ | {"MPLBACKEND": name, "DISPLAY": ""}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == shown, done.stderr
 
 
 def test_a_folder_that_is_no_study(tree, tmp_path):
