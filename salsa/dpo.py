@@ -54,7 +54,7 @@ def train(settings, parents, output, execution):
     Parents: `prepare`, `reward_model`, `sft0`, the other models that start or reference need, and `sft1` where
     preferences are sampled.
     """
-    device = models.prepare_process(execution, output)
+    device = models.prepare_process(execution)
     _check(settings)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     pairs, counts = _share_pairs(settings, parents, tokenizer, device, execution, output)
@@ -69,7 +69,7 @@ def train(settings, parents, output, execution):
     policy = load()
     parameters = policy.num_parameters()  # counted before it has adapters, or this process holds only a part of them
     trainer = make_trainer(settings, policy, anchor, tokenizer, pairs, output, device, execution)
-    history = training.train(trainer, output, load, execution.checkpoint_minutes)
+    history = training.train(trainer, output, load, execution)
     if training.world()[1]:
         return None  # the first process writes
     metrics = _metrics(history)

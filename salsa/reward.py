@@ -46,7 +46,7 @@ def train(settings, parents, output, execution):
     prompts, where training or scores are not finite, and where the reward has no spread.
     """
     members = _members(settings, parents)
-    device = models.prepare_process(execution, output)
+    device = models.prepare_process(execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     if tokenizer.pad_token_id in chat.folder_end_ids(models.model_folder(parents["sft0"]), tokenizer):
         raise UserError("the tokenizer pads with its end token; a reward model could not see where a text ends")
@@ -159,7 +159,7 @@ def _fit(settings, parents, tokenizer, pairs, output, device, execution):
 
     set_seed(settings.seed)  # for the weights of the new head, which all members of an average share
     trainer = _trainer(settings, load(), tokenizer, pairs, output, device, execution)
-    training.train(trainer, output, load, execution.checkpoint_minutes)
+    training.train(trainer, output, load, execution)
 
 
 class _Trainer(training.DistributedMixin, RewardTrainer):

@@ -25,7 +25,7 @@ def train(settings, parents, output, execution):
     fits the model.
     """
     sft = settings.sft
-    device = models.prepare_process(execution, output)
+    device = models.prepare_process(execution)
     base = models.model_folder(parents["base"])
     tokenizer = models.load_tokenizer(base)
     end = chat.ending(tokenizer, chat.folder_end_ids(base, tokenizer))
@@ -54,9 +54,7 @@ def train(settings, parents, output, execution):
         empty={"input_ids": [tokenizer.pad_token_id], "labels": [IGNORED]},
     )
     validate = sft.stop == "validation"
-    history = training.train(
-        trainer, output, lambda: models.load_policy(base), execution.checkpoint_minutes, best=validate
-    )
+    history = training.train(trainer, output, lambda: models.load_policy(base), execution, best=validate)
     if training.world()[1]:
         return None  # the first process writes
     losses = training.validation_losses(history)

@@ -17,8 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What lock and environment.yml hold.
 INSTALLED = ("dev", "docs", "judge", "lora", "optuna", "reviews", "serving", "slurm", "smollm2", "trackers")
-DISTRIBUTIONS = {  # where an import is named otherwise; pydantic asks for its core at one version
+# Where an import is named otherwise; pydantic asks for its core at one version, and Hydra's sweeper for Optuna.
+DISTRIBUTIONS = {
     "hydra": "hydra-core",
+    "hydra_plugins": "hydra-optuna-sweeper",
+    "optuna": "hydra-optuna-sweeper",
     "pydantic_core": "pydantic",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

@@ -32,8 +32,8 @@ from salsa.workflow.messages import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def prepare_process(execution, output=None):
-    """Set this process's threads, precision, memory allocation and folder of trackers. Returns its torch device.
+def prepare_process(execution):
+    """Set this process's threads, precision and memory allocation. Returns its torch device.
 
     Raises UserError when a GPU is asked for and there is none.
     """
@@ -48,8 +48,6 @@ def prepare_process(execution, output=None):
             libc.mallopt(m_mmap_threshold, 1 << 30)
             libc.mallopt(m_trim_threshold, (1 << 31) - 1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if output is not None:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / runs.TRACKERS))
     if "LOCAL_RANK" not in os.environ:
         # If it saw several GPUs, transformers' Trainer would spread each batch over them, and so enlarge it.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -19,7 +19,7 @@ from salsa.workflow.messages import UserError
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def make_accelerator(settings, device, execution, output):
+def make_accelerator(settings, device, execution):
     """The Accelerator of a run."""
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -28,8 +28,6 @@ def make_accelerator(settings, device, execution, output):
             InitProcessGroupKwargs(timeout=runs.PATIENCE),
         ],
         mixed_precision=settings.mixed_precision,
-        log_with=execution.trackers or None,
-        project_dir=str(output / runs.TRACKERS),
     )
     keep_precision(accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -23,10 +23,21 @@ from tqdm import tqdm
 
 from salsa import algorithms, anchors
 from salsa.data import chat
-from salsa.rl import checkpoints, divergence, forward, models, networks, objective, processes, record, reference
+from salsa.rl import (
+    checkpoints,
+    divergence,
+    forward,
+    models,
+    networks,
+    objective,
+    processes,
+    record,
+    reference,
+    trackers,
+)
 from salsa.rl.batches import Batch
 from salsa.rl.rollout import prompt_order, sample_keys, uniforms
-from salsa.workflow import runs
+from salsa.workflow import runs, schema
 from salsa.workflow.messages import UserError
 
 LARGEST_IMPORTANCE = 2.0  # the truncation of importance weights
@@ -67,7 +78,7 @@ def train(settings, parents, output, execution):
     section = algorithms.section_of(settings)
     device = models.prepare_process(execution)
     divergence.forget(output)
-    accelerator = processes.make_accelerator(settings, device, execution, output)
+    accelerator = processes.make_accelerator(settings, device, execution)
     processes.check_batch(section, accelerator)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     title = algorithms.kinds()[section.section].title
@@ -175,7 +186,7 @@ class Trainer:
         checkpoints.load(self.accelerator, self.progress, self.output)
         is_main = self.accelerator.is_main_process
         log = record.Record(self.output, self.progress.iteration, is_main, section.rollouts_every)
-        self.accelerator.init_trackers("salsa", config={"kl_coef": self.settings.kl_coef})
+        tracked = trackers.Trackers(self.execution.trackers, self.output, schema.dump(self.settings), is_main)
         iterations = range(self.progress.iteration, section.iterations)
         bar = tqdm(iterations, desc=self.name, mininterval=5, disable=not is_main)
         for iteration in bar:
@@ -191,15 +202,14 @@ class Trainer:
             if iteration % section.rollouts_every == 0 or iteration == section.iterations - 1:
                 responses = record.rollout_rows(iteration, batch, sequences, per_response, self.tokenizer)
             log.add(metrics, responses)
-            self.accelerator.log(metrics, step=iteration)
+            tracked.log(metrics, iteration)
             bar.set_postfix({key: f"{metrics[key]:.3g}" for key in ("score", "kl_to_reference", "response_length")})
             if self._asked_to_stop():
                 self._checkpoint_and_exit()
             if self.execution.checkpoint_every and self.progress.iteration % self.execution.checkpoint_every == 0:
                 self._checkpoint()
         self._check_networks()
-        if self.execution.trackers:  # ends the group of processes, too
-            self.accelerator.end_training()
+        tracked.finish()
         expected = section.iterations * section.epochs * section.mini_batches
         if self.progress.steps != expected:
             raise InvariantError(f"{self.progress.steps} optimizer steps instead of {expected}")

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_utils import align_special_tokens
 
-from salsa.rl import checkpoints, divergence, models, processes
+from salsa.rl import checkpoints, divergence, models, processes, trackers
 from salsa.workflow import runs
 from salsa.workflow.messages import UserError
 from salsa.workflow.surroundings import world
@@ -64,7 +64,7 @@ def arguments(name, section, settings, execution, output, device):
         "gradient_accumulation_steps": share // micro_batch,
         "gradient_checkpointing": execution.gradient_checkpointing,
         "logging_steps": 10,
-        "report_to": execution.trackers or "none",
+        "report_to": "none",  # but see `train`
         "ddp_find_unused_parameters": False,
         "ddp_broadcast_buffers": False,  # which never change
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
@@ -307,7 +307,7 @@ def finite_or_null(history):
     ]
 
 
-def train(trainer, output, load, minutes, best=False):
+def train(trainer, output, load, execution, best=False):
     """Train, and write `output/model` with adapters merged. Returns the log history. Called by every process.
 
     An interrupted run goes on from its last checkpoint; a run that is told to stop saves one, and exits with 143, or
@@ -317,12 +317,13 @@ def train(trainer, output, load, minutes, best=False):
     Args:
         trainer: a trainer with the DistributedMixin.
         load: a function that returns the model as it was before training, on a CPU in float32.
-        minutes: minutes between checkpoints; 0 for a checkpoint only when the run is told to stop.
+        execution: config.Execution: minutes between checkpoints (0: only when the run is told to stop), and trackers.
         best: whether the result is the model of lowest validation loss, and not the last.
     """
     with checkpoints.StopRequest() as stop:
-        callback = CheckpointCallback(trainer, output, stop, best, minutes)
+        callback = CheckpointCallback(trainer, output, stop, best, execution.checkpoint_minutes)
         trainer.add_callback(callback)
+        trainer.add_callback(trackers.TrackerCallback(execution.trackers, output))
         trainer.train(resume_from_checkpoint=_saved(trainer, output))
         if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
             trainer.accelerator.wait_for_everyone()  # after the first exit, the launcher gives the others 30 seconds

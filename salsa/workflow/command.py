@@ -1,9 +1,11 @@
 """The command line of a stage, so that each runs alone (`python -m salsa.sft --help`) as the workflow runs it."""
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -82,6 +84,8 @@ def _planned(stage, function, version, arguments):
         function = functools.partial(function, overrides=run.overrides)
     results = Path(plan.results)
     arguments.output = results / arguments.run
+    if run.execution["trackers"]:
+        _name(plan, arguments.run)
     runs.execute(
         stage.name,
         version,
@@ -95,6 +99,28 @@ def _planned(stage, function, version, arguments):
         may_write=stage.may_write,
     )
     _link(plan, arguments.run)
+
+
+def _name(plan, path):
+    """Say in the environment what people call a run, and link what trackers write of it by that name.
+
+    The link lies at trackers/STUDY/NAME below the results, so that TensorBoard shows a study's runs by their names.
+    """
+    from salsa.workflow import progress  # which other stages have no need of
+
+    name = progress.names(plan)[path].replace("/", "+")  # of arms that share the run
+    readers = [study["name"] for study in plan.studies if path in plan.needed([study["path"]]).runs]
+    os.environ |= {runs.RUN_NAME: name, runs.STUDY_NAME: "+".join(dict.fromkeys(readers))}
+    if surroundings.world()[1]:
+        return
+    for study in dict.fromkeys(readers):
+        link = Path(plan.results) / runs.TRACKERS / study / name
+        target = os.path.relpath(Path(plan.results) / path / runs.TRACKERS / name, link.parent)
+        with contextlib.suppress(OSError):  # a file system without links, or another job's link
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink() and os.readlink(link) != target:
+                link.unlink()
+            link.symlink_to(target, target_is_directory=True)
 
 
 def _link(plan, path):

@@ -580,7 +580,7 @@ class Execution:
     judge_check: Switch = True
     """Ask the judge's server one question before the first job."""
     trackers: Annotated[list[Tracker], Items()] = listed()
-    """Where metrics are logged to, by Accelerate: tensorboard, wandb, …"""
+    """Where SFT, reward models and policies log their metrics while they train: tensorboard, wandb, …"""
     shipped_base: Switch = True
     """Copy the checkpoint that comes with the project where its address is the run's."""
 

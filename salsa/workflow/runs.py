@@ -45,6 +45,8 @@ MODEL = (
 # would give every finished run after a policy another address, and it would run again.
 PUBLISHED_ROLES = {"policy": "ppo"}
 TRACKERS = "trackers"  # what TensorBoard and its like write; no part of the result
+# Variables in which a stage that a plan started finds what people call its run, and the study; trackers show them.
+RUN_NAME, STUDY_NAME = "SALSA_RUN_NAME", "SALSA_STUDY_NAME"
 
 
 class Unreadable(UserError, ValueError):

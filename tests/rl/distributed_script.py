@@ -38,7 +38,7 @@ def run(case, parents, output, stop_after=None, double=True, device="cpu"):
     settings = schema.from_dict(config.TRAINING[case["kind"]], case["settings"])
     execution = schema.from_dict(config.Execution, case["execution"])
     AcceleratorState._reset_state()  # the precision is a case's
-    accelerator = processes.make_accelerator(settings, torch.device(device), execution, output)
+    accelerator = processes.make_accelerator(settings, torch.device(device), execution)
     tokenizer = models.load_tokenizer(models.model_folder(parents["sft0"]))
     participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
     if double and settings.mixed_precision == "no":

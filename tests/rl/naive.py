@@ -20,7 +20,7 @@ def largest_difference(model, other):
 
 def make_trainer(settings, parents, tokenizer, execution, output, dtype):
     """A Trainer of the given settings, on a CPU, with all models in one type."""
-    accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution, output)
+    accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution)
     made = trainer.load(settings, parents, tokenizer, accelerator.device, execution)
     for model in (made.policy, made.value_model, made.reward_model, made.sft0, *made.reference.models):
         if model is not None:

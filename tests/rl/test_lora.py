@@ -35,7 +35,7 @@ def make(parents, tokenizer, execution, tmp_path):
 
     def build(settings, output=tmp_path, **changes):
         chosen = dataclasses.replace(execution, **changes)
-        accelerator = processes.make_accelerator(settings, torch.device("cpu"), chosen, output)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), chosen)
         participants = trainer.load(settings, parents, tokenizer, accelerator.device, chosen)
         return trainer.Trainer(settings, participants, tokenizer, accelerator, chosen, output)
 

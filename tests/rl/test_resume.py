@@ -513,7 +513,7 @@ def make(parents, tokenizer, execution, tmp_path):
 
     def build(settings):
         AcceleratorState._reset_state(True)  # the precision is fixed once a process
-        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution, tmp_path)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution)
         anchor = checkpoints.anchored_to(tmp_path)
         participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution, anchor)
         return trainer.Trainer(settings, participants, tokenizer, accelerator, execution, tmp_path)

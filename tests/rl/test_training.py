@@ -331,7 +331,7 @@ def test_processes_wait_while_the_first_one_samples_for_hours(family, tmp_path, 
     day, cpu, timeouts = timedelta(days=1), torch.device("cpu"), []
     section = SimpleNamespace(**sft_case()["settings"]["sft"])
     assert TrainingArguments(**training.common_arguments(section, 1, False, tmp_path, cpu)).ddp_timeout_delta == day
-    accelerator = processes.make_accelerator(SimpleNamespace(mixed_precision="no"), cpu, config.Execution(), tmp_path)
+    accelerator = processes.make_accelerator(SimpleNamespace(mixed_precision="no"), cpu, config.Execution())
     assert accelerator.init_handler.timeout == day
 
     def group(timeout, **_):

@@ -196,7 +196,7 @@ def make(vllm, parents, tokenizer, execution, tmp_path):
 
     def build(settings, rollouts="vllm"):
         execution_ = dataclasses.replace(execution, rollouts=rollouts)
-        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_, tmp_path)
+        accelerator = processes.make_accelerator(settings, torch.device("cpu"), execution_)
         participants = trainer.load(settings, parents, tokenizer, accelerator.device, execution_)
         return trainer.Trainer(settings, participants, tokenizer, accelerator, execution_, tmp_path)
 
