@@ -6,8 +6,9 @@ of an arm is in the study's claims. `salsa export` puts a card beside the model'
 
 import math
 import re
+from statistics import NormalDist
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from salsa import algorithms, data
 from salsa.evaluate import statistics
@@ -25,6 +26,7 @@ DEVELOPMENT = {  # key of evaluation.json -> words
     "response_length": "response length, tokens",
     "eos_rate": "share of responses that end by themselves",
 }
+HALF_WIDTH = NormalDist().inv_cdf(0.975)  # of a 95 % interval, in standard errors of a mean over many prompts
 PREFERENCES = {  # data.preferences -> words
     "sampled": "pairs of the SFT models' responses, ordered by gold with Bradley-Terry noise",
     "given": "pairs that came with the data",
@@ -50,6 +52,8 @@ def card(study, tables, policy):
     manifest = runs.manifest_of(study.parents[f"policy/{policy.index}"])
     settings, arm = study.config, tables["arms"].set_index("arm").loc[policy.arm]
     described, algorithm = metadata(settings, manifest["stage"]), algorithms.kinds()[manifest["stage"]]
+    described.model_name = file_name(policy.arm, policy.kl_coef, policy.replicate, policy.seed).removesuffix(".md")
+    described.eval_results = results(study, policy) or None
     text = words.template("card.md.jinja", autoescape=False).render(
         metadata=described.to_yaml(),
         policy=policy,
@@ -128,26 +132,69 @@ def parents(study, policy, manifest):
 
 
 def development(evaluation):
-    """Means over the development prompts, with standard errors where they were measured."""
+    """Means over the development prompts, with standard errors and 95 % intervals where they were measured."""
     rows = []
+    for text, mean, error in _means(evaluation):
+        measured = not math.isnan(error)
+        spread = f" ± {formats.number(error)}" if measured else ""
+        interval = f"{formats.number(mean - HALF_WIDTH * error)} to {formats.number(mean + HALF_WIDTH * error)}"
+        rows.append((text, Number(formats.number(mean) + spread), Number(interval if measured else "")))
+    return Table(["measure", "mean ± standard error", "95 % interval"], rows)
+
+
+def _means(evaluation):
+    """(words, mean, standard error or nan) of each measure on the development prompts."""
     for name, text in DEVELOPMENT.items():
-        error = selection.number_or_nan(evaluation.get(f"{name}_se"))
         if evaluation.get(name) is not None:
-            spread = "" if math.isnan(error) else f" ± {formats.number(error)}"
-            text += " (upper bound)" * (name == "kl_to_sft0" and evaluation.get("kl_is_bound", False))
-            rows.append((text, Number(formats.number(evaluation[name]) + spread)))
-    return Table(["measure", "mean ± standard error"], rows)
+            bound = " (upper bound)" * (name == "kl_to_sft0" and evaluation.get("kl_is_bound", False))
+            yield text + bound, evaluation[name], selection.number_or_nan(evaluation.get(f"{name}_se"))
+
+
+def results(study, policy):
+    """What the hub shows of a model's evaluation; it has no place for an interval but a measure's name."""
+    data_name = study.config.data.name
+    found = []
+    for text, mean, error in _means(policy.evaluation):
+        bounds = (mean - HALF_WIDTH * error, mean + HALF_WIDTH * error)
+        found.append(_result(f"{data_name}, development prompts", text, mean, *bounds))
+    for benchmark, judge, baseline, rate, low, high, _ in _rates(study, policy):
+        found.append(_result(benchmark, f"adjusted win rate against {baseline}, judge {judge}", rate, low, high))
+    return found
+
+
+def _result(benchmark, text, value, low, high):
+    known = not math.isnan(low)
+    interval = f" (95 % interval {selection.number(low)} to {selection.number(high)})" if known else ""
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=_slug(benchmark),  # by which the hub tells data sets apart
+        dataset_name=words.plain(benchmark),
+        metric_type=_slug(text.partition(",")[0]),
+        metric_name=words.plain(text + interval),
+        metric_value=float(value),
+    )
+
+
+def _slug(text):
+    return re.sub(r"\W+", "_", text).strip("_").lower()
 
 
 def win_rates(study, policy):
     """The adjusted win rates of this policy against sft0 and its plain anchor, by benchmark and judge."""
-    report, rows = study.config.report, []
+    rows = [
+        (benchmark, judge, baseline, formats.number(rate, low, high), formats.number(prompts))
+        for benchmark, judge, baseline, rate, low, high, prompts in _rates(study, policy)
+    ]
+    return Table(["benchmark", "judge", "against", "adjusted win rate", "prompts"], rows)
+
+
+def _rates(study, policy):
+    """(benchmark, judge, baseline, adjusted win rate, its bounds, prompts) of this policy."""
+    report = study.config.report
     for baseline, name in policy.baselines.items():
         for judge, benchmark in judging.judged(study):
             by_training = study.training_scores(judge, benchmark, policy.name, name)
             scores = list(by_training.get((policy.replicate, policy.seed), {}).values())
             if scores:
-                bounds = statistics.bootstrap_interval(scores, report.seed, report.bootstrap)
-                rate = formats.number(statistics.adjusted_win_rate(scores), *bounds)
-                rows.append((benchmark, judge, baseline, rate, formats.number(len(scores))))
-    return Table(["benchmark", "judge", "against", "adjusted win rate", "prompts"], rows)
+                low, high = statistics.bootstrap_interval(scores, report.seed, report.bootstrap)
+                yield benchmark, judge, baseline, statistics.adjusted_win_rate(scores), low, high, len(scores)

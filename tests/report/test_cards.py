@@ -76,6 +76,24 @@ def test_the_hub_reads_the_metadata(text):
     assert ModelCard(text).text.startswith("\n# salsa, kl_coef 0.05, replicate 1")
 
 
+def test_the_hub_reads_the_results(built, text):
+    """As a model index: every number of the card's tables, with its interval in the measure's name."""
+    data = ModelCard(text).data
+    assert data.model_name == "salsa-kl0.05-r1"
+    found = {(result.dataset_name, result.metric_name.partition(" (95")[0]): result for result in data.eval_results}
+    assert len(found) == len(data.eval_results)
+    gold = found["stories, development prompts", "gold reward"]
+    evaluation = runs.read_json(built[0].parents["respond/1"] / "evaluation.json")
+    assert gold.metric_type == "gold_reward" and gold.task_type == "text-generation"
+    rate = found["out_of_distribution", "adjusted win rate against ppo, judge gold"]
+    assert rate.metric_value == pytest.approx(6.5 / 12)  # one win and 11 ties of 12
+    assert rate.metric_type == "adjusted_win_rate_against_ppo" and " (95 % interval " in rate.metric_name
+    mean, error = gold.metric_value, evaluation["gold_reward_se"]
+    low, high = (cards.formats.number(mean + sign * 1.959964 * error) for sign in (-1, 1))
+    assert gold.metric_name == f"gold reward (95 % interval {low} to {high})"
+    assert f"| gold reward | 0.435 ± 0.01 | {low} to {high} |" in text
+
+
 def test_what_the_policy_was_made_from(built, text):
     assert "its KL penalty is measured from: 1/2 sft0 + 1/2 sft1" in text and "the policy started at: sft0" in text
     manifest = runs.manifest_of(built[0].root / "ppo" / "r1-salsa-kl_0.05-0123456789ab")
