@@ -15,7 +15,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from salsa.workflow import screen, stages
 
 # What Snakemake says while jobs run, and no event says: all else is in the picture, or in the log that it keeps.
-SAID = ("Terminating processes", "Will exit after finishing", "Nothing to be done")
+NOTHING = "Nothing to be done"
+SAID = ("Terminating processes", "Will exit after finishing", NOTHING)
 # Errors that the lines on failed jobs say better.
 SAID_BETTER = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
 NOISE = ("Assuming unrestricted shared filesystem",)
@@ -69,7 +70,8 @@ class LogHandler(LogHandlerBase):
     def _say(self, record):
         text = str(record.msg)
         wanted = record.levelno >= logging.WARNING or text.startswith(SAID)
-        if wanted and not text.startswith(SAID_BETTER):
+        concluded = text.startswith(NOTHING) and self.reporter.concluded
+        if wanted and not concluded and not text.startswith(SAID_BETTER):
             self.reporter.say(text, "red" if record.levelno >= logging.ERROR else None)
 
     def close(self):

@@ -27,6 +27,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+PLUGIN = "snakemake_logger_plugin_salsa"
 OWN = {"salsa", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}  # what tests may import from one another
 LARGEST = 4_000_000  # bytes of a tracked file
 
@@ -98,7 +99,7 @@ def undeclared(folders, extras):
 
 def test_every_import_is_declared():
     """Modules of the project and of an extra alike; what only tests use is in `dev`."""
-    assert undeclared(["salsa"], [extra for extra in PROJECT["optional-dependencies"] if extra != "dev"]) == []
+    assert undeclared(["salsa", PLUGIN], [extra for extra in PROJECT["optional-dependencies"] if extra != "dev"]) == []
     assert undeclared(["tests"], PROJECT["optional-dependencies"]) == [], "in tests"
 
 

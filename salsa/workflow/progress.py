@@ -132,14 +132,28 @@ class Watch:
         state = FAILED if ERROR.match(lines[0]) else STOPPED
         return RunProgress(*place, state, left=estimate, reason=lines[0])
 
+    def job_started(self, path):
+        """Take note that this process starts a job, or sends it to a cluster."""
+        self.began[path] = time.time()
+        self.failed.pop(path, None)
+
+    def job_finished(self, path):
+        """Take note that a job has ended; returns how long it took, to the second at which this process knows."""
+        seconds = time.time() - self.began.get(path, self.since or time.time())
+        if not self.by_job:  # there, the time in the queue is no part of it
+            self.finished[path] = seconds
+            self.durations.add(self.plan.runs[path], seconds)
+        return seconds
+
     def _finish(self, path, run):
-        """How long a finished run took, which is read the first time."""
-        if path not in self.finished:
-            manifest = runs.manifest_of(self.results / path) or {}
-            seconds = self.finished[path] = durations.seconds_of(self.results / path, manifest)
-            if seconds:
-                self.durations.add(run, seconds)
-        return self.finished[path]
+        """How long a finished run took: read from its files once, unless this process waits for the end of its job."""
+        if path in self.finished or (path in self.began and not self.by_job):
+            return self.finished.get(path)
+        manifest = runs.manifest_of(self.results / path) or {}
+        seconds = self.finished[path] = durations.seconds_of(self.results / path, manifest)
+        if seconds:
+            self.durations.add(run, seconds)
+        return seconds
 
     def _running(self, place, run, folder, estimate):
         seconds = time.time() - started(folder, self.began.get(place[0]))

@@ -149,6 +149,7 @@ class Reporter:
     def __init__(self, stream=None):
         self.stream, self.watch, self.plan = stream, None, None
         self.began, self.logged = time.time(), {}  # the latter: path -> bytes of its log before this try
+        self.concluded = False  # whether the studies' results were named, so that no word is left to say of them
 
     def begin(self, plan, driver):
         """A study's jobs are about to be run."""
@@ -163,8 +164,7 @@ class Reporter:
     def started(self, path):
         """A job was started, or sent to a cluster."""
         if self.watch and path in self.plan.runs:
-            self.watch.began[path] = time.time()
-            self.watch.failed.pop(path, None)
+            self.watch.job_started(path)
             log = self.watch.results / path / jobs.KEPT_LOG
             self.logged[path] = log.stat().st_size if log.exists() else 0
             self._started(path)
@@ -175,16 +175,15 @@ class Reporter:
     def finished(self, path):
         """A job has ended, and its run is finished."""
         if self.watch and path in self.plan.runs:
-            self._finished(path)
+            self._finished(path, self.watch.job_finished(path))
             if stages.ALL[self.plan.runs[path].stage].printed:
                 for line in self._printed(path):
                     self.say(line)
 
-    def _finished(self, path):
+    def _finished(self, path, seconds):
         picture = self.watch.look()
-        took = duration(time.time() - self.watch.began.get(path, self.began))
         ahead = ", ".join(filter(None, [f"{picture.count(DONE)} of {picture.count()}", to_go(picture)]))
-        self.say(f"{self._called(path)}: done in {took} ({ahead})")
+        self.say(f"{self._called(path)}: done in {duration(seconds)} ({ahead})")
 
     def failed(self, path):
         """A job has failed: Snakemake may try it again."""
@@ -241,7 +240,7 @@ class Screen(Reporter):
     def _started(self, path):
         pass  # the picture shows it
 
-    def _finished(self, path):
+    def _finished(self, path, seconds):
         pass
 
     def say(self, text, style=None):

@@ -233,6 +233,8 @@ def conclude_at_once():
     if all_done() and "nothing" not in ANNOUNCED:
         ANNOUNCED.add("nothing")
         conclude(write=False)
+        if screen.active:
+            screen.active.concluded = True
 
 
 def begin():
