@@ -42,12 +42,27 @@ class SalsaLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         points = [list(filter_overrides(overrides)) for overrides in job_overrides]
         configs = [self._config(number, overrides) for number, overrides in enumerate(job_overrides, initial_job_idx)]
-        log.info(f"One DAG of {len(points)} points, in {sweep.dir}")
-        for number, point in enumerate(points, initial_job_idx):
-            log.info(f"\t#{number} : {' '.join(point)}")
         file = Path(str(sweep.dir)) / f"points-{initial_job_idx}.json"
-        outcomes = self.application.compute(points, file, multirun.searches(self.config.hydra))
-        return [self._job(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
+        searching = multirun.searches(self.config.hydra)
+        if searching:
+            log.info(f"{len(points)} trials in one DAG; what their jobs say: {file.with_suffix('.log')}")
+        else:
+            log.info(f"One DAG of {len(points)} points, in {sweep.dir}")
+        called = [self._name(number, point, searching) for number, point in enumerate(points, initial_job_idx)]
+        for name in called:
+            log.info(name)
+        outcomes = self.application.compute(points, file, searching)
+        results = [self._job(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
+        if searching:
+            for name, outcome in zip(called, outcomes, strict=True):
+                log.info(f"{name}: {multirun.objective_words(outcome)}")
+        return results
+
+    def _name(self, number, point, searching):
+        """What to call a point; of a trial's overrides, those that the search chose."""
+        if not searching:
+            return f"\t#{number} : {' '.join(point)}"
+        return f"trial {number}: {' '.join(text for text in point if text not in self.application.given)}"
 
     def _config(self, number, overrides):
         """A point's configuration, with Hydra's own."""

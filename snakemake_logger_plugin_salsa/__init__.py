@@ -18,7 +18,12 @@ from salsa.workflow import screen, stages
 NOTHING = "Nothing to be done"
 SAID = ("Terminating processes", "Will exit after finishing", NOTHING)
 # Errors that the lines on failed jobs say better.
-SAID_BETTER = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
+SAID_BETTER = (
+    "Exiting because a job execution failed",
+    "WorkflowError:\nAt least one job did not complete",
+    "RuleException:\nCalledProcessError",
+    "Cannot restore",  # the manifest of a run that has none
+)
 NOISE = ("Assuming unrestricted shared filesystem",)
 
 

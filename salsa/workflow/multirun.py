@@ -89,7 +89,7 @@ def run(arguments, options):
     if OPTUNA in arguments:
         _check_optuna()
     _check(arguments)
-    application = Application(options)
+    application = Application(options, arguments)
     code = 0
     # Hydra has no place to hand in a loader of configurations, and reads sys.argv alone.
     with (
@@ -193,11 +193,13 @@ class Application:
     """What Hydra calls for a point, and the launcher for a batch of them.
 
     Attributes:
+        given: the arguments that were typed, of which no search has chosen any.
         code: the largest exit code of Snakemake so far.
+        searching: whether a sweeper has looked for the best point: then what Snakemake says is in files.
     """
 
-    def __init__(self, options):
-        self.options = list(options)
+    def __init__(self, options, given=()):
+        self.options, self.given, self.searching = list(options), set(given), False
         self.directory = directory(options)
         self.code = 0
         self.batches = []  # of each: the file of its points, and those of them whose studies are finished
@@ -223,6 +225,7 @@ class Application:
             Refused: what is wrong with a point.
         """
         file, here = Path(file).absolute(), Path.cwd()
+        self.searching = searching
         try:
             check_directory(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)  # as Snakemake does
@@ -236,7 +239,7 @@ class Application:
             code = 0
             if sound:
                 runs.write_json(file, sound)
-                code = wait(command(self.options, f"points={snakemake_text(str(file))}"), here)
+                code = self._wait(file, here)
                 self.code = max(self.code, code)
             outcomes = [_outcome(*entry, code) for entry in planned]
         done = zip(points, outcomes, strict=True)
@@ -249,7 +252,12 @@ class Application:
         if len(self.batches) > 1 and len(points) > 1:
             file = Path(os.path.commonpath([file.parent for file, _ in self.batches])) / "points.json"
             runs.write_json(file, points)
-            self.code = max(self.code, wait(command(self.options, f"points={snakemake_text(str(file))}"), Path.cwd()))
+            self.code = max(self.code, self._wait(file, Path.cwd()))
+
+    def _wait(self, file, folder):
+        """Run Snakemake on a file of points to its end. What it says of a search's trials stands beside that file."""
+        started = command(self.options, f"points={snakemake_text(str(file))}")
+        return wait(started, folder, file.with_suffix(".log") if self.searching else None)
 
 
 def searches(current):
@@ -298,6 +306,11 @@ def _finished(study):
     return (study / runs.MANIFEST).exists()
 
 
+def objective_words(outcome):
+    """What has become of a trial, in words."""
+    return f"objective {outcome.objective['objective']:.4g}" if outcome.objective else f"failed: {outcome.reason}"
+
+
 def report(outcome):
     """Write `objective.json` to the folder of Hydra's current job, and return the objective, or None.
 
@@ -314,8 +327,8 @@ def report(outcome):
     return objective["objective"]
 
 
-def wait(command, folder):
-    """Run a command in a folder to its end; returns its exit code.
+def wait(command, folder, log=None):
+    """Run a command in a folder to its end; returns its exit code. `log`: a file for what it prints.
 
     SIGINT and SIGTERM are handed on as SIGTERM, and this process ends when the command has ended. The command ignores
     SIGINT, which a terminal sends to both.
@@ -329,7 +342,10 @@ def wait(command, folder):
 
     before = interrupts.handle(terminate)
     try:
-        process = subprocess.Popen(command, cwd=folder, preexec_fn=interrupts.ignore_interrupts)
+        with open(log, "ab") if log else contextlib.nullcontext() as file:
+            process = subprocess.Popen(
+                command, cwd=folder, preexec_fn=interrupts.ignore_interrupts, stdout=file, stderr=file
+            )
         if told:  # before there was a process to tell
             process.terminate()
         process.wait()

@@ -121,7 +121,7 @@ class Watch:
             return RunProgress(path, run.stage, self.names[path], DONE, self._finish(path, run))
         folder, estimate = self.results / path, self.durations.of(run)
         place = path, run.stage, self.names[path]
-        if locked(folder):
+        if locked(folder) or self._is_starting(path):
             return self._running(place, run, folder, estimate)
         if path in self.failed:
             return RunProgress(*place, FAILED, left=estimate, reason=self.failed[path])
@@ -145,6 +145,15 @@ class Watch:
             self.durations.add(self.plan.runs[path], seconds)
         return seconds
 
+    def job_failed(self, path, reason):
+        """Take note that a job has failed."""
+        self.began.pop(path, None)
+        self.failed[path] = reason
+
+    def _is_starting(self, path):
+        """Whether this process has started a job on this machine, which takes seconds until it holds its lock."""
+        return path in self.began and not self.by_job
+
     def _finish(self, path, run):
         """How long a finished run took: read from its files once, unless this process waits for the end of its job."""
         if path in self.finished or (path in self.began and not self.by_job):
@@ -156,7 +165,7 @@ class Watch:
         return seconds
 
     def _running(self, place, run, folder, estimate):
-        seconds = time.time() - started(folder, self.began.get(place[0]))
+        seconds = time.time() - self._started(place[0], folder)
         training = stages.ALL[run.stage].trains_policy
         rows = last_rows(folder / "metrics.jsonl") if training else []
         last = rows[-1] if rows else {}
@@ -168,6 +177,16 @@ class Watch:
             left = (iterations - done) * sum(recent) / len(recent)
         score, kl = last.get("score"), last.get("kl_to_reference")
         return RunProgress(*place, RUNNING, seconds, left, done, iterations, score, kl)
+
+    def _started(self, path, folder):
+        """When a running job was started: as this process knows, or else by what each writes first, its checkpoints'
+        address.
+        """
+        if self._is_starting(path):
+            return self.began[path]
+        with contextlib.suppress(OSError):
+            return (folder / runs.CHECKPOINTS / "address").stat().st_mtime
+        return time.time()
 
     def _time_to_go(self, unfinished):
         """Seconds until all is finished; None where nothing is known, of 0 where nothing is left."""
@@ -197,13 +216,6 @@ def locked(folder):
     except OSError:
         pass
     return False
-
-
-def started(folder, began=None):
-    """When the process that computes a run was started: each writes the address beside its checkpoints first."""
-    with contextlib.suppress(OSError):
-        return (folder / runs.CHECKPOINTS / "address").stat().st_mtime
-    return began or time.time()
 
 
 def last_rows(path):

@@ -17,12 +17,12 @@ from rich.text import Text
 
 from salsa.workflow import jobs, progress, stages
 from salsa.workflow.bounds import printable
-from salsa.workflow.progress import DONE, FAILED, RUNNING, STOPPED, WAITING
+from salsa.workflow.progress import DONE, FAILED, RUNNING, STOPPED
 
 EVERY = 1.0  # seconds between two looks at the results
 MOST = 12  # running runs that are shown one by one
 NAMED = 3  # runs with one fault that are named; of others, how many
-COLOURS = {RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", WAITING: "dim"}
+COLOURS = {RUNNING: "cyan", FAILED: "red", STOPPED: "yellow"}
 
 active = None  # the reporter of this process, where the logger plugin made one
 
@@ -190,8 +190,9 @@ class Reporter:
         if self.watch and path in self.plan.runs:
             log = self.watch.results / path / jobs.LOG
             lines = jobs.last_lines(log, 1) if log.exists() else []
-            self.watch.failed[path] = lines[0] if lines else "it said nothing"
-            self.say(f"{self._called(path)}: failed: {self.watch.failed[path]} ({log})", "red")
+            reason = lines[0] if lines else "it said nothing"
+            self.watch.job_failed(path, reason)
+            self.say(f"{self._called(path)}: failed: {reason} ({log})", "red")
 
     def _printed(self, path):
         """What a run has printed in this try."""

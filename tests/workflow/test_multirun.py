@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Snakemake:
         self.commands, self.points, self.plans = [], [], []
         self.gold = lambda composed: 1e3 * composed.config.ppo.learning_rate
 
-    def __call__(self, command, folder):
+    def __call__(self, command, folder, log=None):
         self.commands.append(command)
         file = json.loads(command[-1].split("=", 1)[1])
         self.points.append(runs.read_json(file))
@@ -284,13 +285,19 @@ def test_optuna_maximises_the_objective(snakemake):
     assert best.ppo.learning_rate == results.best_params["ppo.learning_rate"]
 
 
-def test_optuna_goes_on_after_a_point_that_fails(snakemake):
+def test_optuna_goes_on_after_a_point_that_fails(snakemake, capsys):
     pytest.importorskip("optuna", reason="needs the extra optuna")
     first = []
     snakemake.gold = lambda composed: (
         None if first == [] and not first.append(composed.config.ppo.learning_rate) else 0.5
     )
     assert main(["run", "-m", *TINY, *OPTUNA, "hydra.sweeper.n_trials=4", FOLDER]) == 1
+    lines = [line.partition("[HYDRA] ")[2] for line in capsys.readouterr().out.splitlines() if "trial " in line]
+    number = r"ppo\.learning_rate=[\d.e-]+"
+    for trial, end in enumerate(["failed: Snakemake ended with 1 before it", *["objective 0.5"] * 3]):
+        begun, ended = (line for line in lines if line.startswith(f"trial {trial}:"))
+        assert re.fullmatch(f"trial {trial}: {number}", begun) and ended == f"{begun}: {end}"
+    assert len(lines) == 8
     assert [objective(f"sweep/{number}")["objective"] for number in range(4)] == [None, 0.5, 0.5, 0.5]
 
 

@@ -94,8 +94,25 @@ def test_what_failed_before_only_waits_when_its_jobs_are_run_again(study):
     watch = progress.Watch(study)
     watch.since = 0.0
     assert watch.look().count(FAILED) == 0
-    watch.failed[path] = "UserError: no"
+    watch.job_started(path)
+    assert [run.path for run in watch.look().of(RUNNING)] == [path]  # though it holds no lock yet
+    watch.job_failed(path, "UserError: no")
     assert [run.path for run in watch.look().of(FAILED)] == [path]
+    watch.job_started(path)
+    assert watch.look().count(FAILED) == 0
+    finish(study, path, 1.0)
+    assert 0 <= watch.job_finished(path) < 60 and watch.look().count(DONE) == 1
+
+
+def test_a_job_that_waits_in_a_cluster_s_queue_only_waits(study):
+    path = of(study, "sft")[0]
+    watch = progress.Watch(study, (10, 0), by_job=True)
+    watch.since = 0.0
+    watch.job_started(path)
+    assert watch.look().count(RUNNING) == 0
+    watch.job_finished(path)
+    finish(study, path, 7.0)
+    assert watch.look().count(DONE) == 1 and watch.durations.of(study.runs[path]) == 7.0  # not what it waited
 
 
 def test_a_running_policy_says_its_iteration_score_and_kl(study):

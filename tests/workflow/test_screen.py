@@ -40,7 +40,7 @@ def test_the_picture_fits_and_says_what_runs(width):
         assert cells == "ppo strong_soup, kl_coef 0.3, 31/50 1.23 3.4 0:41 0:15" and "replicate 1" in lines[place + 1]
     else:
         assert cells == "ppo strong_soup, kl_coef 0.3, replicate 1 31/50 1.23 3.4 0:41 0:15"
-    assert re.search(r"ppo +.* 0/2 +1 running, 1 waiting", text) and re.search("corpus .* 1/1", text)
+    assert re.search(r"ppo +.* 0/2 +1 running *\n", text) and re.search("corpus .* 1/1", text)
 
 
 def test_many_running_runs_are_counted():
