@@ -45,24 +45,15 @@ class SalsaLauncher(Launcher):
         file = Path(str(sweep.dir)) / f"points-{initial_job_idx}.json"
         searching = multirun.searches(self.config.hydra)
         if searching:
-            log.info(f"{len(points)} trials in one DAG; what their jobs say: {file.with_suffix('.log')}")
+            for number, point in enumerate(points, initial_job_idx):
+                chosen = [text for text in point if text not in self.application.given]
+                print(f"trial {number} starts: {' '.join(chosen)} (log: {multirun.log_beside(file)})", flush=True)
         else:
             log.info(f"One DAG of {len(points)} points, in {sweep.dir}")
-        called = [self._name(number, point, searching) for number, point in enumerate(points, initial_job_idx)]
-        for name in called:
-            log.info(name)
+            for number, point in enumerate(points, initial_job_idx):
+                log.info(f"\t#{number} : {' '.join(point)}")
         outcomes = self.application.compute(points, file, searching)
-        results = [self._job(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
-        if searching:
-            for name, outcome in zip(called, outcomes, strict=True):
-                log.info(f"{name}: {multirun.objective_words(outcome)}")
-        return results
-
-    def _name(self, number, point, searching):
-        """What to call a point; of a trial's overrides, those that the search chose."""
-        if not searching:
-            return f"\t#{number} : {' '.join(point)}"
-        return f"trial {number}: {' '.join(text for text in point if text not in self.application.given)}"
+        return [self._job(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
 
     def _config(self, number, overrides):
         """A point's configuration, with Hydra's own."""

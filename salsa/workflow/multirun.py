@@ -257,7 +257,12 @@ class Application:
     def _wait(self, file, folder):
         """Run Snakemake on a file of points to its end. What it says of a search's trials stands beside that file."""
         started = command(self.options, f"points={snakemake_text(str(file))}")
-        return wait(started, folder, file.with_suffix(".log") if self.searching else None)
+        return wait(started, folder, *[log_beside(file)] * self.searching)
+
+
+def log_beside(file):
+    """Where stands what Snakemake says of the points in a file, in a search."""
+    return Path(file).with_suffix(".log")
 
 
 def searches(current):
@@ -304,11 +309,6 @@ def _outcome(planned, objective, reason, code):
 
 def _finished(study):
     return (study / runs.MANIFEST).exists()
-
-
-def objective_words(outcome):
-    """What has become of a trial, in words."""
-    return f"objective {outcome.objective['objective']:.4g}" if outcome.objective else f"failed: {outcome.reason}"
 
 
 def report(outcome):
