@@ -2,7 +2,7 @@
 
 A run is finished when it has its manifest. It runs while a process holds the lock on its folder, on this machine or on
 another one that shares the file system; a run that began and is neither has failed or was stopped. Nothing is written,
-but for the record of the process that runs a plan's jobs (`Driver`). Left out: how all this is drawn (screen.py).
+but for the record of the process that runs a plan's jobs (`Session`). Left out: how all this is drawn (screen.py).
 """
 
 import contextlib
@@ -286,7 +286,7 @@ def _replicate(number):
 
 
 @dataclass
-class Driver:
+class Session:
     """The process that runs a plan's jobs: what it was started by, when and where, and how many jobs it runs at once.
 
     It holds a lock on its record, which ends with it.
@@ -305,37 +305,37 @@ class Driver:
         return self.threads, self.gpus
 
 
-def driver_file(plan):
+def session_file(plan):
     """The record of what runs a plan's jobs: named by the runs, whatever command planned them."""
     digest = hashlib.sha256("\n".join(sorted(plan.runs)).encode()).hexdigest()
-    return Path(plan.results) / "plans" / f"{digest[:12]}.driver"
+    return Path(plan.results) / "plans" / f"{digest[:12]}.session"
 
 
-def drive(plan, command, threads, gpus=0, by_job=False):
+def hold_session(plan, command, threads, gpus=0, by_job=False):
     """Record that this process runs a plan's jobs, as long as it lives; not in a folder that can't be written."""
-    driver = Driver(command, platform.node(), os.getpid(), time.time(), threads, gpus, by_job)
+    session = Session(command, platform.node(), os.getpid(), time.time(), threads, gpus, by_job)
     with contextlib.suppress(OSError):
-        file = open(driver_file(plan), "a+b")  # noqa: SIM115 (open, and so locked, until the process ends)
+        file = open(session_file(plan), "a+b")  # noqa: SIM115 (open, and so locked, until the process ends)
         fcntl.flock(file, fcntl.LOCK_SH)  # with others that run the same plan: the last one's record stays
         file.truncate(0)
-        file.write(json.dumps(asdict(driver)).encode())
+        file.write(json.dumps(asdict(session)).encode())
         file.flush()
         _held.append(file)
-    return driver
+    return session
 
 
 _held = []  # files that are locked until this process ends
 
 
-def driver_of(plan):
-    """(The `Driver` of a plan, whether it lives), or (None, False) where none was ever started."""
-    path = driver_file(plan)
+def session_of(plan):
+    """(The `Session` of a plan, whether it lives), or (None, False) where none was ever started."""
+    path = session_file(plan)
     try:
-        driver = Driver(**runs.read_json(path))
+        session = Session(**runs.read_json(path))
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return driver, True
+        return session, True
     except (OSError, TypeError, UserError):
         return None, False
-    return driver, False
+    return session, False

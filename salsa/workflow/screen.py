@@ -151,9 +151,9 @@ class Reporter:
         self.began, self.logged = time.time(), {}  # the latter: path -> bytes of its log before this try
         self.concluded = False  # whether the studies' results were named, so that no word is left to say of them
 
-    def begin(self, plan, driver):
+    def begin(self, plan, session):
         """A study's jobs are about to be run."""
-        watch = progress.Watch(plan, driver.capacity, driver.by_job)
+        watch = progress.Watch(plan, session.capacity, session.by_job)
         watch.since = self.began = time.time()
         self.plan, self.watch = plan, watch
         self._begun(watch.look())

@@ -16,27 +16,27 @@ from salsa.workflow.progress import DONE, RUNNING
 
 def show(plan, overrides):
     """Print the picture of a plan, and what is to be said of it. `overrides`: those that it was made from."""
-    driver, lives = progress.driver_of(plan)
-    watch = progress.Watch(plan, driver.capacity, driver.by_job) if driver else progress.Watch(plan)
+    session, lives = progress.session_of(plan)
+    watch = progress.Watch(plan, session.capacity, session.by_job) if session else progress.Watch(plan)
     picture = watch.look()
-    seconds = time.time() - driver.started if lives else None
+    seconds = time.time() - session.started if lives else None
     Console(highlight=False).print(screen.drawn(picture, screen.title(plan), seconds))
-    for line in lines(plan, picture, driver, lives, overrides):
+    for line in lines(plan, picture, session, lives, overrides):
         print(printable(line))
 
 
-def lines(plan, picture, driver, lives, overrides):
+def lines(plan, picture, session, lives, overrides):
     """What failed, whether anything runs the study, and what to do."""
     yield from screen.troubles(picture, plan.results)
     command = shlex.join(["salsa", "run", *overrides])
     if picture.count() == picture.count(DONE):
         yield from finished(plan)
     elif lives:
-        yield f"run by: {driver.command} (process {driver.process} on {driver.host})"
+        yield f"run by: {session.command} (process {session.process} on {session.host})"
     elif picture.count(RUNNING):
         yield "its jobs run, but no process that would start the others is known here"
     elif picture.count(DONE):
-        yield f"nothing runs it now; to go on: {driver.command if driver else command}"
+        yield f"nothing runs it now; to go on: {session.command if session else command}"
     else:
         yield f"nothing of it was run; to start: {command}"
 

@@ -11,7 +11,6 @@ import sys
 import termios
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from test_workflow import ROOT, TINY, Place
@@ -124,45 +123,30 @@ def test_status_names_what_failed_and_the_command_that_goes_on(failed):
 def test_a_terminal_shows_one_picture_and_ends_with_the_answer(failed, tmp_path):
     place = failed.copy(tmp_path / "copy")
     (place.folder / "fail_respond").unlink()
-    (place.folder / "hold_judge").touch()
-    terminal = Terminal(place, "run", *TINY.split(), "--", "--cores", "4")
-    terminal.wait_for(r"judge +\S+ +0/2 +2 running")
-    terminal.wait_for(r"judge +salsa, kl_coef 0\.3, replicate 0")
-    code, lines = run(place, "status", *TINY.split())
-    assert code == 0 and any(re.match(r"judge .* 0/2 +2 running", line) for line in lines)
+    (place.folder / "hold_ppo").touch()
+    overrides = [*TINY.split(), "ppo.learning_rate=1e-5"]
+    terminal = Terminal(place, "run", *overrides, "--", "--cores", "4")
+    terminal.wait_for(r"ppo +\S+ +0/2 +2 running")
+    terminal.wait_for(r"ppo +ppo, kl_coef 0\.3, replicate 0 +0/50")
+    for folder in (path.parent for path in place.folder.glob("results/ppo/*/checkpoints")):
+        row = {"iteration": 11, "score": 0.123, "kl_to_reference": 4.567, "seconds": 2.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    terminal.wait_for(r"salsa, kl_coef 0\.3, replicate 0 +12/50 +0\.123 +4\.57 +\d+:\d\d +1:16")
+    code, lines = run(place, "status", *overrides)
+    assert code == 0 and any(re.match(r"ppo .* 0/2 +2 running", line) for line in lines)
     assert lines[-1].startswith("run by: salsa run ") and f"process {terminal.process.pid}" in lines[-1]
-    (place.folder / "hold_judge").unlink()
+    (place.folder / "hold_ppo").unlink()
     assert terminal.end() == 0, terminal.text
     last = terminal.text.rstrip().replace("\r", "").split("\n")[-4:]
     assert any(CONCLUSION in line for line in last) and "Finished jobid" not in terminal.text
-    assert re.search(r"study default · 16 of 16 runs · \d+ s", terminal.text)
-    code, lines = run(place, "status", *TINY.split())
-    assert lines[-1].startswith("finished: results/studies/default-") and lines[0] == "study default · 16 of 16 runs"
-    for options in (["-n"], ["--summary"], ["--unlock"], ["--list-rules"]):
-        assert not any("beside it" in line for line in run(place, "run", *TINY.split(), "--", *options)[1]), options
-    code, lines = run(place, "run", *TINY.split())
+    assert re.search(r"study \S+ · 16 of 16 runs · [\dmin ]+ s", terminal.text)
+    assert run(place, "status", *overrides)[1][-1].startswith("finished: results/studies/default-")
+    for options in (["-n"], ["--summary"], ["--unlock"], ["--list-rules"]):  # which run no job
+        assert not any("beside it" in line for line in run(place, "run", *overrides, "--", *options)[1]), options
+    code, lines = run(place, "run", *overrides)
     assert code == 0 and any(CONCLUSION in line for line in lines) and len(lines) < 8
 
 
-def test_a_policy_s_iteration_score_and_kl_are_shown_while_it_trains(failed, tmp_path):
-    place = failed.copy(tmp_path / "copy")
-    (place.folder / "hold_ppo").touch()
-    (place.folder / "fail_respond").unlink()
-    terminal = Terminal(place, "run", *TINY.split(), "ppo.learning_rate=1e-5", "--", "--cores", "4")
-    terminal.wait_for(r"ppo +ppo, kl_coef 0\.3, replicate 0 +0/50")
-    folders = [path for path in place.folder.glob("results/ppo/*") if not (path / "manifest.json").exists()]
-    for folder in folders:
-        row = {"iteration": 11, "score": 0.123, "kl_to_reference": 4.567, "seconds": 2.0}
-        Path(folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    terminal.wait_for(r"salsa, kl_coef 0\.3, replicate 0 +12/50 +0\.123 +4\.57 +\d+:\d\d +1:16")
-    (place.folder / "hold_ppo").unlink()
-    assert terminal.end() == 0, terminal.text
-
-
-def test_snakemake_s_own_words_are_there_for_who_asks(failed, tmp_path):
-    place = failed.copy(tmp_path / "copy")
-    (place.folder / "fail_respond").unlink()
-    code, lines = run(place, "run", *TINY.split(), "--", "-n", "--cores", "2")
+def test_snakemake_s_own_words_are_there_for_who_asks(failed):
+    code, lines = run(failed, "run", *TINY.split(), "--", "-n", "--cores", "2")
     assert code == 0 and "rule respond:" in lines
-    code, lines = run(place, "run", *TINY.split(), "--", "--quiet", "--cores", "4")
-    assert code == 0 and not any("respond" in line for line in lines)

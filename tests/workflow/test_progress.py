@@ -235,16 +235,16 @@ def test_runs_on_the_only_gpu_wait_for_each_other():
 
 def test_the_process_that_runs_a_plan_is_known_while_it_lives(study):
     study.save()  # which makes the folder
-    assert progress.driver_of(study) == (None, False)
-    driver = progress.drive(study, "salsa run", 4)
-    assert progress.driver_of(study) == (driver, True)
-    again = progress.drive(study, "salsa run -- --cores 2", 2)
-    assert progress.driver_of(study) == (again, True)
+    assert progress.session_of(study) == (None, False)
+    session = progress.hold_session(study, "salsa run", 4)
+    assert progress.session_of(study) == (session, True)
+    again = progress.hold_session(study, "salsa run -- --cores 2", 2)
+    assert progress.session_of(study) == (again, True)
     while progress._held:
         progress._held.pop().close()
-    assert progress.driver_of(study) == (again, False)
-    progress.driver_file(study).write_text("{}")
-    assert progress.driver_of(study) == (None, False)
+    assert progress.session_of(study) == (again, False)
+    progress.session_file(study).write_text("{}")
+    assert progress.session_of(study) == (None, False)
 
 
 def test_of_a_study_with_looks_the_runs_up_to_the_next_look_count(tmp_path):

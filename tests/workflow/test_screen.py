@@ -80,7 +80,7 @@ def test_plain_lines_say_when_a_job_starts_and_ends(tmp_path):
     stream = io.StringIO()
     reporter = screen.Reporter(stream)
     reporter.started("corpus/x")  # before the study is known
-    reporter.begin(study, progress.Driver("salsa run", "here", 1, 0.0, 2))
+    reporter.begin(study, progress.Session("salsa run", "here", 1, 0.0, 2))
     (corpus,) = of(study, "corpus")
     reporter.started(corpus)
     finish(study, corpus)
@@ -106,7 +106,7 @@ def test_what_gates_print_in_this_try_is_said(tmp_path):
     study = planned(tmp_path)
     stream = io.StringIO()
     reporter = screen.Reporter(stream)
-    reporter.begin(study, progress.Driver("salsa run", "here", 1, 0.0, 2))
+    reporter.begin(study, progress.Session("salsa run", "here", 1, 0.0, 2))
     (gates, _) = of(study, "gates")
     folder = begin(study, gates, "")
     (folder / ".log.txt").write_text("an earlier try\n")
@@ -118,8 +118,8 @@ def test_what_gates_print_in_this_try_is_said(tmp_path):
 
 
 def words(study, overrides=()):
-    driver, lives = progress.driver_of(study)
-    return list(status.lines(study, progress.Watch(study).look(), driver, lives, overrides))
+    session, lives = progress.session_of(study)
+    return list(status.lines(study, progress.Watch(study).look(), session, lives, overrides))
 
 
 def test_status_names_what_failed_and_the_command_that_goes_on(tmp_path):
@@ -141,7 +141,7 @@ def test_status_names_what_failed_and_the_command_that_goes_on(tmp_path):
 def test_status_says_who_runs_a_study_and_where_a_finished_one_is(tmp_path):
     study = planned(tmp_path)
     study.save()
-    progress.drive(study, "salsa run kl_coefs=[0.3] -- --cores 2", 2)
+    progress.hold_session(study, "salsa run kl_coefs=[0.3] -- --cores 2", 2)
     assert words(study)[-1].startswith("run by: salsa run kl_coefs=[0.3] -- --cores 2 (process ")
     while progress._held:
         progress._held.pop().close()

@@ -26,7 +26,7 @@ except UserError as error:  # a file that adds a kind of something has a fault
 
 
 def read_plan():
-    """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the driver wrote."""
+    """The plan of the configuration, and its file. Jobs that run elsewhere read the plan that the session wrote."""
     if repository.INSTALLED and "conda" in map(str, workflow.deployment_settings.deployment_method):
         sys.exit("salsa: the environments that conda makes hold no salsa; clone the repository, and run from there")
     if set(workflow.basedir) & set("{}"):
@@ -243,9 +243,9 @@ def begin():
     by_job = not workflow.local_exec
     threads = workflow.nodes if by_job else workflow.cores
     gpus = workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 0
-    driver = progress.drive(PLAN, command, threads, gpus, by_job)
+    session = progress.hold_session(PLAN, command, threads, gpus, by_job)
     if screen.active:
-        screen.active.begin(PLAN, driver)
+        screen.active.begin(PLAN, session)
 
 
 def end():
