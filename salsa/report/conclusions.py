@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from salsa.evaluate import decisions, gates, power, statistics, variance
 from salsa.report import claims, formats, judging, noise, outcomes, selection, words
-from salsa.report.formats import Bold, Number, Table
+from salsa.report.formats import Bold, Number, Table, Verdict
 from salsa.report.frames import BOUNDS
 from salsa.report.sections import manipulation
 
@@ -104,7 +104,7 @@ def _sight(study, row):
 def effect_words(row):
     """The effect of a row of claims with its interval and unit."""
     unit = outcomes.WORDS[row["measure"]][1]
-    effect, low, high = (selection.number(row["effect" + bound]) for bound in BOUNDS)
+    effect, low, high = map(selection.number, outcomes.shown_interval(row))
     return effect + (f" ({low} to {high})" if low else "") + (f" {unit}" if unit else "")
 
 
@@ -154,12 +154,27 @@ def compared_at(study):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A claim in words: what was supposed, the verdict, and what stands after it."""
+    """A claim in words: what was supposed, the verdict, and what stands after it.
+
+    Attributes:
+        effect: what differs, with the interval and unit, in few words; "" of a claim that is not tested.
+        pair: (candidate, its kl_coef), (baseline, its kl_coef); () where no two policies are compared.
+        judged: whether a judge's verdicts decide it.
+    """
 
     name: str
     text: str
     verdict: str
     because: str
+    effect: str = ""
+    pair: tuple = ()
+    judged: bool = False
+
+    @property
+    def sentence(self):
+        """The claim's text as a sentence without its stop; one that goes on from another's stands alone."""
+        text = self.text.removeprefix("and ")
+        return text[:1].upper() + text[1:]
 
 
 def hypotheses(study, frame):
@@ -167,9 +182,21 @@ def hypotheses(study, frame):
     by_origin = {}
     for row in claims.primary_rows(frame).to_dict("records"):
         claim = study.config.claims[row["claim"]]
-        hypothesis = Hypothesis(row["claim"], claim.text, row["claim_verdict"], because(study, claim, row))
+        told = claim.text, row["claim_verdict"], because(study, claim, row)
+        hypothesis = Hypothesis(row["claim"], *told, *_compared(row))
         by_origin.setdefault(row["origin"], []).append(hypothesis)
     return by_origin
+
+
+def _compared(row):
+    """(effect in words, the two policies that are compared, whether by a judge) of a claim's row."""
+    if row["verdict"] == decisions.NOT_TESTED:
+        return "", (), False
+    kl_coefs = row["candidate_kl_coef"], row["baseline_kl_coef"]
+    pair = () if kl_coefs[0] != kl_coefs[0] else tuple(zip((row["candidate"], row["baseline"]), kl_coefs, strict=True))
+    measure = outcomes.SHORT.get(row["measure"], "")
+    minus_half = " minus ½" * (row["measure"] == "win_rate")
+    return f"{measure}{minus_half}: " * bool(measure) + effect_words(row), pair, bool(row["judge"])
 
 
 def because(study, claim, row):
@@ -248,8 +275,11 @@ def core_hours(study, row, replicates):
 
 
 def numbers(frame):
-    """The table that readers see of tested claims: effects, and the verdict where an outcome decides."""
-    rows = []
+    """The table that readers see of tested claims: the verdict where an outcome decides, and effects.
+
+    A claim's first row, that of its primary outcome, has the claim's name in the page.
+    """
+    rows, names = [], []
     for row in frame.to_dict("records"):
         measured, unit = outcomes.WORDS[row["measure"]]
         by = f", judge {row['judge']}" if row["judge"] else ""
@@ -257,17 +287,18 @@ def numbers(frame):
         rows.append(
             {
                 "claim": row["claim"],
-                "arms, at their kl_coef": f"{_at(row, 'candidate')} − {_at(row, 'baseline')}",
-                "of": measured + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
-                "effect": formats.number(row["effect"], row["effect_low"], row["effect_high"]),
+                "verdict": Verdict(row["verdict"]),
+                "effect": formats.number(*outcomes.shown_interval(row)),
                 "unit": unit,
                 "would matter": formats.number(row["smallest_effect"]) if row["smallest_effect_shown"] else "",
+                "of": measured + how + (f": {row['benchmark']}{by}" if row["benchmark"] else ""),
+                "arms, at their kl_coef": f"{_at(row, 'candidate')} − {_at(row, 'baseline')}",
                 "p": formats.number(row["p"]),
                 "n": formats.number(row["replicates"]),
-                "verdict": row["verdict"],
             }
         )
-    return Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+        names.append(f"claim-{row['claim']}" if row["outcome"] == outcomes.PRIMARY else "")
+    return Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], tuple(names))
 
 
 def _at(row, role):
@@ -292,15 +323,17 @@ def differences(study):
         pair = selection.Pair(arm, plain, (kl_coef,), kl_coef, kl_coef)
         for benchmark in study.compared if judge else ():
             effects, _ = selection.preference(study, pair, judge, benchmark)
-            row[f"win rate minus ½, {benchmark}"] = _difference(effects)
+            row[f"win rate minus ½, {benchmark}"] = _difference(effects, outcomes.MOST["win_rate"])
         rows.append(row)
     return Table.of({name: [row[name] for row in rows] for name in (rows[0] if rows else ())})
 
 
-def _difference(effects):
-    found = decisions.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
-    cell = formats.number(found.mean if abs(found.mean) > statistics.SAME else 0.0, found.low, found.high)
-    return Bold(cell) if found.low > 0 or found.high < 0 else cell
+def _difference(effects, most=math.inf):
+    """The mean of some effects as a cell, with an interval that is cut where no effect can lie."""
+    decision = decisions.decide(list(effects.values()), 0)  # whose bounds are nan where there is no spread
+    low, high = (min(max(bound, -most), most) for bound in (decision.low, decision.high))
+    cell = formats.number(decision.mean if abs(decision.mean) > statistics.SAME else 0.0, low, high)
+    return Bold(cell) if low > 0 or high < 0 else cell
 
 
 def signs(win_rates, plain):

@@ -14,6 +14,7 @@ from salsa.workflow import runs
 from salsa.workflow.messages import UserError
 
 NAMES = ("claim", "arm", "benchmark", "judge", "candidate", "baseline")  # columns that are never numbers
+CALLED = ("claim", "arm")  # columns by which readers find a row
 SYMBOLS = {  # what pdflatex does not know by itself
     "‖": r"$\|$",
     "½": r"$\frac{1}{2}$",
@@ -46,12 +47,20 @@ class Bold(Number):
     """A number that readers are to see first: one whose interval excludes 0."""
 
 
+class Verdict(str):
+    """A cell that is the verdict on a claim, which pages colour."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """What readers see of a frame: names of columns, and rows of `Number` or text."""
+    """What readers see of a frame: names of columns, and rows of `Number` or text.
+
+    `names` are the rows' places in a page, which its links lead to; "" for a row that no link leads to.
+    """
 
     columns: list[str]
     rows: list[list[str]]
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, columns):
@@ -65,6 +74,40 @@ class Table:
         return [any(column) and all(isinstance(x, Number) or not x for x in column) for column in columns]
 
 
+def without_constants(table):
+    """(the table without the columns that say the same in all of its rows, the names and cells of these columns).
+
+    What rows are called by stays (`CALLED`, or else the first column), and so do verdicts and numbers with an interval.
+    """
+    if len(table.rows) < 2:
+        return table, {}
+    cells = dict(zip(table.columns, zip(*table.rows, strict=True), strict=True))
+    constants = {name: column[0] for name, column in cells.items() if name not in CALLED and _is_constant(column)}
+    if len(constants) == len(cells):
+        del constants[table.columns[0]]
+    kept = [name for name in cells if name not in constants]
+    rows = [list(row) for row in zip(*(cells[name] for name in kept), strict=True)]
+    return Table(kept, rows, table.names), constants
+
+
+def _is_constant(column):
+    return len(set(column)) == 1 and "[" not in column[0] and not isinstance(column[0], Verdict)
+
+
+def cut(frame, limits):
+    """(the frame with the bounds of some columns' intervals cut, whether one lay beyond).
+
+    `limits` is column -> (least, most). A t interval over a few replicates may reach where no share can lie.
+    """
+    shown, beyond = frame.copy(), False
+    for column, (least, most) in limits.items():
+        for bound in (f"{column}_low", f"{column}_high"):
+            if bound in frame:
+                shown[bound] = frame[bound].clip(least, most)
+                beyond |= bool((shown[bound] != frame[bound]).where(frame[bound].notna(), False).any())
+    return shown, beyond
+
+
 def number(x, low=math.nan, high=math.nan):
     """A cell of three significant digits, with its interval where that is known; empty for nan and None."""
     interval = f" [{selection.number(low)}, {selection.number(high)}]" if low == low else ""
@@ -74,17 +117,25 @@ def number(x, low=math.nan, high=math.nan):
 def readable(frame):
     """The `Table` of a frame: numbers rounded, `x`, `x_low`, `x_high` (or ci_low, ci_high) joined to one cell.
 
-    Columns without any value are left out.
+    A standard error, `x_se`, is joined to its `x` too. Columns without any value are left out.
     """
     columns = {}
     for name in frame.columns:
-        if name.endswith(("_low", "_high")):
+        if name.endswith(("_low", "_high")) or (name.endswith("_se") and name.removesuffix("_se") in frame):
+            continue
+        if f"{name}_se" in frame:
+            cells = [_with_error(*values) for values in zip(frame[name], frame[f"{name}_se"], strict=True)]
+            columns[name.replace("_", " ")] = cells
             continue
         bounds = ("ci_low", "ci_high") if name == "adjusted_win_rate" else (f"{name}_low", f"{name}_high")
         bounds = [frame[bound] for bound in bounds if bound in frame]
         cells = [_cell(*values) for values in zip(frame[name], *bounds, strict=True)]
         columns[name.replace("_", " ")] = cells
     return Table.of(columns)
+
+
+def _with_error(x, error):
+    return Number(number(x) + (f" ± {number(error)}" if error == error else ""))
 
 
 def _cell(x, *bounds):

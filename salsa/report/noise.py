@@ -14,7 +14,7 @@ import pandas as pd
 
 from salsa.evaluate import statistics
 from salsa.evaluate.variance import Cost
-from salsa.report import selection
+from salsa.report import provenance, selection
 from salsa.report.outcomes import FLAT, NotTested, compared, sides
 from salsa.workflow import runs, stages
 
@@ -212,7 +212,7 @@ def _minutes(study, policies):
         done.add(folder)
         if manifest.get("wall_seconds") is None:
             return None
-        minutes[_kind(manifest["stage"])] += manifest["wall_seconds"] * _cores(manifest) / 60
+        minutes[_kind(manifest["stage"])] += manifest["wall_seconds"] * provenance.cores(manifest) / 60
         if manifest["stage"] != "judge":  # whose parents are answers of models that the pair may not need
             addresses = [parent["address"] for parent in manifest["parents"].values()]
             waiting += [results / folders[address] for address in addresses if address in folders]
@@ -223,9 +223,3 @@ def _kind(stage):
     if stages.ALL[stage].trains_policy:
         return "training"
     return stage if stage in ("landscape", "respond", "judge") else "replicate"
-
-
-def _cores(manifest):
-    """The cores that a run was given, for all its processes."""
-    execution = manifest["execution"]
-    return execution["threads"] * (execution["processes"] if stages.ALL[manifest["stage"]].processes else 1)

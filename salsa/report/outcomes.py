@@ -47,6 +47,7 @@ LOSSES = {  # column of frames.policies -> (what is left of its margin, setting 
     "gold_loss": ("fall of gold from its peak", "gold_margin", 1),
 }
 WORDS = MEASURES | {column: (f"what is left of its margin: {text}", "margins") for column, (text, *_) in LOSSES.items()}
+MOST = {"win_rate": 0.5, "matched_win_rate": 1.0}  # measure -> the largest difference that there can be
 FLAT = {"training_kl_to_sft0": "flat_kl_to_sft0", "training_reward": "flat_reward"}  # measure -> column of policies
 EQUAL_KL = "where both reach the same KL"
 VALUES = ["candidate_value", "baseline_value", "effect"]
@@ -86,6 +87,16 @@ class Outcome:
     tables: tuple = ()
     variances: pd.Series | None = None
     apart: tuple = ()
+
+
+def shown_interval(row):
+    """(effect, low, high) of a row of claims as readers see it: that of win rates cut where none can lie.
+
+    No verdict changes by it: 0 and the smallest effect lie within.
+    """
+    most = MOST.get(row["measure"], math.inf)
+    low, high = (min(max(row[f"effect{bound}"], -most), most) for bound in ("_low", "_high"))
+    return row["effect"], low, high
 
 
 def of_replicates(outcome, replicates):

@@ -7,18 +7,25 @@ what is concluded from them, which `conclusions` says.
 """
 
 import base64
+import functools
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from html import escape
 
 import markupsafe
 
-from salsa.report import claims, conclusions, formats, reader, selection, words
+from salsa.evaluate import decisions
+from salsa.report import claims, conclusions, formats, opening, reader, selection, words
+from salsa.report.glossary import Glossary
+from salsa.report.sections import claims as claims_section
 from salsa.report.sections import gates, manipulation, sections, sections_of
 from salsa.workflow import runs
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "|*_`[]~$\\#"}  # after `escape`
+BREAKS = re.compile(r"(?<=\w[_/-])(?=\w)")
+LONG = 40  # characters of a cell that takes a line of its own, where a table is narrow
 ALONE = ("arms", "gates")  # sections with a place of their own
 
 
@@ -53,7 +60,8 @@ def report(study, tables, drawn):
     return {
         "title": words.title(study),
         "question": words.QUESTION,
-        "facts": words.facts(study),
+        "answer": opening.answer(study, tables),
+        "facts": facts(study),
         "sight": conclusions.sight(study, tables["claims"]),
         "summary": conclusions.summary(study, tables["claims"]),
         "manipulation": manipulation.sentence(study, tables["manipulation"]),
@@ -63,6 +71,7 @@ def report(study, tables, drawn):
         "origins": conclusions.hypotheses(study, tables["claims"]),
         "titles": claims.ORIGINS,
         "effects": conclusions.numbers(claims.tested_rows(tables["claims"])),
+        "reading": claims_section.reading(study, tables) + claims_section.cut(tables["claims"]),
         "gold": gold,
         "checks": gates.listed(gates.checks(study, tables)),
         **{name: exhibit(study, tables, drawn, sections()[name]) for name in ALONE},
@@ -71,6 +80,13 @@ def report(study, tables, drawn):
         "command": words.command(study),
         "reproduction": words.reproduction(study),
     }
+
+
+def facts(study):
+    """What a reader needs first of a study's settings and runs: name -> text."""
+    settings = words.facts(study)
+    first = settings.pop("model and data")
+    return {"model and data": first} | opening.facts(study) | settings
 
 
 def parts(study, tables, drawn):
@@ -98,8 +114,15 @@ def html(study, values, figures):
     style, script = (
         markupsafe.Markup((words.TEMPLATES / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js")
     )
+    glossary = Glossary()
     return words.template("report.html.jinja", autoescape=True).render(
-        **values | {"runs": [run(row) for row in study.runs]},
+        **values | first_screen(values["origins"]) | {"runs": [run(row) for row in study.runs]},
+        marked=glossary.text,
+        words=lambda: glossary.marked,  # once all texts before have been marked
+        without_constants=formats.without_constants,
+        classes=classes,
+        breakable=breakable,
+        label=functools.partial(reader.label, study),
         pictures={path.stem: data_uri(path) for path in figures.glob("*.png")},
         reader=reader.embedded(reader.reader(study)),
         style=style,
@@ -107,6 +130,25 @@ def html(study, values, figures):
         style_hash=content_hash(style),
         script_hash=content_hash(script),
     )
+
+
+def first_screen(origins):
+    """The claims that the first screen tells with their effects, and those that it only names."""
+    listed = [claim for origin, hypotheses in origins.items() for claim in hypotheses if origin != "positive_control"]
+    untested = [claim for claim in listed if claim.verdict == decisions.NOT_TESTED]
+    return {"short": [claim for claim in listed if claim not in untested], "untested": untested}
+
+
+def classes(cell, numeric):
+    """The classes of a cell of a table in the page."""
+    if isinstance(cell, formats.Verdict):
+        return f"verdict-cell {cell.replace(' ', '-')}" if cell else "verdict-cell"
+    return "number" if numeric else "long" if len(cell) > LONG else ""
+
+
+def breakable(text):
+    """A text whose long names may break after underscores, slashes and hyphens; a number stays whole."""
+    return text if isinstance(text, formats.Number) else markupsafe.Markup("<wbr>").join(BREAKS.split(str(text)))
 
 
 def content_hash(text):

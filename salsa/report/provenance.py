@@ -14,7 +14,7 @@ from pathlib import Path
 
 import salsa
 from salsa.report import words
-from salsa.workflow import config, policies, repository, runs, schema
+from salsa.workflow import config, policies, repository, runs, schema, stages
 from salsa.workflow.messages import UserError
 
 ARMS = "conf/arm/"
@@ -82,11 +82,25 @@ def _run_row(manifest, folder, labels):
         "kl_coef": labels.get("kl_coef"),
         "seed": manifest["settings"].get("seed"),
         "wall_seconds": manifest.get("wall_seconds"),
+        "cores": cores(manifest),
+        "gpus": gpus(manifest),
         "peak_memory_mib": manifest.get("peak_memory_mib"),
         "git_commit": runs.code_of(manifest),
         "started": manifest.get("started"),
         "settings": runs.canonical_json(_without_paths(words.cleaned(manifest["settings"]))),
     }
+
+
+def cores(manifest):
+    """The cores that a run was given, for all its processes."""
+    execution, stage = manifest.get("execution", {}), stages.ALL.get(manifest["stage"])
+    return execution.get("threads", 1) * (execution.get("processes", 1) if stage and stage.processes else 1)
+
+
+def gpus(manifest):
+    """The GPUs that a run was given: none where its stage computes on none."""
+    stage, count = stages.ALL.get(manifest["stage"]), manifest.get("execution", {}).get("gpus", 0)
+    return 0 if count and stage and stage.light(manifest["settings"]) else count
 
 
 def _without_paths(settings):

@@ -10,9 +10,13 @@ import re
 import markupsafe
 
 from salsa.evaluate import statistics
+from salsa.judges import openai
+from salsa.judges.common import ledger
 from salsa.report import selection, words
 from salsa.workflow import runs
 
+LONGEST = 4000  # characters of a judge's answer; of a longer one the middle is left out, for the verdict is at its end
+NOT_PUBLISHED = "(not published)"
 READER = re.compile(r'(<script type="application/json" id="reader-data">)(.*?)(</script>)', re.DOTALL)
 
 
@@ -24,13 +28,16 @@ def embedded(value):
 
 
 def without_prompts(text):
-    """A report without the texts of its prompts, where these belong to other people."""
+    """A report without the texts of its prompts, where these belong to other people, nor what may quote them."""
 
     def strip(match):
         data = json.loads(match[2])
         for benchmark in data["benchmarks"]:
             for prompt in benchmark["prompts"]:
-                prompt["turns"] = ["(not published)"] * len(prompt["turns"])
+                prompt["turns"] = [NOT_PUBLISHED] * len(prompt["turns"])
+                prompt["reference"] = prompt["reference"] and [NOT_PUBLISHED] * len(prompt["reference"])
+        for line in (line for entry in data["verdicts"] for lines in entry["lines"] for line in lines):
+            line[4] = [NOT_PUBLISHED] * len(line[4])
         return match[1] + str(embedded(data)) + match[3]
 
     return READER.sub(strip, text)
@@ -40,15 +47,17 @@ def reader(study):
     """What the side-by-side reader shows, as plain values. Of several responses to a prompt, it shows the first.
 
     models: labels, sft0 first; replicates: labels, of each replicate and training seed; benchmarks: name and prompts
-    (id, turns), the first by id; responses[replicate][model][benchmark][prompt]: [texts, tokens, finish reasons, proxy
-    reward, gold reward] or None; verdicts: of a judge run on one pair and benchmark, `lines[prompt]` being its verdicts
-    as [turn or None, first model shown, winner, grade], a winner being the index of a model, "tie" or "error".
+    (id, turns, reference answers or None), the first by id; responses[replicate][model][benchmark][prompt]: [texts,
+    tokens, finish reasons, proxy reward, gold reward] or None; verdicts: of a judge run on one pair and benchmark,
+    `lines[prompt]` being its verdicts as [turn or None, first model shown, winner, grade, the judge's answers in
+    words], a winner being the index of a model, "tie" or "error"; `asked` is the place in `templates` of the prompts
+    that the judge was asked by, or None; reminder: what is added to a prompt that is asked again at temperature 0.
     """
+    templates = []
     policies = {(p.replicate, p.seed, p.name): p for p in study.policies}
     names = list(dict.fromkeys(p.name for p in study.ordered))
-    labels = {
-        p.name: f"{p.arm}, kl_coef {p.kl_coef:g}{selection.collapsed(study, p.arm, p.kl_coef)}" for p in study.policies
-    }
+    labels = {policy.name: label(study, (policy.arm, policy.kl_coef)) for policy in study.policies}
+    references = _references(study)
     prompts = {name: first_prompts(study, name) for name in study.benchmarks}
     places = {
         (benchmark, row["prompt_id"]): (i, j)
@@ -67,12 +76,47 @@ def reader(study):
         "models": ["sft0"] + [labels[name] for name in names],
         "replicates": [f"{replicate}, training seed {seed}" if seed else replicate for replicate, seed in trainings],
         "benchmarks": [
-            {"name": name, "prompts": [{"id": str(row["prompt_id"]), "turns": row["prompt"]} for row in rows]}
-            for name, rows in prompts.items()
+            {"name": name, "prompts": [_prompt(row, references) for row in rows]} for name, rows in prompts.items()
         ],
         "responses": responses,
-        "verdicts": [entry for policy in study.policies for entry in verdicts(study, policy, models, places, prompts)],
+        "verdicts": [
+            entry for policy in study.policies for entry in verdicts(study, policy, models, places, prompts, templates)
+        ],
+        "templates": templates,
+        "reminder": openai.REMINDER,
     }
+
+
+def label(study, policy):
+    """What the reader calls the policies (arm, kl_coef): with a mark where they have collapsed."""
+    arm, kl_coef = policy
+    return f"{arm}, kl_coef {kl_coef:g}{selection.collapsed(study, arm, kl_coef)}"
+
+
+def _prompt(row, references):
+    reference = references.get((row["benchmark"], row["prompt_id"]))
+    return {"id": str(row["prompt_id"]), "turns": row["prompt"], "reference": reference}
+
+
+def _references(study):
+    """(benchmark, prompt's id) -> the reference answers that judges were shown, where a judge was shown any."""
+    folders = {}
+    for policy in study.policies:
+        for folder in words.judge_folders(study, policy).values():
+            parents = (runs.manifest_of(folder) or {}).get("parents", {})
+            folders |= {role: parent["folder"] for role, parent in parents.items() if role.startswith("benchmark/")}
+    results = study.parents["prepare"].parent.parent
+    rows = {
+        (role.removeprefix("benchmark/"), row["id"]): words.cleaned(row["reference"])
+        for role, name in folders.items()
+        for row in _rows(results / "benchmark" / name / "benchmark.jsonl")
+    }
+    return {place: reference for place, reference in rows.items() if reference}
+
+
+def _rows(path):
+    """The rows of a file; none where it isn't there, as after a run's folder was moved away."""
+    return runs.read_jsonl(path) if path.is_file() else []
 
 
 def _trainings(study):
@@ -103,10 +147,14 @@ def finite(x):
     return None if x is None or not math.isfinite(x) else float(f"{x:.4g}")
 
 
-def verdicts(study, policy, models, places, prompts):
-    """The verdicts on a policy's first responses to these prompts, an entry for each judge run, pair and benchmark."""
+def verdicts(study, policy, models, places, prompts, templates):
+    """The verdicts on a policy's first responses to these prompts, an entry for each judge run, pair and benchmark.
+
+    `templates` gets those of the judges' prompts that it lacks.
+    """
     entries, place_of_policy = {}, _trainings(study).index((policy.replicate, policy.seed))
     for judge, folder in words.judge_folders(study, policy).items():
+        answers, asked = _answers(folder), _asked(folder, templates)
         for row in statistics.latest(runs.read_jsonl(folder / "verdicts.jsonl")).values():
             place = places.get((row["benchmark"], row["prompt_id"]))
             pair = (models.get(row["model_a"]), models.get(row["model_b"]))
@@ -120,10 +168,38 @@ def verdicts(study, policy, models, places, prompts):
                     "replicate": place_of_policy,
                     "benchmark": place[0],
                     "pair": sorted(pair),
+                    "asked": asked,
                     "lines": [[] for _ in list(prompts.values())[place[0]]],
                 },
             )
             winner = pair[("model_a", "model_b").index(row["winner"])] if row["winner"].startswith("model") else None
-            line = [row.get("turn"), pair[row["order"]], row["winner"] if winner is None else winner, row.get("grade")]
-            entry["lines"][place[1]].append(line)
+            winner = row["winner"] if winner is None else winner
+            said = answers.get(ledger.key(row), [])
+            entry["lines"][place[1]].append([row.get("turn"), pair[row["order"]], winner, row.get("grade"), said])
     return list(entries.values())
+
+
+def _answers(folder):
+    """Comparison (`ledger.key`) -> the judge's answers in words, in the order of its attempts; {} of one without."""
+    answers = {}
+    for row in sorted(_rows(folder / "answers.jsonl"), key=lambda row: row["attempt"]):
+        answers.setdefault(ledger.key(row), []).append(shortened(words.plain(row["text"])))
+    return answers
+
+
+def shortened(text):
+    """A judge's answer without the middle of a long one."""
+    if len(text) <= LONGEST:
+        return text
+    left = len(text) - LONGEST
+    return f"{text[: LONGEST // 2]}\n[… {left:,} characters more: answers.jsonl …]\n{text[-LONGEST // 2 :]}"
+
+
+def _asked(folder, templates):
+    """The place in `templates` of the prompts that a judge run was asked by; None where it was asked in no words."""
+    texts = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("templates/*.txt"))}
+    if not texts:
+        return None
+    if texts not in templates:
+        templates.append(texts)
+    return templates.index(texts)

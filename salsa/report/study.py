@@ -204,7 +204,7 @@ def build(settings, parents, output, execution, overrides=None):
     drawn = set()
     for name, section in sections.sections_of(study).items():
         if section.table:
-            caption = section.caption(study, tables)
+            caption = section.captioned(study, tables)
             formats.write(tables[name], section.shown(tables[name]), output / "tables", name, caption)
         figure = section.draw(study, tables) if section.figure else None
         if figure is not None:

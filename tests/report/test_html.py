@@ -1,5 +1,6 @@
 """The page of a study: what its text holds, and what a browser makes of it."""
 
+import contextlib
 import dataclasses
 import html.parser
 import json
@@ -16,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from tree import EVIL, Tree
 
+from salsa.judges import openai
 from salsa.report import formats, pages, reader, sections, study
 from salsa.workflow import runs
 
@@ -38,6 +40,16 @@ JSON = st.recursive(
 
 class Wicked(Tree):
     """A tree whose prompts and responses try to leave the text they are in."""
+
+    def run(self, stage, label, parents, files, seed=0):
+        """As it is; one judge, asked in words, was asked twice about the first prompt and answered with a script."""
+        if label == "r1-salsa-kl_0.02-gold":
+            lines = [json.loads(line) for line in files["verdicts.jsonl"].splitlines()]
+            answers = [line | {"attempt": 0, "text": f"A beats B {ESCAPE}", "winner": None} for line in lines]
+            answers.append(answers[0] | {"attempt": 1, "text": "[[A>B]]"})
+            templates = {f"templates/{path.name}": path.read_text() for path in openai.TEMPLATES.glob("*.txt")}
+            files = files | {"answers.jsonl": "".join(json.dumps(row) + "\n" for row in answers)} | templates
+        return super().run(stage, label, parents, files, seed)
 
     def rows(self, model, reward, gold, text):
         rows = super().rows(model, reward, gold, text + ESCAPE)
@@ -133,7 +145,12 @@ def test_verdicts_name_models_and_the_run_that_holds_them(built):
     found = [v for v in data["verdicts"] if v["pair"] == [0, 3] and v["replicate"] == 1 and v["benchmark"] == 0]
     assert len(found) == 1 and found[0]["judge"] == "gold"
     salsa = found[0]["lines"]  # every third prompt is lost to sft0
-    assert salsa[0] == [[None, 3, 0, None], [None, 0, 0, None]] and salsa[1] == [[None, 3, 3, None], [None, 0, 3, None]]
+    lost, won = ([[None, 3, winner, None, []], [None, 0, winner, None, []]] for winner in (0, 3))
+    assert salsa[0] == lost and salsa[1] == won and found[0]["asked"] is None
+    words = [v for v in data["verdicts"] if v["asked"] is not None]
+    assert {v["folder"] for v in words} == {"judge/r1-salsa-kl_0.02-gold-0123456789ab"} and len(data["templates"]) == 1
+    said = next(v for v in words if v["pair"] == [0, 4] and v["benchmark"] == 0)["lines"]
+    assert said[0][0][4] == [f"A beats B {ESCAPE}", "[[A>B]]"] and said[1][0][4] == [f"A beats B {ESCAPE}"]
     lines = runs.read_jsonl(tree.root / found[0]["folder"] / "verdicts.jsonl")
     assert {line["model_a"] for line in lines} == {"salsa-kl_0.05"} and {line["replicate"] for line in lines} == {1}
 
@@ -150,7 +167,7 @@ def test_a_verdict_given_again_counts_once_and_turns_and_grades_are_kept(built, 
     parents = tree.parents | {f"judge/gold/{policy.index}": tmp_path / "judge" / "own"}
     data = reader.reader(dataclasses.replace(found, parents=parents))
     (entry,) = [entry for entry in data["verdicts"] if entry["folder"] == "judge/own"]
-    assert entry["lines"][0] == [[1, 3, 3, "A>>B"], [2, 3, "tie", None], [2, 0, "error", None]]
+    assert entry["lines"][0] == [[1, 3, 3, "A>>B", []], [2, 3, "tie", None, []], [2, 0, "error", None, []]]
     assert all(not rest for rest in entry["lines"][1:])
 
 
@@ -171,6 +188,8 @@ def test_a_page_without_other_peoples_prompts(text):
     before, after = (json.loads(Parsed(t).scripts[0]) for t in (text, bare))
     assert {p["turns"][0] for b in after["benchmarks"] for p in b["prompts"]} == {"(not published)"}
     assert "write in_distribution-0" in text and "write in_distribution-0" not in bare
+    quoted = [line[4] for entry in after["verdicts"] for lines in entry["lines"] for line in lines]
+    assert {text for answers in quoted for text in answers} == {"(not published)"}
     assert after["responses"] == before["responses"] and len(Parsed(bare).scripts) == 2
 
 
@@ -197,6 +216,7 @@ def browser(built, tmp_path_factory):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    opened.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})  # as on a screen
     yield opened
     opened.quit()
 
@@ -306,9 +326,132 @@ def test_no_other_script_may_run(opened):
     assert opened.title == "A test" and "Content Security Policy" in opened.get_log("browser")[0]["message"]
 
 
-def test_narrow_screens_scroll_tables_not_the_page(opened):
-    size = opened.get_window_size()
-    opened.set_window_size(500, 900)
-    wide = opened.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
-    opened.set_window_size(size["width"], size["height"])
-    assert wide <= 0
+WIDER = """
+const tooWide = element => element.scrollWidth > element.clientWidth + 1;
+return [document.documentElement.scrollWidth - window.innerWidth,
+        Array.from(document.querySelectorAll(".scroll")).filter(tooWide).map(place => place.ariaLabel)];
+"""
+SEEN = """
+return Array.from(document.querySelectorAll("#claims tr[id] :is(.verdict-cell, [data-label=effect])"), cell => {
+  const place = cell.getBoundingClientRect(), around = cell.closest(".scroll").getBoundingClientRect();
+  return cell.textContent !== "" && place.width > 0 && place.left >= around.left - 1 && place.right <= around.right + 1;
+});
+"""
+MEANINGS = """
+return Array.from(document.querySelectorAll("abbr.word"), word => {
+  word.focus();
+  const place = word.querySelector(".meaning").getBoundingClientRect();
+  return [place.left, place.right, place.top, place.bottom];
+});
+"""
+FRAME = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+
+
+@contextlib.contextmanager
+def shown(opened, width=1300, medium="", scheme="light"):
+    """The page at another width, on paper or in the dark."""
+    opened.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": medium, "features": features})
+    opened.execute_async_script(FRAME)
+    try:
+        yield
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        opened.execute_async_script(FRAME)
+
+
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_nothing_is_wider_than_the_screen_and_every_verdict_is_seen(opened, width):
+    with shown(opened, width):
+        beyond, tables = opened.execute_script(WIDER)
+        seen = opened.execute_script(SEEN)
+        answer = opened.find_element(By.CSS_SELECTOR, ".answer").rect
+    assert beyond <= 0 and tables == []
+    assert len(seen) > 6 and all(seen)
+    assert answer["y"] < 500 and answer["x"] + answer["width"] <= width
+
+
+def test_a_narrow_table_names_each_value_and_a_wide_one_has_its_columns_again(opened):
+    with shown(opened, 400):
+        row = opened.find_element(By.CSS_SELECTOR, "#win_rates .stacked tbody tr")
+        label = opened.execute_script("return getComputedStyle(arguments[0].cells[2], '::before').content", row)
+        assert (
+            label.strip('"') == "baseline" and not opened.find_element(By.CSS_SELECTOR, "#win_rates th").is_displayed()
+        )
+    assert opened.find_element(By.CSS_SELECTOR, "#win_rates th").is_displayed()
+
+
+def test_the_first_stop_skips_to_the_report(opened):
+    opened.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    skip = opened.switch_to.active_element
+    assert skip.text == "Skip to the report" and skip.rect["x"] >= 0
+    skip.send_keys(Keys.ENTER)
+    assert opened.switch_to.active_element.get_attribute("id") == "main"
+
+
+def test_words_explain_themselves_on_focus_at_every_width_and_by_number_on_paper(opened):
+    marked = opened.find_elements(By.CSS_SELECTOR, "abbr.word")
+    listed = opened.find_elements(By.CSS_SELECTOR, "ol.words li")
+    assert {"sft0", "gold", "KL", "soup", "kl_coef", "proxy reward"} <= {li.text.split(":")[0] for li in listed}
+    assert len(marked) == len(listed) and len(marked) > 10
+    for width in (1400, 400):
+        with shown(opened, width):
+            places = opened.execute_script(MEANINGS)
+        assert len(places) == len(marked)
+        assert all(0 <= left < right <= width and bottom > top for left, right, top, bottom in places)
+    number = marked[-1].find_element(By.TAG_NAME, "sup")
+    assert not number.is_displayed()
+    with shown(opened, 700, "print"):
+        assert number.is_displayed() and number.text == str(len(listed))
+        assert marked[-1].get_attribute("aria-describedby") == listed[-1].get_attribute("id")
+
+
+def test_paper_has_whole_tables_and_neither_contents_nor_controls(opened):
+    with shown(opened, 698, "print"):
+        opened.execute_script("dispatchEvent(new Event('beforeprint'))")
+        assert not opened.find_element(By.TAG_NAME, "nav").is_displayed()
+        assert opened.find_elements(By.CSS_SELECTOR, ".stacked") == []
+        heights = opened.execute_script(
+            "return Array.from(document.querySelectorAll('td.time'), cell => cell.getBoundingClientRect().height)"
+        )
+        whole = opened.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        opened.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert min(heights) > 0 and whole <= 0
+
+
+def test_the_dark_page_has_figures_on_white(opened):
+    colour = "return getComputedStyle(arguments[0]).backgroundColor"
+    with shown(opened, scheme="dark"):
+        body, image = (opened.find_element(By.CSS_SELECTOR, name) for name in ("body", "figure img"))
+        assert opened.execute_script(colour, body) == "rgb(21, 24, 27)"
+        assert opened.execute_script(colour, image) == "rgb(255, 255, 255)"
+    assert opened.execute_script(colour, body) == "rgb(255, 255, 255)"
+
+
+def test_a_verdict_leads_to_the_judges_words_and_to_the_prompt_that_it_was_asked(built, opened):
+    choose(opened, replicate="1", left="sft0", right="salsa, kl_coef 0.02")
+    first, _ = opened.find_elements(By.CSS_SELECTOR, "#reader-view details")
+    assert not first.find_element(By.TAG_NAME, "pre").is_displayed()
+    first.find_element(By.TAG_NAME, "summary").click()
+    assert [box.text for box in first.find_elements(By.CLASS_NAME, "said")] == [f"A beats B {ESCAPE}", "[[A>B]]"]
+    assert "A is salsa, kl_coef 0.02, B is sft0 (sft0 wins)" in first.text and "asked again, 2 of 2" in first.text
+    asked = (openai.TEMPLATES / "single.txt").read_text()
+    texts = {"question": f"write in_distribution-0 {ESCAPE}", "answer_a": f"a salsa story | {EVIL}{ESCAPE}",
+             "answer_b": EVIL + ESCAPE}  # fmt: skip
+    for name, text in texts.items():
+        asked = asked.replace(f"{{{name}}}", text)
+    assert first.find_element(By.TAG_NAME, "pre").get_attribute("textContent") == asked
+    assert opened.title == "A test"
+
+
+def test_a_claim_leads_to_the_responses_that_it_compares(opened):
+    link = opened.find_element(By.CSS_SELECTOR, "#hypothesis-preferred a.read")
+    opened.execute_script("arguments[0].click()", link)
+    chosen = {side: Select(by_id(opened, f"reader-{side}")).first_selected_option.text for side in ("left", "right")}
+    assert chosen["left"].startswith("ppo, kl_coef ") and chosen["right"].startswith("salsa, kl_coef ")
+    assert opened.current_url.endswith("#reader")

@@ -26,6 +26,10 @@ HEADINGS = (  # in the report's order; a heading of another section's own stands
     "The space of weights",
     "Judges",
 )
+CUT = (
+    " Intervals of shares are cut at 0 and 1, beyond which a t interval over few replicates may reach; the CSV has "
+    "them whole."
+)
 COLLAPSED = "collapsed"  # the column that `marked` adds
 SIDES = (  # columns of an arm and of its kl_coef; an arm that a table has no column for is named
     ("arm", "kl_coef"),
@@ -60,7 +64,8 @@ class Section:
         reading: (study, tables) -> a sentence on how the figure is to be read; "" where nothing is drawn.
         place: its place under the heading; where two are equal, their names decide.
         left_out: columns that readers find in the CSV alone.
-        rows: frame -> the rows that readers see; the CSV has all.
+        shares: columns of shares, whose intervals readers see cut at 0 and 1.
+        rows: frame -> the rows and columns that readers see; the CSV has all.
         present: study -> whether the study has what the section shows; otherwise it is left out, with its files.
         sides: (study, row) -> the (arm, kl_coef) whose policies the row shows, None being all kl_coefs; None where the
             table says itself which policies have collapsed.
@@ -74,6 +79,7 @@ class Section:
     reading: Callable | None = None
     place: int = 100
     left_out: tuple[str, ...] = ("model", "data")
+    shares: tuple[str, ...] = ()
     rows: Callable = lambda frame: frame
     present: Callable = lambda study: True
     sides: Callable | None = sides
@@ -96,15 +102,24 @@ class Section:
 
     def shown(self, frame):
         """The `formats.Table` that readers see; its first column says which policies have collapsed, if any."""
-        frame = self.rows(frame).drop(columns=list(self.left_out), errors="ignore")
+        frame = self.rows(self.cut(frame)[0]).drop(columns=list(self.left_out), errors="ignore")
         if self.sides and COLLAPSED in frame:
             frame = frame[[COLLAPSED, *frame.columns.drop(COLLAPSED)]]
         return formats.readable(frame)
 
+    def cut(self, frame):
+        """As `formats.cut` has it: the frame with the intervals of its shares cut, and whether one was."""
+        return formats.cut(frame, dict.fromkeys(self.shares, (0.0, 1.0)))
+
+    def captioned(self, study, tables):
+        """The caption, which says whether an interval was cut."""
+        beyond = self.table and self.cut(tables[self.name])[1]
+        return self.caption(study, tables) + (CUT if beyond else "")
+
     def words(self, study, tables):
         """The caption, and how the figure is to be read."""
         reading = self.reading(study, tables) if self.reading else ""
-        return " ".join(text for text in (self.caption(study, tables), reading) if text)
+        return " ".join(text for text in (self.captioned(study, tables), reading) if text)
 
 
 @functools.cache

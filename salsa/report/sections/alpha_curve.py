@@ -111,6 +111,7 @@ SECTION = Section(
     heading="The space of weights",
     place=1,
     table=table,
+    shares=("win_rate_vs_sft0",),
     figure=figure,
     caption=caption,
     reading=reading,

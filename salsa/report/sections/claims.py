@@ -150,7 +150,7 @@ def _draw_row(axis, study, row):
     look = style.looks(study).get(numbers["candidate"], style.NEUTRAL)
     axis.scatter(row.effects, [place(i) for i in range(len(row.effects))], s=13, color=look.colour, marker="o",
                  alpha=0.45 * alpha, linewidths=0, zorder=2)  # fmt: skip
-    mean, low, high = style.triple(numbers, "effect")
+    mean, low, high = outcomes.shown_interval(numbers)
     style.whisker(axis, (mean, low, high), 0, style.DARK, linewidth=2.2 if row.primary else 1.2, alpha=alpha, zorder=3)
     axis.plot(mean, 0, marker="D", markersize=5 if row.primary else 4, color=style.DARK, markeredgecolor="white",
               markeredgewidth=0.7, alpha=alpha, zorder=4)  # fmt: skip
@@ -192,7 +192,7 @@ def verdict_words(row):
 
 def effect_words(row):
     """The mean of a row with its interval, and the number of replicates."""
-    mean, low, high = (selection.number(x).replace("-", "−") for x in style.triple(row, "effect"))
+    mean, low, high = (selection.number(x).replace("-", "−") for x in outcomes.shown_interval(row))
     return mean + (f" ({low} to {high})" if low else "") + f", n {row['replicates']:.0f}"
 
 
@@ -224,6 +224,12 @@ def _entries(rows):
     return [*entries, mean, Line2D([], [], color=style.DARK, linewidth=0.9, label="no difference")]
 
 
+def for_readers(frame):
+    """The rows with intervals of win rates as readers see them."""
+    triples = [outcomes.shown_interval(row) for row in frame.to_dict("records")]
+    return frame.assign(effect_low=[low for _, low, _ in triples], effect_high=[high for *_, high in triples])
+
+
 def caption(study, tables):
     frame = tables["claims"]
     if frame.empty:
@@ -233,8 +239,16 @@ def caption(study, tables):
     sight = " ".join(conclusions.sight(study, frame))
     return (sight + " " if sight else "") + (
         f"{verdicts.sum()} claims, {conclusions.stated(study)}: {counts}. Effects are candidate minus baseline over "
-        f"replicates. {conclusions.compared_at(study)} {conclusions.families(study)}"
+        f"replicates. {conclusions.compared_at(study)} {conclusions.families(study)}{cut(frame)}"
     )
+
+
+def cut(frame):
+    """A sentence that says so where a win rate's interval is shown cut; it begins with a space, or is ""."""
+    reach = [row["effect_high"] - row["effect_low"] for row in frame.to_dict("records")]
+    drawn = [high - low for _, low, high in map(outcomes.shown_interval, frame.to_dict("records"))]
+    beyond = any(shown < whole for shown, whole in zip(drawn, reach, strict=True))
+    return " Intervals of win rates are cut at 0 and 1, beyond which there are none; the CSV has them whole." * beyond
 
 
 def reading(study, tables):
@@ -261,6 +275,7 @@ SECTION = Section(
     place=1,
     table=claims.frame,
     left_out=("origin", "text", "measure", "judge", "how"),
+    rows=for_readers,
     figure=figure,
     caption=caption,
     reading=reading,

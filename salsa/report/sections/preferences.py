@@ -84,6 +84,7 @@ PAPER_TABLE = Section(
     place=1,
     table=paper_table,
     left_out=("data",),
+    shares=("salsa_vs_ppo", "salsa_vs_sft0", "ppo_vs_sft0"),
     caption=lambda study, tables: caption(study, tables["paper_table"], "SALSA", "salsa_vs_ppo"),
     sides=lambda study, row: against_plain(study, salsa_arm(study), row["salsa_kl_coef"], row),
 )
@@ -92,6 +93,7 @@ ABLATIONS = Section(
     heading="Preferences",
     place=2,
     table=ablations,
+    shares=("arm_vs_ppo", "arm_vs_sft0", "ppo_vs_sft0"),
     caption=lambda study, tables: caption(study, tables["ablations"], "Alphas and controls", "arm_vs_ppo"),
     sides=lambda study, row: against_plain(study, row["arm"], row["kl_coef"], row),
 )

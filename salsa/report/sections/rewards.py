@@ -23,4 +23,4 @@ def caption(study, tables):
     ) + words.bounds(study)
 
 
-SECTION = Section(name="rewards", heading="Rewards and KL", place=1, table=table, caption=caption)
+SECTION = Section(name="rewards", heading="Rewards and KL", place=1, table=table, shares=("eos_rate",), caption=caption)

@@ -132,7 +132,17 @@ def figure(study, tables):
 def of_rates(row):
     """(rate, low, high) of a row: over replicates, or of one replicate, over prompts."""
     ends = ("replicates_low", "replicates_high") if row.get("replicates", 1) > 1 else ("ci_low", "ci_high")
-    return row["adjusted_win_rate"], *(row.get(end, math.nan) for end in ends)
+    return row["adjusted_win_rate"], *(float(np.clip(row.get(end, math.nan), 0, 1)) for end in ends)
+
+
+def for_readers(frame):
+    """The rows with the interval over replicates beside the rate that it is of, not beside their number."""
+    bounds = {f"over_replicates{end}": frame[f"replicates{end}"] for end in ("_low", "_high")}
+    several = bounds["over_replicates_low"].notna()
+    place = frame.columns.get_loc("prompts")
+    shown = frame.drop(columns=["replicates_low", "replicates_high"])
+    shown.insert(place, "over_replicates", frame["adjusted_win_rate"].where(several))
+    return shown.assign(**bounds)
 
 
 def _limits(frame):
@@ -237,6 +247,8 @@ SECTION = Section(
     place=3,
     table=table,
     left_out=("model", "data", "wins", "ties", "losses"),
+    shares=("adjusted_win_rate", "replicates", "length_controlled"),
+    rows=for_readers,
     figure=figure,
     caption=caption,
     reading=reading,

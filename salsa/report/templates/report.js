@@ -1,4 +1,4 @@
-// Sorts tables, filters the runs, and shows two responses to a prompt beside one another.
+// Sorts tables and stacks those that are too wide, filters the runs, and shows two responses to a prompt beside one another.
 // Whatever a model or a person wrote is set as text, never as HTML.
 "use strict";
 
@@ -33,6 +33,32 @@ for (const button of document.querySelectorAll("table.sortable th button")) {
   button.addEventListener("click", () => sortBy(button.closest("th")));
 }
 
+// A table that is wider than its place becomes a list of its rows, each value below the name of its column. On paper
+// every table stays one: the style sheet sets it smaller.
+
+const places = document.querySelectorAll(".scroll");
+
+function stack() {
+  for (const place of places) place.classList.remove("stacked");
+  const wide = Array.from(places, place => place.scrollWidth > place.clientWidth + 1);
+  places.forEach((place, number) => place.classList.toggle("stacked", wide[number]));
+}
+
+let width = document.body.clientWidth;
+stack();
+new ResizeObserver(() => {
+  if (document.body.clientWidth === width) return;
+  width = document.body.clientWidth;
+  stack();
+}).observe(document.body);
+
+// What is folded is printed unfolded, but for the runs' settings, which are in runs.csv.
+
+addEventListener("beforeprint", () => {
+  for (const place of places) place.classList.remove("stacked");
+});
+addEventListener("afterprint", stack);
+
 // Runs. A row stays if it holds every word of the filter, settings included.
 
 const filter = document.getElementById("runs-filter");
@@ -50,7 +76,7 @@ function filterRuns() {
 
 filter.addEventListener("input", filterRuns);
 
-// The reader. Its data are described in salsa/report/html.py, `reader`.
+// The reader. Its data are described in salsa/report/reader.py, `reader`.
 
 const data = JSON.parse(document.getElementById("reader-data").textContent);
 const choice = {};
@@ -77,7 +103,7 @@ function number(value) {
 }
 
 function answer(model, response, turn) {
-  const box = element("div", "answer");
+  const box = element("div", "answer-box");
   box.append(element("p", "label", data.models[model]));
   if (response === null) {
     box.append(element("p", "note", "This model did not answer this prompt."));
@@ -108,20 +134,52 @@ function outcome(lines, left, right) {
   return mean === 0.5 ? "counts as a tie" : `counts as a win of ${data.models[mean > 0.5 ? left : right]}`;
 }
 
-function judged(entry, lines, left, right) {
+function judged(entry, lines, left, right, place) {
   const item = element("li");
   const parts = lines.map(([turn, shown, winner, grade]) =>
     `${turn === null ? "" : `turn ${turn}, `}${data.models[shown]} shown first: ${spoken(winner)}${grade ? ` (${grade})` : ""}`);
   item.append(element("span", "", `Judge ${entry.judge}. ${parts.join("; ")}. The prompt ${outcome(lines, left, right)}. `));
   item.append(element("code", "", `${entry.folder}/verdicts.jsonl`));
+  for (const line of lines) if (line[4].length) item.append(said(entry, line, place));
   return item;
+}
+
+// What a judge was asked, as salsa/judges/openai.py fills its templates, and what it answered, each time it was asked.
+function said(entry, [turn, first, winner, , answers], place) {
+  const second = entry.pair.find(model => model !== first), unfolded = element("details", "words-of-judge");
+  const which = `${turn === null ? "" : `Turn ${turn}, `}A is ${data.models[first]}, B is ${data.models[second]}`;
+  unfolded.append(element("summary", "", `What ${entry.judge} was asked and said: ${which} (${spoken(winner)})`));
+  answers.forEach((text, attempt) => {
+    const again = attempt ? ` (asked again, ${attempt + 1} of ${answers.length})` : "";
+    unfolded.append(element("p", "label", `The judge's answer${again}`), element("p", "text said", text));
+  });
+  if (entry.asked !== null) {
+    unfolded.append(element("p", "label", "The prompt that it answered; asked again, it ended with a reminder of the verdicts' form"));
+    unfolded.append(element("pre", "text", askedText(entry, turn || 1, [first, second], place)));
+  }
+  return unfolded;
+}
+
+function askedText(entry, last, models, [benchmark, prompt, replicate]) {
+  const {turns, reference} = data.benchmarks[benchmark].prompts[prompt], values = {};
+  for (let turn = 0; turn < last; turn++) {
+    const suffix = last > 1 ? `_${turn + 1}` : "";
+    values[`question${suffix}`] = turns[turn];
+    ["a", "b"].forEach((letter, side) => {
+      const response = data.responses[replicate][models[side]][benchmark][prompt];
+      values[`answer_${letter}${suffix}`] = response === null ? "(not shown here)" : response[0][turn];
+    });
+    values[`reference${suffix}`] = (reference && reference[turn]) || "(none)";
+  }
+  const name = ["single", "two_turn"][last - 1] + (reference && reference[last - 1] ? "_reference" : "");
+  return data.templates[entry.asked][name].replace(/\{(\w+)\}/g, (whole, key) => key in values ? values[key] : whole);
 }
 
 function verdicts(benchmark, prompt, replicate, left, right) {
   const about = data.verdicts.filter(entry => entry.replicate === replicate && entry.benchmark === benchmark);
   const items = about
     .filter(({pair, lines}) => left !== right && pair.includes(left) && pair.includes(right) && lines[prompt].length)
-    .map(entry => judged(entry, entry.lines[prompt], left, right));
+    .map(entry => judged(entry, entry.lines[prompt], left, right, [benchmark, prompt, replicate]));
   if (items.length) {
     const list = element("ul", "judged");
     list.append(...items);
@@ -153,6 +211,15 @@ function show() {
   view.append(rewards, verdicts(benchmark, place, replicate, ...models));
 }
 
+// Show the policies that a claim compares; the link that was followed leads to the reader.
+function read(policies) {
+  for (const side of ["left", "right"]) {
+    const place = data.models.indexOf(policies[side]);
+    if (place >= 0) choice[side].value = place;
+  }
+  show();
+}
+
 function step(by) {
   const count = choice.prompt.options.length;
   choice.prompt.value = (chosen("prompt") + by + count) % count;
@@ -170,6 +237,7 @@ if (data.benchmarks.length) {
   document.getElementById("reader-previous").addEventListener("click", () => step(-1));
   document.getElementById("reader-next").addEventListener("click", () => step(1));
   show();
+  for (const link of document.querySelectorAll("a.read")) link.addEventListener("click", () => read(link.dataset));
 } else {
   document.getElementById("reader-view").append(element("p", "note", "This study has no benchmark."));
 }
