@@ -502,18 +502,21 @@ def _discriminates(counts, extra):
 
 
 def judge_intervals(verdicts, seed=0, resamples=2000, level=0.95):
-    """Percentile intervals of `swap_consistency` and `first_position_share` (see `judge_quality`), over prompts.
+    """Percentile intervals of the shares `ties`, `swap_consistency` and `first_position_share`, over prompts.
 
-    Returns a dictionary of the two names with _low and _high; nan where `bootstrap_interval` has no interval either.
+    The shares are those of `judge_quality`. Returns a dictionary of the three names with _low and _high; nan where
+    `bootstrap_interval` has no interval either.
     """
-    same, decided = defaultdict(list), defaultdict(list)
+    ties, same, decided = defaultdict(list), defaultdict(list), defaultdict(list)
     for prompt, (_, winner), (_, other) in _both_orders(verdicts):
         same[prompt].append(winner == other)
     for (first, _, benchmark, prompt_id, *_), verdict in latest(verdicts).items():
+        if verdict["winner"] != "error":
+            ties[benchmark, prompt_id].append(verdict["winner"] == "tie")
         if verdict["winner"] in ("model_a", "model_b"):
             decided[benchmark, prompt_id].append(verdict[verdict["winner"]] == first)
     bounds = {}
-    for name, by_prompt in (("swap_consistency", same), ("first_position_share", decided)):
+    for name, by_prompt in (("ties", ties), ("swap_consistency", same), ("first_position_share", decided)):
         bounds[f"{name}_low"], bounds[f"{name}_high"] = _share_interval(by_prompt, seed, resamples, level)
     return bounds
 

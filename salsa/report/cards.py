@@ -77,7 +77,7 @@ def card(study, tables, policy):
         development_prompts=policy.evaluation["prompts"],
         win_rates=formats.markdown(win_rates(study, policy)),
         warnings=[words.markdown(line) for line in study.landscape(policy.replicate).gates.get("warnings", [])],
-        unfit=[words.markdown(line) for line in judging.unfit(study)],
+        unfit=[words.markdown(line) for line in judging.warnings(study)],
         command=words.command(study),
         reproduction=words.reproduction(study),
         licence=described.license,

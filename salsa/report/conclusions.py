@@ -52,8 +52,8 @@ def text(study, frame, win_rates):
 
 
 def warnings(study):
-    """Sentences that a reader of any table needs: judges that can't measure, and policies that have collapsed."""
-    return judging.unfit(study) + collapses(study)
+    """Sentences that a reader of any table needs: judges that can't tell, and policies that have collapsed."""
+    return judging.warnings(study) + collapses(study)
 
 
 def collapses(study):

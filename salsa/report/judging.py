@@ -3,7 +3,8 @@
 A judge that names the place, throws dice, ties or errs pulls every win rate towards ½, so that an interval below the
 smallest effect says nothing of the true one. What is asked here: how many answers held a verdict, how much of the
 verdicts comes from the answers (`statistics.discrimination`), and whether they agree with gold beyond chance. The
-limits are `config.JudgeLimits`. Nothing is decided here: `claims` does that.
+limits are `config.JudgeLimits`. A judge of which claims can be read is warned of all the same where most of what it
+says has nothing to do with the answers. Nothing is decided here: `claims` does that.
 """
 
 import dataclasses
@@ -11,9 +12,15 @@ import math
 
 from salsa.evaluate import statistics
 from salsa.report import selection
+from salsa.workflow import runs
 
 GOLD_SCORES = "gold scores"  # what stands for a gold judge where none was asked
 ALL = "all"
+MOST = 0.5  # of verdicts or answers: beyond it a judge says more about something else than about the answers
+# The share of verdicts that name the answer shown first is ½ ± (1 - d)/2 at most, where d is the share of verdicts that
+# follow the answers: beyond ½ ± this, fewer than MOST do.
+PLACE = (1 - MOST) / 2
+STANDS = "every verdict of this judge stands under that sentence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +33,13 @@ class Quality:
         seen: how much of an effect the judge shows at least, in (0, 1]: the lower bound of its discrimination, less
             its ties; 1 for judges that score each response by itself.
         reason: why claims can't be read from it, in words; "" where they can.
+        doubt: why its verdicts say little although claims can be read from them, in words; "" where nothing says so.
     """
 
     row: dict
     seen: float
     reason: str
+    doubt: str = ""
 
 
 def quality(study, judge, benchmark=ALL):
@@ -65,8 +74,31 @@ def unfit(study):
         if not reasons[0]:
             by_benchmark = {name: quality(study, judge, name).reason for other, name in judged(study) if other == judge}
             reasons = [f"on {name}, {reason}" for name, reason in by_benchmark.items() if reason]
-        sentences += [f"{reason}: no claim is read from it" for reason in reasons if reason]
+        sentences += [f"{reason}: no claim is read from it, and {STANDS}" for reason in reasons if reason]
     return sentences
+
+
+def warnings(study):
+    """Sentences on judges that can't tell which answer is better, or of whose verdicts most have another cause."""
+    doubts = []
+    for judge in asked(study):
+        measured = quality(study, judge)
+        reasons = [measured.doubt, malformed(study, judge)] if not measured.reason else []
+        doubts += [f"{reason}: {STANDS}" for reason in reasons if reason]
+    return unfit(study) + doubts
+
+
+def malformed(study, judge):
+    """Why most answers of a judge that is asked in words say nothing of it; "" where most of them held a verdict."""
+    folders = [folder for role, folder in study.parents.items() if role.startswith(f"judge/{judge}/")]
+    summaries = [(runs.manifest_of(folder) or {}).get("summary") or {} for folder in folders]
+    answers, without = (sum(summary.get(name, 0) for summary in summaries) for name in ("asked", "malformed"))
+    if without <= MOST * answers:
+        return ""
+    return (
+        f"{without:,} of {answers:,} answers of judge {judge} held no verdict and were asked for again, so that its "
+        "verdicts are those of the answers that happened to have the form"
+    )
 
 
 def lines_of(study, judge):
@@ -90,7 +122,9 @@ def _measure(study, judge, lines):
     row = counts | intervals | {"discrimination": share, "discrimination_low": low, "discrimination_high": high}
     row |= _agreement(study, judge, lines)
     seen = 1.0 if scores_alone else (low if low == low else 0.0) * (1 - counts["ties"] if lines else 0.0)
-    return Quality(row, seen if seen == seen else 0.0, _reason(study, judge, row, scores_alone))
+    reason = _reason(study, judge, row, scores_alone)
+    doubt = "" if reason or scores_alone else _doubt(judge, row)
+    return Quality(row, seen if seen == seen else 0.0, reason, doubt)
 
 
 def _reason(study, judge, row, scores_alone):
@@ -120,6 +154,26 @@ def _reason(study, judge, row, scores_alone):
         return (
             f"the verdicts of judge {judge} can't be shown to agree with gold beyond chance: Cohen's kappa "
             f"{number(row['gold_kappa'])} [{number(row['gold_kappa_low'])}, {number(row['gold_kappa_high'])}]"
+        )
+    return ""
+
+
+def _doubt(judge, row):
+    """Why most verdicts of a judge that sees both answers have another cause, with 95 % confidence; "" otherwise."""
+    number = selection.number
+    if row["ties_low"] > MOST:
+        return f"judge {judge} calls a share of {number(row['ties'])} of its verdicts a tie"
+    low, high = row["first_position_share_low"], row["first_position_share_high"]
+    if low > 0.5 + PLACE or high < 0.5 - PLACE:
+        return (
+            f"a share of {number(row['first_position_share'])} of the decided verdicts of judge {judge} names the "
+            "answer shown first, so that more of them follow the place than the answers"
+        )
+    if row["discrimination_high"] < MOST:
+        return (
+            f"of the verdicts of judge {judge} a share of {number(row['discrimination'])} "
+            f"[{number(row['discrimination_low'])}, {number(row['discrimination_high'])}] follows the answers, and the "
+            "others follow places or dice"
         )
     return ""
 

@@ -243,5 +243,5 @@ def no_verdicts(study):
 
 
 def doubts(study):
-    """Sentences about judges that can't measure, for captions of win rates; they begin with a space, or are ""."""
-    return "".join(f" {line[:1].upper()}{line[1:]}." for line in judging.unfit(study))
+    """Sentences about judges that can't tell, for captions of win rates; they begin with a space, or are ""."""
+    return "".join(f" {line[:1].upper()}{line[1:]}." for line in judging.warnings(study))

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from tree import Tree, table_of
 
+from salsa.evaluate import statistics
+from salsa.judges.language_model import verdict_text
 from salsa.report import claims, conclusions, formats, judging, outcomes, sections, study, words
-from salsa.workflow import config
+from salsa.workflow import config, runs
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "judges.py"
 CLAIM = config.Claim("t", "win_rate", 0.03, meaning="so")
@@ -123,6 +125,105 @@ def test_claims_are_not_read_from_it(three, answer, why, kind):
     )
     assert why in table_of(found, "judges")["cannot_measure"][0]
     assert any(why in line for line in conclusions.warnings(found))
+
+
+OPTIONS = "[[A>>B]] if A is much better\n[[A>B]] if A is a little better\n[[A=B]] if they are equally good\n"
+
+
+def says(*texts):
+    """A judge that answers the prompts in turn with these texts, whatever the answers are and whichever comes first."""
+
+    def answer(line, gold, generator):
+        text, reason = texts[int(line["prompt_id"].rpartition("-")[2]) % len(texts)]
+        grade = verdict_text.parse(text, reason)
+        return verdict_text.verdict(grade, line["order"])["winner"] if grade else "error"
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("texts", "errors"),
+    [
+        ([(OPTIONS * 9, "length")], 24),
+        ([(OPTIONS * 9, "stop")], 24),
+        ([(OPTIONS * 2 + "The answer is:\n[[A=B]]", "stop")], 0),
+        ([(OPTIONS * 2 + "The answer is:\n[[A>>B]]", "stop")], 0),
+        ([(OPTIONS + "My verdict is:\n[[A>B]]", "stop"), (OPTIONS + "My verdict is:\n[[B>A]]", "stop")], 0),
+        ([(OPTIONS + "My verdict is:\n[[A>B]]", "stop"), (OPTIONS + "My verdict is:\n[[A=B]]", "stop")], 0),
+    ],
+)
+def test_a_judge_that_repeats_the_options_is_warned_of_first(tmp_path, monkeypatch, texts, errors):
+    """24 verdicts and a win rate of ½ on every prompt, so that no prompt differs from another."""
+    monkeypatch.setattr(study, "gold_judge", lambda prepare: None)
+    tree = Readable(
+        tmp_path, replicates=(0,), prompts=12, arms={"ppo": "0"}, benchmarks=("in_distribution",), planes=()
+    )
+    found = judged(study.read(tree.settings, tree.parents), says(*texts))
+    (lines,) = found.verdicts.values()
+    assert len(lines) == 24 and statistics.judge_quality(lines)["errors"] == errors
+    rate = statistics.compare(lines, lines[0]["model_a"], lines[0]["model_b"])["adjusted_win_rate"]
+    assert math.isnan(rate) if errors else rate == 0.5
+    (warning,) = conclusions.warnings(found)
+    assert warning.endswith("no claim is read from it, and every verdict of this judge stands under that sentence")
+    caption = sections.sections()["judges"].caption(found, sections.tables_of(found))
+    assert caption[0].lower() + caption[1 : len(warning)] == warning
+    for name in ("win_rates", "bradley_terry"):
+        assert warning[1:] in sections.sections()[name].caption(found, sections.tables_of(found))
+
+
+def ignoring(share, otherwise):
+    """A judge that follows gold but in a share of its verdicts."""
+    return lambda line, gold, generator: (otherwise if generator.random() < share else good)(line, gold, generator)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (ignoring(0.6, first), "names the answer shown first, so that more of them follow the place than the answers"),
+        (ignoring(0.6, second), "names the answer shown first, so that more of them follow the place than the answers"),
+        (ignoring(0.7, tie), "judge it calls a share of 0.68"),
+    ],
+)
+def test_a_judge_most_of_whose_verdicts_have_another_cause_is_warned_of(three, answer, words):
+    found = judged(three, answer)
+    assert judging.quality(found, "it").reason == ""  # claims are read from it
+    (warning,) = conclusions.warnings(found)
+    assert words in warning and warning.endswith(f": {judging.STANDS}")
+    caption = sections.sections()["judges"].caption(found, sections.tables_of(found))
+    assert f"{warning[1:]}. 1 judge over all benchmarks" in caption
+
+
+def test_a_judge_of_which_fewer_than_half_of_the_verdicts_follow_the_answers_is_warned_of(three):
+    row = judging.quality(judged(three, ignoring(0.6, dice)), "it").row
+    assert 0 < row["discrimination_low"] < 0.4 < row["discrimination_high"]
+    assert judging._doubt("it", row | {"discrimination_high": 0.5}) == ""
+    assert "follows the answers, and the others follow places or dice" in judging._doubt(
+        "it", row | {"discrimination_high": 0.49}
+    )
+
+
+@pytest.mark.parametrize("otherwise", [first, second, dice, tie])
+def test_a_judge_that_ignores_the_answers_now_and_then_is_not(three, otherwise):
+    assert conclusions.warnings(judged(three, ignoring(0.2, otherwise))) == []
+
+
+def test_the_share_of_the_first_place_is_bounded_by_the_share_that_follows_the_answers():
+    """By a sum over verdicts: which answer is better is a toss, and what follows no answer names any place."""
+    for follows, liked in ((a / 20, b / 20) for a in range(21) for b in range(21)):
+        share = sum(0.5 * (follows * (better == 0) + (1 - follows) * liked) for better in (0, 1))
+        assert follows > judging.MOST or abs(share - 0.5) <= (1 - follows) / 2 + 1e-12
+        assert follows < judging.MOST or abs(share - 0.5) <= judging.PLACE + 1e-12
+
+
+@pytest.mark.parametrize(("counts", "warned"), [([(10, 6), (10, 5)], True), ([(10, 5), (10, 5)], False), ([], False)])
+def test_answers_that_mostly_lack_the_form_are_warned_of(three, tmp_path, counts, warned):
+    folders = {f"judge/it/{number}": tmp_path / str(number) for number in range(len(counts))}
+    for folder, (asked, malformed) in zip(folders.values(), counts, strict=True):
+        runs.write_json(folder / runs.MANIFEST, {"summary": {"asked": asked, "malformed": malformed}})
+    folders["judge/other/0"] = tmp_path / "missing"
+    warnings = conclusions.warnings(replace(judged(three, good), parents=folders))
+    assert len(warnings) == warned
+    assert not warned or warnings[0].startswith("11 of 20 answers of judge it held no verdict and were asked for again")
 
 
 def test_a_judge_that_follows_gold_measures(three):

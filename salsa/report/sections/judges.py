@@ -28,6 +28,8 @@ JUDGES = [
     "discrimination_high",
     "gold_kappa_low",
     "gold_kappa_high",
+    "ties_low",
+    "ties_high",
     "cannot_measure",
 ]
 PAIRS = ["judge", "other_judge", "benchmark", "comparisons", "agreement", "kappa"]
@@ -79,21 +81,23 @@ def sources(study):
 
 
 def judges_caption(study, tables):
+    """What the verdicts say of the judges; sentences on those that can't tell come first."""
+    warned = words.doubts(study).lstrip()
     frame = tables["judges"]
     if frame.empty:
-        return "No verdicts: this study has no judge." + words.doubts(study)
+        return "No verdicts: this study has no judge."
     overall = frame[(frame["benchmark"] == "all") & (frame["verdicts"] > 0)]
     if overall.empty:
-        return "No verdicts, as said next." + words.doubts(study)
+        return f"{warned} So there are no verdicts."
     gold = overall["gold_agreement"].dropna()
     agreed = f"; they agree with gold on a share of {words.spread(gold)} (win, tie or loss)" if len(gold) else ""
     return (
-        f"{len(overall)} judge{'s' * (len(overall) != 1)} over all benchmarks: the same verdict in both orders on a "
-        f"share of {words.spread(overall['swap_consistency'])}, the answer shown first preferred in "
-        f"{words.spread(overall['first_position_share'])} of decided verdicts, ties {words.spread(overall['ties'])}"
-        f"{agreed}; discrimination: the share of verdicts that follows the answers, not places or dice (1 by "
-        "definition of a judge that scores each answer by itself)."
-    ) + words.doubts(study)
+        f"{warned}{' ' if warned else ''}{len(overall)} judge{'s' * (len(overall) != 1)} over all benchmarks: the same "
+        f"verdict in both orders on a share of {words.spread(overall['swap_consistency'])}, the answer shown first "
+        f"preferred in {words.spread(overall['first_position_share'])} of decided verdicts, ties "
+        f"{words.spread(overall['ties'])}{agreed}; discrimination: the share of verdicts that follows the answers, not "
+        "places or dice (1 by definition of a judge that scores each answer by itself)."
+    )
 
 
 def pairs_caption(study, tables):
