@@ -21,7 +21,7 @@ from salsa.report.frames import Frames
 from salsa.workflow import config, policies, runs, schema, stages
 from salsa.workflow.messages import UserError
 
-VERSION = 9
+VERSION = 8
 WHOLE = ("replicate", "training_seed", "seed")  # columns of runs.csv that hold whole numbers, or nothing
 
 
