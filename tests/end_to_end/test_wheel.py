@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 FEWER = [f"benchmarks.{name}.prompts=6" for name in ("in_distribution", "out_of_distribution", "two_turn")]
 FEWER += [
     "registered=[conf/claims.yaml]",
+    *("data.task.demonstrations=200", "data.task.evaluation=32", "data.task.prompts=64"),
     "reward_model.pairs=64",
     *(override for override in SMALL if not override.startswith("dpo.")),
 ]
