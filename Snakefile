@@ -24,6 +24,7 @@ rule all:
 
 onstart:
     heed_signals()
+    check_forced()
     check_judges()
     begin()
 

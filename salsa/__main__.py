@@ -88,6 +88,10 @@ def _parser():
     verify.add_argument("results", nargs="?", default="results", help="the results folder (default: results)")
     verify.set_defaults(function=verify_command)
     commands.add_parser("soup", help="average or otherwise mix the weights of models", add_help=False)
+    forget = commands.add_parser("forget", help="move finished runs aside, so that they are computed again")
+    forget.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as results/ppo/…")
+    forget.add_argument("--dependents", action="store_true", help="move the finished runs that rest on it, too")
+    forget.set_defaults(function=forget_command)
     publish = commands.add_parser("publish", help="copy a finished study to results/published, to be committed")
     publish.add_argument("study", help="a study's folder, such as results/studies/default")
     publish.set_defaults(function=publish_command)
@@ -192,6 +196,17 @@ def verify_command(arguments, _):
     if damaged:
         print(f"to compute them again: rm -r {shlex.join(map(str, damaged))}, then the command that made them")
     return 1 if damaged else 0
+
+
+def forget_command(arguments, _):
+    """Move finished runs to <results>/forgotten, and say how to take them back."""
+    from salsa.workflow import forget
+
+    moved = forget.forget(arguments.runs, arguments.dependents)
+    for folder, place in moved:
+        print(printable(f"{folder} -> {place}"))
+    print("the command that made them computes them again; to take one back, move its folder back")
+    return 0
 
 
 def publish_command(arguments, _):

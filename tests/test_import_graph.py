@@ -32,6 +32,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.checks",
         "workflow.compose",
         "workflow.estimate",
+        "workflow.forget",
         "workflow.jobs",
         "workflow.objectives",
         "workflow.pilot",

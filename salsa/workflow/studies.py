@@ -58,14 +58,14 @@ def look_words(plan, path):
     )
 
 
-def conclude(plan, write=True):
-    """Link the readable names of the finished studies to their folders (`write`); yields the lines to show.
+def conclude(plan):
+    """Link the readable names of the finished studies to their folders; yields the lines to show.
 
     What a study has found comes first, then where to read on; of the points of a sweep, a line or two each.
     """
     finished_studies = [study for study in plan.studies if latest(plan, study)]
     for study in finished_studies:
-        yield f"study {study['name']}: {link(plan, study, write)}"
+        yield f"study {study['name']}: {link(plan, study)}"
         if has_looks(study):
             yield f"  {look_words(plan, latest(plan, study))}"
         folder = Path(plan.results) / latest(plan, study)
@@ -95,11 +95,8 @@ def _places(folder):
     yield from [f"  beside it: {', '.join(beside)}"] if beside and pages else []
 
 
-def link(plan, study, write=True):
-    """Link a study's name to its last finished look (relatively, replaced at once); returns what to show of it.
-
-    Without `write` a link that is not there, or that leads elsewhere, stays so.
-    """
+def link(plan, study):
+    """Link a study's name to its last finished look (relatively, replaced at once); returns what to show of it."""
     folder = Path(plan.results) / latest(plan, study)
     if not study["link"]:
         return str(folder)
@@ -108,8 +105,6 @@ def link(plan, study, write=True):
         return f"{folder} ({name} is a folder of its own, and left alone)"
     target = os.path.relpath(folder, name.parent)
     if not name.is_symlink() or os.readlink(name) != target:
-        if not write:
-            return str(folder)
         temporary = name.with_name(f".{name.name}.{os.getpid()}")
         try:
             temporary.symlink_to(target, target_is_directory=True)

@@ -174,10 +174,8 @@ def test_a_name_points_to_the_last_finished_look(tmp_path):
     assert list(studies.conclude(result)) == []
     finish(tmp_path, paths[0], undecided=["b"], goes_on=True)
     assert (studies.reached(result, made), studies.latest(result, made)) == (paths[1], paths[0])
-    shown = list(studies.conclude(result, write=False))
-    assert shown[0].endswith("studies/mine-2") and not (tmp_path / "studies" / "mine").exists()
     lines = list(studies.conclude(result))
-    assert lines == [lines[0], *shown[1:]] == list(studies.conclude(result, write=False))
+    assert lines == list(studies.conclude(result))
     assert lines[0].endswith("studies/mine -> mine-2") and "undecided: b; the study goes on" in lines[1]
     finish(tmp_path, paths[1], undecided=[], goes_on=False)
     assert (studies.reached(result, made), studies.latest(result, made)) == (paths[1], paths[1])

@@ -19,7 +19,7 @@ from salsa.workflow.bounds import printable
 from salsa.workflow.messages import UserError
 
 try:
-    from salsa.workflow import failures, interrupts, jobs, progress, repository, screen, stages, studies
+    from salsa.workflow import failures, forget, interrupts, jobs, progress, repository, screen, stages, studies
     from salsa.workflow import plan as planning
 except UserError as error:  # a file that adds a kind of something has a fault
     sys.exit(f"salsa: {error}")
@@ -222,17 +222,18 @@ def run_names(stage):
     return re.escape(Path(PLAN.comparison).name) if PLAN.comparison else "(?!)"
 
 
-def conclude(write=True):
-    """Give the studies their readable names (`write`), and say where the results are."""
-    for line in studies.conclude(PLAN, write):
+def conclude():
+    """Give the studies their readable names, and say what they found and where the results are."""
+    for line in studies.conclude(PLAN):
         print(line, file=sys.stderr)
 
 
 def conclude_at_once():
-    """Say where the results are when nothing is left to do, of which Snakemake tells no hook."""
-    if all_done() and "nothing" not in ANNOUNCED:
+    """Conclude when nothing is left to do, of which Snakemake tells no hook: the names may lead to other studies."""
+    begun = workflow.scheduler is not None  # then the end of the jobs is told
+    if all_done() and not begun and not forces() and "nothing" not in ANNOUNCED:
         ANNOUNCED.add("nothing")
-        conclude(write=False)
+        conclude()
         if screen.active:
             screen.active.concluded = True
 
@@ -254,6 +255,26 @@ def end():
         ended = threading.Event()
         logger.info("", extra={"ended": ended})
         ended.wait(10)
+
+
+def forces():
+    """Whether Snakemake is told to run jobs whatever is finished."""
+    settings = workflow.dag_settings
+    return bool(settings.forcerun or settings.forceall or settings.forcetargets)
+
+
+def check_forced():
+    """Refuse to force runs that are finished: their stages would find them so, and Snakemake would call them done."""
+    if forces():
+        rules = {stage.name: stage.folder for stage in STAGES}
+        asked = [
+            f"{rules[job.rule.name]}/{job.wildcards.run}"
+            for job in workflow.dag.needrun_jobs()
+            if job.rule.name in rules
+        ]
+        finished = [path for path in PLAN.runs if path in asked and jobs.finished(PLAN, path)]
+        if finished:
+            sys.exit(printable(f"salsa: {forget.refusal(PLAN.results, finished)}"))
 
 
 def check_judges():
