@@ -32,7 +32,6 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
         "workflow.checks",
         "workflow.compose",
         "workflow.estimate",
-        "workflow.forget",
         "workflow.jobs",
         "workflow.objectives",
         "workflow.pilot",
@@ -41,7 +40,7 @@ LAYERS = (  # lowest first: a module may import those of its own line, and of th
     ("tools.judge_check", "workflow.durations"),
     ("workflow.progress",),
     ("workflow.screen",),
-    ("workflow.status",),
+    ("workflow.forget", "workflow.status"),
     (
         "workflow.json_schema",
         "workflow.multirun",

@@ -110,11 +110,10 @@ def _check_in_progress(results, paths):
     active = {path for path in _unfinished(results) if progress.locked(results / path)}
     for planned in _plans(results):
         driver, lives = progress.driver_of(planned)
-        if lives and paths & planned.runs.keys():
-            where = f"process {driver.process} on {driver.host}"
-            raise UserError(
-                f"{results / min(paths)}: a study that has it runs now ({where}); wait for its end, or stop it"
-            )
+        wanted = paths & planned.runs.keys()
+        if lives and wanted:
+            who = f"process {driver.process} on {driver.host}"
+            raise UserError(f"{results / min(wanted)}: a study with it runs now ({who}); wait for its end, or stop it")
         for path in active & planned.runs.keys():
             used = _ancestors(planned.runs, path) & paths
             if used:

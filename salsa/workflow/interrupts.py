@@ -101,11 +101,13 @@ class Driver:
     def _serve(self):
         os.read(self.requests, 1)
         self.logger.addFilter(lambda record: hasattr(record, "ended"))  # which says that the progress is to end
-        jobs = _children()
-        self._say(f"salsa: stopping {len(jobs)} job{'s' * (len(jobs) != 1)}, which save what they have done"
-                  " (Ctrl-C again ends them at once)")  # fmt: skip
         if self.here:
+            count = len(_children())
+            jobs = f"{count} job{'s' * (count != 1)}"
+            self._say(f"salsa: stopping {jobs}, which save what they have done (Ctrl-C again ends them at once)")
             self.scheduler().exit_gracefully()
+        else:
+            self._say("salsa: cancelling the cluster's jobs, which save what they have done")
         while True:
             if self.here:
                 self._tell(_children())

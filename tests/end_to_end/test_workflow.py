@@ -22,8 +22,10 @@ import pytest
 from salsa.workflow import interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 600  # seconds for what takes a few on an idle machine
 SMALL = "replicates=[0] benchmark=[in_distribution]"
 TINY = f"{SMALL} arm=[ppo,salsa]"
+OTHER = f"{TINY} ppo.learning_rate=1e-5"
 
 FAKE = """
 import os, signal, sys, time
@@ -114,7 +116,7 @@ class Place:
         """Run Snakemake to its end; returns how many runs of each stage computed, and what was printed."""
         before = len(self.calls())
         process = self.start(overrides, *options, **where)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, printed
         return Counter(call.split("/")[0] for call in self.calls()[before:]), printed
 
@@ -168,6 +170,36 @@ def test_run_folder_has_log_benchmark_and_manifest_of_the_plan(default):
 def test_finished_study_does_nothing_again(small):
     counts, printed = small.run(TINY)
     assert not counts and "report.md" in printed
+
+
+def test_a_name_leads_to_the_study_that_was_asked_for_last(default, tmp_path):
+    place = default.copy(tmp_path / "copy")
+    name = place.folder / "results" / "studies" / "default"
+    study = name.readlink()
+    name.unlink()
+    name.symlink_to("default-of-another-version")
+    for option in ("--dry-run", "--unlock"):
+        place.run("", option)
+        assert str(name.readlink()) == "default-of-another-version"
+    counts, printed = place.run()
+    assert not counts and name.readlink() == study and f"results/studies/default -> {study}" in printed
+
+
+def test_finished_runs_are_computed_again_when_they_are_forgotten_and_not_when_forced(small, tmp_path):
+    place = small.copy(tmp_path / "copy")
+    policy, _ = sorted((place.folder / "results" / "ppo").iterdir())
+    for file in place.folder.glob("results/*/*/benchmark.tsv"):
+        file.write_text("as it was")
+    counts, printed = place.run(TINY, "--forcerun", "ppo", code=1)
+    assert not counts and "finished runs are kept" in printed and "`salsa forget results/ppo/" in printed
+    assert {file.read_text() for file in place.folder.glob("results/*/*/benchmark.tsv")} == {"as it was"}
+    forget = [sys.executable, "-m", "salsa", "forget", f"results/ppo/{policy.name}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    refused = subprocess.run(forget, cwd=place.folder, env=environment, stderr=subprocess.PIPE)
+    assert refused.returncode == 1 and b"4 finished runs rest on" in refused.stderr
+    subprocess.run([*forget, "--dependents"], cwd=place.folder, env=environment, check=True)
+    counts, _ = place.run(TINY)
+    assert counts == {"ppo": 1, "respond": 1, "judge": 2, "studies": 1}
 
 
 def test_verify_finds_an_altered_file(small, tmp_path):
@@ -248,7 +280,7 @@ def test_ppo_runs_as_several_processes(small, tmp_path):
 def test_a_plan_file_is_run_as_it_stands(small):
     plan = next((small.folder / "results" / "plans").glob("*.json")).relative_to(small.folder)
     process = small.start("", "--config", f"plan={plan}")
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "report.md" in printed, printed
 
 
@@ -256,7 +288,7 @@ def test_sigkill_in_the_middle_repeats_no_finished_run(tmp_path):
     place = Place(tmp_path / "killed")
     (place.folder / "hold_ppo").touch()
     process = place.start(TINY)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not any(call.startswith("ppo/") for call in place.calls()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -302,14 +334,13 @@ def printed_on(keys):
 
 def wait_for_ppo(place, process, before):
     """Return when two runs of PPO compute, beside the calls that were there before."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while sum(call.startswith("ppo/") for call in place.calls()[before:]) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
 
 
 RUN = (sys.executable, "-m", "salsa", "run")
-OTHER = f"{TINY} ppo.learning_rate=1e-5"
 COMMANDS = {
     "salsa run": (*RUN, *OTHER.split(), "--", "--cores", "4"),
     "salsa run -m": (*RUN, "-m", *OTHER.split(), "--", "--cores", "4"),
@@ -325,7 +356,7 @@ def test_ctrl_c_stops_every_job_and_the_same_command_goes_on(small, tmp_path, na
     try:
         wait_for_ppo(place, process, before)
         os.write(keys, b"\x03")
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
     printed = printed_on(keys)
@@ -337,7 +368,7 @@ def test_ctrl_c_stops_every_job_and_the_same_command_goes_on(small, tmp_path, na
     (place.folder / "hold_ppo").unlink()
     (place.folder / "signalled.txt").unlink()
     process, keys = start_on_a_terminal(place, *COMMANDS[name])
-    assert process.wait(120) == 0, printed_on(keys)
+    assert process.wait(PATIENCE) == 0, printed_on(keys)
     counts = Counter(call.split("/")[0] for call in place.calls()[before:])
     assert counts == {"ppo": 4, "respond": 2, "judge": 2, "studies": 1}
 
@@ -373,7 +404,7 @@ def test_two_at_once_compute_each_run_once(tmp_path):
     time.sleep(3)  # both have built their DAG by now, and wait for the same runs
     (place.folder / "hold_sft").unlink()
     for process in processes:
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, printed
     assert len(place.calls()) == len(set(place.calls()))
     assert len(logs) == 2 and all(log.read_text().startswith(text) for log, text in zip(logs, before, strict=True))
@@ -403,7 +434,7 @@ def test_a_failure_is_named_and_leaves_nothing_that_looks_finished(small, tmp_pa
 def test_a_mistake_is_one_line(tmp_path, config, says):
     place = Place(tmp_path / "bad")
     process = place.start("", "-n", "--quiet", "--config", config)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=PATIENCE)
     lines = [line for line in printed.splitlines() if line and not line.startswith("Using workflow specific profile")]
     assert process.returncode == 1 and len(lines) == 1 and says in lines[0], printed
     assert not (place.folder / "results").exists()
