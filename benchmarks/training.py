@@ -231,7 +231,7 @@ def make_trainer(arguments, execution, device):
         "bf16" if arguments.bf16 else "no",
     )
     output = Path(tempfile.gettempdir())  # where nothing is written
-    accelerator = processes.make_accelerator(settings, device, execution, output)
+    accelerator = processes.make_accelerator(settings, device, execution)
     participants = trainer.Participants(policy, value_model, reward_model, anchor, sft0)
     tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
     return trainer.Trainer(settings, participants, tokenizer, accelerator, execution, output)
