@@ -109,10 +109,10 @@ def _check_in_progress(results, paths):
     """UserError where a process runs a plan that has one of the paths, or computes a run that rests on one of them."""
     active = {path for path in _unfinished(results) if progress.locked(results / path)}
     for planned in _plans(results):
-        driver, lives = progress.driver_of(planned)
+        session, lives = progress.session_of(planned)
         wanted = paths & planned.runs.keys()
         if lives and wanted:
-            who = f"process {driver.process} on {driver.host}"
+            who = f"process {session.process} on {session.host}"
             raise UserError(f"{results / min(wanted)}: a study with it runs now ({who}); wait for its end, or stop it")
         for path in active & planned.runs.keys():
             used = _ancestors(planned.runs, path) & paths

@@ -128,7 +128,7 @@ def test_a_run_that_another_is_computed_from_is_refused(results):
     lock = FileLock(folder(results, "studies/mine-1") / ".lock")
     with lock, pytest.raises(UserError, match="is computed now, from"):
         forget.forget([folder(results, "ppo/p-2")])
-    progress.drive(Plan(str(results), plan), "salsa run", 2)
+    progress.hold_session(Plan(str(results), plan), "salsa run", 2)
     with pytest.raises(UserError, match=f"runs now .process {os.getpid()} on"):
         forget.forget([folder(results, "ppo/p-2")])
     progress._held.pop().close()
