@@ -84,6 +84,12 @@ class Terminal:
         return code
 
 
+def unfinished(place, stage):
+    """The folders of a stage's runs that have begun."""
+    folders = [place.folder / "results" / path for path in place.calls() if path.startswith(f"{stage}/")]
+    return [folder for folder in folders if not (folder / "manifest.json").exists()]
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory):
     """A study of which the responses failed, in a pipe."""
@@ -128,7 +134,9 @@ def test_a_terminal_shows_one_picture_and_ends_with_the_answer(failed, tmp_path)
     terminal = Terminal(place, "run", *overrides, "--", "--cores", "4")
     terminal.wait_for(r"ppo +\S+ +0/2 +2 running")
     terminal.wait_for(r"ppo +ppo, kl_coef 0\.3, replicate 0 +0/50")
-    for folder in (path.parent for path in place.folder.glob("results/ppo/*/checkpoints")):
+    while len(folders := unfinished(place, "ppo")) < 2:
+        time.sleep(0.1)
+    for folder in folders:
         row = {"iteration": 11, "score": 0.123, "kl_to_reference": 4.567, "seconds": 2.0}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     terminal.wait_for(r"salsa, kl_coef 0\.3, replicate 0 +12/50 +0\.123 +4\.57 +\d+:\d\d +1:16")
