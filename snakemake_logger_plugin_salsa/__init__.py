@@ -12,8 +12,6 @@ from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultForma
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from salsa.workflow import screen, stages
-
 # What Snakemake says while jobs run, and no event says: all else is in the picture, or in the log that it keeps.
 NOTHING = "Nothing to be done"
 SAID = ("Terminating processes", "Will exit after finishing", NOTHING)
@@ -31,7 +29,11 @@ class LogHandler(LogHandlerBase):
     """Turns Snakemake's records into calls of a `screen.Reporter`."""
 
     def __post_init__(self):
-        settings = self.common_settings
+        # Snakemake imports every logger plugin that there is, also where another one is chosen: then a fault in a file
+        # that adds a kind of something is for the workflow to say.
+        from salsa.workflow import screen, stages
+
+        settings, self.stages = self.common_settings, stages.ALL
         self.text = ColorizingTextHandler(
             nocolor=settings.nocolor,
             stream=sys.stdout if settings.stdout else sys.stderr,
@@ -62,7 +64,7 @@ class LogHandler(LogHandlerBase):
             if not str(record.msg).startswith(NOISE):
                 self.text.handle(record)
         elif event == LogEvent.JOB_INFO and "run" in (record.wildcards or {}):
-            path = f"{stages.ALL[record.rule_name].folder}/{record.wildcards['run']}"
+            path = f"{self.stages[record.rule_name].folder}/{record.wildcards['run']}"
             self.paths[record.jobid] = path
             self.reporter.started(path)
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.paths:

@@ -35,9 +35,10 @@ def without_prompts(text):
         for benchmark in data["benchmarks"]:
             for prompt in benchmark["prompts"]:
                 prompt["turns"] = [NOT_PUBLISHED] * len(prompt["turns"])
-                prompt["reference"] = prompt["reference"] and [NOT_PUBLISHED] * len(prompt["reference"])
-        for line in (line for entry in data["verdicts"] for lines in entry["lines"] for line in lines):
-            line[4] = [NOT_PUBLISHED] * len(line[4])
+                if prompt.get("reference"):  # which pages of earlier versions lack, as they do the judges' words
+                    prompt["reference"] = [NOT_PUBLISHED] * len(prompt["reference"])
+        for line in (line for entry in data.get("verdicts", ()) for lines in entry["lines"] for line in lines):
+            line[4:5] = [[NOT_PUBLISHED] * len(words) for words in line[4:5]]
         return match[1] + str(embedded(data)) + match[3]
 
     return READER.sub(strip, text)

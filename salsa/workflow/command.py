@@ -84,7 +84,7 @@ def _planned(stage, function, version, arguments):
         function = functools.partial(function, overrides=run.overrides)
     results = Path(plan.results)
     arguments.output = results / arguments.run
-    if run.execution["trackers"]:
+    if run.execution.get("trackers"):
         _name(plan, arguments.run)
     runs.execute(
         stage.name,

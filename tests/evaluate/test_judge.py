@@ -1,7 +1,7 @@
 """Verdicts in both orders, resumed after a kill, refused where there is nothing to compare."""
 
+import importlib.util
 import json
-import sys
 
 import pytest
 import torch
@@ -233,5 +233,5 @@ def test_missing_model_and_no_gold(parents, tmp_path, monkeypatch):
     assert "no response of model 'sft1'" in refused(parents, tmp_path, sft0="sft1")
     parents["candidate"] = folder(tmp_path / "none", [row("policy", i, None) for i in range(3)])
     assert "has no gold score" in refused(parents, tmp_path)
-    monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install vaderSentiment" in refused(parents, tmp_path, kind="vader")

@@ -116,7 +116,7 @@ def test_front_matter_of_a_card_is_the_cards_own(output):
     for path in (folder / "cards").glob("*.md"):
         text = path.read_text(encoding="utf-8")
         _, head, body = re.split(r"(?m)^---\n", text, maxsplit=2)
-        known = {"language", "library_name", "pipeline_tag", "tags", "base_model", "license", "datasets"}
+        known = {"language", "library_name", "pipeline_tag", "tags", "base_model", "license", "datasets", "model-index"}
         assert set(yaml.safe_load(head)) <= known
         assert "\n# ppo, kl_coef" in body or "\n# salsa, kl_coef" in body
         assert "<script" not in body

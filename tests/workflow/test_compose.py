@@ -63,7 +63,7 @@ def test_all_arms_together():
     penalties = {
         (run.settings["kl_coef"], run.settings["ppo"]["kl_schedule"]["kind"]) for run in runs if run.stage == "ppo"
     }
-    assert penalties >= {(0.1, "fixed"), (0.05, "fixed"), (0.1, "linear")}
+    assert penalties >= {(0.3, "fixed"), (0.15, "fixed"), (0.3, "linear")}
 
 
 def test_a_schedule_of_the_command_line():
@@ -685,5 +685,5 @@ def test_the_dtype_of_a_package_is_refused_instead_of_ignored():
 
 def test_two_arms_that_differ_in_the_third_decimal_are_refused():
     near = ['+arms.a.reference.weights=["0.501","0.499"]', '+arms.b.reference.weights=["0.502","0.498"]']
-    with pytest.raises(UserError, match=r"are both shown as start_sft0-ref_soup0\.50-kl_0\.1"):
+    with pytest.raises(UserError, match=r"are both shown as start_sft0-ref_soup0\.50-kl_0\.3"):
         compose.compose(near)

@@ -165,10 +165,10 @@ def test_the_plan_judges_against_the_plain_anchor_of_the_same_algorithm():
             "claims.dpo_preferred: is also what preferred is called when crossed; rename one",
         ),
         (["arms.salsa.start={sft0:1}"], "arms.salsa.start: is a list, which no mapping takes the place of; write it"),
-        (["+algorithm_kl_coefs.dpo=[0.1]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
+        (["+algorithm_kl_coefs.dpo=[0.3]"], "algorithm_kl_coefs.dpo: is none of algorithm=[ppo]; leave it out"),
         (
             ["algorithm=[ppo,dpo]", "+algorithm_kl_coefs.dpo=[0.5]"],
-            "algorithm_kl_coefs.dpo: 0.5 is not in kl_coefs=[0.1]; add it there",
+            "algorithm_kl_coefs.dpo: 0.5 is not in kl_coefs=[0.3]; add it there",
         ),
         (
             ["algorithm=[dpo]", "alphas=[0.25]"],

@@ -21,8 +21,8 @@ def test_a_run_reads_the_sft_models_that_pairs_are_drawn_from():
     """And its references; sft1, which is none here, is no ingredient of the policy's distance to it."""
     (run,) = runs_of("dpo", "replicates=[0]", "arms.dpo.reference.weights=[1]").values()
     assert set(run.parents) == {"prepare", "reward_model", "sft0", "sft1"}
-    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 2400} and run.settings["kl_coef"] == 0.1
-    assert run.label.endswith("dpo-start_sft0-ref_sft0-kl_0.1")
+    assert run.settings["dpo"] == {**run.settings["dpo"], "pairs": 2400} and run.settings["kl_coef"] == 0.3
+    assert run.label.endswith("dpo-start_sft0-ref_sft0-kl_0.3")
 
 
 def test_other_runs_do_not_change_with_it():

@@ -357,7 +357,7 @@ def test_a_search_is_seeded_and_says_what_each_trial_came_to(snakemake, monkeypa
     )
     one, other = (searched_points(snakemake, monkeypatch, folder) for folder in ("one", "other"))
     assert one == other != searched_points(snakemake, monkeypatch, "third", "hydra.sweeper.sampler.seed=1")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")][:4]
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"trial \d+: ", line)][:4]
     best = None
     for number, line in enumerate(lines):
         value = objective(f"one/{number}")["objective"]
