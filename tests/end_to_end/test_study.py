@@ -87,8 +87,10 @@ def test_default_data_from_nothing_to_the_comparison_of_a_sweep(tmp_path):
         assert objective["objective"] == pytest.approx(gained - 0.1 * float(salsa["kl_to_sft0"]), abs=1e-9)
         assert objective["study"].endswith(salsa["study"])
 
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*/*/manifest.json")}
     again = run(results, "ppo.learning_rate=1e-4,2e-4", *changes)  # without Hydra's folders, the same DAG
-    assert again.returncode == 0 and "Nothing to be done" in again.stdout + again.stderr
+    assert again.returncode == 0 and "comparison of the sweep" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in results.glob("*/*/manifest.json")}
     verified = subprocess.run([sys.executable, "-m", "salsa", "verify", str(results)], cwd=ROOT, capture_output=True)
     assert verified.returncode == 0, verified.stdout
 
