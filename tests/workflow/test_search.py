@@ -95,38 +95,33 @@ def test_a_search_goes_on_after_a_kill(tmp_path, sampler):
     assert best.best_value == max(values) and best.best_trial == values.index(max(values))
 
 
+def killed_in(method, number, tmp_path, monkeypatch):
+    """Run a search that is killed where this method comes to this trial. Returns its storage."""
+    storage, plain = f"sqlite:///{tmp_path}/a.db", getattr(search.Search, method)
+
+    def killed(self, trial, *arguments):
+        if trial.number == number:
+            raise Killed
+        return plain(self, trial, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Search, method, killed)
+        with pytest.raises(Killed):
+            run(tmp_path / "begun", Launcher(), storage=storage)
+    return storage
+
+
 def test_what_ended_of_a_batch_is_not_run_again(tmp_path, monkeypatch):
     """Killed while the results of a batch were noted: the rest of it runs alone, before anything new is chosen."""
     whole = batches(tmp_path / "whole")
-    tell = search.Search._tell
-
-    def killed(self, trial, *arguments):
-        if trial.number == 4:
-            raise Killed
-        return tell(self, trial, *arguments)
-
-    storage = f"sqlite:///{tmp_path}/a.db"
-    with monkeypatch.context() as patch:
-        patch.setattr(search.Search, "_tell", killed)
-        with pytest.raises(Killed):
-            run(tmp_path / "begun", Launcher(), storage=storage)
+    storage = killed_in("_tell", 4, tmp_path, monkeypatch)
     assert batches(tmp_path / "ended", storage=storage) == [whole[1][1:], *whole[2:]]
 
 
 def test_what_was_chosen_of_a_batch_is_completed(tmp_path, monkeypatch):
     """Killed while points were chosen: the batch is filled up, as if nothing had been."""
-    whole, point = batches(tmp_path / "whole"), search.Search._point
-
-    def killed(self, trial, *arguments):
-        if trial.number == 5:
-            raise Killed
-        return point(self, trial, *arguments)
-
-    storage = f"sqlite:///{tmp_path}/a.db"
-    with monkeypatch.context() as patch:
-        patch.setattr(search.Search, "_point", killed)
-        with pytest.raises(Killed):
-            run(tmp_path / "begun", Launcher(), storage=storage)
+    whole = batches(tmp_path / "whole")
+    storage = killed_in("_point", 5, tmp_path, monkeypatch)
     ended = batches(tmp_path / "ended", storage=storage)
     assert [len(batch) for batch in ended] == [3, 3, 3] and ended[0][:2] == whole[1][:2]
 
