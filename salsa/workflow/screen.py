@@ -51,7 +51,7 @@ def to_go(picture):
     """The time to go in words; nothing where nothing is known of it, or nothing is left."""
     if picture.left is None or picture.count() == picture.count(DONE):
         return ""
-    unknown = f", beside {', '.join(picture.unknown)}" if picture.unknown else ""
+    unknown = f", not counting {', '.join(picture.unknown)}" if picture.unknown else ""
     return f"{estimate(picture.left)} to go{unknown}"
 
 

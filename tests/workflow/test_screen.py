@@ -33,7 +33,7 @@ def test_the_picture_fits_and_says_what_runs(width):
     text = printed(screen.drawn(PICTURE, "study default", 65.0), width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width and len(lines) == 1 + 3 + 1 + 3 + (width < 100)
-    assert lines[0].rstrip() == "study default · 1 of 4 runs · 1 min 05 s · about 2 min to go, beside judge"
+    assert lines[0].rstrip() == "study default · 1 of 4 runs · 1 min 05 s · about 2 min to go, not counting judge"
     place = next(place for place, line in enumerate(lines) if "strong_soup" in line)
     cells = " ".join(lines[place].split())
     if width < 100:  # a long name is wrapped, so that nothing of it is lost
