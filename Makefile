@@ -2,11 +2,12 @@
 # call `python`, which would be the system's otherwise.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help study test smollm2 base lint docs audit clean
+.PHONY: help study test external smollm2 base lint docs audit clean
 
 help:
 	@echo 'make study     run the default study; it ends with what it found and where its report is'
-	@echo 'make test      run the tests'
+	@echo 'make test      run the tests, but for those of make external'
+	@echo 'make external  run the tests that need more than this environment: SLURM, a second environment'
 	@echo 'make lint      check format and style'
 	@echo 'make docs      make the documentation as a site, site/index.html, and check its links'
 	@echo 'make audit     compare requirements.lock with published advisories (needs pip-audit, and a network)'
@@ -21,7 +22,10 @@ study: .venv
 # One thread: PyTorch processes of several threads each slow one another down many times over. One process more than
 # cores, because some tests wait; in the order of the files, because those with the fewest tests have the longest.
 test: .venv
-	OMP_NUM_THREADS=1 pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest -q -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder --ignore tests/external
+
+external: .venv
+	OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile tests/external
 
 lint: .venv
 	ruff check .

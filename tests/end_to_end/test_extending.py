@@ -6,18 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from checkout import ROOT, tracked
 from test_study import SMALL
-from test_wheel import tracked
 
 from salsa import anchors, data, judges
 from salsa.algorithms import policy_gradient
 from salsa.report import sections
 
-ROOT = Path(__file__).parents[2]
 WHOLE_FILE = re.compile(r"`((?:salsa|conf)/[\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", re.DOTALL)
 DOCS = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(WHOLE_FILE.findall(DOCS))

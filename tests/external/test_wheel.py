@@ -13,7 +13,9 @@ import tarfile
 import venv
 from pathlib import Path
 
+import in_process
 import pytest
+from checkout import tracked
 from test_study import SMALL, study_of
 
 ROOT = Path(__file__).parents[2]
@@ -45,15 +47,6 @@ def checked(command, folder, **options):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def tracked():
-    """The files that git does not ignore; without git, those that a source distribution names."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    sources = ROOT / "salsa.egg-info" / "SOURCES.txt"
-    names = listed.stdout.split("\0") if listed.returncode == 0 else sources.read_text().splitlines()
-    return [name for name in names if name and (ROOT / name).is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,7 @@ def test_an_installed_wheel_makes_a_study(empty):
     assert all(Path(path).is_relative_to(empty.parent / ".venv") for path in where.split())
     assert "reward_model" in checked([salsa, "plan", *FEWER], empty) and list(empty.iterdir()) == []
 
-    checked([python, "-c", ALL_BUT_THE_LAST, str(Path(__file__).parent), *FEWER], empty)
+    checked([python, "-c", ALL_BUT_THE_LAST, str(Path(in_process.__file__).parent), *FEWER], empty)
     printed = checked([salsa, "run", *FEWER, "--", "--cores", "2"], empty)
     study = study_of(empty / "results")
     assert f"{study.relative_to(empty)}/report.html" in printed and (study / "report.html").is_file()
