@@ -471,7 +471,8 @@ def _only_one(output, execution):
             together.wait_for_everyone()
         yield together.is_main_process
         together.wait_for_everyone()
-    together.destroy_process_group()
+    if "vllm" not in sys.modules:  # which ends the group itself as the process ends, after those that it made in it
+        together.destroy_process_group()
 
 
 def _undisturbed():
