@@ -14,7 +14,7 @@ from salsa.report.frames import BOUNDS
 from salsa.report.sections import COLLAPSED
 from salsa.workflow import config, policies, runs, schema, stages
 
-VERSION = 3
+VERSION = 4
 MEASURES = {"gold_reward": style.GOLD, "reward": style.PROXY, "kl_to_sft0": style.KL_SFT0}
 SFT0 = "sft0"
 WIN_RATE = "win_rate"
@@ -47,6 +47,7 @@ def build(settings, parents, output, execution):
         points=formats.markdown(readable),
         against=CAPTION,
         duels=formats.markdown(readable_duels),
+        reports=[(label(point), study.name) for point, study in zip(points, studies, strict=True)],
     )
     runs.write_atomically(output / "comparison.md", text)
     return {"points": len(points), "studies": len(set(studies))}

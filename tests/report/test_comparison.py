@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -113,6 +114,16 @@ def test_sentences_are_what_the_numbers_say(built):
     assert "lies above ½ in 2 and below ½ in 2 of 4 comparisons" in text  # 0.65 to 0.75, and 0.35 to 0.45
     assert "| ppo.learning_rate=1e-4 | salsa | 0.05 | 2 | 0.7 [0.6, 0.8] |" in text
     assert "The highest gold reward is 0.7, of salsa at ppo.learning_rate=1e-4 (kl_coef 0.05): the best of 4" in text
+
+
+def test_the_report_of_each_points_study_is_linked(built):
+    text = (built / "comparison.md").read_text()
+    links = re.findall(r"^- (.*): \[(.*)\]\((\.\./.*)/report\.md#how-to-reproduce\)$", text, re.MULTILINE)
+    assert [(point, name) for point, name, _ in links] == [
+        ("ppo.learning_rate=1e-4", "s0"),
+        ("ppo.learning_rate=2e-4", "s1"),
+    ]
+    assert all((built / folder / "manifest.json").is_file() for _, _, folder in links)
 
 
 def test_without_gold_proxy_reward_is_compared(tmp_path):

@@ -195,7 +195,7 @@ ENGINES = {}
 
 
 def kept_engine(model, **arguments):
-    """The real vLLM's engine for models of one shape: in one process, an engine that goes takes others' groups along."""
+    """The real vLLM's engine for models of one shape: in one process, one that goes takes others' groups along."""
     key = tuple(sorted(arguments.items()))
     if key not in ENGINES:
         ENGINES[key] = importlib.import_module("vllm.entrypoints.llm").LLM(model, **arguments)
