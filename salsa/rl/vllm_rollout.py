@@ -28,6 +28,7 @@ from salsa.workflow.messages import UserError
 SETTING = "execution.rollouts=vllm"
 MEMORY_SHARE = 0.3  # of the GPU's memory, for weights and cache while vLLM is awake (TRL's default)
 CPU_CACHE = 2**30  # bytes of keys and values on a CPU, where a share of all memory would be taken by each process
+STARTED = []  # engines, until the process ends: one that goes before takes the group of all processes along
 DTYPES = {"no": "float32", "bf16": "bfloat16"}
 
 
@@ -64,6 +65,7 @@ class Engine:
                 tensor_parallel_size=1,
                 **_of_device(device),
             )
+        STARTED.append(self.llm)
         self._sleep()
 
     def respond(self, policy, prompts, seeds, temperature, length):

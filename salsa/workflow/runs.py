@@ -471,7 +471,7 @@ def _only_one(output, execution):
             together.wait_for_everyone()
         yield together.is_main_process
         together.wait_for_everyone()
-    if "vllm" not in sys.modules:  # which ends the group itself as the process ends, after those that it made in it
+    if "vllm" not in sys.modules:  # which ends the group itself, after those that it made in it, when the process ends
         together.destroy_process_group()
 
 

@@ -33,11 +33,11 @@ run() {
         sft.epochs=1 reward_model.pairs=64 reward_model.held_out=16 reward_model.epochs=1 \
         reward_model.normalisation_prompts=16 evaluate.alphas=[0,0.5,1] report.bootstrap=200 \
         benchmark=[in_distribution] benchmarks.in_distribution.prompts=6 \
-        ppo.batch_size=8 ppo.rollouts_every=1 grpo.batch_size=8 grpo.rollouts_every=1 grpo.iterations=2 "$@" \
+        ppo.batch_size=8 ppo.rollouts_every=1 "$@" \
         -- --cores 2 --directory "$folder"
 }
 rm -rf "$folder/results"
-run "algorithm=[ppo,grpo]" ppo.iterations=2
+run "algorithm=[ppo,grpo]" ppo.iterations=2 grpo.iterations=2 grpo.batch_size=8 grpo.rollouts_every=1
 run ppo.iterations=3 execution.processes=2
 
 python - "$folder/results" <<'CHECK'
