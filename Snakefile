@@ -24,6 +24,7 @@ rule all:
 
 onstart:
     heed_signals()
+    limit_no_rate()
     check_forced()
     check_judges()
     begin()
