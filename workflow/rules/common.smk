@@ -190,12 +190,13 @@ def heed_signals():
 
 
 def limit_no_rate():
-    """Let jobs start when others end, at any rate.
+    """Let jobs start when others end, at any rate, where nobody has set one (`--max-jobs-per-timespan`).
 
-    For its limit of 100 jobs a second, Snakemake 9 looks at all jobs again a second later, and each job that ends begins
+    For a limit, 100 jobs a second by default, Snakemake 9 looks at all jobs again a second later, and each job that ends begins
     one more endless series of that: after 300 jobs they take a third of a core.
     """
-    if HERE:
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if HERE and limit and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
 
 
